@@ -374,8 +374,7 @@ def sd_of_draws(correct: Correct | Floats) -> Floats:
     array([0.7071])
     """
     same, rand = np.split(correct.mean(axis=-1), 2, axis=1)
-    deviations: Floats = (same - rand).std(axis=1, ddof=1)
-    return deviations
+    return np.asarray((same - rand).std(axis=1, ddof=1), np.float64)
 
 
 def thirds(values: Floats) -> NDArray[np.int64]:

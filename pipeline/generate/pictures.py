@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Collection, Generator, Sequence
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -40,9 +40,6 @@ from transforms.renderings import Rendering
 from transforms.taxonomy import imagenet_index
 from transforms.variants import Variant, VariantName, gaussian_noise
 
-Background = Callable[[Rendering, "Fills"], Pixels]
-"""Returns a background that was read, in a rendering: (S, S, 3) uint8 RGB."""
-
 _Decoded = TypeVar("_Decoded")
 
 
@@ -58,6 +55,20 @@ class SelectedImage:
     row: ImageRow
     planned: PlannedImage
     backgrounds: dict[VariantName, PlannedImage | Scene]
+
+
+class Background(NamedTuple):
+    """The background of an image, or a scene.
+
+    Attributes:
+      key: its key.
+      tiled: (S, S, 3) uint8 RGB.
+      layer: the layer whose hole is filled; None if no rendering fills it.
+    """
+
+    key: str
+    tiled: Pixels
+    layer: Layer | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -95,19 +106,19 @@ class LayerSource:
             background that is cut again is not compared.
         """
         ahead = REQUESTS_IN_FLIGHT * self.store.is_remote
-        for image, (make_layer, backgrounds) in read_ahead(self._read, images, ahead):
-            yield image, make_layer(), backgrounds
+        for image, (layer, source, backgrounds) in read_ahead(self._read, images, ahead):
+            yield image, layer or self._cut(image.planned, source), backgrounds
 
     def _read(
         self, image: SelectedImage
-    ) -> tuple[Callable[[], Layer], dict[VariantName, Background]]:
-        """Reads an image's layer, or what it is cut from when it is called; and its backgrounds."""
-        planned = image.planned
-        layer = None if planned.tar is None else self._layer(planned.tar, image.row)
+    ) -> tuple[Layer | None, SourceBytes | None, dict[VariantName, Background]]:
+        """Reads an image's layer, or what it is cut from; and its backgrounds."""
+        tar = image.planned.tar
+        layer = None if tar is None else self._layer(tar, image.row)
+        source = _source(image.planned) if tar is None else None
         return (
-            functools.partial(self._cut, planned, _source(planned))
-            if layer is None
-            else lambda: layer,
+            layer,
+            source,
             {
                 name: self._background(each, name.base in self.filled)
                 for name, each in image.backgrounds.items()
@@ -117,17 +128,14 @@ class LayerSource:
     def _background(self, drawn: PlannedImage | Scene, is_filled: bool) -> Background:
         if isinstance(drawn, Scene):
             assert self.scenes is not None
-            picture = self.scenes.picture(drawn)
-        elif drawn.tar is None:
-            source = _source(drawn)
-            return lambda *_: self._tiled(source)
-        elif is_filled:
+            return Background(drawn.key, self.scenes.picture(drawn))
+        if drawn.tar is None:
+            return Background(drawn.key, self._tiled(_source(drawn)))
+        if is_filled:
             layer = self._layer(drawn.tar, drawn)
-            return lambda rendering, fills: fills.fill(rendering, drawn.key, layer)
-        else:
-            tiled = [(drawn.only_bg_t_offset, drawn.only_bg_t_length)]
-            picture = self._decoded(drawn.tar, tiled, decode_png)
-        return lambda *_: picture
+            return Background(drawn.key, layer.only_bg_t, layer)
+        where = [(drawn.only_bg_t_offset, drawn.only_bg_t_length)]
+        return Background(drawn.key, self._decoded(drawn.tar, where, decode_png))
 
     def _layer(self, tar: str, row: ImageRow | PlannedImage) -> Layer:
         """Reads the layer that a record row, or its columns in a plan, locate in a tar."""
@@ -157,7 +165,8 @@ class LayerSource:
                 raise changed(path) from error
             raise damaged_tar(path, error) from error
 
-    def _cut(self, planned: PlannedImage, source: SourceBytes) -> Layer:
+    def _cut(self, planned: PlannedImage, source: SourceBytes | None) -> Layer:
+        assert source is not None
         layer = next(
             (cut.layer for cut in self.cutter.cut(source) if cut.number == source.number), None
         )
@@ -219,19 +228,19 @@ class Fills:
     tiled: int = 0
     _starts: dict[tuple[str, str], int] = dataclasses.field(default_factory=dict, init=False)
 
-    def fill(self, rendering: Rendering, key: str, layer: Layer) -> Pixels:
-        """Returns the background of the image with this key, (S, S, 3) uint8 RGB, as rendered."""
+    def fill(self, rendering: Rendering, background: Background) -> Pixels:
+        """Returns a background as rendered, (S, S, 3) uint8 RGB."""
+        key, tiled, layer = background
         if rendering.hole is None:
-            return layer.only_bg_t
+            return tiled
         if (rendering.name, key) not in self._starts:
+            assert layer is not None
             filled = rendering.fill(layer)
             self.tiled += filled is None
             self._starts[rendering.name, key] = self.file.seek(0, os.SEEK_END)
-            self.file.write((layer.only_bg_t if filled is None else filled).tobytes())
+            self.file.write((tiled if filled is None else filled).tobytes())
         self.file.seek(self._starts[rendering.name, key])
-        return np.frombuffer(self.file.read(layer.image.nbytes), np.uint8).reshape(
-            layer.image.shape
-        )
+        return np.frombuffer(self.file.read(tiled.nbytes), np.uint8).reshape(tiled.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,14 +271,11 @@ class Composer:
             draw = keyed_hash(self.config.seed, "noise", image.row.key)
             noise = gaussian_noise(draw, layer.image.shape) if with_noise else None
             pictures = {}
+            # Without a pair, an image is its own background.
+            own = Background(image.row.key, layer.only_bg_t, layer)
             for name in self.names:
-                variant, pairs = self.variants[name.variant], name.pairs
-                # Without a pair, an image is its own background.
-                background = (
-                    backgrounds[pairs](variant.rendering, fills)
-                    if pairs in backgrounds
-                    else fills.fill(variant.rendering, image.row.key, layer)
-                )
+                variant = self.variants[name.variant]
+                background = fills.fill(variant.rendering, backgrounds.get(name.pairs, own))
                 pictures[name] = variant.compose(layer, background, noise)
             yield image, pictures
 

@@ -169,7 +169,8 @@ def _read(
       item: (image, its identity or None if not known, the image before it in the shard or None).
     """
     image, identity, preceding = item
-    if finished := cutter.finished(image):
+    # If a recipe tells its status, all is known of it.
+    if image.status and (finished := cutter.finished(image)):
         fate = "images_cut" if any(files for _, files in finished) else "images_kept"
         return _ReadImage(image.digest, finished[-1][0], finished, fate=fate)
     rejected, source = reject_by_name(image, preceding), None

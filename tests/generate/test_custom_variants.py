@@ -11,7 +11,7 @@ from runs import refusal
 
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.custom_variants import custom_names, find_variants, versioned
-from pipeline.generate.pictures import Fills
+from pipeline.generate.pictures import Background, Fills
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
 from transforms.variants import VariantName, select_variants
@@ -75,7 +75,9 @@ def test_a_fill_of_the_users_gives_a_variant_of_each_base(
     expected[:9, :9] = 128
     for base in ("mixed_same", "only_bg_t"):
         variant = variants[VariantName(base, "grey")]
-        filled = Fills(io.BytesIO()).fill(variant.rendering, "key", layer)
+        filled = Fills(io.BytesIO()).fill(
+            variant.rendering, Background("key", layer.only_bg_t, layer)
+        )
         # Nothing of the foreground is shown, because its mask is empty.
         np.testing.assert_array_equal(variant.compose(layer, filled), expected)
     np.testing.assert_array_equal(image, before)

@@ -25,7 +25,7 @@ from pipeline.dataset.config import COMPOSE_VERSION, ComposeConfig
 from pipeline.dataset.folder import Holdout, training_pictures
 from pipeline.errors import JobError
 from pipeline.generate.composed import ComposedDataset
-from pipeline.generate.pictures import Fills
+from pipeline.generate.pictures import Background, Fills
 from pipeline.jobs.messages import describe_dataset
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
@@ -94,10 +94,11 @@ def test_a_background_is_painted_once_and_a_whole_hole_stays_tiled(rendered: Pat
     whole = Layer(image, tile, mask, OutputBox(0, 0, 16, 16))
     part = Layer(image, tile, mask, OutputBox(0, 0, 9, 16))
     first = [
-        fills.fill(RENDERINGS["telea"], key, layer) for key, layer in (("a", whole), ("b", part))
+        fills.fill(RENDERINGS["telea"], Background(key, tile, layer))
+        for key, layer in (("a", whole), ("b", part))
     ]
     # What was painted is found by its key, whatever the layer.
-    again = [fills.fill(RENDERINGS["telea"], key, part) for key in ("a", "b")]
+    again = [fills.fill(RENDERINGS["telea"], Background(key, tile, part)) for key in ("a", "b")]
     np.testing.assert_array_equal(first, again)
     np.testing.assert_array_equal(first[0], tile)
     assert not np.array_equal(first[1], tile)
