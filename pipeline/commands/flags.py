@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pipeline.analyses import ANALYSES
 from pipeline.runtime.flag_types import (
     ALLOW_OVERLAP,
+    LEARNING,
     RENDERINGS,
+    TRAIN_JOB,
     Flag,
     Section,
     choice,
@@ -21,7 +23,6 @@ from pipeline.runtime.flag_types import (
     statement,
     switch,
 )
-from pipeline.training.flags import LEARNING, TRAIN_JOB
 
 
 def sections_of(command: str) -> Iterator[Section]:

@@ -3,13 +3,14 @@
 from pipeline.analyses.analysis import Analysis, Command
 from pipeline.runtime.flag_types import (
     ALLOW_OVERLAP,
+    LEARNING,
+    TRAIN_JOB,
     Flag,
     comma_separated,
     section,
     share,
     switch,
 )
-from pipeline.training.flags import LEARNING, TRAIN_JOB
 
 MATRIX = Analysis(
     name="matrix",
