@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.errors import UsageError
 from pipeline.models.identity import ModelIdentity
@@ -22,14 +22,15 @@ def split_labels(entries: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Takes the labels, `NAME:=ENTRY`, off entries of `--models`.
 
     Returns:
-      (the entries, each `@FILE` replaced by the entries in the file; label by entry).
+      (the entries, each `@FILE` replaced by the entries in the file, one per line, in which `#`,
+      first or after a space, begins a comment; label by entry).
 
     Raises:
       UsageError: a label is not a plain name, is given twice, or stands before a wildcard or file;
-        no entry follows; or for the reasons of `flat_entries`.
+        no entry follows; a file cannot be read, or refers to another file.
     """
     labels: dict[str, str] = {}
-    flat = flat_entries(entries)
+    flat = [line for entry in entries for line in _lines(entry)]
     for label, mark, entry in (one.partition(":=") for one in flat):
         is_name = entry and label.isprintable() and _LABEL.fullmatch(label)
         if mark and (label in labels.values() or entry in labels or not is_name):
@@ -45,16 +46,18 @@ def split_labels(entries: Iterable[str]) -> tuple[list[str], dict[str, str]]:
 
 def name_of(entry: str, load: Load) -> str:
     """Returns the name of an entry's model in results; the entry itself if it is unknown."""
-    known = load(entry)
-    return known.name if known else _full_name(entry)
+    if known := load(entry):
+        return known.name
+    from pipeline.models.registry import full_name  # Imports torch and timm.
+
+    return full_name(entry)
 
 
-def expand_models(entries: Iterable[str], load: Load = lambda _: None) -> tuple[str, ...]:
+def expand_models(entries: Sequence[str], load: Load = lambda _: None) -> tuple[str, ...]:
     """Returns the models that the entries of `--models` stand for, in order.
 
     Args:
-      entries: names, shell wildcards, or `@FILE`: a file with one name or wildcard per line, in
-        which `#`, first or after a space, begins a comment. A wildcard without a dot matches
+      entries: names or shell wildcards, from `split_labels`. A wildcard without a dot matches
         names without a tag, so it selects the default weights of each architecture (`resnet*`); a
         wildcard with a dot matches names with their tags (`vit_*.augreg_in1k`). Wildcards match
         only weights with ImageNet's outputs, and skip models that another entry names.
@@ -62,44 +65,24 @@ def expand_models(entries: Iterable[str], load: Load = lambda _: None) -> tuple[
         name.
 
     Raises:
-      UsageError: a wildcard matches nothing or needs a library that is not installed, a file
-        cannot be read or refers to another file, or a model is named twice.
+      UsageError: a wildcard matches nothing or needs a library that is not installed, or a model is
+        named twice.
     """
-    flat = flat_entries(entries)
     literal: dict[str, str] = {}
-    for entry in flat:
+    for entry in entries:
         if not _is_wild(entry):
             name = name_of(entry, load)
             if name in literal:
                 both = entry if literal[name] == entry else f"{literal[name]} and {entry}"
                 raise UsageError(f"--models names a model twice: {both}")
             literal[name] = entry
-    models: list[str] = []
-    seen = set(literal)
-    for entry in flat:
-        if not _is_wild(entry):
-            models.append(entry)
-            continue
-        for name in _matches(entry):
-            if _full_name(name) not in seen:
-                seen.add(_full_name(name))
-                models.append(name)
+    models: dict[str, None] = {}
+    for entry in entries:
+        if _is_wild(entry):
+            models |= dict.fromkeys(name for name in _matches(entry) if name not in literal)
+        else:
+            models[entry] = None
     return tuple(models)
-
-
-def flat_entries(entries: Iterable[str]) -> list[str]:
-    """Replaces each `@FILE` among the entries of `--models` with the entries in the file.
-
-    Raises:
-      UsageError: a file cannot be read, or refers to another file.
-    """
-    return [line for entry in entries for line in _lines(entry)]
-
-
-def _full_name(entry: str) -> str:
-    from pipeline.models.registry import full_name  # Imports torch and timm.
-
-    return full_name(entry)
 
 
 def _lines(entry: str) -> list[str]:
@@ -146,9 +129,8 @@ def _matches(pattern: str) -> list[str]:
         names = fnmatch.filter(TIMM.catalogue(), pattern)
     else:
         # A packaged name means the package even if timm has a model of that name.
-        packaged = [name for name in PACKAGED.catalogue() if PACKAGED.has_package(name)]
         known = {name: full_name(name) for name in timm.list_models() if is_for_imagenet(name)}
-        known |= {name: name for name in packaged}
+        known |= {name: name for name in PACKAGED.catalogue() if PACKAGED.has_package(name)}
         names = [known[name] for name in sorted(fnmatch.filter(known, pattern), key=_natural)]
     if not names:
         raise UsageError(

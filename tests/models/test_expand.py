@@ -53,7 +53,7 @@ def test_duplicates_go_after_wildcards_but_not_among_names() -> None:
 def test_files_hold_one_entry_a_line(tmp_path: Path) -> None:
     path = tmp_path / "models.txt"
     path.write_text("# ours\nresnet18=a#1.pth  # the first\n\n  efficientnet_lite[01]\n")
-    assert expand_models([f"@{path}", "resnet50"]) == (
+    assert expand_models(split_labels([f"@{path}", "resnet50"])[0]) == (
         "resnet18=a#1.pth",
         "efficientnet_lite0",
         "efficientnet_lite1",
@@ -61,9 +61,9 @@ def test_files_hold_one_entry_a_line(tmp_path: Path) -> None:
     )
     path.write_text("@other.txt")
     with pytest.raises(UsageError, match="name both in --models"):
-        expand_models([f"@{path}"])
+        split_labels([f"@{path}"])
     with pytest.raises(UsageError, match=r"none\.txt cannot be read"):
-        expand_models([f"@{tmp_path / 'none.txt'}"])
+        split_labels([f"@{tmp_path / 'none.txt'}"])
 
 
 def test_labels_are_taken_off_their_entries(tmp_path: Path) -> None:
