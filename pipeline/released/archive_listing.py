@@ -15,7 +15,7 @@ from pipeline.errors import UsageError
 from pipeline.generate.shard_elements import SplitTotals
 from pipeline.inputs.archives import Unpacker, members, naming, unpacker_of
 from pipeline.inputs.location import Location, read_location
-from pipeline.released.export import label_of_folder, parse_mixed, parse_stem
+from pipeline.released.export import label_of_folder, parse_name
 from pipeline.storage.files import files_of, is_remote, relative
 from pipeline.storage.interface import FileInfo, in_parallel
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -365,14 +365,7 @@ def _parse(variant: VariantName, location: ArchiveLocation) -> tuple[str, str, s
     wanted = (".jpeg", ".jpg", ".png") if variant.is_picture else (".npy",)
     if suffix.lower() not in wanted:
         return None
-    background = None
-    if variant.is_mixed:
-        mixed = parse_mixed(name)
-        if mixed is None:
-            return None
-        name, background = mixed
-    parsed = parse_stem(name)
-    return None if parsed is None else (*parsed, background)
+    return parse_name(name, is_mixed=variant.is_mixed)
 
 
 def _size(source: str, images: list[ReleasedImage]) -> int:

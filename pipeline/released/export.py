@@ -45,8 +45,8 @@ from transforms.variants import VARIANTS, VariantName
 UNKNOWN_BACKGROUND = "unknown"
 """Stands for an unknown background in the name of a mixed picture."""
 
-_STEM = re.compile(r"(n\d{8})_[^/]+")
-_MIXED = re.compile(r"fg_(n\d{8}_[^/]+?)_bg_([^/]+)")
+_SINGLE = re.compile(r"(?P<stem>(?P<wnid>n\d{8})_[^/]+)")
+_MIXED = re.compile(r"fg_(?P<stem>(?P<wnid>n\d{8})_[^/]+?)_bg_(?P<background>[^/]+)")
 _CLASS = re.compile(r"(\d{2,})_.+")
 _NUMBER = re.compile(r"\d+$")
 
@@ -105,24 +105,19 @@ def mixed_stem(foreground: str, background: str | None) -> str:
     return f"fg_{foreground}_bg_{background or UNKNOWN_BACKGROUND}"
 
 
-def parse_stem(name: str) -> tuple[str, str] | None:
-    """Parses a file name without suffix into (stem, wnid); None if it is not a released name."""
-    match = _STEM.fullmatch(name)
-    return (name, match[1]) if match else None
-
-
-def parse_mixed(name: str) -> tuple[str, str | None] | None:
-    """Parses a mixed picture's name without suffix into the stems of foreground and background.
+def parse_name(name: str, *, is_mixed: bool) -> tuple[str, str, str | None] | None:
+    """Parses a file name without suffix into stem, wnid and, if mixed, the background's stem.
 
     The background is None if the name says that it is unknown. Returns None for any other name.
 
-    >>> parse_mixed("fg_n02084071_1_bg_n01503061_2")
-    ('n02084071_1', 'n01503061_2')
+    >>> parse_name("fg_n02084071_1_bg_n01503061_2", is_mixed=True)
+    ('n02084071_1', 'n02084071', 'n01503061_2')
     """
-    match = _MIXED.fullmatch(name)
+    match = (_MIXED if is_mixed else _SINGLE).fullmatch(name)
     if match is None:
         return None
-    return match[1], None if match[2] == UNKNOWN_BACKGROUND else match[2]
+    background = match["background"] if is_mixed else UNKNOWN_BACKGROUND
+    return match["stem"], match["wnid"], None if background == UNKNOWN_BACKGROUND else background
 
 
 EXPORT_VERSION = 2

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,6 @@ from pipeline.dataset.config import IMPORT_VERSION, DatasetConfig
 from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
-    Record,
     Row,
     Staging,
     bucket_hash,
@@ -99,21 +98,16 @@ def examine_shard(job: ImportPlan, shard: ReleasedShard) -> ExaminedShard:
     record = f"examined/{name}.parquet"
     checksum = fingerprint(IMPORT_VERSION, job.config.fingerprint(), shard.fingerprint)
     if job.staging.find(record, checksum) is None:
-        table = _examine_images(job, shard)
+        read = functools.partial(read_image, variants=job.config.compose.composed)
+        ahead = REQUESTS_IN_FLIGHT * job.staging.store.is_remote
+        rows = [_examine_image(job.config, *pair) for pair in read_ahead(read, shard.images, ahead)]
+        table = pa.Table.from_pylist(rows, _RECORD_SCHEMA)
         job.staging.write(record, table, checksum)
         rows = table.to_pylist()
     else:
         rows = read_rows(job.staging.store, job.staging.staged(record))
     job.progress.note_done("examine", name, len(shard.images))
     return ExaminedShard(shard, rows)
-
-
-def _examine_images(job: ImportPlan, shard: ReleasedShard) -> pa.Table:
-    """Examines a shard's images; returns their rows."""
-    read = functools.partial(read_image, variants=job.config.compose.composed)
-    ahead = REQUESTS_IN_FLIGHT * job.staging.store.is_remote
-    rows = [_examine_image(job.config, *pair) for pair in read_ahead(read, shard.images, ahead)]
-    return pa.Table.from_pylist(rows, _RECORD_SCHEMA)
 
 
 def _examine_image(
@@ -215,63 +209,6 @@ _CANDIDATES = 4
 name claims."""
 
 
-@dataclasses.dataclass(frozen=True)
-class MixedPicture:
-    """A mixed picture.
-
-    Attributes:
-      mask: (S, S) bool, True on its foreground, for pictures of S pixels a side.
-      named: key of the background that its name claims; None if it claims none.
-    """
-
-    data: bytes
-    mask: Mask
-    named: str | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Recovered:
-    """The background of a mixed picture, as its pixels show it.
-
-    Attributes:
-      background: the image that the background comes from; None if that is uncertain.
-      difference, next_difference: mean difference outside the mask, in levels of 0 to 255, of the
-        best and of the next best background; None if the mask leaves too few pixels to compare.
-        The second is also None if the pool has a single background.
-    """
-
-    background: ReleasedImage | None
-    difference: float | None = None
-    next_difference: float | None = None
-
-
-def recover(pictures: Sequence[MixedPicture], pool: BackgroundPool) -> list[Recovered]:
-    """Finds the backgrounds of mixed pictures in the pool of their split, which is not empty."""
-    if not pictures:
-        return []
-    pixels = [decode_image(picture.data) for picture in pictures]
-    outside = [block_means_outside(p, m.mask) for p, m in zip(pixels, pictures, strict=True)]
-    means, free = (np.stack(parts) for parts in zip(*outside, strict=True))
-    results = []
-    for picture, image, near in zip(
-        pictures, pixels, nearest(pool.described, means, free, _CANDIDATES), strict=True
-    ):
-        positions = [int(position) for position in near]
-        named = pool.position.get(picture.named) if picture.named else None
-        if named is not None and named not in positions:
-            positions.append(named)
-        near_images = [pool.images[position] for position in positions]
-        contents = read_contents([image.files[ONLY_BG_T].place for image in near_images])
-        differences = compare(image, picture.mask, [decode_image(content) for content in contents])
-        if differences is None:
-            results.append(Recovered(None))
-            continue
-        match = decide(differences)
-        true = near_images[match.position] if match.is_sure else None
-        results.append(Recovered(true, match.difference, match.next_difference))
-    return results
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class BackgroundPool:
     """The tiled backgrounds of a split.
@@ -361,23 +298,16 @@ class ShardWriter:
         record = staging.find(index, checksum)
         is_new = record is None
         if record is None:
-            record, rows = self._make(examined.listed, rows, index, checksum)
+            files = self._write_variants(examined.listed, rows)
+            table = pa.Table.from_pylist(rows, imported_index_schema(self.job.config))
+            record, rows = staging.write(index, table, checksum, files), table.to_pylist()
         else:
-            # Examine's rows lack the columns that `_make` adds, so the rows are read from the
-            # index.
+            # Examine's rows lack the columns of backgrounds, so the rows are read from the index.
             rows = read_rows(staging.store, record.path, ["label", "status", "selected", "object"])
             record = staging.with_record(record, index, len(rows))
         count_shard("output_shards", record.files, is_new=is_new)
         self.job.progress.note_done("import", f"{totals.split}-{shard:05d}", len(rows))
         return OutputShard(totals, shard).with_result(record, rows, len(rows))
-
-    def _make(
-        self, shard: ReleasedShard, rows: list[Row], index: str, checksum: str
-    ) -> tuple[Record, list[Row]]:
-        """Writes the shard's variants, then its index; returns the index's record and rows."""
-        files = self._write_variants(shard, rows)
-        table = pa.Table.from_pylist(rows, imported_index_schema(self.job.config))
-        return self.job.staging.write(index, table, checksum, files), table.to_pylist()
 
     def _write_variants(self, shard: ReleasedShard, rows: list[Row]) -> tuple[FileDigest, ...]:
         """Writes all variants; adds `selected` and the columns of the backgrounds to the rows."""
@@ -409,16 +339,15 @@ class ShardWriter:
     ) -> None:
         contents = [read_image(images[row["key"]], sinks) for row in rows]
         masks = [decode_npy(content[MASK]) for content in contents]
-        recovered_by_picture = self._recover(rows, images, contents, masks)
+        recovered = self._recover(rows, images, contents, masks)
         for row, content, mask in zip(rows, contents, masks, strict=True):
             for variant, variant_sinks in sinks.items():
-                recovered = recovered_by_picture.get((row["key"], variant.pairs))
-                background = None if recovered is None else recovered.background
                 picture = (
                     content[variant]
                     if variant.is_picture
                     else encode_png(mask.astype(np.uint8) * np.uint8(255))
                 )
+                background = recovered.get((row["key"], variant.pairs))
                 sample = self._sample(row, picture, background)
                 for sink in variant_sinks:
                     sink.add(sample)
@@ -429,30 +358,46 @@ class ShardWriter:
         images: dict[str, ReleasedImage],
         contents: list[dict[VariantName, bytes]],
         masks: list[Mask],
-    ) -> dict[tuple[str, VariantName], Recovered]:
-        """Recovers the backgrounds of mixed pictures, and adds them to the rows.
+    ) -> dict[tuple[str, VariantName], ReleasedImage]:
+        """Finds the backgrounds of mixed pictures in the pool; adds them to the rows.
 
-        Returns them by (key, variant).
+        A row gets the name that the picture claims and, unless the mask leaves too few pixels to
+        compare, the mean differences outside the mask of the best and the next best background.
+
+        Returns the backgrounds that are certain, by (key, variant).
         """
-        pictures: dict[tuple[str, VariantName], MixedPicture] = {}
-        for row, content, mask in zip(rows, contents, masks, strict=True):
-            for variant in self.job.config.compose.mixed:
-                named = images[row["key"]].files[variant].named_background
-                row[f"{variant}_bg_named"] = named
-                pictures[row["key"], variant] = MixedPicture(content[variant], mask, named)
-        if not self.pool.images:
+        mixed = [
+            (row, variant, content[variant], mask)
+            for row, content, mask in zip(rows, contents, masks, strict=True)
+            for variant in self.job.config.compose.mixed
+        ]
+        for row, variant, _, _ in mixed:
+            row[f"{variant}_bg_named"] = images[row["key"]].files[variant].named_background
+        if not mixed or not self.pool.images:
             return {}
-        recovered_by_picture = dict(
-            zip(pictures, recover(list(pictures.values()), self.pool), strict=True)
-        )
-        for row in rows:
-            for variant in self.job.config.compose.mixed:
-                recovered = recovered_by_picture[row["key"], variant]
-                background = recovered.background
-                row[f"{variant}_bg_key"] = None if background is None else background.stem
-                row[f"{variant}_bg_difference"] = recovered.difference
-                row[f"{variant}_bg_next_difference"] = recovered.next_difference
-        return recovered_by_picture
+        pictures = [decode_image(data) for _, _, data, _ in mixed]
+        outside = [
+            block_means_outside(p, mask) for p, (*_, mask) in zip(pictures, mixed, strict=True)
+        ]
+        means, free = (np.stack(parts) for parts in zip(*outside, strict=True))
+        near = nearest(self.pool.described, means, free, _CANDIDATES).tolist()
+        recovered = {}
+        for (row, variant, _, mask), picture, positions in zip(mixed, pictures, near, strict=True):
+            named = self.pool.position.get(row[f"{variant}_bg_named"])
+            if named is not None and named not in positions:
+                positions.append(named)
+            backgrounds = [self.pool.images[position] for position in positions]
+            tiled = read_contents([image.files[ONLY_BG_T].place for image in backgrounds])
+            differences = compare(picture, mask, [decode_image(content) for content in tiled])
+            if differences is None:
+                continue
+            match = decide(differences)
+            row[f"{variant}_bg_difference"] = match.difference
+            row[f"{variant}_bg_next_difference"] = match.next_difference
+            if match.is_sure:
+                background = recovered[row["key"], variant] = backgrounds[match.position]
+                row[f"{variant}_bg_key"] = background.stem
+        return recovered
 
     def _sample(self, row: Row, picture: bytes, background: ReleasedImage | None) -> Sample:
         return Sample(

@@ -58,8 +58,7 @@ from pipeline.released.export import (
     class_folder,
     find_clashes,
     label_of_folder,
-    parse_mixed,
-    parse_stem,
+    parse_name,
     stem_of,
 )
 from pipeline.runtime import progress
@@ -98,9 +97,11 @@ def test_names() -> None:
     assert clashes == {"a_val_7", "b_val_7"}
     stems = {stem_of(key, "n02084071", clashes) for key in ("a_val_7", "b_val_7", "kitten")}
     assert len(stems) == 3
-    assert all(parse_stem(stem) == (stem, "n02084071") for stem in stems)
-    assert parse_mixed("n02084071_1") is None
-    assert parse_mixed("fg_n02084071_1_bg_unknown") == ("n02084071_1", None)
+    for stem in stems:
+        assert parse_name(stem, is_mixed=False) == (stem, "n02084071", None)
+    assert parse_name("n02084071_1", is_mixed=True) is None
+    mixed = parse_name("fg_n02084071_1_bg_unknown", is_mixed=True)
+    assert mixed == ("n02084071_1", "n02084071", None)
 
 
 @pytest.mark.parametrize("count", [9, 100, 101, 1001])
@@ -155,9 +156,9 @@ def test_an_export_is_what_the_evaluation_scripts_read(sample_run: Path, export:
         for (path, _), (picture, label) in zip(dataset.samples, dataset, strict=True):
             stem = Path(path).stem
             if variant in MIXED:
-                names = parse_mixed(stem)
+                names = parse_name(stem, is_mixed=True)
                 assert names is not None
-                stem, background = names
+                stem, _, background = names
                 assert keys[background or ""] == pictures[keys[stem]].fields["bg_key"]
             sample = pictures[keys[stem]]
             assert label == sample.fields["label"]
