@@ -15,10 +15,9 @@ from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predict_shards import AnswersScorer
 from pipeline.evaluate.results import ModelRun, read_results, result_file
-from pipeline.models.device import device_of, is_out_of_memory
 from pipeline.models.identity import KnownModels
 from pipeline.models.loader import PixelCache
-from pipeline.models.predict import Predictor
+from pipeline.models.predict import Predictor, device_of, is_out_of_memory
 from pipeline.models.registry import load_model, source_of
 from pipeline.models.source import LoadedModel, check_head
 from pipeline.runtime.machine import (

@@ -1,4 +1,4 @@
-"""Inference: runs one model over sets of pictures, in batches of a fixed size.
+"""Inference: runs one model over sets of pictures on a device, in batches of a fixed size.
 
 Decoding uses as many threads as torch uses for computing. With a GPU, they decode batches before
 the GPU needs them. On a CPU, decoding takes turns with the forward pass, because the threads of a
@@ -25,7 +25,6 @@ from timm.data import create_transform
 from torch.nn import functional
 
 from pipeline.errors import JobError, ModelError, text_of
-from pipeline.models.device import Fetched, device_of, is_out_of_memory
 from pipeline.models.identity import PredictConfig, Preprocessing
 from pipeline.models.loader import Batch, Loader, P, PixelCache, Pixels
 from pipeline.models.source import LoadedModel, unlike_logits
@@ -40,6 +39,65 @@ IN_FLIGHT = {"cpu": 0, "cuda": 2}
 _NO_CACHE = PixelCache(0)
 
 R = TypeVar("R")
+
+
+def device_of(name: str, block: int) -> torch.device:
+    """Returns the device of this machine that runs a block.
+
+    Args:
+      name: `cpu` or `cuda`.
+
+    Raises:
+      ModelError: no GPU is available.
+    """
+    if name != "cuda":
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        raise ModelError(
+            "--device cuda: this machine has no CUDA device that torch can use"
+            f" ({_why_no_gpu()}; PyTorch {torch.__version__})"
+        )
+    return torch.device("cuda", block % torch.cuda.device_count())
+
+
+def _why_no_gpu() -> str:
+    """Returns PyTorch's reason for using no GPU, such as a CPU-only build or a missing driver."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (AssertionError, RuntimeError) as error:
+        return str(error).partition(". ")[0].strip()
+    return "it finds none"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Returns whether the device or the machine ran out of memory."""
+    # CUDA's libraries for matrices and convolutions allocate memory by themselves.
+    return isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or any(
+        words in text_of(error)
+        for words in ("DefaultCPUAllocator", "_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
+    )
+
+
+class Fetched:
+    """A tensor on its way to host memory. Its device does other work meanwhile.
+
+    Args:
+      tensor: the tensor, whose computation may have only been launched.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._host, self._done = tensor, None
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._done.record(torch.cuda.current_stream(tensor.device))
+
+    def wait(self) -> torch.Tensor:
+        """Waits for the tensor, and not for what was launched after it; returns it."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._host
 
 
 class ReusedMemory:
@@ -159,6 +217,8 @@ class Predictor:
         block: int = 0,
     ) -> None:
         self.config = config = config.on_this_machine()
+        assert config.batch_size is not None  # `on_this_machine` has set it.
+        self.batch_size = config.batch_size
         self.device = device_of(config.device, block)
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._cache = cache
@@ -185,7 +245,9 @@ class Predictor:
             else None
         )
         allow_tf32 = config.precision == "tf32"
-        if allow_tf32 and not self._has_tf32():
+        if allow_tf32 and (
+            self.device.type == "cpu" or torch.cuda.get_device_capability(self.device) < (8, 0)
+        ):
             raise ModelError(
                 "--precision tf32 needs a GPU with compute capability 8.0; this device computes "
                 "fp32, so leave --precision out"
@@ -222,22 +284,6 @@ class Predictor:
         # The networks refer to this object.
         self._networks.clear()
         self._undo.close()
-
-    def _has_tf32(self) -> bool:
-        is_gpu = self.device.type == "cuda"
-        return is_gpu and torch.cuda.get_device_capability(self.device) >= (8, 0)
-
-    @property
-    def batch_size(self) -> int:
-        size = self.config.batch_size
-        assert size is not None  # `on_this_machine` has set it.
-        return size
-
-    def input_size(self, stored: int) -> int:
-        """Returns the side of the model's input for stored pictures of side `stored`, in pixels."""
-        if self.config.eval_input == "native" or self._preprocessing.fixed_size:
-            return self._preprocessing.input_size
-        return stored
 
     def logits(
         self, sets: Iterable[P], stored: int
@@ -391,13 +437,9 @@ class Predictor:
           pictures_of: makes n pictures, as `forward` takes them. What it does is compiled together
             with the network.
         """
-        mixed = (
-            torch.autocast(self.device.type, torch.bfloat16)
-            if self.config.precision == "bf16"
-            else contextlib.nullcontext()
-        )
+        is_mixed = self.config.precision == "bf16"
         try:
-            with mixed:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=is_mixed):
                 logits = call_own(self._network(pictures_of), *inputs)
         except JobError as error:
             raise ModelError(text_of(error)) from error
@@ -422,7 +464,9 @@ class Predictor:
         Args:
           pictures: (n, 3, S, S) float32 in [0, 1], RGB.
         """
-        return self._input(pictures, self.input_size(pictures.shape[-1]))
+        is_resized = self.config.eval_input == "native" or self._preprocessing.fixed_size
+        side = self._preprocessing.input_size if is_resized else pictures.shape[-1]
+        return self._input(pictures, side)
 
 
 def are_numbers(outputs: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,9 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import JobError, UsageError
-from pipeline.models.device import is_out_of_memory
 from pipeline.models.identity import Preprocessing
 from pipeline.models.library_names import EFFICIENTNETS, timm_model
-from pipeline.models.predict import NetworkInput
+from pipeline.models.predict import NetworkInput, is_out_of_memory
 from pipeline.models.registry import check_model, load_model
 from pipeline.models.source import closest
 from pipeline.training.train_plan import TrainPlan

@@ -192,7 +192,7 @@ def test_native_input_and_bf16_are_recorded_choices(
 def test_a_model_of_fixed_size_gets_resized_pictures(tmp_path: Path, sample_run: Path) -> None:
     spec = checkpoint(tmp_path / "vit.pth", "vit_tiny_patch16_384")
     predictor = Predictor(load_model(spec), PredictConfig(batch_size=2))
-    assert predictor.input_size(224) == 384
+    assert predictor.prepare(torch.zeros(1, 3, 224, 224)).shape[-1] == 384
     ((_, logits),) = predictor.logits([first_pictures(sample_run, 2)[0]], 224)
     assert logits.shape == (2, 9)
 

@@ -47,9 +47,8 @@ from pipeline.evaluate.predictions import prediction_fingerprints
 from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.evaluate.results import FailedModel, RunSettings, pick, read_failures
 from pipeline.models import predict
-from pipeline.models.device import Fetched, device_of
 from pipeline.models.identity import PredictConfig
-from pipeline.models.predict import Predictor
+from pipeline.models.predict import Fetched, Predictor, device_of
 from pipeline.models.registry import load_model
 from pipeline.runtime import machine, progress
 from pipeline.runtime.progress import Progress

@@ -24,8 +24,7 @@ from pipeline.analyses.attack.results import AttackGrid, GridAxis
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import BrokenPictureError
-from pipeline.models.device import Fetched
-from pipeline.models.predict import Predictor, are_numbers, refuse_broken
+from pipeline.models.predict import Fetched, Predictor, are_numbers, refuse_broken
 from transforms.adversarial import Grid, Labels, try_until_turned
 from transforms.codec import UndecodableError, decode_image, decode_mask
 from transforms.scoring import LABEL_RULES

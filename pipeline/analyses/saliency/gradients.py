@@ -5,8 +5,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import JobError, ModelError, text_of
-from pipeline.models.device import is_out_of_memory
-from pipeline.models.predict import Predictor, are_numbers, refuse_broken
+from pipeline.models.predict import Predictor, are_numbers, is_out_of_memory, refuse_broken
 from pipeline.runtime.custom_functions import call_own
 
 
