@@ -212,7 +212,8 @@ class Loader(Generic[P]):
                     if pixels is not None and end > len(pixels):
                         raise JobError(f"{pictures.name} has more pictures than {len(pixels)}")
                     if pixels is None:
-                        buffer = self._buffer()
+                        shape = (self.batch_size, self.side, self.side, 3)
+                        buffer = self._free.pop() if self._free else pixel_array(shape, self.pinned)
                         yield Batch(pictures, rows, buffer[: len(rows)], is_new, _buffer=buffer)
                     else:
                         complete = allocated if end == len(pixels) else None
@@ -244,11 +245,6 @@ class Loader(Generic[P]):
             for _, _, reading in waiting:
                 reading.close()
 
-    def _buffer(self) -> Pixels:
-        if self._free:
-            return self._free.pop()
-        return pixel_array((self.batch_size, self.side, self.side, 3), self.pinned)
-
     def _submit(self, pool: ThreadPoolExecutor, batch: Batch[P]) -> list[Future[None]]:
         if not batch.is_new:
             return []
@@ -272,15 +268,10 @@ class Loader(Generic[P]):
 
 def _rebatch(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
     """Yields the rows in tables of `size` rows; the last table may have fewer."""
-    pending: list[pa.Table] = []
+    rest: list[pa.Table] = []
     for table in tables:
-        pending.append(table)
-        if sum(map(len, pending)) < size:
-            continue
-        rows = pa.concat_tables(pending)
+        rows = pa.concat_tables([*rest, table])
         end = len(rows) // size * size
         yield from (rows.slice(start, size) for start in range(0, end, size))
-        pending = [rows.slice(end)]
-    rows = pa.concat_tables(pending) if pending else ()
-    if len(rows):
-        yield rows
+        rest = [rows.slice(end)]
+    yield from filter(len, rest)
