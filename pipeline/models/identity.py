@@ -371,13 +371,10 @@ class Origin:
                 return fingerprint([[f.path, f.size, f.identity] for f in files]) if files else None
             case "hub":
                 return _commit(self.name)
-        weights = files_of(self.name).info(self.name)
         # FILE.json beside an ONNX graph may hold its preprocessing, so a change of it counts, too.
-        sidecar = files_of(self.name).info(f"{self.name}.json")
-        states = [
-            None if file is None else [file.size, file.identity] for file in (weights, sidecar)
-        ]
-        return None if weights is None else fingerprint(states)
+        infos = [files_of(path).info(path) for path in (self.name, f"{self.name}.json")]
+        states = [None if info is None else [info.size, info.identity] for info in infos]
+        return fingerprint(states) if infos[0] else None
 
 
 def _version(package: str) -> str | None:
@@ -443,8 +440,7 @@ class KnownModels:
         Args:
           origin: origin of its weights; if it is None, nothing is stored.
         """
-        stamp = self._stamp(origin, identity) if origin else None
-        if origin is not None and stamp is not None:
+        if origin and (stamp := self._stamp(origin, identity)):
             known = _RememberedModel(entry, stamp, origin, identity)
             self.store.update(self._path(entry), json_bytes(dataclasses.asdict(known)))
 
@@ -453,16 +449,12 @@ class KnownModels:
 
     def _stamp(self, origin: Origin, identity: ModelIdentity) -> str | None:
         """Returns a stamp that changes with all that an identity depends on; None if unknown."""
-        weights = self._stored(identity.name) or origin.stamp()
+        if self.weights:
+            folder = WeightsFolder.from_path(self.weights)
+            if stored := folder.find(identity.name):
+                origin = Origin("file", folder.store.path(stored.file))
+        weights = origin.stamp()
         if weights is None:
             return None
         libraries = [_version(name) for name in _LIBRARIES]
         return fingerprint(weights, libraries, self.taxonomy.description)
-
-    def _stored(self, name: str) -> str | None:
-        """Returns the stamp of a model in the weights folder; None if there is none."""
-        if self.weights is None:
-            return None
-        folder = WeightsFolder.from_path(self.weights)
-        stored = folder.find(name)
-        return Origin("file", folder.store.path(stored.file)).stamp() if stored else None

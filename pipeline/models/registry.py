@@ -54,8 +54,6 @@ def store_model(folder: WeightsFolder, model: LoadedModel) -> bool:
 
 
 def _is_intact(folder: WeightsFolder, stored: StoredModel) -> bool:
-    if not folder.store.exists(stored.file):
-        return False
     try:
         return state_hash(_state(folder, stored)) == stored.sha256
     except JobError:
@@ -159,11 +157,10 @@ def check_model(spec: str, weights: str | None = None, *, needs_network: bool = 
         refuse_answers(spec)
     source = source_of(spec)
     source.check_installed(spec)
-    folder = WeightsFolder.from_path(weights) if weights else None
-    if folder is not None and folder.find(full_name(spec)):
+    if weights and WeightsFolder.from_path(weights).find(full_name(spec)):
         return
     source.check(spec)
-    if folder is not None and source.needs_hub(spec):
+    if weights and source.needs_hub(spec):
         raise UsageError(
             f"--models {spec}: {weights} does not have its weights. On a machine that can reach "
             f"the hub: in9 models fetch --models {spec} --to {weights}"
