@@ -208,8 +208,9 @@ def _read(path: str, stamp: str | None, taxonomy: Taxonomy) -> GivenAnswers:
             raise row.error(kind, str(error)) from error
         datasets.add(row.text("dataset"))
     if writer.twice:
-        number = counted(len(writer.twice), "picture")
-        raise UsageError(f"{path} answers {number} twice: {_some(writer.twice)}")
+        raise UsageError(
+            f"{path} answers {counted(len(writer.twice), 'picture')} twice: {_some(writer.twice)}"
+        )
     if len(datasets) > 1:
         raise UsageError(f"{path} is of several datasets: {_some(sorted(datasets))}")
     with files_of(path).open(path) as file:

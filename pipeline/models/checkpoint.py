@@ -98,7 +98,7 @@ def save_checkpoint(
     """Writes a checkpoint atomically. The same arguments give the same bytes.
 
     Args:
-      path: path of the file in the folder; must end with `SUFFIX`.
+      path: path of the file in the folder; ends with `SUFFIX`.
 
     Raises:
       JobError: the keys are larger than `read_metadata` accepts.
@@ -107,8 +107,6 @@ def save_checkpoint(
     import torch
     from safetensors.torch import save
 
-    if not path.endswith(SUFFIX):
-        raise ValueError(f"a checkpoint's name must end with {SUFFIX}: got {path!r}")
     joined = _joined(trained.keys)
     if len(joined) > _MAX_KEYS:
         raise JobError(
@@ -145,7 +143,7 @@ def read_metadata(path: str) -> TrainedOn | None:
     Raises:
       JobError: the metadata is broken, or its format or version is not supported.
     """
-    header = read_header(path) or {}
+    header = read_header(path)
     try:
         text = header.get("__metadata__", {}).get(_NOTE)
         if text is None:
@@ -215,28 +213,28 @@ def _joined(keys: Iterable[str]) -> bytes:
     return text_bytes("\n".join(keys))
 
 
-def read_header(path: str) -> dict[str, Any] | None:
+def read_header(path: str) -> dict[str, Any]:
     """Reads the header of a safetensors file.
 
     It holds each tensor's dtype, shape and offsets, by name, and the file's metadata under
     `__metadata__`.
 
     Returns:
-      The header, or None if the file is not in safetensors format.
+      The header; empty if the file is not in safetensors format.
     """
     files = files_of(path)
     info = files.info(path)
     if info is None:
         raise FileNotFoundError(f"there is no file {path}")
     if info.size < _LENGTH_BYTES:
-        return None
+        return {}
     (prefix,) = files.read_ranges(path, [(0, _LENGTH_BYTES)])
     length = int.from_bytes(prefix, "little")
     if not 2 <= length <= min(_MAX_HEADER, info.size - _LENGTH_BYTES):
-        return None
+        return {}
     (data,) = files.read_ranges(path, [(_LENGTH_BYTES, length)])
     try:
         header = load_json(data)
     except ValueError:
-        return None
-    return header if isinstance(header, dict) else None
+        return {}
+    return header if isinstance(header, dict) else {}

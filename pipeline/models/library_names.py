@@ -297,7 +297,7 @@ def _read_shapes(path: str) -> dict[str, Sequence[int]]:
     """
     if path.endswith(SUFFIX):
         shapes: dict[str, Sequence[int]] = clean_state_dict(
-            {name: entry.get("shape") for name, entry in (read_header(path) or {}).items()}
+            {name: entry.get("shape") for name, entry in read_header(path).items()}
         )
         return shapes
     refuse_compressed(path)

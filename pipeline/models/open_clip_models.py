@@ -31,7 +31,7 @@ from pipeline.models.source import (
     built_on_meta,
     closest,
     measured_model,
-    weights_hash,
+    state_hash,
 )
 from pipeline.storage.store import Store
 from transforms.hashing import text_digest
@@ -147,7 +147,7 @@ class OpenClip(Source):
         quick_gelu = bool(config.get("quick_gelu", False) or tag.get("quick_gelu", False))
         texts = [template("{}") for template in templates]
         built = [architecture if pretrained else "", config, quick_gelu, [*names], texts]
-        digest = text_digest(json.dumps([weights_hash(model), *built], sort_keys=True))
+        digest = text_digest(json.dumps([state_hash(model.state_dict()), *built], sort_keys=True))
         preprocess = dict(model.visual.preprocess_cfg)
         head = _kept_head(digest, functools.partial(_head, spec, model, tokenizer, prompts))
         module = ZeroShot(model.visual, head)

@@ -62,8 +62,9 @@ class PythonFunctions(Source):
 
 def _import(spec: str) -> Callable[[], Any]:
     """Imports the function that an entry names. Raises UsageError if there is no such function."""
-    target = spec.removeprefix(PREFIX)
-    return import_function(target, f"--models {spec}", f"{PREFIX}my_models:trained")
+    return import_function(
+        spec.removeprefix(PREFIX), f"--models {spec}", f"{PREFIX}my_models:trained"
+    )
 
 
 def _call(spec: str) -> tuple[torch.nn.Module, dict[str, Any]]:

@@ -73,15 +73,15 @@ def loaded_model(
 ) -> LoadedModel:
     """Makes a `LoadedModel` from a module with loaded weights, and prepares it for evaluation.
 
-    The arguments are the attributes of `LoadedModel`. `weights_sha256` defaults to `weights_hash`
-    of the module.
+    The arguments are the attributes of `LoadedModel`. `weights_sha256` defaults to `state_hash` of
+    the module's state dict.
     """
     module.eval().requires_grad_(False)
     return LoadedModel(
         name=name,
         architecture=architecture,
         weights=weights,
-        weights_sha256=weights_sha256 or weights_hash(module),
+        weights_sha256=weights_sha256 or state_hash(module.state_dict()),
         module=module,
         preprocessing=preprocessing,
         num_outputs=num_outputs,
@@ -131,7 +131,7 @@ def measured_model(
     )
 
 
-def weights_hash(module: torch.nn.Module) -> str:
+def state_hash(state: Mapping[str, Any]) -> str:
     """Computes the SHA-256 of a module's state dict.
 
     It covers names, dtypes, shapes and values of the module's parameters, of the buffers that are
@@ -141,13 +141,8 @@ def weights_hash(module: torch.nn.Module) -> str:
       Hexadecimal digits.
 
     Raises:
-      JobError: an entry of the module's state dict is not a tensor.
+      JobError: an entry of the state dict is not a tensor.
     """
-    return state_hash(module.state_dict())
-
-
-def state_hash(state: Mapping[str, Any]) -> str:
-    """Does the same as `weights_hash` for a state dict."""
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
         if not isinstance(value, torch.Tensor):
