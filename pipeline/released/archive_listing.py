@@ -6,7 +6,6 @@ An archive is a folder, a tar or a compressed tar.
 import dataclasses
 import itertools
 import posixpath
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
 from pipeline.dataset.config import DatasetConfig
@@ -273,11 +272,11 @@ def _tree(source: str, locations: list[ArchiveLocation], splits: tuple[str, ...]
     Raises:
       UsageError: there is no such folder, or several.
     """
-    roots: Counter[str] = Counter()
-    for location in locations:
-        parts = location.name.split("/")
-        if len(parts) >= 4 and parts[-4] == "original" and parts[-3] in splits:
-            roots["/".join(parts[:-4])] += 1
+    roots = {
+        "/".join(parts[:-4])
+        for parts in (location.name.split("/") for location in locations)
+        if len(parts) >= 4 and parts[-4] == "original" and parts[-3] in splits
+    }
     if not roots:
         raise UsageError(
             f"--from {source} is not the released layout: no file original/{splits[0]}/"

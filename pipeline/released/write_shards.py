@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -227,18 +227,17 @@ class BackgroundPool:
     digest: str
 
     @classmethod
-    def from_shards(cls, examined: Iterable[ExaminedShard]) -> BackgroundPool:
+    def from_shards(cls, examined: Sequence[ExaminedShard]) -> BackgroundPool:
         """Collects the backgrounds of a split's accepted images; empty without `only_bg_t`."""
-        images, blocks, contents = [], [], []
-        for shard in examined:
-            listed = {image.stem: image for image in shard.listed.images}
-            for row in shard.rows:
-                if row["status"] == ACCEPTED and row["description"] is not None:
-                    images.append(listed[row["key"]])
-                    blocks.append(np.frombuffer(row["description"], np.uint8).reshape(-1, 3))
-                    contents.append([row["key"], row["background"]])
-        described = np.stack(blocks) if blocks else np.empty((0, 0, 3), np.uint8)
-        return cls(images, described, fingerprint(contents))
+        listed = {image.stem: image for shard in examined for image in shard.listed.images}
+        accepted = [row for shard in examined for row in shard.rows if row["status"] == ACCEPTED]
+        rows = [row for row in accepted if row["description"] is not None]
+        blocks = [np.frombuffer(row["description"], np.uint8).reshape(-1, 3) for row in rows]
+        return cls(
+            [listed[row["key"]] for row in rows],
+            np.stack(blocks) if blocks else np.empty((0, 0, 3), np.uint8),
+            fingerprint([[row["key"], row["background"]] for row in rows]),
+        )
 
     @functools.cached_property
     def position(self) -> dict[str, int]:
