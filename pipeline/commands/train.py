@@ -200,10 +200,10 @@ def _train_network(flags: TrainFlags) -> str:
     refuse_foreign(store, (MODEL, STATE, LOG), lambda: _holds_training(store))
     started = time.monotonic()
     with removed_if_refused(store), locked(store, DATASET_LOCK) as fenced:
-        result = train(dataset, plan, fenced, overwrite=flags.overwrite)
+        entry, is_new = train(dataset, plan, fenced, overwrite=flags.overwrite)
     store.prune(WORK_FOLDER)
-    if not result.is_new:
+    if not is_new:
         print(f"nothing to do: all {plan.epochs} epochs have been trained")
     else:
         print(f"time: {duration(time.monotonic() - started)}; log: {store.path(LOG)}")
-    return result.entry
+    return entry

@@ -130,9 +130,6 @@ class Schedule:
             for batch in even_batches(np.arange(self.validation), self.batch_size):
                 yield BatchOrder(VALIDATE, epoch, batch)
 
-    def __len__(self) -> int:
-        return len(self.epochs) * (self.training_batches + self.validation_batches)
-
 
 def permutation(hashes: NDArray[np.uint64], epoch: int) -> Indices:
     """Returns the order of the images in an epoch.
@@ -212,26 +209,17 @@ class PictureBatches(Dataset[Batch | LoadFailure]):
         self._hashes = keyed_hashes(self.seed, "augmentation", self.training.keys.tolist())
 
     def __getitem__(self, order: BatchOrder) -> Batch | LoadFailure:
+        samples = self.training if order.phase == TRAIN else self.validation
+        assert samples is not None
+        pixels = samples.pixels(order.indices)
         try:
-            return self._batch(order)
+            if order.phase == TRAIN:
+                seeds = substream(self._hashes[order.indices], order.epoch).tolist()
+                pictures = list(map(self.augmentation.apply, pixels, seeds))
+            else:
+                pictures = [torch.from_numpy(each).permute(2, 0, 1) for each in pixels]
         except (JobError, OSError) as error:
             return LoadFailure(str(error))
-
-    def _batch(self, order: BatchOrder) -> Batch:
-        if order.phase == TRAIN:
-            samples = self.training
-            seeds = substream(self._hashes[order.indices], order.epoch).tolist()
-            pictures = [
-                self.augmentation.apply(pixels, seed)
-                for pixels, seed in zip(samples.pixels(order.indices), seeds, strict=True)
-            ]
-        else:
-            assert self.validation is not None
-            samples = self.validation
-            pictures = [
-                torch.from_numpy(pixels).permute(2, 0, 1)
-                for pixels in samples.pixels(order.indices)
-            ]
         batch = torch.empty(
             (len(pictures), *pictures[0].shape),
             dtype=torch.uint8,
@@ -270,11 +258,11 @@ def training_batches(
         workers=plan.workers,
         device=learner.device,
     )
-    with contextlib.ExitStack() as stack:
-        for samples in (training, validation):
-            if samples is not None:
-                stack.enter_context(samples.fetched())
-        stack.enter_context(contextlib.closing(batches))
+    with (
+        training.fetched(),
+        contextlib.nullcontext() if validation is None else validation.fetched(),
+        contextlib.closing(batches),
+    ):
         yield schedule, batches
 
 

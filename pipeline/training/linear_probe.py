@@ -146,9 +146,7 @@ def choose_penalty(
     """
     names, unit_of = np.unique(np.asarray(units, object), return_inverse=True)
     order = np.argsort(keyed_hashes(seed, "probe folds", names), kind="stable")
-    rank = np.empty(len(names), np.int64)
-    rank[order] = np.arange(len(names))
-    rank = rank[unit_of]
+    rank = np.argsort(order)[unit_of]
     selected = rank < CHOICE_UNITS
     folds = np.where(selected, rank % FOLDS, -1)
     losses = np.zeros(len(penalties))

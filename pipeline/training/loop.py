@@ -92,26 +92,13 @@ class EpochLog:
         return text + (f", {duration(seconds_left)} left" if seconds_left else "")
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingResult:
-    """The result of a training.
-
-    Attributes:
-      entry: entry of `--models` that evaluates the model.
-      is_new: whether this call trained any epochs; False if the training was already complete.
-    """
-
-    entry: str
-    is_new: bool
-
-
 def train(
     dataset: Dataset,
     plan: TrainPlan,
     store: Store,
     *,
     overwrite: bool = False,
-) -> TrainingResult:
+) -> tuple[str, bool]:
     """Trains a network, or resumes the training in the folder.
 
     The weights depend only on the plan's `identity`, as far as the device is deterministic: the CPU
@@ -120,6 +107,10 @@ def train(
 
     Args:
       store: folder of the training; no other job may write to it.
+
+    Returns:
+      (entry of `--models` that evaluates the model; whether this call trained any epochs, False if
+      the training was already complete).
 
     Raises:
       UsageError: the plan does not fit the dataset or the machine, or the folder holds another
@@ -184,8 +175,8 @@ class _TrainingRun:
         check_shared_memory(self.plan.workers, largest_batch)
         self._learner = Learner(self.network, self.plan, size)
 
-    def run(self, state: State | None) -> TrainingResult:
-        """Trains the epochs that the state lacks."""
+    def run(self, state: State | None) -> tuple[str, bool]:
+        """Trains the epochs that the state lacks; returns what `train` returns."""
         plan = self.plan
         if state is not None:
             self._learner.restore(state)
@@ -195,7 +186,7 @@ class _TrainingRun:
         if done == plan.epochs:
             if not self.store.exists(MODEL):
                 self._write_model(done)
-            return TrainingResult(entry, is_new=False)
+            return entry, False
         print(self._describe(done))
         epochs = range(done, plan.epochs)
         with training_batches(plan, self._learner, self.training, self.validation, epochs) as (
@@ -212,7 +203,7 @@ class _TrainingRun:
                 seconds_left = mean_seconds * (plan.epochs - measured.epoch)
                 print(measured.line(plan.epochs, seconds_left, is_first=new == 1))
                 self._write(epoch + 1, rows)
-        return TrainingResult(entry, is_new=True)
+        return entry, True
 
     def _describe(self, done: int) -> str:
         """Describes the training in one line; `done` is the number of complete epochs."""
@@ -364,7 +355,11 @@ def run_epoch(
     # The last step may have broken them after its loss was computed.
     if not learner.has_finite_weights():
         raise ModelError(f"the weights are {end}")
-    val_loss, val_correct, val_count, broken = _validate(learner, schedule, batches)
+    learner.begin_validation()
+    sums = learner.zero_sums()
+    for _ in range(schedule.validation_batches):
+        sums += learner.test(*next(batches))
+    val_loss, val_correct, val_count, broken = sums.tolist()
     if broken:
         raise ModelError(
             f"the validation loss of {broken:.0f} of {val_count:.0f} pictures is {end}"
@@ -380,13 +375,3 @@ def run_epoch(
         data_wait=waited / seconds,
         seconds=time.perf_counter() - started,
     )
-
-
-def _validate(learner: Learner, schedule: Schedule, batches: Iterator[Batch]) -> list[float]:
-    """Runs a validation; returns the four sums of `Learner.test`, all 0 without pictures."""
-    learner.begin_validation()
-    sums = learner.zero_sums()
-    for _ in range(schedule.validation_batches):
-        pictures, labels = next(batches)
-        sums += learner.test(pictures, labels)
-    return sums.tolist()

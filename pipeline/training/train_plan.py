@@ -47,18 +47,22 @@ class Samples:
     """Pictures in a fixed order, which can be read while `fetched` is active.
 
     Attributes:
-      pictures: maps the key of each image to the variant to use; at least one key.
-      label_of: maps each of these keys to its label.
+      pictures: maps the key of each image to the variant to use.
       keys: (n,) str, keys of the images.
       labels: (n,) int64, labels of the images.
+
+    Raises:
+      UsageError: there are no pictures.
     """
 
     dataset: Dataset
     split: str
     pictures: Mapping[str, VariantName]
-    label_of: dataclasses.InitVar[Mapping[str, int]]
 
-    def __post_init__(self, label_of: Mapping[str, int]) -> None:
+    def __post_init__(self) -> None:
+        if not self.pictures:
+            raise UsageError(f"no images of {self.split} are left to train on, or to validate on")
+        label_of = {row["key"]: row["label"] for row in selected_rows(self.dataset, self.split)}
         # Workers read arrays, not lists of objects, because counting the references of objects
         # would copy their memory pages into every forked process.
         self.keys = np.asarray(list(self.pictures), np.str_)
@@ -242,7 +246,7 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
     """
     check_variant(dataset, plan.variant)
     holdout = Holdout(plan.holdout)
-    training = _samples(
+    training = Samples(
         dataset,
         plan.train_split,
         training_pictures(dataset, plan.train_split, plan.variant, holdout),
@@ -254,14 +258,7 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
         (row["key"] for row in selected_rows(dataset, eval_split, holdout)),
         VariantName.parse(plan.variant),
     )
-    return training, _samples(dataset, eval_split, pictures)
-
-
-def _samples(dataset: Dataset, split: str, pictures: Mapping[str, VariantName]) -> Samples:
-    if not pictures:
-        raise UsageError(f"no images of {split} are left to train on, or to validate on")
-    labels = {row["key"]: row["label"] for row in selected_rows(dataset, split)}
-    return Samples(dataset, split, pictures, labels)
+    return training, Samples(dataset, eval_split, pictures)
 
 
 def choose_splits(
