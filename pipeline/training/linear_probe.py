@@ -147,20 +147,18 @@ def choose_penalty(
     names, unit_of = np.unique(np.asarray(units, object), return_inverse=True)
     order = np.argsort(keyed_hashes(seed, "probe folds", names), kind="stable")
     rank = np.argsort(order)[unit_of]
-    selected = rank < CHOICE_UNITS
-    folds = np.where(selected, rank % FOLDS, -1)
+    folds = np.where(rank < CHOICE_UNITS, rank % FOLDS, -1)
     losses = np.zeros(len(penalties))
-    values = np.asarray(features, np.float64)
     for fold in range(FOLDS):
-        train, test = selected & (folds != fold), folds == fold
+        train, test = (folds >= 0) & (folds != fold), folds == fold
         # An image whose class is missing in `train` would not help to compare penalties.
         test &= np.isin(labels, labels[train])
         if not train.any() or not test.any():
             continue
         targets = torch.from_numpy(labels[test])
-        probes = fit_probes(values[train], labels[train], int(labels.max()) + 1, penalties)
+        probes = fit_probes(features[train], labels[train], int(labels.max()) + 1, penalties)
         for index, probe in enumerate(probes):
-            logits = torch.from_numpy(probe.logits(values[test]))
+            logits = torch.from_numpy(probe.logits(features[test]))
             losses[index] += float(cross_entropy(logits, targets, reduction="sum"))
     # Losses that differ less than the tolerance allows are equal.
     return float(penalties[int(np.argmax(losses <= losses.min() + _TOLERANCE * len(labels)))])

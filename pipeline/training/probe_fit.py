@@ -11,7 +11,7 @@ features, which are the input of the last layer, are computed once for each pict
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -72,9 +72,8 @@ class Features:
         return type(self)(tuple(self.keys[i] for i in rows), self.labels[rows], self.values[rows])
 
     @classmethod
-    def concatenate(cls, several: Iterable[Self]) -> Self:
+    def concatenate(cls, several: Sequence[Self]) -> Self:
         """Joins several `Features`, in order."""
-        several = list(several)
         return cls(
             tuple(key for features in several for key in features.keys),
             np.concatenate([features.labels for features in several]),
@@ -166,8 +165,10 @@ class Backbone:
         """
         chosen = None if keys is None else frozenset(keys)
         return Features.concatenate(
-            self.shard_features(ShardPictures(dataset, split, shard, variant, chosen))
-            for shard in dataset.shards(split)
+            [
+                self.shard_features(ShardPictures(dataset, split, shard, variant, chosen))
+                for shard in dataset.shards(split)
+            ]
         )
 
     def shard_features(self, pictures: ShardPictures) -> Features:
@@ -243,8 +244,7 @@ def probe_file(backbone: Backbone, plan: ProbePlan) -> str:
     """Returns the path of a probe's checkpoint in the folder of a dataset."""
     parts = ["probe", backbone.model.name.replace("/", "_"), plan.split]
     parts += [f"holdout{plan.holdout.share:g}"] if plan.holdout.share else []
-    parts += [f"seed{plan.seed}"]
-    return f"{MODELS}/{'-'.join(parts)}/{plan.name or plan.variant}{SUFFIX}"
+    return f"{MODELS}/{'-'.join(parts)}-seed{plan.seed}/{plan.name or plan.variant}{SUFFIX}"
 
 
 def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | None = None) -> str:
@@ -283,9 +283,10 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
             "weights_sha256": backbone.model.weights_sha256,
         },
     )
-    if store.exists(path):
-        existing = read_metadata(store.path(path))
-        if existing and _without_penalty(existing) == _without_penalty(metadata):
+    existing = read_metadata(store.path(path)) if store.exists(path) else None
+    if existing:
+        settings = {name: value for name, value in existing.settings.items() if name != "penalty"}
+        if dataclasses.replace(existing, settings=settings) == metadata:
             return store.path(path)
     features = _training_features(backbone, plan, chosen)
     rows = {row["key"]: row for row in selected_rows(plan.dataset, plan.split)}
@@ -293,26 +294,16 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
     num_labels = plan.dataset.taxonomy.num_labels
     penalty = choose_penalty(features.values, features.labels, units, seed=plan.seed)
     (probe,) = fit_probes(features.values, features.labels, num_labels, [penalty])
-    network: Any = timm.create_model(backbone.architecture, num_classes=num_labels)
-    state = network.state_dict()
-    layer = network.get_classifier()
-    names = {id(value): name for name, value in network.named_parameters()}
-    weight, bias = names[id(layer.weight)], names[id(layer.bias)]
-    state |= {
-        name: value
-        for name, value in backbone.model.module.state_dict().items()
-        if name not in (weight, bias)
+    module = backbone.model.module
+    names = {id(value): name for name, value in module.named_parameters()}
+    state = {
+        **module.state_dict(),
+        names[id(backbone.layer.weight)]: torch.from_numpy(probe.weight.astype(np.float32)),
+        names[id(backbone.layer.bias)]: torch.from_numpy(probe.bias.astype(np.float32)),
     }
-    state[weight] = torch.from_numpy(probe.weight.astype(np.float32))
-    state[bias] = torch.from_numpy(probe.bias.astype(np.float32))
     settings = {**metadata.settings, "penalty": penalty}
     save_checkpoint(store, path, state, dataclasses.replace(metadata, settings=settings))
     return store.path(path)
-
-
-def _without_penalty(trained: TrainedOn) -> TrainedOn:
-    settings = {name: value for name, value in trained.settings.items() if name != "penalty"}
-    return dataclasses.replace(trained, settings=settings)
 
 
 def _training_features(
