@@ -44,27 +44,24 @@ _AT_ONCE = 8
 
 @dataclasses.dataclass(eq=False)
 class PixelCache:
-    """Decoded sets by name, shared by all threads of a process.
+    """Decoded sets, shared by all threads of a process.
 
     Attributes:
       budget: memory to use, in bytes; 0 disables the cache.
       pinned: whether to allocate pinned memory, for copies to a GPU.
+      sets: all pictures of each set by its name, (n, S, S, 3) uint8, in arrays from `allocate`.
     """
 
     budget: int
     pinned: bool = False
-    _sets: dict[str, Pixels] = dataclasses.field(default_factory=dict)
+    sets: dict[str, Pixels] = dataclasses.field(default_factory=dict)
     _used: int = 0
     _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-
-    def find(self, name: str) -> Pixels | None:
-        """Returns all pictures of a set, (n, S, S, 3) uint8; None if they are not cached."""
-        return self._sets.get(name)
 
     def allocate(self, shape: tuple[int, int, int, int]) -> Pixels | None:
         """Allocates an array of this shape; None if it exceeds the remaining budget.
 
-        The caller fills it, and then calls `keep` or `give_back`.
+        The caller fills it, and then puts it into `sets` or calls `give_back`.
         """
         size = math.prod(shape)
         with self._lock:
@@ -72,10 +69,6 @@ class PixelCache:
                 return None
             self._used += size
         return pixel_array(shape, self.pinned)
-
-    def keep(self, name: str, pixels: Pixels) -> None:
-        """Stores an array from `allocate` that has been filled."""
-        self._sets[name] = pixels
 
     def give_back(self, pixels: Pixels) -> None:
         """Frees the budget of an array from `allocate` that will not be kept."""
@@ -189,7 +182,7 @@ class Loader(Generic[P]):
         for job in jobs:
             job.result()
         if batch._whole is not None:
-            self.cache.keep(self.kind + batch.pictures.name, batch._whole)
+            self.cache.sets[self.kind + batch.pictures.name] = batch._whole
         waiting.popleft()
         return batch
 
@@ -228,11 +221,12 @@ class Loader(Generic[P]):
         self, sets: Iterable[P]
     ) -> Generator[tuple[P, Pixels | None, Iterable[pa.Table]], None, None]:
         """Yields each set with its cached pictures, if any, and its rows."""
-        waiting: collections.deque[tuple[P, Pixels | None, InBackground[pa.Table]]]
-        waiting = collections.deque()
+        waiting: collections.deque[tuple[P, Pixels | None, InBackground[pa.Table]]] = (
+            collections.deque()
+        )
         try:
             for pictures in sets:
-                cached = self.cache.find(self.kind + pictures.name) if pictures.name else None
+                cached = self.cache.sets.get(self.kind + pictures.name) if pictures.name else None
                 tables = pictures.tables(("image",) if cached is None else ())
                 waiting.append((pictures, cached, InBackground(tables, _TABLES_AHEAD)))
                 if len(waiting) > _FILES_AHEAD:

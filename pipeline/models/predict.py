@@ -36,7 +36,6 @@ _DECODED_AHEAD = {"cpu": 0, "cuda": 3}
 """Number of batches that are decoded in advance, for each device."""
 IN_FLIGHT = {"cpu": 0, "cuda": 2}
 """Number of batches that are launched before the outputs of an earlier batch are fetched."""
-_NO_CACHE = PixelCache(0)
 
 R = TypeVar("R")
 
@@ -213,7 +212,7 @@ class Predictor:
         self,
         model: LoadedModel,
         config: PredictConfig,
-        cache: PixelCache = _NO_CACHE,
+        cache: PixelCache | None = None,
         block: int = 0,
     ) -> None:
         self.config = config = config.on_this_machine()
@@ -221,7 +220,7 @@ class Predictor:
         self.batch_size = config.batch_size
         self.device = device_of(config.device, block)
         self._copies = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._cache = cache
+        self._cache = cache or PixelCache(0)
         self._preprocessing = model.preprocessing
         self._num_outputs = model.num_outputs
         self.module = model.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
