@@ -160,8 +160,9 @@ def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -
     try:
         labels_of_outputs(len(labels), taxonomy)
     except ValueError as error:
-        shown = f"{len(labels)} classes ({', '.join(labels[:3])}, ...)"
-        raise JobError(f"{spec} has {shown}: {error}") from error
+        raise JobError(
+            f"{spec} has {len(labels)} classes ({', '.join(labels[:3])}, ...): {error}"
+        ) from error
     names = classes_of_outputs(len(labels), taxonomy) or taxonomy.names
     indices_of: dict[str, set[int]] = {}
     for index, words in enumerate(names):

@@ -119,8 +119,10 @@ class TimmNames(Source):
         if not equals:
             _refuse_file(spec, or_any=not is_known)
         if not is_known:
-            hint = closest(name, [*self.similar, *timm.list_models()])
-            raise UsageError(f"--models {spec}: timm has no model {name!r}{hint}")
+            raise UsageError(
+                f"--models {spec}: timm has no model {name!r}"
+                f"{closest(name, [*self.similar, *timm.list_models()])}"
+            )
         if equals:
             return
         tags = [
@@ -402,10 +404,7 @@ class TorchvisionNames(Source):
         return module
 
     def full_name(self, spec: str) -> str:
-        try:
-            return f"{_PREFIX}{spec.split(':')[1]}:{_weights(spec).name}"
-        except UsageError:
-            return spec
+        return f"{_PREFIX}{spec.split(':')[1]}:{_weights(spec).name}"
 
     def needs_hub(self, spec: str) -> bool:
         return True

@@ -30,7 +30,7 @@ class PythonFunctions(Source):
     """`python:MODULE:FUNCTION`: a function that returns a model.
 
     The function takes no arguments and returns a `torch.nn.Module`, or (module, dict of
-    `Preprocessing` settings).
+    `Preprocessing` settings). Its weights may come from anywhere, so they have no origin.
     """
 
     form = "python:MODULE:FUNCTION"
@@ -51,9 +51,6 @@ class PythonFunctions(Source):
             module=module.float(),
         )
         return dataclasses.replace(model, is_shared=True)
-
-    def origin(self, spec: str, model: LoadedModel) -> None:
-        """Returns None: the function's weights may come from anywhere, and change undetected."""
 
     def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         # `load` gives each of these models its spec as its name.
@@ -141,11 +138,6 @@ class OnnxModule(torch.nn.Module):
         self._sessions = {}
 
     @property
-    def properties(self) -> dict[str, str]:
-        properties: dict[str, str] = self._session("cpu").get_modelmeta().custom_metadata_map
-        return properties
-
-    @property
     def side(self) -> int | None:
         """Side of the input in pixels, None if the graph takes pictures of any size."""
         height, width = self._input.size
@@ -155,7 +147,7 @@ class OnnxModule(torch.nn.Module):
 
     @property
     def _input(self) -> _Input:
-        (argument, *others) = self._session("cpu").get_inputs()
+        (argument, *others) = self.session("cpu").get_inputs()
         if others:
             raise JobError(f"its graph has {len(others) + 1} inputs, not one")
         shape = [axis if isinstance(axis, int) else None for axis in argument.shape]
@@ -170,7 +162,8 @@ class OnnxModule(torch.nn.Module):
             argument.name, _TYPES[argument.type], shape[0], (height, width), channels_last
         )
 
-    def _session(self, device: str) -> Any:
+    def session(self, device: str) -> Any:
+        """Returns onnxruntime's session that runs the graph on a device, `cpu` or `cuda`."""
         if device not in self._sessions:
             import onnxruntime
 
@@ -198,7 +191,7 @@ class OnnxModule(torch.nn.Module):
             raise ModelError("ONNX graphs have no gradients; use a model of another kind")
         if torch.is_autocast_enabled(device):
             raise ModelError("ONNX graphs have a fixed precision; leave --precision out")
-        session, graph_input = self._session(device), self._input
+        session, graph_input = self.session(device), self._input
         pixels = pictures.cpu().numpy()
         if graph_input.channels_last:
             pixels = pixels.transpose(0, 2, 3, 1)
@@ -247,12 +240,12 @@ class OnnxFiles(Source):
         module = OnnxModule().eval()
         try:
             module.set_extra_state(torch.frombuffer(bytearray(graph), dtype=torch.uint8))
-            side, properties = module.side, module.properties
+            side, metadata = module.side, module.session("cpu").get_modelmeta()
         except JobError as error:
             raise JobError(f"{spec}: {error}") from error
         except Exception as error:  # onnxruntime raises a different exception for each fault.
             raise JobError(f"{path} cannot be run by onnxruntime ({one_line(error)})") from error
-        settings = _read_settings(path, properties)
+        settings = _read_settings(path, metadata.custom_metadata_map)
         if side is not None and settings.setdefault("input_size", side) != side:
             raise JobError(f"{spec} takes {side} pixels, not input_size {settings['input_size']}")
         settings["fixed_size"] = side is not None

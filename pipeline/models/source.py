@@ -372,7 +372,10 @@ class Source(abc.ABC):
         return None
 
     def full_name(self, spec: str) -> str:
-        """Returns the name of an entry's model in results; the entry itself if it is unknown."""
+        """Returns the name of an entry's model in results; the entry itself if it is unknown.
+
+        It may also raise UsageError if the entry is not valid.
+        """
         return spec
 
     def needs_hub(self, spec: str) -> bool:
@@ -410,11 +413,8 @@ class Source(abc.ABC):
 
 
 def is_installed(library: str) -> bool:
-    """Returns whether a library can be imported; does not import it."""
-    try:
-        return importlib.util.find_spec(library) is not None
-    except (ImportError, ValueError):
-        return False
+    """Returns whether a library, not a module in a package, can be imported; does not import it."""
+    return importlib.util.find_spec(library) is not None
 
 
 def closest(wanted: str, known: Iterable[str]) -> str:
@@ -478,5 +478,4 @@ def refuse_without_answer(url: str) -> None:
 
 def downloaded(url: str) -> Origin:
     """Returns the origin of weights that torch.hub downloads, by their address or file name."""
-    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-    return Origin("file", os.path.join(folder, os.path.basename(url)))
+    return Origin("file", os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url)))

@@ -58,7 +58,10 @@ class Learner:
         self.size = size
         self._plan = plan
         self._input = NetworkInput(network.preprocessing, device)
-        self._module = network.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._module: torch.nn.Module = network.module.to(
+            device,
+            memory_format=torch.channels_last,  # type: ignore[call-overload]
+        )
         self._optimizer = torch.optim.SGD(
             self._module.parameters(),
             lr=plan.lr,
@@ -69,8 +72,7 @@ class Learner:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Returns all parameters and buffers, by name."""
-        state: dict[str, torch.Tensor] = self._module.state_dict()
-        return state
+        return self._module.state_dict()
 
     def state(self) -> State:
         """Returns everything of the learner that a resumed training needs."""
@@ -174,8 +176,10 @@ def check_architecture(arch: str, *, pretrained: bool, weights: str | None) -> N
     """
     name = EFFICIENTNETS.get(arch, arch)
     if not timm.is_model(name.partition(".")[0]):
-        hint = closest(name.partition(".")[0], [*EFFICIENTNETS, *timm.list_models()])
-        raise UsageError(f"--arch {arch}: timm has no such architecture{hint}")
+        raise UsageError(
+            f"--arch {arch}: timm has no such architecture"
+            f"{closest(name.partition('.')[0], [*EFFICIENTNETS, *timm.list_models()])}"
+        )
     if pretrained:
         check_model(arch, weights)
 
