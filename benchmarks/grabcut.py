@@ -16,9 +16,10 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -111,22 +112,42 @@ def compare(name: str, jobs: list[Job], bounds: tuple[str, str, str]) -> None:
     row(f"GrabCut: identical masks, {name}", equal, "cv2.grabCut", ">= 95 %")
 
 
+KERNELS = {
+    "_split": "samples",
+    "cluster": "k-means",
+    "assign_components": "mixtures",
+    "_learn": "mixtures",
+    "measure_contrast": "n-links",
+    "link_pixels": "n-links",
+    "weigh": "t-links",
+    "_pull": "t-links",
+    "minimum_cut": "cut",
+    "_read_cut": "cut",
+}
+"""The stage of each function that `transforms.grabcut.iteration.segment` calls."""
+
+
 def print_stages(jobs: list[Job]) -> None:
     """Prints the mean CPU time of each stage."""
-    from transforms.grabcut.iteration import segment
+    from transforms.grabcut import iteration
 
     times: dict[str, float] = defaultdict(float)
+
+    def timed(kernel: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return kernel(*arguments)
+            finally:
+                times[stage] += time.thread_time() - start
+
+        return call
+
+    kernels = {name: vars(iteration)[name] for name in KERNELS}
+    vars(iteration).update({name: timed(kernels[name], KERNELS[name]) for name in KERNELS})
     for job in jobs:
-        last = time.thread_time()
-
-        def finished(stage: str) -> None:
-            nonlocal last
-            now = time.thread_time()
-            times[stage] += now - last
-            last = now
-
-        image = np.require(job.image, requirements=["C", "W"])
-        segment(image, job.rect, ITERATIONS, 0, finished)
+        iteration.segment(np.require(job.image, requirements=["C", "W"]), job.rect, ITERATIONS, 0)
+    vars(iteration).update(kernels)
     for stage, seconds in times.items():
         print(f"{stage:9} {1e3 * seconds / len(jobs):8.2f} ms")
 

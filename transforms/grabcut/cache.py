@@ -22,8 +22,11 @@ import sys
 from pathlib import Path
 from typing import ClassVar, Self
 
-from transforms.grabcut.errors import Unavailable
 from transforms.hashing import text_bytes
+
+
+class Unavailable(RuntimeError):
+    """This machine cannot compile the kernels, or cannot store their code."""
 
 
 def _processor() -> tuple[str, str]:
@@ -39,8 +42,8 @@ def _processor() -> tuple[str, str]:
 
     host = binding.get_host_cpu_features()
     features = os.environ.get("NUMBA_CPU_FEATURES")
-    named = [] if features is None else [part for part in features.split(",") if part]
-    missing = [part[1:] for part in named if part[0] == "+" and not host.get(part[1:])]
+    named = [part[1:] for part in (features or "").split(",") if part.startswith("+")]
+    missing = [name for name in named if not host.get(name)]
     if missing:
         raise Unavailable(f"this processor lacks {', '.join(missing)} of NUMBA_CPU_FEATURES")
     name = os.environ.get("NUMBA_CPU_NAME") or binding.get_host_cpu_name()

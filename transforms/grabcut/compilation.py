@@ -18,26 +18,13 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 # from vectorising loops.
 _OPTIONS = {"nogil": True, "error_model": "numpy"}
 
-
-def helper(function: _Function) -> _Function:
-    """Compiles a function that only compiled functions call, so its code becomes part of theirs."""
-    compiled: _Function = numba.njit(**_OPTIONS)(function)
-    return compiled
-
-
-def inlined(function: _Function) -> _Function:
-    """Compiles a helper that is too short to be called: passing arrays would take most of its time.
-
-    Otherwise, LLVM would call a helper that several functions use.
-    """
-    compiled: _Function = numba.njit(forceinline=True, **_OPTIONS)(function)
-    return compiled
-
-
-def contracting(function: _Function) -> _Function:
-    """Compiles a helper in which a * b + c may be rounded once instead of twice."""
-    compiled: _Function = numba.njit(fastmath={"contract"}, **_OPTIONS)(function)
-    return compiled
+helper: Callable[[_Function], _Function] = numba.njit(**_OPTIONS)
+"""Compiles a function that only compiled functions call, so its code becomes part of theirs."""
+inlined: Callable[[_Function], _Function] = numba.njit(forceinline=True, **_OPTIONS)
+"""Compiles a helper that is too short to be called: passing arrays would take most of its time.
+Otherwise, LLVM would call a helper that several functions use."""
+contracting: Callable[[_Function], _Function] = numba.njit(fastmath={"contract"}, **_OPTIONS)
+"""Compiles a helper in which a * b + c may be rounded once instead of twice."""
 
 
 def entry(signature: str) -> Callable[[_Function], _Function]:
@@ -45,9 +32,5 @@ def entry(signature: str) -> Callable[[_Function], _Function]:
 
     The function is compiled, or loaded from the cache, when its module is imported.
     """
-
-    def compile_now(function: _Function) -> _Function:
-        compiled: _Function = numba.njit(signature, cache=True, **_OPTIONS)(function)
-        return compiled
-
-    return compile_now
+    decorator: Callable[[_Function], _Function] = numba.njit(signature, cache=True, **_OPTIONS)
+    return decorator

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.grabcut import cache
-from transforms.grabcut.errors import Unavailable, Unsupported
+from transforms.grabcut.cache import Unavailable
 
 _LOG = logging.getLogger(__name__)
 
@@ -25,6 +25,15 @@ _MOST_PIXELS = 2**27
 per pixel) would approach the limit of int32."""
 
 
+class Unsupported(ValueError):
+    """The kernels cannot compute this mask, for the reason in the message.
+
+    Where the kernels give up because no pixel is inside the rectangle, because no pixel is outside,
+    or because a Gaussian has no inverse covariance, `cv2.grabCut` raises `cv2.error`, too. Where
+    they give up because the search is too deep or the picture too large, it computes the mask.
+    """
+
+
 _Segment = Callable[[_Bytes, _Rect, int, int], _Bytes]
 
 _lock = threading.Lock()
@@ -35,13 +44,12 @@ before the first attempt."""
 
 def _kernels(before_compiling: Callable[[], None] = lambda: None) -> tuple[_Segment, bool]:
     """Loads the kernels on the first call. Later calls return or raise the same as the first."""
-    if not _loaded:
-        with _lock:
-            if not _loaded:
-                try:
-                    _loaded.append(_load(before_compiling))
-                except Unavailable as error:
-                    _loaded.append(error)
+    with _lock:
+        if not _loaded:
+            try:
+                _loaded.append(_load(before_compiling))
+            except Unavailable as error:
+                _loaded.append(error)
     (result,) = _loaded
     if isinstance(result, Unavailable):
         raise Unavailable(str(result))

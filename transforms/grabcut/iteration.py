@@ -7,15 +7,13 @@ Source: Rother, Kolmogorov and Blake, "GrabCut - Interactive Foreground Extracti
 Iterated Graph Cuts", SIGGRAPH 2004.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
 from transforms.grabcut.clustering import COMPONENTS, cluster, seeded
 from transforms.grabcut.compilation import entry
-from transforms.grabcut.errors import Unsupported
 from transforms.grabcut.forest import DEEPEST, FREE
+from transforms.grabcut.interface import Unsupported
 from transforms.grabcut.lanes import SLACK
 from transforms.grabcut.max_flow import minimum_cut, workspace
 from transforms.grabcut.mixtures import (
@@ -124,32 +122,20 @@ def _read_cut(
         groups[i] = foreground if is_foreground[i] else background_components[i]
 
 
-class _Mixtures:
-    """The mixtures of background and foreground, and the moments from which they are learned."""
-
-    def __init__(self) -> None:
-        self._moments = np.zeros((2 * COMPONENTS, MOMENTS), np.int64)
-        self.background = np.empty((COMPONENTS, FIELDS))
-        self.foreground = np.empty((COMPONENTS, FIELDS))
-
-    def learn(self, *groupings: tuple[_Bytes, _Bytes, _Bytes]) -> None:
-        """Learns both mixtures from (samples, groups, new groups), see `mixtures.regroup`."""
-        for samples, groups, new_groups in groupings:
-            regroup(samples, groups, new_groups, self._moments)
-        if not (
-            learn(self._moments[:COMPONENTS], self.background)
-            and learn(self._moments[COMPONENTS:], self.foreground)
-        ):
-            raise Unsupported("a Gaussian without an inverse covariance, which OpenCV refuses too")
+def _learn(
+    groupings: tuple[tuple[_Bytes, _Bytes, _Bytes], ...],
+    moments: NDArray[np.int64],
+    background: NDArray[np.float64],
+    foreground: NDArray[np.float64],
+) -> None:
+    """Learns both mixtures from (samples, groups, new groups), see `mixtures.regroup`."""
+    for samples, groups, new_groups in groupings:
+        regroup(samples, groups, new_groups, moments)
+    if not (learn(moments[:COMPONENTS], background) and learn(moments[COMPONENTS:], foreground)):
+        raise Unsupported("a Gaussian without an inverse covariance, which OpenCV refuses too")
 
 
-def segment(
-    image: _Bytes,
-    rect: tuple[int, int, int, int],
-    iterations: int,
-    seed: int,
-    finished: Callable[[str], None] = lambda stage: None,
-) -> _Bytes:
+def segment(image: _Bytes, rect: tuple[int, int, int, int], iterations: int, seed: int) -> _Bytes:
     """Runs GrabCut on checked arguments.
 
     Args:
@@ -157,7 +143,6 @@ def segment(
       rect: (left, top, width, height), inside the image, neither empty nor the whole image.
       iterations: number of times that the mixtures are learned and the cut is made, >= 0.
       seed: seed of OpenCV's generator.
-      finished: called with the name of each stage at its end, for benchmarks.
 
     Returns:
       (H, W) uint8: 0 outside the rectangle, 2 or 3 inside.
@@ -167,24 +152,22 @@ def segment(
     """
     left, top, width, height = rect
     planes, outside, inside = _split(image, left, top, width, height)
-    finished("samples")
     state = seeded(seed)
     outside_new = cluster(outside, state)
     inside_new = cluster(inside, state)
     inside_new += np.uint8(COMPONENTS)
-    finished("k-means")
 
     outside_groups = np.full(outside.shape[1], NO_GROUP, np.uint8)
     inside_groups = np.full(inside.shape[1], NO_GROUP, np.uint8)
-    mixtures = _Mixtures()
-    mixtures.learn((outside, outside_groups, outside_new), (inside, inside_groups, inside_new))
-    assign_components(inside, mixtures.foreground, inside_new)
+    groupings = (outside, outside_groups, outside_new), (inside, inside_groups, inside_new)
+    moments = np.zeros((2 * COMPONENTS, MOMENTS), np.int64)
+    background, foreground = np.empty((2, COMPONENTS, FIELDS))
+    _learn(groupings, moments, background, foreground)
+    assign_components(inside, foreground, inside_new)
     inside_new += np.uint8(COMPONENTS)
-    finished("mixtures")
 
     beta = measure_contrast(planes)
     residual, is_open, excess = link_pixels(planes, left, top, width, height, beta, _SCALE)
-    finished("n-links")
 
     is_foreground = np.ones(inside.shape[1], np.uint8)
     background_components = np.empty(inside.shape[1], np.uint8)
@@ -194,25 +177,22 @@ def segment(
     level = np.zeros(len(excess) + SLACK, np.uint16)
     deepest = min(DEEPEST, len(excess))
     work = workspace(len(excess), deepest)
-    for iteration in range(iterations):
-        assign_components(outside, mixtures.background, outside_new)
-        mixtures.learn((outside, outside_groups, outside_new), (inside, inside_groups, inside_new))
-        finished("mixtures")
+    for _ in range(iterations):
+        assign_components(outside, background, outside_new)
+        _learn(groupings, moments, background, foreground)
         weigh(
             inside,
-            mixtures.background,
-            mixtures.foreground,
+            background,
+            foreground,
             _SCALE,
             background_components,
             foreground_components,
             pulls,
         )
         _pull(excess, pulls, applied, width)
-        finished("t-links")
         grid = (residual, is_open, excess, level)
         if minimum_cut(*grid, height, width, deepest, *work) > deepest:
             raise Unsupported(f"a search more than {deepest} levels deep")
-        finished(f"cut {iteration + 1}")
         # The components that the samples have in this iteration's mixtures become the groups from
         # which the next iteration learns its mixtures.
         _read_cut(

@@ -6,16 +6,8 @@ whole number in the low bits. So no compiler flag may allow its sums to be reord
 """
 
 import numpy as np
-from llvmlite import ir
-from llvmlite.ir import IRBuilder, Value
-from numba.core import types
-from numba.core.base import BaseContext as Target
-from numba.core.types import Type
-from numba.core.typing import Context, Signature
-from numba.extending import intrinsic
 
 from transforms.grabcut.compilation import contracting
-from transforms.grabcut.lanes import Emitted, Values
 
 _LOG2_E = 1.4426950408889634
 # ln 2 as the sum of two numbers. The first has few bits, so that whole * _LN2_HIGH is exact; the
@@ -29,26 +21,6 @@ _MANTISSA_BITS = np.int64(52)
 _BIAS = np.int64(1023)
 _TWO_TO_52 = np.int64(0x4330000000000000)
 _ONE_LESS_SQRT_HALF = np.int64(0x3FF0000000000000 - 0x3FE6A09E667F3BCD)
-
-
-@intrinsic
-def _bits_of(_: Context, value: Type) -> Emitted:
-    """Returns the bits of a float64 as int64."""
-
-    def emit(_: Target, builder: IRBuilder, __: Signature, values: Values) -> Value:
-        return builder.bitcast(values[0], ir.IntType(64))
-
-    return types.int64(types.float64), emit
-
-
-@intrinsic
-def _of_bits(_: Context, bits: Type) -> Emitted:
-    """Returns the float64 with these bits."""
-
-    def emit(_: Target, builder: IRBuilder, __: Signature, values: Values) -> Value:
-        return builder.bitcast(values[0], ir.DoubleType())
-
-    return types.float64(types.int64), emit
 
 
 @contracting
@@ -67,17 +39,18 @@ def exp_below_zero(x: float) -> float:
     series = r * series + 1 / 2
     series = r * series + 1
     series = r * series + 1
-    power: float = _of_bits((_bits_of(shifted) + _BIAS) << _MANTISSA_BITS)
-    return series * power
+    bits = np.float64(shifted).view(np.int64)
+    return series * np.int64((bits + _BIAS) << _MANTISSA_BITS).view(np.float64)
 
 
 @contracting
 def log(x: float) -> float:
     """Computes the logarithm of a normal x > 0, with an error below 1e-10."""
     # The mantissa is in [sqrt(1/2), sqrt(2)); log = 2 artanh((mantissa - 1) / (mantissa + 1)).
-    exponent = (_bits_of(x) + _ONE_LESS_SQRT_HALF) >> _MANTISSA_BITS
-    mantissa: float = _of_bits(_bits_of(x) - ((exponent - _BIAS) << _MANTISSA_BITS))
-    whole: float = _of_bits(exponent | _TWO_TO_52) - (2.0**52 + 1023)
+    bits = np.float64(x).view(np.int64)
+    exponent = (bits + _ONE_LESS_SQRT_HALF) >> _MANTISSA_BITS
+    mantissa = np.int64(bits - ((exponent - _BIAS) << _MANTISSA_BITS)).view(np.float64)
+    whole = np.int64(exponent | _TWO_TO_52).view(np.float64) - (2.0**52 + 1023)
     z = (mantissa - 1) / (mantissa + 1)
     square = z * z
     series = square * (1 / 13) + 1 / 11
