@@ -47,7 +47,6 @@ from pipeline.released.export import (
 )
 from pipeline.released.write_recipe import write_recipe
 from pipeline.report.write import REPORT, write_report, write_tables
-from pipeline.runtime.local_loop import run_locally
 from pipeline.runtime.lock import (
     DATASET_LOCK,
     TABLES_LOCK,
@@ -55,7 +54,7 @@ from pipeline.runtime.lock import (
     locked,
     removed_if_refused,
 )
-from pipeline.runtime.progress import Progress
+from pipeline.runtime.progress import Progress, run_locally
 from pipeline.storage.files import is_below
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store

@@ -41,9 +41,8 @@ from pipeline.released.write_shards import (
     ShardWriter,
     examine_shard,
 )
-from pipeline.runtime.local_loop import map_shards, run_locally
 from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused
-from pipeline.runtime.progress import Progress
+from pipeline.runtime.progress import Progress, map_shards, run_locally
 from pipeline.storage.files import absolute, is_below
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store

@@ -27,8 +27,7 @@ from pipeline.dataset.records import bucket_hash, read_metadata, read_rows, writ
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError, UsageError
 from pipeline.evaluate.predictions import evaluated_variants
-from pipeline.runtime.local_loop import map_shards
-from pipeline.runtime.progress import Progress
+from pipeline.runtime.progress import Progress, map_shards
 from pipeline.storage.files import absolute
 from pipeline.storage.state_files import (
     csv_bytes,

@@ -232,7 +232,7 @@ def run_pipeline(
     with (
         in_one_line(log, _translate),
         job_log(log),
-        show_progress(progress, items=items) if waits else contextlib.nullcontext(),
+        show_progress(progress, items) if waits else contextlib.nullcontext(),
     ):
         if is_portable(type(pipeline.runner).__name__):
             return run_to_end(pipeline, progress)

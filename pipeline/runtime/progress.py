@@ -1,4 +1,4 @@
-"""Counters and progress of a job.
+"""Counters and progress of a job, and the loop over shards of commands that need no Beam.
 
 Counters tell what was done, what was written, and how long each stage took. Workers count through
 Beam, so on any runner the counters are sums over all workers.
@@ -23,9 +23,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.errors import counted, shown_bytes
+from pipeline.errors import JobError, UsageError, counted, plain, shown_bytes
+from pipeline.runtime.job_log import in_one_line, job_log
+from pipeline.runtime.machine import usable_cores
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.processes import has_ended, this_process
 from pipeline.storage.state_files import parse_json
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     import rich.progress
     from apache_beam.runners.runner import PipelineResult
 
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _NAMESPACE = "in9"
 _INFERENCE = "BeamML_PyTorch"
@@ -75,19 +81,19 @@ def count_inference(pictures: int, seconds: float) -> None:
       seconds: time from its launch until its outputs are used.
     """
     if beam := sys.modules.get("apache_beam"):
-        metrics = beam.metrics.Metrics
-        metrics.counter(_INFERENCE, "num_inferences").inc(pictures)
-        metrics.distribution(_INFERENCE, "inference_request_batch_size").update(pictures)
-        latency = metrics.distribution(_INFERENCE, "inference_batch_latency_micro_secs")
-        latency.update(round(seconds * 1e6))
+        beam.metrics.Metrics.counter(_INFERENCE, "num_inferences").inc(pictures)
+    _measure("inference_request_batch_size", pictures)
+    _measure("inference_batch_latency_micro_secs", seconds * 1e6)
 
 
 def count_loading(seconds: float) -> None:
     """Counts the loading of a model, as `count_inference` counts a batch."""
+    _measure("load_model_latency_milli_secs", seconds * 1e3)
+
+
+def _measure(name: str, value: float) -> None:
     if beam := sys.modules.get("apache_beam"):
-        metrics = beam.metrics.Metrics
-        latency = metrics.distribution(_INFERENCE, "load_model_latency_milli_secs")
-        latency.update(round(seconds * 1e3))
+        beam.metrics.Metrics.distribution(_INFERENCE, name).update(round(value))
 
 
 def count_bytes(path: str, size: int) -> None:
@@ -150,17 +156,9 @@ class Tally:
         return f"{progress.folder}/made/{stage}"
 
     def note(self) -> None:
-        """Writes a note of the counts so far.
-
-        A failed write is ignored, because counts are only for display.
-        """
+        """Writes a note of the counts so far."""
         content = shown_bytes(json.dumps(self.counts, sort_keys=True))
-
-        def write() -> None:
-            with contextlib.suppress(OSError):
-                self._progress.store.write(self.path, content)
-
-        self._submit(write)
+        self._submit(functools.partial(self._progress.write, self.path, content))
 
     def load(self) -> bool:
         """Restores the counts that this job has noted for the task; returns whether it had any."""
@@ -268,6 +266,11 @@ class Progress:
         """Returns the folder for the notes of a job that this process launches."""
         return cls(store, f"{_FOLDER}/{this_process().name}")
 
+    def write(self, path: str, content: bytes) -> None:
+        """Writes a note; a failed write is ignored, because notes are only for display."""
+        with contextlib.suppress(OSError):
+            self.store.write(path, content)
+
     def note_total(self, stage: str, name: str, count: int) -> None:
         """Writes a note that the task `name` of a stage has `count` items in all."""
         self.note_done(f"{stage}/{_TOTAL}", name, count)
@@ -279,9 +282,7 @@ class Progress:
         increase, so that a repeated note changes nothing.
         """
         task = f"{self.folder}/{stage}/{name}"
-        # Notes are only for display, so a full disk must not fail the job here.
-        with contextlib.suppress(OSError):
-            self.store.write(f"{task}.{count}", b"")
+        self.write(f"{task}.{count}", b"")
         if replaced:
             with contextlib.suppress(OSError):
                 self.store.delete(f"{task}.{replaced}")
@@ -290,23 +291,23 @@ class Progress:
         """Removes the notes of tasks that will not be done, and the note of their total."""
         dropped = {f"{stage}/{_TOTAL}/{total}", *(f"{stage}/{task}" for task in tasks)}
         with contextlib.suppress(OSError):
-            for path in list(self.store.walk(f"{self.folder}/{stage}")):
-                note = _NOTE.fullmatch(path.removeprefix(f"{self.folder}/"))
-                if note and note["task"] in dropped:
-                    self.store.delete(path)
+            for note in list(self._notes(f"{self.folder}/{stage}")):
+                if note["task"] in dropped:
+                    self.store.delete(f"{self.folder}/{note.string}")
 
     def count(self) -> dict[str, tuple[int, int]]:
         """Returns (done, total) of each stage, according to the notes so far."""
-        tasks: dict[tuple[str, bool, str], int] = {}
-        for path in self.store.walk(self.folder):
-            if note := _NOTE.fullmatch(path.removeprefix(f"{self.folder}/")):
-                task = (note["stage"], note["total"] is not None, note["task"])
-                # Older notes of the task may still exist.
-                tasks[task] = max(tasks.get(task, 0), int(note["count"]))
+        # Older notes of a task may still exist; its largest one comes last.
+        notes = sorted(self._notes(self.folder), key=lambda note: int(note["count"]))
         counts: dict[str, list[int]] = {}
-        for (stage, is_total, _), number in tasks.items():
-            counts.setdefault(stage, [0, 0])[is_total] += number
+        for note in {note["task"]: note for note in notes}.values():
+            counts.setdefault(note["stage"], [0, 0])[bool(note["total"])] += int(note["count"])
         return {stage: (done, total) for stage, (done, total) in counts.items()}
+
+    def _notes(self, folder: str) -> Iterator[re.Match[str]]:
+        """Yields the matches of `_NOTE` below a folder, whose text begins below `self.folder`."""
+        paths = (path.removeprefix(f"{self.folder}/") for path in self.store.walk(folder))
+        return filter(None, map(_NOTE.fullmatch, paths))
 
     def clear(self) -> None:
         """Removes the notes of this job, and of other jobs that are known to have ended."""
@@ -323,8 +324,8 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _make_bar(out: TextIO) -> rich.progress.Progress:
-    """Makes a bar that shows its tasks' `items`, and disappears at its end."""
+def _make_bar() -> rich.progress.Progress:
+    """Makes a bar on standard error that shows its tasks' `items`, and disappears at its end."""
     # Imported here, because workers may lack it.
     from rich import console, progress
 
@@ -333,7 +334,7 @@ def _make_bar(out: TextIO) -> rich.progress.Progress:
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TextColumn("{task.fields[items]}"),
-        console=console.Console(file=out),
+        console=console.Console(file=sys.stderr),
         auto_refresh=False,
         transient=True,
         speed_estimate_period=600,
@@ -363,7 +364,7 @@ def live_bar(name: str, total: int, noun: str) -> Iterator[Callable[[int], None]
     if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
         yield lambda count: None
         return
-    with _make_bar(sys.stderr) as bar:
+    with _make_bar() as bar:
         task = bar.add_task(name, total=total, items=noun)
 
         def advance(count: int) -> None:
@@ -374,29 +375,21 @@ def live_bar(name: str, total: int, noun: str) -> Iterator[Callable[[int], None]
 
 
 @contextlib.contextmanager
-def show_progress(
-    progress: Progress,
-    out: TextIO | None = None,
-    interval: float | None = None,
-    items: Mapping[str, str] | None = None,
-) -> Iterator[None]:
+def show_progress(progress: Progress, items: Mapping[str, str] = {}) -> Iterator[None]:
     """Shows progress while the block runs: a live bar on a terminal, otherwise occasional lines.
 
     A line is such as `segment: 640 of 1300 images, 2.1/s, 5 min left`.
 
     Args:
-      out: stream to write to; standard error if None.
-      interval: seconds between two looks; if None, it depends on `out` and on the storage.
       items: what is counted in each stage that runs models, in the plural.
     """
-    out = out or sys.stderr
+    out = sys.stderr
     terminal = out.isatty()
-    if interval is None:
-        interval = TERMINAL_SECONDS if terminal else PLAIN_SECONDS
-        if progress.store.is_remote:
-            interval = max(interval, REMOTE_SECONDS)
+    interval = TERMINAL_SECONDS if terminal else PLAIN_SECONDS
+    if progress.store.is_remote:
+        interval = max(interval, REMOTE_SECONDS)
     progress.clear()
-    nouns, ended, bar = {**_STAGES, **(items or {})}, threading.Event(), _make_bar(out)
+    nouns, ended, bar = {**_STAGES, **items}, threading.Event(), _make_bar()
     for name in nouns:
         bar.add_task(name, total=0, visible=False, items="")
 
@@ -414,15 +407,14 @@ def show_progress(
             current, last = running or last, running
             if current is None:
                 continue
-            noun, total = nouns[current.description], int(current.total or 0)
+            noun = nouns[current.description]
             for task in bar.tasks:
                 bar.update(task.id, visible=task is current, items=noun + _rate(task))
             bar.refresh()
-            line = f"{current.description}: {current.completed:.0f} of {counted(total, noun[:-1])}"
-            line += f"{_rate(current)}\n"
+            of = counted(int(current.total or 0), noun[:-1]) + _rate(current)
+            line = f"{current.description}: {current.completed:.0f} of {of}\n"
             if line != shown and not terminal:
-                out.write(line)
-                out.flush()
+                print(line, end="", file=out, flush=True)
             shown = line
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -434,3 +426,34 @@ def show_progress(
         ended.set()
         thread.join()
         progress.clear()
+
+
+@contextlib.contextmanager
+def run_locally(progress: Progress, log: str) -> Iterator[None]:
+    """Shows the progress of a block, and translates its errors.
+
+    Args:
+      log: path of a file for tracebacks, which is kept only if the block fails.
+
+    Raises:
+      UsageError, JobError: raised by the block; any other error becomes a JobError.
+    """
+    with in_one_line(log, _translate), job_log(log), show_progress(progress):
+        yield
+
+
+def _translate(error: Exception) -> Exception:
+    is_ours, named = isinstance(error, UsageError | JobError), plain(error)
+    return named if is_ours else JobError(f"{named}. Run the same command again to go on")
+
+
+def map_shards(work: Callable[[T], R], shards: Iterable[T]) -> list[R]:
+    """Calls a function on each shard, as many at a time as there are cores.
+
+    Returns:
+      The results in the order of the shards.
+
+    Raises:
+      Exception: the first error, after the calls that had begun have ended.
+    """
+    return [result for _, result in read_ahead(work, shards, usable_cores())]

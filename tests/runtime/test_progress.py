@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from runs import run_here
 
+from pipeline.errors import BrokenPictureError, JobError
+from pipeline.runners import beam_options
 from pipeline.runtime import progress
-from pipeline.runtime.progress import Progress, Tally, live_bar, show_progress
+from pipeline.runtime.progress import Progress, Tally, live_bar, run_locally, show_progress
 from pipeline.storage.store import Store
 
 
@@ -34,11 +36,15 @@ def wait_for(out: io.StringIO, text: str) -> None:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_lines_say_stage_count_rate_and_time_left(tmp_path: Path, terminal: bool) -> None:
+def test_lines_say_stage_count_rate_and_time_left(
+    tmp_path: Path, terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "TERMINAL_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.02)
+    monkeypatch.setattr("sys.stderr", out := Terminal() if terminal else io.StringIO())
     notes = Progress.for_store(Store(str(tmp_path)))
     notes.note_done("segment", "of-an-earlier-run", 999)
-    out = Terminal() if terminal else io.StringIO()
-    with show_progress(notes, out, interval=0.02, items={"evaluate": "pictures"}):
+    with show_progress(notes, {"evaluate": "pictures"}):
         notes.note_total("segment", "val", 96)
         wait_for(out, "0/96 images" if terminal else "segment: 0 of 96 images")
         notes.note_done("segment", "val-00000", 16)
@@ -114,3 +120,14 @@ def test_a_tally_notes_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert notes.count()["evaluate"] == (7 + number, 0)
     # Only one note of each task is left, however often it was noted.
     assert len([*notes.store.walk(notes.folder)]) == 2
+
+
+def test_an_error_that_is_made_from_several_values_keeps_its_message(tmp_path: Path) -> None:
+    error = BrokenPictureError("dog", ValueError("cut off"))
+    progress = Progress.for_store(Store(str(tmp_path)))
+    with (
+        pytest.raises(JobError, match=r"picture of dog is broken \(cut off\)"),
+        run_locally(progress, str(tmp_path / "log")),
+    ):
+        raise error
+    assert str(beam_options._translate(error)) == str(error)
