@@ -22,8 +22,7 @@ from pathlib import Path
 import apache_beam as beam
 from measure import ROOT, machine, row
 
-from pipeline.runtime.local_workers import LocalWorkers
-from pipeline.runtime.spread import Engine, Spread, spread_over
+from pipeline.runtime.spread import Engine, LocalWorkers, Spread, spread_over
 
 _CALLS = 600
 

@@ -17,8 +17,8 @@ from spread_steps import See, Shared, outputs_of
 
 from pipeline.runners import beam_options
 from pipeline.runners.beam_options import engine_of, pipeline_options
-from pipeline.runtime.local_workers import LocalWorkers
 from pipeline.runtime.machine import see_one_gpu, usable_cores
+from pipeline.runtime.spread import LocalWorkers
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

@@ -19,10 +19,9 @@ from runs import QUICK, ROOT, everything, results_of, run_in9, start_in9, wait_u
 from spread_steps import Die, Fail, Meet, Note, Shared, Sleep, outputs_of
 
 from pipeline.errors import JobError, UsageError
-from pipeline.runtime import local_workers
+from pipeline.runtime import spread
 from pipeline.runtime.dask_workers import DaskWorkers
-from pipeline.runtime.local_workers import LocalWorkers
-from pipeline.runtime.spread import Engine
+from pipeline.runtime.spread import Engine, LocalWorkers
 
 PROCESSES = ("--direct_running_mode=multi_processing", "--direct_num_workers=2")
 
@@ -130,7 +129,7 @@ def test_a_worker_that_joins_late_gets_work(cluster: DaskCluster, tmp_path: Path
 def test_a_call_that_ends_each_worker_ends_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_workers, "_LOSSES", 1)
+    monkeypatch.setattr(spread, "_LOSSES", 1)
     with pytest.raises(
         JobError, match=r"2 workers were lost at one part; .* exit code -9"
     ) as error:
