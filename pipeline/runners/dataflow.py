@@ -64,7 +64,7 @@ _DRIVER = "install-nvidia-driver:5xx"
 _MPS = "use_nvidia_mps"
 """Several SDK processes of a machine may each hold a model; MPS lets them share the GPU."""
 _OPTION = re.compile(
-    r"count:(?P<count>[1-9][0-9]?)|install-nvidia-driver(:[a-z0-9.]+)?"
+    r"count:[1-9][0-9]?|install-nvidia-driver(:[a-z0-9.]+)?"
     rf"|{_MPS}|provisioning_model:[A-Za-z_-]+"
 )
 
@@ -103,22 +103,18 @@ class Gpu:
         if match[1] not in _MACHINES:
             raise UsageError(f"--gpu {text}: expected one of {', '.join(_MACHINES)}")
         options: dict[str, str] = {}
-        count = 1
         for word in words:
-            option = _OPTION.fullmatch(word)
-            if option is None:
-                raise UsageError(
-                    f"--gpu {text}: {word!r} is no option; known: count:N, "
-                    f"install-nvidia-driver:VERSION, {_MPS}, provisioning_model:NAME"
-                )
             name = word.partition(":")[0]
-            if name in options:
-                raise UsageError(f"--gpu {text}: {name} is given twice")
+            reasons = {
+                f"{word!r} is no option; known: count:N, install-nvidia-driver:VERSION, {_MPS}, "
+                "provisioning_model:NAME": _OPTION.fullmatch(word) is None,
+                f"{name} is given twice": name in options,
+            }
+            refuse_first(reasons, f"--gpu {text}: ")
             options[name] = word
-            count = int(option["count"] or count)
+        count = int(options.pop("count", "count:1").removeprefix("count:"))
         if count > 1 and _MPS in options:
             raise UsageError(f"--gpu {text}: NVIDIA MPS is only for machines with a single GPU")
-        options.pop("count", None)
         options.setdefault("install-nvidia-driver", _DRIVER)
         if count == 1:
             options[_MPS] = _MPS
@@ -368,16 +364,15 @@ def _check_package(options: PipelineOptions) -> None:
 
     Raises UsageError if its setup.py is missing, as in an installed package.
     """
-    setup = options.view_as(SetupOptions)
-    if options.view_as(WorkerOptions).sdk_container_image or setup.setup_file:
-        return
-    setup_file = Path(__file__).resolve().parents[2] / "setup.py"
-    if not setup_file.is_file():
-        raise UsageError(
-            "--sdk_container_image=IMAGE is required with --runner=DataflowRunner: workers "
-            "need this package, and its setup.py is not here"
-        )
-    setup.setup_file = str(setup_file)
+    setup, image = options.view_as(SetupOptions), options.view_as(WorkerOptions).sdk_container_image
+    if not image and not setup.setup_file:
+        setup_file = Path(__file__).resolve().parents[2] / "setup.py"
+        if not setup_file.is_file():
+            raise UsageError(
+                "--sdk_container_image=IMAGE is required with --runner=DataflowRunner: workers "
+                "need this package, and its setup.py is not here"
+            )
+        setup.setup_file = str(setup_file)
 
 
 def _check_options(options: PipelineOptions) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import JobError, UsageError, one_line, text_of
+from pipeline.errors import JobError, UsageError, one_line, refuse_first, text_of
 
 PREFIX = "python:"
 
@@ -63,12 +63,13 @@ def import_function(target: str, origin: str, example: str) -> Callable[..., Any
       example: a valid entry, for messages.
     """
     path, colon, name = target.partition(":")
-    if not colon or not path or not name:
-        raise UsageError(f"{origin} must look like {example}")
-    if path.endswith(".py"):
-        raise UsageError(
-            f"{origin}: say {PREFIX}{module_of(path)}:{name}, with its folder on PYTHONPATH"
-        )
+    reasons = {
+        f" must look like {example}": not (colon and path and name),
+        f": say {PREFIX}{module_of(path)}:{name}, with its folder on PYTHONPATH": path.endswith(
+            ".py"
+        ),
+    }
+    refuse_first(reasons, origin)
     try:
         imported_digests.setdefault(path, digest_of_module(path))
         module = call_own(importlib.import_module, path)

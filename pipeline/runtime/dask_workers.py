@@ -23,7 +23,7 @@ import dask
 import distributed
 from typing_extensions import override
 
-from pipeline.errors import JobError, UsageError, one_line
+from pipeline.errors import JobError, UsageError, one_line, refuse_first
 from pipeline.runtime.lock import release_all
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.spread import ADVICE, Answer, Call, Engine, end_steps, is_stale, run_call
@@ -164,11 +164,11 @@ def _scheduler_address(text: str) -> str:
             f"--dask {text}: expected tls://HOST:PORT, tcp://127.0.0.1:PORT, a scheduler's file, "
             f"or auto: {one_line(error)}"
         ) from error
-    if scheme not in ("tcp", "tls"):
-        raise UsageError(f"--dask {text}: {place} begins with neither tls:// nor tcp://")
-    if scheme == "tcp" and not (text.startswith(_INSECURE) or _LOOPBACK.fullmatch(host)):
-        raise UsageError(
-            f"--dask {text}: whoever reaches {place} can run code there; use tls:// with "
-            f"certificates, or say {_INSECURE}{text} in a network that nobody else reaches"
-        )
+    is_safe = scheme == "tls" or text.startswith(_INSECURE) or _LOOPBACK.fullmatch(host)
+    reasons = {
+        f"{place} begins with neither tls:// nor tcp://": scheme not in ("tcp", "tls"),
+        f"whoever reaches {place} can run code there; use tls:// with certificates, or say "
+        f"{_INSECURE}{text} in a network that nobody else reaches": not is_safe,
+    }
+    refuse_first(reasons, f"--dask {text}: ")
     return place

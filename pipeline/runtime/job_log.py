@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from pipeline.errors import JobError, UsageError, escaped
 
@@ -129,5 +129,4 @@ def in_one_line(log: str, translate: Callable[[Exception], Exception]) -> Iterat
 
 def _log_thread(arguments: threading.ExceptHookArgs) -> None:
     """Logs the error that ended a runner's thread; the runner reports the error, too."""
-    error: Any = arguments.exc_value
-    logging.getLogger("apache_beam").error("a thread died", exc_info=error)
+    logging.getLogger("apache_beam").error("a thread died", exc_info=arguments.exc_value)

@@ -53,7 +53,7 @@ from pipeline.storage.files import files_of
 from pipeline.storage.interface import PathClaim
 from pipeline.storage.processes import Process
 from pipeline.storage.state_files import convert, parse_json, warn_damaged
-from pipeline.storage.store import TEMPORARY, WORK_FOLDER, Store
+from pipeline.storage.store import TEMPORARY, TEMPORARY_NAME, WORK_FOLDER, Store
 from transforms.hashing import text_bytes
 
 DATASET_LOCK = f"{WORK_FOLDER}/lock"
@@ -276,10 +276,8 @@ def remove_dead_locks(store: Store) -> None:
     """
     files, folder = files_of(store.root), store.path(WORK_FOLDER)
     names = (posixpath.basename(path) for path in files.file_paths(folder))
-    for name in (*names, *files.folder_names(folder)):
-        lock = f"{WORK_FOLDER}/{name}"
-        if not _LOCK.fullmatch(lock):
-            continue
+    paths = (f"{WORK_FOLDER}/{name}" for name in (*names, *files.folder_names(folder)))
+    for lock in filter(_LOCK.fullmatch, paths):
         with contextlib.suppress(JobError):  # A file that is not a lock stays.
             claim = files.current_claim(store.path(lock))
             if claim is not None and Holder.from_claim(claim).is_at_work() is False:
@@ -389,7 +387,6 @@ def release_all() -> None:
 
 WEEK_SECONDS = 7 * 24 * 3600.0
 _LOG_NAME = re.compile(r"[a-z]+-[0-9]+\.log")
-_TEMPORARY = re.compile(r".+\+[0-9a-f]{32}")
 _NOTES = re.compile(r".+\+[0-9]+(\+[0-9]*)?")
 
 
@@ -430,7 +427,7 @@ def remove_leftovers(store: Store) -> None:
     remove_dead_locks(store)
     notes = posixpath.dirname(Progress.for_store(store).folder)
     cutoff = time.time() - WEEK_SECONDS
-    for folder, pattern in ((WORK_FOLDER, _LOG_NAME), (TEMPORARY, _TEMPORARY), (notes, _NOTES)):
+    for folder, pattern in ((WORK_FOLDER, _LOG_NAME), (TEMPORARY, TEMPORARY_NAME), (notes, _NOTES)):
 
         def is_old(name: str, folder: str = folder, pattern: re.Pattern[str] = pattern) -> bool:
             path = store.path(f"{folder}/{name}")

@@ -143,14 +143,12 @@ def missing_to_compile(has_gpu: bool) -> str:
     """Returns what `torch.compile` needs and this machine lacks; empty if it lacks nothing."""
     cpp = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     header = os.path.join(sysconfig.get_path("include"), "Python.h")
-    for name, is_there in (
-        (f"the C++ compiler {cpp}", shutil.which(cpp)),
-        ("a C compiler", not has_gpu or any(map(shutil.which, ("gcc", "clang")))),
-        (header, not has_gpu or os.path.exists(header)),
-    ):
-        if not is_there:
-            return name
-    return ""
+    needed = {
+        f"the C++ compiler {cpp}": shutil.which(cpp),
+        "a C compiler": not has_gpu or any(map(shutil.which, ("gcc", "clang"))),
+        header: not has_gpu or os.path.exists(header),
+    }
+    return next((name for name, is_there in needed.items() if not is_there), "")
 
 
 # Constants of malloc.h.
@@ -171,17 +169,11 @@ def give_back_freed_memory() -> None:
 
 
 @functools.cache
-def keep_freed_memory() -> bool:
-    """Makes the allocator keep freed memory for the life of the process.
+def keep_freed_memory() -> None:
+    """Makes the allocator keep freed memory for the life of the process, if it is glibc's.
 
     All threads share the main arena, because other arenas cannot hold blocks of more than 64 MiB.
-
-    Returns:
-      Whether the allocator accepts these settings.
     """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER))
-    accepted = [mallopt(name, value) == 1 for name, value in settings]
-    return all(accepted)
+    if platform.libc_ver()[0] == "glibc":
+        for name, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _NEVER)):
+            ctypes.CDLL(None).mallopt(name, value)

@@ -199,10 +199,8 @@ class LocalFiles(Files):
         self._remove(path, os.remove)
 
     def delete_tree(self, folder: str) -> None:
-        if os.path.islink(folder):
-            self._remove(folder, os.remove)  # Only the link, nothing behind it.
-        else:
-            self._remove(folder, shutil.rmtree)
+        # Of a link only the link, nothing behind it.
+        self._remove(folder, os.remove if os.path.islink(folder) else shutil.rmtree)
 
     def _check(self) -> None:
         """Raises JobError if a claim must be held and is lost."""

@@ -190,14 +190,15 @@ class GcsFiles(Files):
     def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         spans = _spans([span for span in ranges if span[1]])
         contents = in_parallel(lambda span: self._range(path, *span), spans)
-        parts = []
-        for offset, length in ranges:
-            part = b""
-            for (start, end), data in zip(spans, contents, strict=True):
-                if length and start <= offset < end:
-                    part = data[offset - start : offset - start + length]
-            parts.append(part)
-        return parts
+        # A range lies in one span, or is empty.
+        return [
+            b"".join(
+                data[offset - start : offset - start + length]
+                for (start, end), data in zip(spans, contents, strict=True)
+                if length and start <= offset < end
+            )
+            for offset, length in ranges
+        ]
 
     def _range(self, path: str, start: int, end: int) -> bytes:
         def download() -> bytes:

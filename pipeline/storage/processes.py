@@ -17,7 +17,7 @@ import uuid
 
 from transforms.hashing import text_bytes
 
-_NAME = re.compile(r"(?P<place>[0-9a-f]{12})\+(?P<pid>[1-9][0-9]{0,8})\+(?P<started>[0-9]*)")
+_NAME = re.compile(r"([0-9a-f]{12})\+([1-9][0-9]{0,8})\+([0-9]*)")
 _ENDED = "ended"
 
 
@@ -39,12 +39,6 @@ class Process:
     def name(self) -> str:
         """Unique name of the process, which is used in file names."""
         return f"{self.place}+{self.pid}+{self.started}"
-
-    @classmethod
-    def from_name(cls, name: str) -> Process | None:
-        """Returns the process with this `name`, None if the text is not the name of a process."""
-        match = _NAME.fullmatch(name)
-        return match and cls(match["place"], int(match["pid"]), match["started"])
 
     def is_alive(self) -> bool | None:
         """Returns whether the process is running; None if that cannot be known from here.
@@ -69,8 +63,8 @@ class Process:
 
 def has_ended(name: str) -> bool:
     """Returns whether a text is the name of a process that is known to have ended."""
-    process = Process.from_name(name)
-    return process is not None and process.is_alive() is False
+    match = _NAME.fullmatch(name)
+    return match is not None and Process(match[1], int(match[2]), match[3]).is_alive() is False
 
 
 def this_process() -> Process:

@@ -201,7 +201,6 @@ def warn_damaged(path: str, cause: str) -> None:
 
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
-_GUARDED = re.compile(r"'+[=+\-@\t\r]")
 
 
 class _LineFeedRows(io.StringIO):
@@ -242,4 +241,4 @@ def guarded(value: Any) -> Any:
 
 def unguarded(text: str) -> str:
     """Returns the text that `guarded` has made safe."""
-    return text[bool(_GUARDED.match(text)) :]
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

@@ -26,8 +26,8 @@ WORK_FOLDER = ".in9"
 TEMPORARY = f"{WORK_FOLDER}/tmp"
 """Folder for files that are being written."""
 
-# A name from `Store.temporary`.
-_TEMPORARY_NAME = re.compile(r"(?P<process>.+)\+[0-9a-f]{32}")
+TEMPORARY_NAME = re.compile(r"(?P<process>.+)\+[0-9a-f]{32}")
+"""A name from `Store.temporary`."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -215,7 +215,10 @@ class Store:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Returns each file's size in bytes below a folder, by relative path, from one listing."""
-        return {self._relative(i.path): i.size for i in self.files.walk(self.path(folder))}
+        return {
+            info.path[len(self.root) :].lstrip(os.sep).replace(os.sep, "/"): info.size
+            for info in self.files.walk(self.path(folder))
+        }
 
     def sizes_of(self, paths: Iterable[str]) -> list[int | None]:
         """Returns the size of each file in bytes, None for a missing file."""
@@ -373,9 +376,6 @@ class Store:
         """
         self.files.prune(self.writable_path(relative))
 
-    def _relative(self, path: str) -> str:
-        return path[len(self.root) :].lstrip(os.sep).replace(os.sep, "/")
-
     def _for_each(self, call: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Calls a function on each item, several at a time in object storage.
 
@@ -386,5 +386,5 @@ class Store:
 
 def _is_leftover(name: str) -> bool:
     """Returns whether a name in `TEMPORARY` is that of a process that is known to have ended."""
-    match = _TEMPORARY_NAME.fullmatch(name)
+    match = TEMPORARY_NAME.fullmatch(name)
     return match is not None and has_ended(match["process"])
