@@ -176,17 +176,20 @@ class WorkerFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 def check_gpu(flags: WorkerFlags, options: PipelineOptions) -> None:
     """Checks `--gpu` against the other flags of a job for Dataflow."""
-    if not flags.gpu:
-        if flags.device == "cuda":
-            raise UsageError("--gpu TYPE is required for a GPU on Dataflow, such as nvidia-l4")
-        return
     reasons = {
-        f"--gpu is for running models, and in9 {flags.command} runs none; leave it out": (
-            flags.device is None
+        "--gpu TYPE is required for a GPU on Dataflow, such as nvidia-l4": (
+            not flags.gpu and flags.device == "cuda"
         ),
-        "--gpu and --device cpu contradict each other; leave one out": flags.device == "cpu",
+        f"--gpu is for running models, and in9 {flags.command} runs none; leave it out": (
+            bool(flags.gpu) and flags.device is None
+        ),
+        "--gpu and --device cpu contradict each other; leave one out": (
+            bool(flags.gpu) and flags.device == "cpu"
+        ),
     }
     refuse_first(reasons)
+    if not flags.gpu:
+        return
     workers = options.view_as(WorkerOptions)
     Gpu.parse(flags.gpu).check_machine(workers.machine_type)
     google, debug = options.view_as(GoogleCloudOptions), options.view_as(DebugOptions)

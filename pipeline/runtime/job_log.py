@@ -58,8 +58,7 @@ def is_for_terminal(record: logging.LogRecord) -> bool:
 
     Those of libraries tell users nothing that they could act on; the log has them.
     """
-    is_ours = record.name.startswith(("pipeline", "transforms"))
-    return is_ours and not _is_our_traceback(record)
+    return record.name.startswith(("pipeline", "transforms")) and not _is_our_traceback(record)
 
 
 @contextlib.contextmanager

@@ -40,10 +40,8 @@ def usable_cores(root: Path = Path("/")) -> int:
     Args:
       root: the folder below which the system's `proc` and `sys` lie.
     """
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    has_affinity = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     for group in _control_groups(root):
         second = _numbers(group / "cpu.max")
         first = _numbers(group / "cpu.cfs_quota_us") + _numbers(group / "cpu.cfs_period_us")

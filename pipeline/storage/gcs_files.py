@@ -40,7 +40,8 @@ from pipeline.storage.interface import (
 )
 from transforms.hashing import text_bytes
 
-_ATTEMPTS = 6
+_PAUSES = (0.0, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Pauses in seconds before the attempts at a request whose responses end early."""
 
 T = TypeVar("T")
 
@@ -76,13 +77,12 @@ def client() -> storage.Client:
 
 
 def with_retries(call: Callable[[], T], path: str) -> T:
-    """Calls a function, up to `_ATTEMPTS` times, until its response does not end early.
+    """Calls a function, up to six times, until its response does not end early.
 
     Raises OSError if the call fails.
     """
-    for attempt in range(_ATTEMPTS):
-        if attempt:
-            time.sleep(0.1 * 2 ** (attempt - 1))
+    for pause in _PAUSES:
+        time.sleep(pause)
         with contextlib.suppress(IncompleteError), translated(path):
             try:
                 return call()

@@ -59,8 +59,11 @@ def code_hash() -> str:
         names.
     """
     try:
-        versions = [importlib.metadata.version(name) for name in ("numba", "llvmlite")]
-        versions += [sys.version, *_processor()]
+        versions = [
+            *map(importlib.metadata.version, ("numba", "llvmlite")),
+            sys.version,
+            *_processor(),
+        ]
     except Unavailable:
         raise
     except (ImportError, OSError, RuntimeError) as error:
@@ -135,8 +138,7 @@ def _code_files(folder: Path) -> list[Path]:
 def _checksum(folder: Path) -> bytes:
     digest = hashlib.sha256()
     for path in _code_files(folder):
-        line = f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
-        digest.update(text_bytes(line))
+        digest.update(text_bytes(f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"))
     return text_bytes(digest.hexdigest())
 
 

@@ -31,8 +31,7 @@ def seeded(seed: int) -> NDArray[np.uint64]:
 def next_integer(state: NDArray[np.uint64]) -> Integer:
     """Advances the state; returns 32 random bits."""
     state[0] = (state[0] & _LOW_HALF) * _MULTIPLIER + (state[0] >> _HALF)
-    number: np.uint64 = state[0] & _LOW_HALF
-    return number
+    return np.uint64(state[0] & _LOW_HALF)
 
 
 @helper

@@ -1,7 +1,7 @@
 """Decorators that compile the kernels, without the GIL and without Python's division checks."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -32,5 +32,4 @@ def entry(signature: str) -> Callable[[_Function], _Function]:
 
     The function is compiled, or loaded from the cache, when its module is imported.
     """
-    decorator: Callable[[_Function], _Function] = numba.njit(signature, cache=True, **_OPTIONS)
-    return decorator
+    return cast(Callable[[_Function], _Function], numba.njit(signature, cache=True, **_OPTIONS))

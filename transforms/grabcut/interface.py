@@ -66,10 +66,13 @@ def _load(before_compiling: Callable[[], None]) -> tuple[_Segment, bool]:
             f"{folder} cannot hold compiled code ({_explain(error)}). Correct that, or set "
             "IN9_CACHE_DIR to an absolute path where only you may write"
         )
-    warning = "GrabCut is compiled for this process alone (about half a minute): %s"
+    announce = functools.partial(
+        _LOG.warning,
+        "GrabCut is compiled for this process alone (about half a minute): %s",
+        reason,
+    )
     try:
         with tempfile.TemporaryDirectory(prefix="in9-grabcut-") as temporary:
-            announce = functools.partial(_LOG.warning, warning, reason)
             return _load_from(Path(temporary), announce), False
     except OSError as error:
         raise Unavailable(f"{_explain(error)}, and {reason}") from error

@@ -94,12 +94,11 @@ def regroup(
 
 @helper
 def _determinant(c: NDArray[np.float64]) -> float:
-    determinant: float = (
+    return float(
         c[0] * (c[4] * c[8] - c[5] * c[7])
         - c[1] * (c[3] * c[8] - c[5] * c[6])
         + c[2] * (c[3] * c[7] - c[4] * c[6])
     )
-    return determinant
 
 
 @helper

@@ -49,8 +49,7 @@ def measure_contrast(planes: _Bytes) -> float:
     if total == 0:
         return 0.0
     pairs = 4 * width * height - 3 * width - 3 * height + 2
-    beta: float = 1.0 / (2.0 * np.float64(total) / pairs)
-    return beta
+    return float(1.0 / (2.0 * np.float64(total) / pairs))
 
 
 @helper
