@@ -22,11 +22,8 @@ import sys
 from pathlib import Path
 from typing import ClassVar, Self
 
+from transforms.grabcut.errors import Unavailable
 from transforms.hashing import text_bytes
-
-
-class Unavailable(RuntimeError):
-    """This machine cannot compile the kernels, or cannot store their code."""
 
 
 def _processor() -> tuple[str, str]:

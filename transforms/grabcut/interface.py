@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.grabcut import cache
-from transforms.grabcut.cache import Unavailable
+from transforms.grabcut.errors import Unavailable, Unsupported
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,15 +23,6 @@ _C_INT = 2**31
 _MOST_PIXELS = 2**27
 """Largest number of pixels of a picture. With more pixels, the numbers that OpenCV gives to arcs (8
 per pixel) would approach the limit of int32."""
-
-
-class Unsupported(ValueError):
-    """The kernels cannot compute this mask, for the reason in the message.
-
-    Where the kernels give up because no pixel is inside the rectangle, because no pixel is outside,
-    or because a Gaussian has no inverse covariance, `cv2.grabCut` raises `cv2.error`, too. Where
-    they give up because the search is too deep or the picture too large, it computes the mask.
-    """
 
 
 _Segment = Callable[[_Bytes, _Rect, int, int], _Bytes]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from transforms.grabcut.clustering import COMPONENTS, cluster, seeded
 from transforms.grabcut.compilation import entry
+from transforms.grabcut.errors import Unsupported
 from transforms.grabcut.forest import DEEPEST, FREE
-from transforms.grabcut.interface import Unsupported
 from transforms.grabcut.lanes import SLACK
 from transforms.grabcut.max_flow import minimum_cut, workspace
 from transforms.grabcut.mixtures import (
