@@ -8,30 +8,31 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import heapq
 import itertools
 import math
-import os
+import posixpath
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.analysis import Analysis
-from pipeline.dataset.config import FORMATS, DatasetConfig
+from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset, read_tables
 from pipeline.dataset.records import ACCEPTED, ShardCounts
 from pipeline.errors import JobError, ModelError, counted
 from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.cut_source import announce
-from pipeline.generate.graph import IdentifySources
+from pipeline.generate.graph import IdentifySources, deal_guarded
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.segment import SegmentShard
@@ -41,11 +42,16 @@ from pipeline.inputs.source_images import SourceImage
 from pipeline.jobs.forecast import Forecast, SplitForecast, make_forecast
 from pipeline.jobs.messages import advise, size
 from pipeline.runtime.machine import keep_freed_memory
-from pipeline.runtime.progress import Progress, duration
-from pipeline.storage.store import FileDigest, Store
+from pipeline.runtime.progress import (
+    Progress,
+    bytes_written,
+    counted_here,
+    duration,
+    stage_seconds,
+)
+from pipeline.storage.store import Store
 from transforms.filters import Reason
 from transforms.hashing import keyed_hash
-from transforms.variants import VariantName
 
 if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
@@ -61,7 +67,7 @@ class Trial:
     """A few images of a job, made in a temporary folder on one core of this machine.
 
     Attributes:
-      pictures: paths, in this folder, of the files with composed pictures to evaluate models on.
+      pictures: files with composed pictures to evaluate models on.
       images: number of segmented images, at least 1.
       accepted: number of the segmented images that were accepted and got a layer.
       selected: number of the accepted images that were composed.
@@ -73,8 +79,7 @@ class Trial:
       output_bytes: mean size of all variants of a selected image, by folder of the dataset.
     """
 
-    store: Store
-    pictures: tuple[str, ...]
+    pictures: tuple[_Composed, ...]
     images: int
     accepted: int
     selected: int
@@ -83,10 +88,6 @@ class Trial:
     compose_seconds: float
     layer_bytes: float
     output_bytes: dict[str, float]
-
-    def picture_sets(self) -> Iterator[_Composed]:
-        """Yields the composed pictures in the form in which a `Predictor` reads them."""
-        return (_Composed(self.store, path) for path in self.pictures)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,26 +105,30 @@ class _Composed:
 
 def choose(forecast: Forecast) -> list[SourceImage]:
     """Chooses the images to measure among those to segment; if there are none, among accepted."""
-    pool = [image for split in forecast.splits for image in split.left]
-    if not pool:
-        # An image is repeated for each of its objects.
-        pool = list(dict.fromkeys(image for split in forecast.splits for image in split.accepted))
+    # An accepted image is repeated for each of its objects.
+    accepted = dict.fromkeys(image for split in forecast.splits for image in split.accepted)
     # A recipe does not need every picture.
-    pool = [image for image in pool if image.location != NOWHERE]
-    return sorted(pool, key=lambda i: keyed_hash(0, "estimate", i.name))[:SAMPLE_IMAGES]
+    pool = [image for image in forecast.left or accepted if image.location != NOWHERE]
+    return heapq.nsmallest(SAMPLE_IMAGES, pool, lambda i: keyed_hash(0, "estimate", i.name))
 
 
-def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> Trial:
-    """Runs the stages of a job on a few images.
+def run_trial(job: GenerateJob, forecast: Forecast, folder: str) -> Trial | None:
+    """Runs the stages of a job on a few images; each image becomes a shard of its own.
 
     Args:
-      images: at least one image; each image becomes a shard of its own.
       folder: an empty temporary folder.
+
+    Returns:
+      What was measured; None if no image can be accepted.
 
     Raises:
       OSError: an image cannot be read, or the temporary folder is full.
       JobError: a custom segmenter or variant failed.
     """
+    images = choose(forecast)
+    if not images:
+        return None
+    print(f"dry run: measuring {counted(len(images), 'image')}", file=sys.stderr)
     store = Store(folder)
     # So few images must find partners among themselves, so rules are relaxed, and --per_class must
     # not leave any of them out.
@@ -140,58 +145,41 @@ def run_trial(job: GenerateJob, images: Sequence[SourceImage], folder: str) -> T
     totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
     segment, compose = SegmentShard(job), ComposeShard(job)
     segment.setup()
+    compose.setup()
     job.cutter().segmenter.prepare(announce)
     segmented: list[SourceShard] = []
     seconds = []
-    for number, image in enumerate(images):
-        shard = SourceShard(totals, number, (image,))
-        (shard,) = IdentifySources(job).process(shard) if job.recipe else (shard,)
-        started = time.perf_counter()
-        segmented += segment.process(shard)
-        seconds.append(time.perf_counter() - started)
-    (output,) = PlanSplit(job).process(("trial", segmented))
-    compose.setup()
-    started = time.perf_counter()
-    (composed,) = compose.process(output)
-    compose_seconds = time.perf_counter() - started
+    with counted_here() as counters:
+        for number, image in enumerate(images):
+            shard = SourceShard(totals, number, (image,))
+            (shard,) = IdentifySources(job).process(shard) if job.recipe else (shard,)
+            started = time.perf_counter()
+            segmented += segment.process(shard)
+            seconds.append(time.perf_counter() - started)
+        (output,) = PlanSplit(job).process(("trial", segmented))
+        (composed,) = compose.process(output)
     accepted = composed.statuses.get(ACCEPTED, 0)
-    files = [file for shard in segmented for file in shard.record.files]
-    files += composed.record.files
-    sizes = _bytes_by_folder(files)
     selected = sum(composed.selected.values())
+    # Without records and index. For a few images these are mostly overhead that the many images of
+    # a real shard share.
+    sizes = bytes_written(counters)
     error = 1.96 * statistics.stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else 0.0
-    format_ = lenient.formats[0]
-    pictures = [
-        compose.outputs.staged(file.path)
-        for file in files
-        if file.path.split("/")[0] == format_
-        and VariantName.parse(file.path.split("/")[1]).is_picture
-    ]
+    folders = [f"{lenient.formats[0]}/{name}" for name in lenient.composed if name.is_picture]
     return Trial(
-        store=store,
-        pictures=tuple(pictures),
+        pictures=tuple(
+            _Composed(store, compose.outputs.staged(file.path))
+            for file in composed.record.files
+            if posixpath.dirname(file.path) in folders
+        ),
         images=len(images),
         accepted=accepted,
         selected=selected,
         segment_seconds=statistics.fmean(seconds),
         segment_error=error,
-        compose_seconds=compose_seconds / selected if selected else 0.0,
+        compose_seconds=selected and stage_seconds(counters, ["compose"])["compose"] / selected,
         layer_bytes=sizes.pop("layers", 0) / max(accepted, 1),
         output_bytes={name: size / max(selected, 1) for name, size in sizes.items()},
     )
-
-
-def _bytes_by_folder(files: Sequence[FileDigest]) -> Counter[str]:
-    """Sums up sizes in bytes by folder, without records and index.
-
-    For a few images these are mostly overhead that the many images of a real shard share.
-    """
-    sizes: Counter[str] = Counter()
-    for file in files:
-        folder = file.path.partition("/")[0]
-        if folder in FORMATS or file.path.endswith(".tar"):
-            sizes[folder] += file.bytes
-    return sizes
 
 
 _EVALUATE_SECONDS = 5.0
@@ -212,20 +200,12 @@ def dry_run(job: GenerateJob, plans: Mapping[str, PlannedAnalysis], workers: int
     print("dry run: reading names and annotations", file=sys.stderr)
     forecast = make_forecast(job)
     for split in forecast.splits:
-        _print_split(split, job)
+        for line in _split_lines(split, job):
+            print(f"{split.totals.split}: {line}")
     if forecast.is_up_to_date:
         print("dataset: up to date")
     with tempfile.TemporaryDirectory(prefix="in9-") as folder:
-
-        @functools.cache
-        def make_trial() -> Trial | None:
-            """Runs the job on a few images; returns None if no image can be accepted."""
-            images = choose(forecast)
-            if not images:
-                return None
-            print(f"dry run: measuring {counted(len(images), 'image')}", file=sys.stderr)
-            return run_trial(job, images, folder)
-
+        make_trial = functools.cache(functools.partial(run_trial, job, forecast, folder))
         if not forecast.is_up_to_date:
             _print_estimate(job, forecast, make_trial(), workers)
         variants = job.config.compose.composed
@@ -244,38 +224,35 @@ def dry_run(job: GenerateJob, plans: Mapping[str, PlannedAnalysis], workers: int
             for model in next(iter(timed.values())).evaluation.models:
                 _print_model(model, job, forecast, timed, make_trial)
     print("dry run: nothing was written")
-    if forecast.refusal:
-        raise forecast.refusal
+    deal_guarded(job, forecast.listed)  # Raises JobError if the job would be refused.
 
 
-def _print_split(split: SplitForecast, job: GenerateJob) -> None:
-    names = job.taxonomy.names
+def _split_lines(split: SplitForecast, job: GenerateJob) -> Iterator[str]:
+    """Yields what is known of a split."""
+    totals, names = split.totals, job.taxonomy.names
     classes = ", ".join(f"{name} {split.classes[name]}" for name in names if name in split.classes)
-    print(
-        f"{split.split}: {counted(split.listed, 'image')} ({classes}), {split.outside} of other "
-        f"classes, {counted(split.other_files, 'other file')}"
+    yield (
+        f"{counted(totals.listed, 'image')} ({classes}), {totals.outside} of other classes, "
+        f"{counted(totals.other_files, 'other file')}"
     )
-    if split.unmatched:
-        print(f"{split.split}: {split.unmatched}")
+    if totals.unmatched:
+        yield totals.unmatched
+    rejected, left = sum(split.rejected.values()), len(split.left)
     reasons = ", ".join(f"{count} {reason}" for reason, count in split.rejected.items())
-    print(
-        f"{split.split}: {sum(split.rejected.values())} rejected for name or annotation alone"
-        + (f" ({reasons})" if reasons else "")
-    )
-    rejected = split.rejected | (
-        {Reason.NO_BACKGROUND: split.without_partner} if split.without_partner else {}
+    yield f"{rejected} rejected for name or annotation alone" + f" ({reasons})" * bool(reasons)
+    without_partner = split.has_partner.count(False)
+    all_rejected = split.rejected | (
+        {Reason.NO_BACKGROUND: without_partner} if without_partner else {}
     )
     # A recipe has decided on its images.
-    for line in () if job.recipe else advise(rejected, split.listed):
-        print(f"{split.split}: {line}")
-    keeps_image_whole = job.config.segment.keeps_image_whole
-    done, to_do = ("looked at", "to look at") if keeps_image_whole else ("segmented", "to segment")
-    print(f"{split.split}: {split.done} {done} already, {len(split.left)} {to_do}")
-    if split.without_partner:
-        more = ", or more, if others are rejected" if split.left else ""
-        print(
-            f"{split.split}: {split.without_partner} of them without a background for every mixed "
-            f"variant ({Reason.NO_BACKGROUND}){more}"
+    yield from () if job.recipe else advise(all_rejected, totals.listed)
+    is_cut = not job.config.segment.keeps_image_whole
+    done, to_do = ("segmented", "segment") if is_cut else ("looked at", "look at")
+    yield f"{totals.listed - rejected - left} {done} already, {left} to {to_do}"
+    if without_partner:
+        yield (
+            f"{without_partner} of them without a background for every mixed variant "
+            f"({Reason.NO_BACKGROUND})" + ", or more, if others are rejected" * bool(left)
         )
 
 
@@ -310,8 +287,8 @@ def _print_estimate(
         f"{trial.accepted} of {trial.images} accepted; compose "
         f"{trial.compose_seconds:.3f} s"
     )
-    segment = forecast.left * trial.segment_seconds
-    error = forecast.left * trial.segment_error
+    segment = len(forecast.left) * trial.segment_seconds
+    error = len(forecast.left) * trial.segment_error
     compose = selected * trial.compose_seconds
     print(
         f"estimate: {duration((segment + compose) / workers)} with --direct_num_workers {workers} "
@@ -334,10 +311,8 @@ def _free(store: Store) -> float:
     """Returns the free space of the disk in bytes; infinity for object storage."""
     if store.is_remote:
         return math.inf
-    path = store.root
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return shutil.disk_usage(path).free
+    folders = (Path(store.root), *Path(store.root).parents)
+    return shutil.disk_usage(next(folder for folder in folders if folder.exists())).free
 
 
 def _print_model(
@@ -359,7 +334,7 @@ def _print_model(
         print(f"{name}: {error}")
         return
     load = time.perf_counter() - started
-    left: dict[Analysis, int] = {}
+    variants = job.config.compose.composed
     if forecast.is_up_to_date:
         dataset = Dataset.open(evaluation.store)
         left = {analysis: _left(plan, dataset, model) for analysis, plan in plans.items()}
@@ -368,16 +343,15 @@ def _print_model(
                 print(f"{name}: {analysis.done} already")
         if not any(left.values()):
             return
-    trial = make_trial()
-    if trial is None:
-        return
-    if not forecast.is_up_to_date:
+    else:
         expected = _tested(next(iter(plans.values())), job, forecast, make_trial)
-        variants = job.config.compose.composed
         left = {
             analysis: analysis.parts.expected_pictures(plan, expected, variants) or 0
             for analysis, plan in plans.items()
         }
+    trial = make_trial()
+    if trial is None:
+        return
     try:
         predictor = Predictor(model, evaluation.predict)
         rate = _pictures_a_second(predictor, trial, job.config.segment.image_size)
@@ -413,7 +387,7 @@ def _tested(
     evaluation = work.evaluation
     if forecast.is_up_to_date:
         return len(evaluation.rows(Dataset.open(evaluation.store)))
-    (split,) = (each for each in forecast.splits if each.split == evaluation.split)
+    (split,) = (each for each in forecast.splits if each.totals.split == evaluation.split)
     trial = make_trial()
     return (evaluation.holdout or 1.0) * _selected(job.config, split, trial) if trial else 0.0
 
@@ -435,7 +409,7 @@ def _pictures_a_second(predictor: Predictor, trial: Trial, side: int) -> float:
     keep_freed_memory()
     started = time.perf_counter()
     done, rate = 0, 0.0
-    pictures = predictor.logits(trial.picture_sets(), side)
+    pictures = predictor.logits(trial.pictures, side)
     for number, (batch, _) in enumerate(pictures):
         done += len(batch.rows)
         rate = done / (time.perf_counter() - started)

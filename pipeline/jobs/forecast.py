@@ -14,9 +14,8 @@ import pyarrow as pa
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import ACCEPTED
-from pipeline.errors import JobError
 from pipeline.generate.cut_source import reject_by_name
-from pipeline.generate.graph import deal_guarded, list_split, refuse_lacking
+from pipeline.generate.graph import list_split, refuse_lacking
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import group_numbers
 from pipeline.generate.previous_layers import PreviousLayers, Survey
@@ -55,38 +54,27 @@ class SplitForecast:
     """The part of a forecast that is about one split.
 
     Attributes:
-      listed: number of images of the taxonomy's classes.
       classes: number of listed images by superclass name.
       rejected: number of images by reason for rejection, as far as names and annotations show it.
-      done: number of images whose outcome is known from an earlier run: it has accepted the image,
-        or has rejected it for its pixels.
       accepted: images that an earlier run has accepted; an image with several accepted objects is
         repeated for each.
       has_partner: for each of `candidates`, whether it would find a background for every mixed
         variant if all candidates were accepted.
+      is_up_to_date: whether all records are up to date and in the dataset.
     """
 
-    split: str
-    listed: int
-    outside: int
-    other_files: int
-    unmatched: str
+    totals: SplitTotals
     classes: dict[str, int]
     rejected: dict[str, int]
-    done: int
     accepted: tuple[SourceImage, ...]
     left: tuple[SourceImage, ...]
     has_partner: tuple[bool, ...]
+    is_up_to_date: bool
 
     @property
     def candidates(self) -> tuple[SourceImage, ...]:
         """Images that are accepted, or may be accepted."""
         return self.accepted + self.left
-
-    @property
-    def without_partner(self) -> int:
-        """Number of candidates that would find no background for some mixed variant."""
-        return self.has_partner.count(False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,18 +82,17 @@ class Forecast:
     """What a job would do, from its input and its output folder.
 
     Attributes:
-      refusal: the error with which the job would end before it makes anything; None if it would go
-        on.
+      listed: the listed images of each split.
     """
 
     splits: tuple[SplitForecast, ...]
+    listed: dict[SplitTotals, Sequence[SourceImage]]
     is_up_to_date: bool
-    refusal: JobError | None
 
     @property
-    def left(self) -> int:
-        """Number of images to segment in all splits."""
-        return sum(len(split.left) for split in self.splits)
+    def left(self) -> list[SourceImage]:
+        """Images to segment in all splits."""
+        return [image for split in self.splits for image in split.left]
 
 
 def make_forecast(job: GenerateJob) -> Forecast:
@@ -115,7 +102,7 @@ def make_forecast(job: GenerateJob) -> Forecast:
       UsageError: the input is empty, or cannot be read.
     """
     manifest = read_manifest(job.store)
-    is_up_to_date = (
+    has_same_flags = (
         manifest is not None
         and (manifest.config, manifest.about) == (job.config, job.about)
         and not job.reshard
@@ -124,35 +111,27 @@ def make_forecast(job: GenerateJob) -> Forecast:
     listed: dict[SplitTotals, Sequence[SourceImage]] = {}
     for layout in job.layouts:
         images, totals = list_split(job, layout)
-        split, unchanged = _forecast_split(job, images, totals)
-        splits.append(split)
-        is_up_to_date &= unchanged
+        splits.append(_forecast_split(job, images, totals))
         listed[totals] = images
-    refusal = None
-    try:
-        deal_guarded(job, listed)
-    except JobError as error:
-        refusal = error
-    return Forecast(tuple(splits), is_up_to_date, refusal)
+    is_up_to_date = has_same_flags and all(split.is_up_to_date for split in splits)
+    return Forecast(tuple(splits), listed, is_up_to_date)
 
 
 def _forecast_split(
     job: GenerateJob, images: Sequence[SourceImage], totals: SplitTotals
-) -> tuple[SplitForecast, bool]:
-    """Returns (a split's forecast, whether all its records are up to date and in the dataset)."""
+) -> SplitForecast:
     split = totals.split
     refuse_lacking(job, images)
     previous = PreviousLayers(job.store, split, job.previous.get(split, totals.counts))
     rejected: Counter[str] = Counter()
-    done = 0
     accepted: list[SourceImage] = []
     left: list[SourceImage] = []
-    unchanged = True
-    for listed in make_shards(images, totals):
-        found = Survey(job.layer_staging(), job.config, listed.make())
+    is_up_to_date = True
+    for shard in make_shards(images, totals):
+        found = Survey(job.layer_staging(), job.config, shard.make())
         rows = found.read_rows()
         is_in_place = found.record is not None and found.record.path == found.path
-        unchanged &= is_in_place and rows is not None
+        is_up_to_date &= is_in_place and rows is not None
         statuses: dict[str, list[str]] = {}
         for row in rows or ():
             # The key of an image's object may be invalid, too, but the image's own is not.
@@ -173,24 +152,17 @@ def _forecast_split(
                 left.append(image)
             elif _BY_ANNOTATION.issuperset(recorded):
                 rejected[recorded[0]] += 1
-            else:
-                done += 1
             accepted += [image] * recorded.count(ACCEPTED)
     names = (job.taxonomy.names[i.label] for i in images if i.label != OUTSIDE)
-    forecast = SplitForecast(
-        split=split,
-        listed=totals.listed,
-        outside=totals.outside,
-        other_files=totals.other_files,
-        unmatched=totals.unmatched,
+    return SplitForecast(
+        totals=totals,
         classes=dict(Counter(names)),
         rejected={str(reason): rejected[reason] for reason in sorted(rejected)},
-        done=done,
         accepted=tuple(accepted),
         left=tuple(left),
         has_partner=_has_partner([*accepted, *left], job.config),
+        is_up_to_date=is_up_to_date,
     )
-    return forecast, unchanged
 
 
 def _has_partner(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool, ...]:
