@@ -1,23 +1,38 @@
-"""`in9 train`: trains a network, or with `--probe` a linear probe, on a variant.
+"""`in9 train` and `in9 matrix`: train networks, or with `--probe` linear probes, on variants.
 
-`in9 matrix` makes the plan of its trainings from the same flags.
+`train` trains one on a variant. `matrix` trains one on each variant, tests it on all of them, and
+prints the train x test matrix.
 """
 
 import argparse
 import contextlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from pipeline.analyses.matrix.parts import describe_gaps, matrix_table
+from pipeline.analyses.matrix.rows import (
+    MatrixPlan,
+    NetworkTrainer,
+    ProbeTrainer,
+    Trainer,
+    make_matrices,
+    make_plan,
+)
 from pipeline.commands.command_line import check_device, flags_as
 from pipeline.commands.flags import flags_of
-from pipeline.dataset.folder import Dataset, Holdout
+from pipeline.dataset.card import notes_of
+from pipeline.dataset.folder import Dataset, Holdout, open_named
 from pipeline.dataset.manifest import reading_store, writing_store
+from pipeline.display.table import describe_chance
 from pipeline.errors import JobError, UsageError, counted
+from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
+from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.identity import PredictConfig, chosen_folder
 from pipeline.models.registry import check_model
+from pipeline.report.write import REPORT, gather, write_report
 from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
@@ -34,11 +49,15 @@ from pipeline.training.train_plan import (
 )
 
 _MAX_WORKERS = 16
-_NETWORK_FLAGS = (
-    *("pretrained", "epochs", "batch_size", "lr", "weight_decay"),
-    *("eval_split", "precision", "workers", "overwrite"),
-)
-"""Flags of `in9 train` that only the training of whole networks uses."""
+_QUESTIONS = (1, 4)
+"""Sections of the source whose questions a matrix answers."""
+_OF_NETWORKS = ("epochs", "batch_size", "lr", "precision", "workers", "overwrite")
+_NETWORK_FLAGS = {
+    "train": {*_OF_NETWORKS, "pretrained", "weight_decay", "eval_split"},
+    "matrix": {*_OF_NETWORKS},
+}
+"""Flags of each command that only the training of whole networks uses. `matrix` takes
+`--pretrained` with a probe, too, because a probe always starts from such weights."""
 
 
 class TrainFlags(TrainingFlags, frozen=True, kw_only=True):
@@ -56,8 +75,7 @@ class TrainFlags(TrainingFlags, frozen=True, kw_only=True):
 def run_train(arguments: argparse.Namespace) -> int:
     """Runs `in9 train`; returns the exit code."""
     flags = flags_as(TrainFlags, arguments)
-    if flags.probe:
-        refuse_network_flags(arguments, _NETWORK_FLAGS)
+    _refuse_network_flags(arguments)
     entry = _fit_probe(flags) if flags.probe else _train_network(flags)
     holdout = f" --holdout {flags.holdout:g}" if flags.holdout else ""
     print(f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models {entry}{holdout}")
@@ -82,8 +100,9 @@ def choose_device(flags: TrainingFlags) -> tuple[str, str]:
     return device, precision
 
 
-def refuse_network_flags(arguments: argparse.Namespace, names: Collection[str]) -> None:
-    """Refuses flags of `train --probe` or `matrix --probe` that a probe would ignore."""
+def _refuse_network_flags(arguments: argparse.Namespace) -> None:
+    """Refuses flags that a probe would ignore if `--probe` is given."""
+    names = _NETWORK_FLAGS[arguments.command] if arguments.probe else ()
     for flag in flags_of(arguments.command):
         if flag.dest in names and getattr(arguments, flag.dest) != flag.default:
             raise UsageError(
@@ -207,3 +226,89 @@ def _train_network(flags: TrainFlags) -> str:
     else:
         print(f"time: {duration(time.monotonic() - started)}; log: {store.path(LOG)}")
     return entry
+
+
+class MatrixFlags(TrainingFlags, frozen=True, kw_only=True):
+    """Flags of `in9 matrix`."""
+
+    dataset: str
+    in9l: str | None
+    variants: tuple[str, ...] | None
+    arch: tuple[str, ...] | None
+    probe: bool
+    train_split: str | None
+    eval_split: str | None
+    allow_overlap: bool
+    overwrite: bool
+    publish: str | None
+    keep: int | None
+    pictures: str
+
+
+def run_matrix(arguments: argparse.Namespace) -> int:
+    """Runs `in9 matrix`; returns the exit code."""
+    flags = flags_as(MatrixFlags, arguments)
+    _refuse_network_flags(arguments)
+    store = writing_store("dataset", flags.dataset)
+    publishing = check_publishing(store, flags.publish, flags.keep)
+    dataset = Dataset.open(store)
+    device, _ = choose_device(flags)
+    weights = chosen_folder(flags.weights)
+    plan = make_plan(
+        dataset,
+        open_named("--in9l", flags.in9l) if flags.in9l else None,
+        variants=flags.variants,
+        train_split=flags.train_split,
+        split=flags.eval_split,
+        share=flags.holdout,
+        predict=PredictConfig(device),
+        seed=flags.seed,
+        allow_overlap=flags.allow_overlap,
+    )
+    names = flags.arch or (DEFAULT_MODEL if flags.probe else "resnet50",)
+    for name in names:
+        if flags.probe:
+            check_model(name, weights, needs_network=True)
+        else:
+            check_architecture(name, pretrained=flags.pretrained, weights=weights)
+    for note in notes_of(dataset.manifest):
+        print(note)
+    if plan.split != "val":
+        print(f"tested on split {plan.split}")
+    torch.set_num_threads(usable_cores())
+    started = time.monotonic()
+    matrices, num_tested = make_matrices(plan, _trainers(plan, names, flags))
+    for matrix in matrices:
+        print(matrix_table(matrix))
+        chance = describe_chance(row.chance for row in matrix.rows if row.n)
+        for line in filter(None, (chance, describe_gaps(matrix))):
+            print(line)
+    # Imported here, because the templates and Matplotlib are slow to import.
+    from pipeline.report.page import check_claims
+
+    for checked in check_claims(gather(dataset, dataset.taxonomy)):
+        if checked.claim.section in _QUESTIONS and checked.findings:
+            print(f"{checked.summary}: {checked.claim.text}")
+    if num_tested:
+        of = f"{num_tested} of {len(matrices) * len(plan.names)}"
+        print(f"rows tested: {of}; time: {duration(time.monotonic() - started)}")
+    else:
+        print("nothing to do: every row has been tested")
+    write_report(store, dataset.taxonomy, flags.pictures)
+    print(f"report: {store.path(REPORT)}")
+    if publishing:
+        print(describe_published(publishing.target, publish(publishing)))
+    return 0
+
+
+def _trainers(plan: MatrixPlan, names: Sequence[str], flags: MatrixFlags) -> Iterator[Trainer]:
+    # A generator, so that only one network is in memory at a time.
+    for name in names:
+        if flags.probe:
+            weights = chosen_folder(flags.weights)
+            yield ProbeTrainer(Backbone(name, plan.predict, plan.dataset.store, weights), plan)
+        else:
+            training = plan_from_flags(
+                flags, arch=name, train_split=plan.train_split, eval_split=None
+            )
+            yield NetworkTrainer(plan, training, overwrite=flags.overwrite)

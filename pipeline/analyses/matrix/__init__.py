@@ -18,7 +18,7 @@ MATRIX = Analysis(
     command=Command(
         "train on each variant and test on all of them: the train x test matrix",
         "in9 matrix --dataset out --probe --holdout 0.5",
-        "matrix:run_matrix",
+        "train:run_matrix",
     ),
     sections=(
         section(
