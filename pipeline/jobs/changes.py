@@ -58,12 +58,7 @@ class ImageChanges:
     changed: list[IndexedImage] | None = dataclasses.field(default_factory=list)
     rejected: list[IndexedImage] = dataclasses.field(default_factory=list)
     accepted: list[IndexedImage] = dataclasses.field(default_factory=list)
-    repaired: dict[str, int] = dataclasses.field(default_factory=dict)
-
-    @property
-    def is_input(self) -> bool:
-        """Whether the input has changed."""
-        return bool(self.added or self.removed or self.changed)
+    repaired: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
 def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
@@ -73,9 +68,16 @@ def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
     for old, new in _pairs(before, after, split, _index_files, _read_index):
         content |= new
         _compare(old, new, changes)
+    fingerprints = {side.manifest.stages.get("segment_fingerprint") for side in (before, after)}
+    # A changed source changes the file of its output shard, too, so `content` has the image.
     changes.changed = (
-        [content[image] for image in _changed(before, after, split, content)]
-        if _segmented_alike(before, after)
+        [
+            content[image]
+            for old, new in _pairs(before, after, split, _record_files, _read_digests)
+            for image in sorted(old.keys() & new.keys() & content.keys())
+            if old[image] != new[image]
+        ]
+        if len(fingerprints) == 1 and None not in fingerprints
         else None
     )
     return changes
@@ -90,32 +92,14 @@ def _compare(
         was = old.get(image)
         if row.status != ACCEPTED and (was is None or was.status == ACCEPTED):
             to.rejected.append(row)
-        if was is None:
-            continue
-        if row.status == ACCEPTED != was.status:
+        if was is not None and row.status == ACCEPTED != was.status:
             to.accepted.append(row)
-        if row.selected and was.selected:
-            for name in was.backgrounds.keys() & row.backgrounds.keys():
-                is_other = row.backgrounds[name] != was.backgrounds[name]
-                to.repaired[name] = to.repaired.get(name, 0) + is_other
-
-
-def _changed(
-    before: Dataset, after: Dataset, split: str, content: dict[_Image, IndexedImage]
-) -> Iterator[_Image]:
-    """Yields the images in both states whose source differs."""
-    for old, new in _pairs(before, after, split, _record_files, _read_digests):
-        for image in sorted(old.keys() & new.keys()):
-            # A changed source changes the file of its output shard, too, so `content` has the
-            # image.
-            if old[image] != new[image] and image in content:
-                yield image
-
-
-def _segmented_alike(before: Dataset, after: Dataset) -> bool:
-    stages = (before.manifest.stages, after.manifest.stages)
-    first, second = (stage.get("segment_fingerprint") for stage in stages)
-    return first is not None and first == second
+        if was is not None and row.selected and was.selected:
+            to.repaired.update(
+                name
+                for name in was.backgrounds.keys() & row.backgrounds.keys()
+                if row.backgrounds[name] != was.backgrounds[name]
+            )
 
 
 def _index_files(dataset: Dataset, split: str) -> list[str]:
@@ -248,7 +232,7 @@ def _dataset_causes(
         f"{split}: {counted(len(changes.added), 'image')} added, {len(changes.removed)} removed"
         + ("" if changes.changed is None else f", {len(changes.changed)} changed")
         for split, changes in images.items()
-        if changes.is_input
+        if changes.added or changes.removed or changes.changed
     ]
     code = code if old.files != new.files else []
     causes = {"data": data, "configuration": flags, "code": code}
@@ -290,7 +274,7 @@ def _one_line(changes: Changes) -> str:
         for kind in _KINDS
         if (count := sum(len(_by_kind(split)[kind]) for split in splits))
     ]
-    replaced = sum(sum(split.repaired.values()) for split in splits)
+    replaced = sum(split.repaired.total() for split in splits)
     if replaced and not images:
         images = [counted(replaced, "other background")]
     parts = [f"images: {', '.join(images)}"] if images else []
@@ -318,8 +302,7 @@ def _lines(changes: Changes) -> Iterator[str]:
 
 def _image_lines(split: str, changes: ImageChanges) -> Iterator[str]:
     kinds = {kind: rows for kind, rows in _by_kind(changes).items() if rows}
-    repaired = {name: count for name, count in sorted(changes.repaired.items()) if count}
-    if not kinds and not repaired:
+    if not kinds and not changes.repaired:
         return
     yield from ("", f"## Images of {markdown(split)}", "")
     for kind, rows in kinds.items():
@@ -328,7 +311,7 @@ def _image_lines(split: str, changes: ImageChanges) -> Iterator[str]:
         yield from (f"  * {markdown(row.key)}: {row.status}" for row in listed)
         if len(rows) > LISTED:
             yield f"  * and {len(rows) - LISTED} more"
-    for variant, count in repaired.items():
+    for variant, count in sorted(changes.repaired.items()):
         has = "has" if count == 1 else "have"
         yield f"* {count} in both versions {has} another background in {markdown(variant)}"
 

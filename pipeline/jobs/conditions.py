@@ -142,7 +142,7 @@ class Condition:
 
 def parse_conditions(
     texts: Sequence[str] | None,
-    variants: Iterable[VariantName] | None = None,
+    variants: Sequence[VariantName] | None = None,
     custom: Iterable[VariantName] = (),
 ) -> tuple[Condition, ...]:
     """Parses all values of `--fail_if`.
@@ -155,16 +155,13 @@ def parse_conditions(
     Raises:
       UsageError: a condition is wrong, or needs a variant that the dataset lacks.
     """
-    if texts is None:
-        return ()
-    known = None if variants is None else tuple(variants)
-    conditions = tuple(Condition.parse(text, (*custom, *(known or ()))) for text in texts)
-    for condition in conditions:
-        for variant in condition.needs():
-            if known is not None and VariantName.parse(variant) not in known:
-                raise UsageError(
-                    f"--fail_if {condition.text!r}: the dataset has no {variant}; see --variants"
-                )
+    names = (*custom, *(variants or ()))
+    conditions = tuple(Condition.parse(text, names) for text in texts or ())
+    for condition in conditions if variants is not None else ():
+        if lacking := [one for one in condition.needs() if VariantName.parse(one) not in names]:
+            raise UsageError(
+                f"--fail_if {condition.text!r}: the dataset has no {lacking[0]}; see --variants"
+            )
     return conditions
 
 
@@ -212,7 +209,7 @@ class GateFlags(msgspec.Struct, frozen=True, kw_only=True):
 def gate_from_flags(
     flags: GateFlags,
     store: Store,
-    variants: Iterable[VariantName],
+    variants: Sequence[VariantName],
     evaluation: Evaluation | None = None,
 ) -> Gate:
     """Makes a gate from flags, which are checked against the dataset.

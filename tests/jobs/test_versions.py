@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -529,7 +530,7 @@ def test_the_line_that_sums_up_changes_leaves_no_kind_out() -> None:
     model = ModelChange("m", ["weights"], 9, "argmax_then_map", [row])
     for images, models, line in (
         (ImageChanges(accepted=accepted), [], "images: 2 accepted"),
-        (ImageChanges(repaired={"mixed_rand": 3}), [], "images: 3 other backgrounds"),
+        (ImageChanges(repaired=Counter(mixed_rand=3)), [], "images: 3 other backgrounds"),
         (ImageChanges(), [model], "none in images, none in BG-Gap"),
         (ImageChanges(changed=None), [], "none in images, none in accuracies"),
     ):
