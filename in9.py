@@ -17,11 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    import torch
-
-    from pipeline.commands.call import EvaluatedModel
+    from pipeline.commands.call import evaluate_model
     from pipeline.commands.run import Evaluate, Generate
     from pipeline.dataset.reading import DatasetReader
 
@@ -33,6 +29,14 @@ __all__ = [
     "import_released",
     "open_dataset",
 ]
+
+
+_MODULES = {
+    "Evaluate": "pipeline.commands.run",
+    "Generate": "pipeline.commands.run",
+    "evaluate_model": "pipeline.commands.call",
+}
+"""Where names are defined that are imported when they are first used."""
 
 
 def open_dataset(
@@ -54,63 +58,6 @@ def open_dataset(
     from pipeline.dataset.reading import DatasetReader
 
     return DatasetReader.open(os.fspath(path), variant, split)
-
-
-def evaluate_model(
-    dataset: str | os.PathLike[str] | DatasetReader,
-    predict: Callable[[Any], Any] | torch.nn.Module,
-    *,
-    name: str,
-    outputs: str | None = None,
-    preprocessing: Mapping[str, object] | None = None,
-    batch_size: int | None = None,
-    store: bool = False,
-) -> EvaluatedModel:
-    """Evaluates a model on all pictures of a dataset, without Beam.
-
-    A module is evaluated as `in9 evaluate` would run it, with the same preprocessing, and on a GPU
-    if there is one: its own, or the first. It is copied, and a training around the call goes on bit
-    for bit as without it.
-
-    Args:
-      dataset: the dataset's folder, local or `gs://`; or what `open_dataset` returned, whose split
-        is then evaluated, in all variants. It may be read-only, unless results are stored.
-      predict: a `torch.nn.Module`; or a function that takes (n, S, S, 3) uint8 RGB pictures and
-        returns (n, outputs) real scores (1000, or one for each class or superclass of the dataset),
-        or (n,) integer labels of superclasses, -1 for none of them. NumPy, torch, JAX and
-        TensorFlow arrays will do.
-      name: name of the model in tables.
-      outputs: "imagenet" if integers are classes of ImageNet, 0 to 999, rather than superclasses;
-        for datasets whose classes all have WordNet ids of ImageNet.
-      preprocessing: settings of a module, such as `{"mean": (0.5, 0.5, 0.5)}`, as for `python:`
-        (docs/models.md). The others are timm's if timm made the module, else those that are usual
-        for its number of outputs; `result.summary.preprocessing` has all of them.
-      batch_size: number of pictures in a batch, at least 1; None for that of `in9 evaluate`.
-      store: whether to store predictions, as the model `call:NAME`, in place of an earlier one of
-        the name, and to write tables and page. If that fails, the call warns, and returns.
-
-    Raises:
-      UsageError: the folder holds no finished dataset, the split no pictures, an argument has a
-        value that is not allowed, `predict` returns something else or is a function with
-        `preprocessing`, or the module cannot be copied.
-      TypeError: `predict` is neither a function nor a module.
-      ValueError: the number of outputs fits neither the classes nor the superclasses.
-      JobError, ModelError: a picture cannot be decoded, a setting of `preprocessing` is wrong, or
-        the module fails.
-      Exception: any exception of `predict`.
-    """
-    _check_packages()
-    from pipeline.commands import call
-
-    return call.evaluate_model(
-        dataset,
-        predict,
-        name=name,
-        outputs=outputs,
-        preprocessing=preprocessing,
-        batch_size=batch_size,
-        store=store,
-    )
 
 
 def generate_dataset(output: str | os.PathLike[str], **flags: object) -> DatasetReader:
@@ -179,12 +126,10 @@ def _check_packages() -> None:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("Evaluate", "Generate"):
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _check_packages()
-    from pipeline.commands import run
-
-    return getattr(run, name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -135,7 +135,39 @@ def evaluate_model(
     batch_size: int | None = None,
     store: bool = False,
 ) -> EvaluatedModel:
-    """Evaluates a model; see `in9.evaluate_model`."""
+    """Evaluates a model on all pictures of a dataset, without Beam.
+
+    A module is evaluated as `in9 evaluate` would run it, with the same preprocessing, and on a GPU
+    if there is one: its own, or the first. It is copied, and a training around the call goes on bit
+    for bit as without it.
+
+    Args:
+      dataset: the dataset's folder, local or `gs://`; or what `open_dataset` returned, whose split
+        is then evaluated, in all variants. It may be read-only, unless results are stored.
+      predict: a `torch.nn.Module`; or a function that takes (n, S, S, 3) uint8 RGB pictures and
+        returns (n, outputs) real scores (1000, or one for each class or superclass of the dataset),
+        or (n,) integer labels of superclasses, -1 for none of them. NumPy, torch, JAX and
+        TensorFlow arrays will do.
+      name: name of the model in tables.
+      outputs: "imagenet" if integers are classes of ImageNet, 0 to 999, rather than superclasses;
+        for datasets whose classes all have WordNet ids of ImageNet.
+      preprocessing: settings of a module, such as `{"mean": (0.5, 0.5, 0.5)}`, as for `python:`
+        (docs/models.md). The others are timm's if timm made the module, else those that are usual
+        for its number of outputs; `result.summary.preprocessing` has all of them.
+      batch_size: number of pictures in a batch, at least 1; None for that of `in9 evaluate`.
+      store: whether to store predictions, as the model `call:NAME`, in place of an earlier one of
+        the name, and to write tables and page. If that fails, the call warns, and returns.
+
+    Raises:
+      UsageError: the folder holds no finished dataset, the split no pictures, an argument has a
+        value that is not allowed, `predict` returns something else or is a function with
+        `preprocessing`, or the module cannot be copied.
+      TypeError: `predict` is neither a function nor a module.
+      ValueError: the number of outputs fits neither the classes nor the superclasses.
+      JobError, ModelError: a picture cannot be decoded, a setting of `preprocessing` is wrong, or
+        the module fails.
+      Exception: any exception of `predict`.
+    """
     if not callable(predict):
         raise TypeError(
             f"predict={predict!r} is neither a function nor a torch.nn.Module; models by name are "
@@ -235,7 +267,7 @@ def _evaluate(
         )
     except (JobError, OSError) as error:
         # The answers may have been paid for, so the caller gets what they say.
-        warnings.warn(f"{run.model} could not be stored: {one_line(error)}", stacklevel=4)
+        warnings.warn(f"{run.model} could not be stored: {one_line(error)}", stacklevel=3)
     return result
 
 

@@ -1,6 +1,5 @@
 """The entry point of the command line, `in9` or `python -m pipeline`."""
 
-import argparse
 import contextlib
 import logging
 import os
@@ -43,8 +42,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with _stopped_by_signals():
             arguments, remaining_words = parse_command_line(words)
+            if arguments.command in ("train", "matrix"):
+                # Training threads share the cores with processes that load pictures. A thread that
+                # spins while it waits for another costs half of a step's time, or more.
+                os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             with contextlib.redirect_stdout(cast(TextIO, _ReadableStream(sys.stdout))):
-                return _run(arguments, remaining_words)
+                return run_command(arguments, remaining_words)
     except KeyboardInterrupt as stopped:
         for number in _STOPPING:  # A second signal does not wait for the locks.
             signal.signal(number, signal.SIG_DFL)
@@ -159,14 +162,6 @@ def _prepare() -> None:
     terminal.setFormatter(EscapingFormatter("in9: %(levelname)s: %(message)s"))
     terminal.addFilter(is_for_terminal)
     logging.basicConfig(level=logging.WARNING, handlers=[terminal])
-
-
-def _run(arguments: argparse.Namespace, remaining_words: list[str]) -> int:
-    if arguments.command in ("train", "matrix"):
-        # Training threads share the cores with processes that load pictures. A thread that spins
-        # while it waits for another costs half of a step's time, or more.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    return run_command(arguments, remaining_words)
 
 
 class _ReadableStream:

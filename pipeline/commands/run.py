@@ -103,14 +103,6 @@ class Launch(NamedTuple):
     submission: Submission | None
 
 
-class Ended(NamedTuple):
-    """What is known of a job that has ended: its counters, its time, and the path of its log."""
-
-    counters: dict[str, int]
-    seconds: float
-    log: str
-
-
 def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Runs a command of the main job.
 
@@ -130,7 +122,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         dry_run(main.job, main.ending.plans, workers)
         return 0
     ended = _run_job(main, launch)
-    return _say_result(main, ended) if ended else 0
+    return _say_result(main, *ended) if ended else 0
 
 
 def _choose_workers(arguments: argparse.Namespace, rest: list[str]) -> Launch:
@@ -191,8 +183,12 @@ def _plan_job(
     )
 
 
-def _run_job(main: MainJob, launch: Launch) -> Ended | None:
-    """Runs a planned job to its end; returns None if this process does not wait for that."""
+def _run_job(main: MainJob, launch: Launch) -> tuple[dict[str, int], float, str] | None:
+    """Runs a planned job to its end; returns None if this process does not wait for that.
+
+    Returns:
+      (the job's counters, its time in seconds, the path of its log).
+    """
     ending, store = main.ending, main.ending.store
     with contextlib.ExitStack() as stack:
         stack.enter_context(spread_over(launch.engine))
@@ -209,16 +205,15 @@ def _run_job(main: MainJob, launch: Launch) -> Ended | None:
         log = store.log(ending.command + ("" if main.job else f"-{os.getpid()}"))
         started = time.monotonic()
         counters = run_pipeline(pipeline, ending.progress, log, launch.submission)
-        return None if counters is None else Ended(counters, time.monotonic() - started, log)
+        return None if counters is None else (counters, time.monotonic() - started, log)
 
 
-def _say_result(main: MainJob, ended: Ended) -> int:
+def _say_result(main: MainJob, counters: dict[str, int], seconds: float, log: str) -> int:
     """Prints what a job has done; returns its exit code."""
     store, plans = main.ending.store, main.ending.plans
     dataset = Dataset.open(store)
     recipe = main.job and main.job.recipe  # It has decided on its images.
-    counters = ended.counters
-    print(describe_dataset(dataset.manifest, counters, ended.seconds, may_advise=not recipe))
+    print(describe_dataset(dataset.manifest, counters, seconds, may_advise=not recipe))
     for split in {plan.evaluation.split for plan in plans.values()} - {"val"}:
         print(f"tested on split {split}")
     if recipe:
@@ -236,7 +231,7 @@ def _say_result(main: MainJob, ended: Ended) -> int:
     if main.publishing:
         is_new = bool(counters.get("versions_published"))
         print(describe_published(main.publishing.target, is_new))
-    details = f" (details: {ended.log})" if os.path.exists(ended.log) else ""
+    details = f" (details: {log})" if os.path.exists(log) else ""
     for analysis in ANALYSES:
         if analysis.name not in lost:
             for model, error in failures.get(analysis.name, {}).items():

@@ -321,10 +321,14 @@ def read_parquet(store: Store, path: str) -> Iterator[Sample]:
     with parquet_reader(store.arrow_source(path)) as file:
         for batch in file.iter_batches(batch_size=SAMPLES_AT_ONCE):
             for row in batch.to_pylist():
-                image, key = row.pop("image"), row.pop("key")
-                suffix = image["path"].rpartition(".")[2]
-                fields = {name: row[name] for name in _FIELD_NAMES}
-                yield Sample(key=key, image=image["bytes"], suffix=suffix, fields=fields)
+                yield sample_of_row(row)
+
+
+def sample_of_row(row: Row) -> Sample:
+    """Builds a sample from its row in a Parquet file."""
+    suffix = row["image"]["path"].rpartition(".")[2]
+    fields = {name: row[name] for name in _FIELD_NAMES}
+    return Sample(key=row["key"], image=row["image"]["bytes"], suffix=suffix, fields=fields)
 
 
 def read_tables(store: Store, path: str, columns: Sequence[str]) -> Generator[pa.Table, None, None]:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from pipeline.dataset.folder import Dataset, sample_of
+from pipeline.dataset.folder import Dataset, sample_of, sample_of_row
 from pipeline.dataset.manifest import reading_store
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import counted, did_you_mean
@@ -95,7 +95,9 @@ class DatasetReader(Sequence[Example]):
           JobError: the file that holds it is broken.
         """
         if isinstance(index, str):
-            return self._example(*self._locate(index))
+            if (found := self._locate(index)) is None:
+                raise KeyError(index)
+            return self._example(*found)
         if not hasattr(index, "__index__"):
             raise TypeError(f"dataset[{index!r}]: an image has one position or one key")
         position = index + len(self) if index < 0 else index
@@ -113,13 +115,7 @@ class DatasetReader(Sequence[Example]):
             return _example(_sample(self.dataset.store, file, position))
 
     def __contains__(self, key: object) -> bool:
-        if not isinstance(key, str):
-            return False
-        try:
-            self._locate(key)
-        except KeyError:
-            return False
-        return True
+        return isinstance(key, str) and self._locate(key) is not None
 
     @functools.cached_property
     def _files(self) -> tuple[FileDigest | None, ...]:
@@ -136,17 +132,14 @@ class DatasetReader(Sequence[Example]):
         sizes = (0 if file is None else file.samples or 0 for file in self._files)
         return tuple(itertools.accumulate(sizes, initial=0))
 
-    def _locate(self, key: str) -> tuple[FileDigest, int]:
-        """Returns the file that holds a key, and the key's position in it.
-
-        Raises KeyError if no image has this key.
-        """
+    def _locate(self, key: str) -> tuple[FileDigest, int] | None:
+        """Returns (the file that holds a key, the key's position in it); None if no file does."""
         file = self._files[self.dataset.shard_of(self.split, key)]
         if file is None:
-            raise KeyError(key)
+            return None
         with self.dataset.naming_file(file.path):
-            positions = _positions(self.dataset.store, file)
-        return file, positions[key]
+            position = _positions(self.dataset.store, file).get(key)
+        return None if position is None else (file, position)
 
 
 def _one_of(kind: str, name: str, known: Sequence[str]) -> str:
@@ -183,8 +176,7 @@ def _sample(store: Store, file: FileDigest, position: int) -> Sample:
     group = bisect.bisect_right(_group_ends(store, file), position) - 1
     table = _row_group(store, file, group)
     (row,) = table.slice(position - _group_ends(store, file)[group], 1).to_pylist()
-    image, key = row.pop("image"), row.pop("key")
-    return Sample(key, image["bytes"], image["path"].rpartition(".")[2], row)
+    return sample_of_row(row)
 
 
 @functools.lru_cache(maxsize=64)

@@ -240,15 +240,14 @@ def open_sinks(
     """
     sinks: dict[VariantName, list[Sink]] = {}
     for variant in variants:
-        variant_sinks = sinks.setdefault(variant, [])
-        if "parquet" in formats:
-            path = parquet_file(variant, split, shard, num_shards)
-            parquet_sink = ParquetSink.open(store, staging.staged(path), path, schema)
-            variant_sinks.append(stack.enter_context(parquet_sink))
-        if "webdataset" in formats:
-            path = webdataset_file(variant, split, shard)
-            tar_sink = WebDatasetSink.open(store, staging.staged(path), path)
-            variant_sinks.append(stack.enter_context(tar_sink))
+        for path in sample_files([variant], formats, split, shard, num_shards):
+            staged = staging.staged(path)
+            sink = (
+                WebDatasetSink.open(store, staged, path)
+                if path.endswith(".tar")
+                else ParquetSink.open(store, staged, path, schema)
+            )
+            sinks.setdefault(variant, []).append(stack.enter_context(sink))
     return sinks
 
 
