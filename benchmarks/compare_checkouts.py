@@ -97,7 +97,9 @@ def run_side(checkout: Path, side: Path, quick: bool) -> None:
     if origin != f"{checkout}/pipeline/__init__.py":
         sys.exit(f"{checkout} is not what runs, but {origin}")
     start("-m", "transforms.grabcut")  # Compiles the kernels, which a run would tell.
-    listed = run("commands", "-c", "from pipeline.commands.parser import COMMANDS as c; print(*c)")
+    listed = run(
+        "commands", "-c", "from pipeline.commands.command_line import COMMANDS as c; print(*c)"
+    )
     run("help", "-m", "pipeline", "--help")
     for command in listed.split():
         run(f"help {command}", "-m", "pipeline", command, "--help")

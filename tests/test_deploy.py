@@ -29,8 +29,8 @@ from llvmlite import binding
 from packaging.requirements import Requirement
 
 from pipeline.commands import template
+from pipeline.commands.command_line import build_parser
 from pipeline.commands.flags import flags_of
-from pipeline.commands.parser import build_parser
 from pipeline.runners.beam_options import unknown_to_beam
 from pipeline.runners.portable import CACHE_MILLIS
 from pipeline.runtime.flag_types import boolean

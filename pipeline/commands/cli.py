@@ -11,8 +11,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, NoReturn, TextIO, cast
 
-from pipeline.commands.command_line import parse_command_line, run_command
-from pipeline.commands.parser import COMMANDS
+from pipeline.commands.command_line import COMMANDS, parse_command_line, run_command
 from pipeline.errors import JobError, UsageError, escaped, wrapped
 from pipeline.runtime.job_log import EscapingFormatter, is_for_terminal
 from pipeline.runtime.machine import keep_freed_memory, open_standard_streams

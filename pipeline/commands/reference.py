@@ -12,8 +12,8 @@ from types import MappingProxyType
 import pyarrow as pa
 
 from pipeline.analyses import ANALYSES
+from pipeline.commands.command_line import COMMANDS
 from pipeline.commands.flags import sections_of
-from pipeline.commands.parser import COMMANDS
 from pipeline.dataset.records import RECORD_SCHEMA
 from pipeline.dataset.sinks import sample_schema
 from pipeline.evaluate.results import PREDICTION_SCHEMA

@@ -27,6 +27,7 @@ from apache_beam.options.pipeline_options import (
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.evaluation import EVALUATION
 from pipeline.commands.command_line import (
+    build_parser,
     check_device,
     flag_of,
     flags_as,
@@ -35,7 +36,6 @@ from pipeline.commands.command_line import (
 )
 from pipeline.commands.flags import NOT_IN_TRANSFORMS, flags_of
 from pipeline.commands.job_flags import analyses_from_flags, job_from_flags
-from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest, writing_store
 from pipeline.errors import JobError, UsageError, escaped

@@ -8,8 +8,8 @@ https://cloud.google.com/dataflow/docs/guides/templates/configuring-flex-templat
 import argparse
 import json
 
+from pipeline.commands.command_line import COMMANDS
 from pipeline.commands.flags import sections_of
-from pipeline.commands.parser import COMMANDS
 from pipeline.runtime.flag_types import Flag, Section, boolean
 
 COMMAND = "run"

@@ -31,7 +31,7 @@ from pipeline.analyses.attack.arrays import Cutouts, GridModel, in_turns, put_on
 from pipeline.analyses.attack.figures import make_plots
 from pipeline.analyses.attack.results import ATTACK_VARIANTS, AttackResult, check_variants
 from pipeline.commands.cli import main
-from pipeline.commands.parser import build_parser
+from pipeline.commands.command_line import build_parser
 from pipeline.evaluate.evidence import Results
 from pipeline.evaluate.published import FULL_GRID
 from pipeline.models.identity import PredictConfig

@@ -32,8 +32,8 @@ from pipeline.analyses.saliency.stage import (
     check_variants,
     shown_images,
 )
+from pipeline.commands.command_line import build_parser
 from pipeline.commands.job_flags import analyses_from_flags
-from pipeline.commands.parser import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
 from pipeline.errors import ModelError, UsageError

@@ -23,9 +23,14 @@ from runs import ONE, ROOT, dataset_in, pictures_of, refusal, run_here, run_pyth
 import in9
 from pipeline.analyses import ANALYSES
 from pipeline.commands.cli import main
-from pipeline.commands.command_line import check_rest, find_command, refuse_near_misses
+from pipeline.commands.command_line import (
+    COMMANDS,
+    check_rest,
+    find_command,
+    refuse_near_misses,
+    underscored,
+)
 from pipeline.commands.flags import flags_of
-from pipeline.commands.parser import COMMANDS, underscored
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.dataset.records import ShardCounts

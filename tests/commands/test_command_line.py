@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from runs import refusal
 
-from pipeline.commands.command_line import parse_command_line, refuse_cleared
+from pipeline.commands.command_line import COMMANDS, parse_command_line, refuse_cleared
 from pipeline.commands.flags import flags_of
-from pipeline.commands.parser import COMMANDS
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.runtime.flag_types import comma_separated, statement
 

@@ -36,7 +36,7 @@ from pipeline.analyses.saliency.parts import _BYTES as SALIENCY_BYTES
 from pipeline.analyses.saliency.parts import SaliencyPanel, on_foreground
 from pipeline.analyses.saliency.results import SaliencyResult, saliency_table
 from pipeline.commands.cli import main
-from pipeline.commands.parser import build_parser
+from pipeline.commands.command_line import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluate.evidence import Evidence, Results

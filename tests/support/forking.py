@@ -205,8 +205,7 @@ def _prepare() -> None:
 
     import pipeline.analyses.evaluation.stage
     import pipeline.commands.cli  # noqa: F401
-    from pipeline.commands.command_line import find_command
-    from pipeline.commands.parser import COMMANDS
+    from pipeline.commands.command_line import COMMANDS, find_command
     from pipeline.report.page import _environment
     from transforms.grabcut import prepare
 
