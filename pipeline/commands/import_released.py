@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import time
+from collections.abc import Iterator
 
 import msgspec
 
@@ -176,14 +177,13 @@ def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, second
     print(f"dataset {dataset.manifest.fingerprint[:12]}: in9 evaluate --dataset {store.root}")
 
 
-def _background_lines(dataset: Dataset, split: str) -> list[str]:
+def _background_lines(dataset: Dataset, split: str) -> Iterator[str]:
     """Describes the true backgrounds that were found for each variant.
 
     A line tells how many were found, how clear the matches are, and how many file names state a
     wrong background.
     """
     selected = selected_rows(dataset, split)
-    lines = []
     for variant in dataset.manifest.config.compose.mixed:
         found = [row for row in selected if row[f"{variant}_bg_key"] is not None]
         line = (
@@ -192,13 +192,12 @@ def _background_lines(dataset: Dataset, split: str) -> list[str]:
         )
         if found:
             misnamed = [r for r in found if r[f"{variant}_bg_key"] != r[f"{variant}_bg_named"]]
-            differences = [row[f"{variant}_bg_difference"] for row in found]
             line += (
-                f", {len(misnamed)} of them not the one in the file name; mean pixel "
-                f"difference (0 to 255): at most {max(differences):.1f} for the match"
+                f", {len(misnamed)} of them not the one in the file name; mean pixel difference "
+                f"(0 to 255): at most {max(r[f'{variant}_bg_difference'] for r in found):.1f} for "
+                "the match"
             )
             next_best = [row[f"{variant}_bg_next_difference"] for row in found]
             if known := [difference for difference in next_best if difference is not None]:
                 line += f", at least {min(known):.1f} for the runner-up"
-        lines.append(line)
-    return lines
+        yield line

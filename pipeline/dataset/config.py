@@ -258,13 +258,9 @@ class DatasetConfig:
 
     def flags(self) -> dict[str, Any]:
         """Returns the values by flag name, flat, as the manifest stores them."""
-        flat = dataclasses.asdict(self)
-        del flat["segment"]
-        flat = {**self.segment.flags(), **flat.pop("compose"), **flat}
-        if self.is_imported:
-            return {name: flat[name] for name in _FLAGS_OF_IMPORTS}
-        del flat["origin"]
-        return flat
+        flat = {**vars(self.segment), **vars(self.compose), **vars(self)}
+        made = (name for name in flat if name not in ("segment", "compose", "origin"))
+        return {name: flat[name] for name in (_FLAGS_OF_IMPORTS if self.is_imported else made)}
 
     @classmethod
     def from_flags(cls, flags: Mapping[str, Any]) -> DatasetConfig:

@@ -278,14 +278,10 @@ class Dataset:
 
         Raises JobError if a file is broken.
         """
-        missing = set(keys)
+        wanted = set(keys)
         with contextlib.closing(self.samples(split, shard, variant)) as samples:
-            for sample in samples:
-                if sample.key in missing:
-                    yield sample
-                    missing.remove(sample.key)
-                if not missing:
-                    break
+            found = (sample for sample in samples if sample.key in wanted)
+            yield from itertools.islice(found, len(wanted))
 
     @functools.cached_property
     def digests(self) -> dict[str, FileDigest]:

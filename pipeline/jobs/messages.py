@@ -72,23 +72,20 @@ def describe_images(manifest: Manifest, *, may_advise: bool = True) -> list[str]
     """
     lines = notes_of(manifest)
     for split, images in manifest.images.items():
+        accepted, rejected, selected = (images[n] for n in ("accepted", "rejected", "selected"))
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejections[split].items())
         objects = f"{counted(images['objects'], 'object')}, " if "objects" in images else ""
-        line = (
-            f"{split}: {counted(images['listed'], 'image')}, {objects}"
-            f"{images['accepted']} accepted, {images['rejected']} rejected"
+        is_advised = may_advise and not manifest.config.is_imported
+        of_split = (
+            f"{counted(images['listed'], 'image')}, {objects}{accepted} accepted, "
+            f"{rejected} rejected"
+            + (f" ({reasons})" if reasons else "")
+            + (f", {selected} selected" if selected != accepted else ""),
+            manifest.unmatched.get(split, ""),
+            *(advise(manifest.rejections[split], accepted + rejected) if is_advised else ()),
+            "" if selected else _why_empty(manifest, split),
         )
-        line += f" ({reasons})" if reasons else ""
-        if images["selected"] != images["accepted"]:
-            line += f", {images['selected']} selected"
-        lines.append(line)
-        if split in manifest.unmatched:
-            lines.append(f"{split}: {manifest.unmatched[split]}")
-        if may_advise and not manifest.config.is_imported:
-            total = images["accepted"] + images["rejected"]
-            lines += [f"{split}: {line}" for line in advise(manifest.rejections[split], total)]
-        if not images["selected"]:
-            lines.append(f"{split}: {_why_empty(manifest, split)}")
+        lines += [f"{split}: {line}" for line in of_split if line]
     if manifest.backgrounds:
         fates = ", ".join(f"{n} {status}" for status, n in manifest.backgrounds.items())
         number = sum(manifest.backgrounds.values())
@@ -117,12 +114,12 @@ def advise(rejected: Mapping[str, int], total: int) -> list[str]:
 
 def _why_empty(manifest: Manifest, split: str) -> str:
     """Says why a split holds no image, and what to do."""
-    why = "no image is in the dataset, because "
-    accepted, config = manifest.images[split]["accepted"], manifest.config
-    if accepted:
-        why += f"--per_class {config.compose.per_class} leaves no image a background"
-    else:
-        why += "all of them were rejected"
+    accepted, per_class = manifest.images[split]["accepted"], manifest.config.compose.per_class
+    why = "no image is in the dataset, because " + (
+        f"--per_class {per_class} leaves no image a background"
+        if accepted
+        else "all of them were rejected"
+    )
     if manifest.rejections[split].get(Reason.NO_BACKGROUND):
         raised = ", or raise --per_class" if accepted else ", or give more images"
         return (
@@ -217,17 +214,15 @@ def describe_recipe(recipe: Manifest, dataset: Manifest, counters: Mapping[str, 
 
 def _describe_shards(counters: dict[str, int]) -> list[str]:
     """Describes how many shards were made; empty if no shard was kept from an earlier run."""
-    parts, any_kept = [], False
-    for name, kind in (
-        ("source_shards", "source"),
-        ("output_shards", "output"),
-        ("evaluate_chunks", "of predictions"),
-    ):
-        made, kept = (counters.get(f"{name}_{fate}", 0) for fate in ("made", "kept"))
-        any_kept |= kept > 0
-        if made or kept:
-            parts.append(f"{made} of {made + kept} {kind}")
-    return [f"shards made: {', '.join(parts)}"] if any_kept else []
+    names = {
+        "source": "source_shards",
+        "output": "output_shards",
+        "of predictions": "evaluate_chunks",
+    }
+    kept = {kind: counters.get(f"{name}_kept", 0) for kind, name in names.items()}
+    every = {kind: counters.get(f"{names[kind]}_made", 0) + n for kind, n in kept.items()}
+    parts = [f"{n - kept[kind]} of {n} {kind}" for kind, n in every.items() if n]
+    return [f"shards made: {', '.join(parts)}"] if any(kept.values()) else []
 
 
 def size(count: float) -> str:
