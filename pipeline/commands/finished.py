@@ -133,8 +133,10 @@ def run_export(arguments: argparse.Namespace) -> int:
             plan.progress.note_total("export", flags.split, total)
             exported, removed, strangers = export_split(dataclasses.replace(plan, target=fenced))
             seconds = time.monotonic() - started
-    variants = counted(len(dataset.variants), "variant")
-    print(f"{flags.split}: {counted(len(selected), 'image')}, {variants}")
+    print(
+        f"{flags.split}: {counted(len(selected), 'image')}, "
+        f"{counted(len(dataset.variants), 'variant')}"
+    )
     if exported or removed:
         also = f", {removed} removed" if removed else ""
         print(f"done now: {counted(exported, 'file')} written{also}\ntime: {seconds:.1f} s")

@@ -14,7 +14,6 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import apache_beam as beam
 import msgspec
@@ -95,14 +94,6 @@ class MainFlags(msgspec.Struct, frozen=True, kw_only=True):
         return self.command in ("run", "generate")
 
 
-class Launch(NamedTuple):
-    """What runs a job: Beam's options, an engine for steps on pixels, a job for Dataflow."""
-
-    options: PipelineOptions
-    engine: Engine | None
-    submission: Submission | None
-
-
 def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Runs a command of the main job.
 
@@ -114,19 +105,25 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
       JobError: the job failed, every model failed in an analysis, the dataset holds no
         image to run models on, or `--fail_if` could not be tested.
     """
-    launch = _choose_workers(arguments, rest)
+    options, engine, submission = _choose_workers(arguments, rest)
     flags = flags_as(MainFlags, arguments)
-    main = _plan_job(arguments, flags, launch.submission)
+    main = _plan_job(arguments, flags, submission)
     if main.job and flags.dry_run:
-        workers = launch.options.view_as(DirectOptions).direct_num_workers
+        workers = options.view_as(DirectOptions).direct_num_workers
         dry_run(main.job, main.ending.plans, workers)
         return 0
-    ended = _run_job(main, launch)
+    ended = _run_job(main, options, engine, submission)
     return _say_result(main, *ended) if ended else 0
 
 
-def _choose_workers(arguments: argparse.Namespace, rest: list[str]) -> Launch:
-    """Decides what runs the job, and thereby `--device` and `--gpus`, where they were left open."""
+def _choose_workers(
+    arguments: argparse.Namespace, rest: list[str]
+) -> tuple[PipelineOptions, Engine | None, Submission | None]:
+    """Decides what runs the job, and thereby `--device` and `--gpus`, where they were left open.
+
+    Returns:
+      (Beam's options, an engine for steps on pixels, a job for Dataflow).
+    """
     flags, options = flags_as(WorkerFlags, arguments), pipeline_options(rest)
     engine = engine_of(options, rest, flags.dask, flags.gpus or 1)
     paths = [flag.dest for flag in flags_of(flags.command) if flag.is_path]
@@ -137,7 +134,7 @@ def _choose_workers(arguments: argparse.Namespace, rest: list[str]) -> Launch:
     elif not (flags.dask or is_portable(options.view_as(StandardOptions).runner)):
         check_device(flags.device, "run", is_compiled=flags.compile)
         arguments.gpus = flags.gpus or 1
-    return Launch(options, engine, submission)
+    return options, engine, submission
 
 
 def _plan_job(
@@ -183,7 +180,9 @@ def _plan_job(
     )
 
 
-def _run_job(main: MainJob, launch: Launch) -> tuple[dict[str, int], float, str] | None:
+def _run_job(
+    main: MainJob, options: PipelineOptions, engine: Engine | None, submission: Submission | None
+) -> tuple[dict[str, int], float, str] | None:
     """Runs a planned job to its end; returns None if this process does not wait for that.
 
     Returns:
@@ -191,20 +190,20 @@ def _run_job(main: MainJob, launch: Launch) -> tuple[dict[str, int], float, str]
     """
     ending, store = main.ending, main.ending.store
     with contextlib.ExitStack() as stack:
-        stack.enter_context(spread_over(launch.engine))
+        stack.enter_context(spread_over(engine))
         if main.job:
             stack.enter_context(removed_if_refused(store, CHECKSUMS))
-            if main.lock and not launch.submission:
+            if main.lock and not submission:
                 _lock(store, stack)
                 check_unchanged(store, main.lock.seen)
         # Removed now, because the job needs the disk space that leftovers of killed jobs occupy.
         remove_leftovers(store)
-        pipeline = beam.Pipeline(options=launch.options)
+        pipeline = beam.Pipeline(options=options)
         main.build(pipeline)
         # A dataset has one writer, but several evaluations may run at once, each with its own log.
         log = store.log(ending.command + ("" if main.job else f"-{os.getpid()}"))
         started = time.monotonic()
-        counters = run_pipeline(pipeline, ending.progress, log, launch.submission)
+        counters = run_pipeline(pipeline, ending.progress, log, submission)
         return None if counters is None else (counters, time.monotonic() - started, log)
 
 

@@ -234,21 +234,19 @@ class Dataset:
         """Turns errors of the block into a JobError that names the broken file."""
         try:
             yield
-        except (OSError, ValueError, tarfile.TarError) as error:  # Arrow raises the first two.
-            raise self._broken(path, str(error)) from error
-        except (KeyError, TypeError) as error:
-            raise self._broken(path, f"its samples have another form: {error!r}") from error
+        # Arrow raises the first two.
+        except (OSError, ValueError, tarfile.TarError, KeyError, TypeError) as error:
+            is_other = isinstance(error, KeyError | TypeError)
+            cause = f"its samples have another form: {error!r}" if is_other else str(error)
+            raise JobError(
+                f"{self.store.path(path)} cannot be read ({cause}); "
+                f"see: in9 verify --dataset {self.store.root}"
+            ) from error
 
     def _changed(self, path: str) -> DamagedError:
         return DamagedError(
             f"{self.store.path(path)} is missing or has changed since it was committed; remove it, "
             "and run the command that made the dataset again"
-        )
-
-    def _broken(self, path: str, cause: str) -> JobError:
-        return JobError(
-            f"{self.store.path(path)} cannot be read ({cause}); "
-            f"see: in9 verify --dataset {self.store.root}"
         )
 
     def index(self, split: str) -> Iterator[Row]:

@@ -277,10 +277,9 @@ def _print_estimate(
     if trial is None:
         print("estimate: seconds; no image is left to segment")
         return
-    config = job.config
     rate = trial.accepted / trial.images
     accepted = sum(len(s.accepted) + rate * len(s.left) for s in forecast.splits)
-    selected = sum(_selected(config, split, trial) for split in forecast.splits)
+    selected = sum(_selected(job.config, split, trial) for split in forecast.splits)
     print(
         f"measured on {counted(trial.images, 'image')}: segment "
         f"{trial.segment_seconds:.3f} s an image, "
@@ -295,7 +294,7 @@ def _print_estimate(
         f"(one core: {duration(segment)} +- {duration(error)} to segment, at most "
         f"{duration(compose)} to compose)"
     )
-    sizes = {"layers": accepted * trial.layer_bytes} if config.layers == "keep" else {}
+    sizes = {"layers": accepted * trial.layer_bytes} if job.config.layers == "keep" else {}
     sizes |= {name: selected * each for name, each in trial.output_bytes.items()}
     parts = ", ".join(f"{size(value)} {name}" for name, value in sizes.items())
     total, free = sum(sizes.values()), _free(job.store)

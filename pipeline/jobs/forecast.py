@@ -107,14 +107,10 @@ def make_forecast(job: GenerateJob) -> Forecast:
         and (manifest.config, manifest.about) == (job.config, job.about)
         and not job.reshard
     )
-    splits = []
-    listed: dict[SplitTotals, Sequence[SourceImage]] = {}
-    for layout in job.layouts:
-        images, totals = list_split(job, layout)
-        splits.append(_forecast_split(job, images, totals))
-        listed[totals] = images
+    listed = {totals: images for images, totals in (list_split(job, one) for one in job.layouts)}
+    splits = tuple(_forecast_split(job, images, totals) for totals, images in listed.items())
     is_up_to_date = has_same_flags and all(split.is_up_to_date for split in splits)
-    return Forecast(tuple(splits), listed, is_up_to_date)
+    return Forecast(splits, listed, is_up_to_date)
 
 
 def _forecast_split(
@@ -153,10 +149,10 @@ def _forecast_split(
             elif _BY_ANNOTATION.issuperset(recorded):
                 rejected[recorded[0]] += 1
             accepted += [image] * recorded.count(ACCEPTED)
-    names = (job.taxonomy.names[i.label] for i in images if i.label != OUTSIDE)
+    classes = Counter(job.taxonomy.names[i.label] for i in images if i.label != OUTSIDE)
     return SplitForecast(
         totals=totals,
-        classes=dict(Counter(names)),
+        classes=dict(classes),
         rejected={str(reason): rejected[reason] for reason in sorted(rejected)},
         accepted=tuple(accepted),
         left=tuple(left),
@@ -174,24 +170,22 @@ def _has_partner(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[
     # group is its key in the job, too.
     by_object = config.segment.objects == "each"
     groups = [image.group or (image.key if by_object else None) or None for image in images]
-    has_partner = has_partners(
+    has_partner: list[bool] = has_partners(
         np.asarray([image.label for image in images], np.int64),
         mixed={name.base for name in config.compose.mixed},
         own_background=config.compose.own_background,
         mixed_rand=config.compose.mixed_rand,
         groups=group_numbers(pa.array(groups, pa.string())),
-    )
-    return tuple(has_partner.tolist())
+    ).tolist()
+    return tuple(has_partner)
 
 
 def _reject_by_annotation(image: SourceImage, config: SegmentConfig) -> Reason | None:
     """Returns why an image will be rejected, if its annotation or the lack of a file shows it."""
     if config.keeps_image_whole or image.status:  # Neither needs an annotation.
         return None
-    if takes_masks(config.segmenter):
-        if image.mask is None:
-            return Reason.MISSING_ANNOTATION
-        if image.annotation is None:  # A mask is enough; boxes are optional.
-            return None
+    if takes_masks(config.segmenter) and (image.mask is None or image.annotation is None):
+        # A mask is enough; boxes are optional.
+        return Reason.MISSING_ANNOTATION if image.mask is None else None
     annotation = None if image.annotation is None else read_location(image.annotation)
     return check_annotation(annotation, config.rules)
