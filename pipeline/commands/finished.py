@@ -85,12 +85,6 @@ class ReportFlags(msgspec.Struct, frozen=True, kw_only=True):
     pictures: str
 
 
-class VerifyFlags(msgspec.Struct, frozen=True):
-    """Flags of `in9 verify`."""
-
-    dataset: str
-
-
 def run_export(arguments: argparse.Namespace) -> int:
     """Runs `in9 export`; returns the exit code.
 
@@ -315,12 +309,11 @@ def run_verify(arguments: argparse.Namespace) -> int:
       UsageError: there is no finished dataset.
       JobError: the dataset is not finished, because a job is working on it.
     """
-    folder = flags_as(VerifyFlags, arguments).dataset
-    store = reading_store(folder)
+    store = reading_store(arguments.dataset)
     try:
         dataset = Dataset.open(store)
     except UsageError as error:
-        if job := _job_at_work(folder, store):
+        if job := _job_at_work(arguments.dataset, store):
             raise JobError(f"{job} on {store.root}; verify it when the job is done") from error
         raise
     faults = 0
@@ -328,7 +321,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
         print(fault)
         faults += 1
     if faults:
-        job = _job_at_work(folder, store)
+        job = _job_at_work(arguments.dataset, store)
         if job is None and read_manifest(store) != dataset.manifest:
             job = "a job has been at work"
         advice = (

@@ -163,8 +163,11 @@ def _run(released: ReleasedArchive, store: Store, about: About) -> None:
 
 def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, seconds: float) -> None:
     dataset = Dataset.open(store)
-    splits = dataset.manifest.config.split
-    backgrounds = [line for split in splits for line in _background_lines(dataset, split)]
+    backgrounds = [
+        line
+        for split in dataset.manifest.config.split
+        for line in _background_lines(dataset, split)
+    ]
     print("\n".join([*describe_images(dataset.manifest), *backgrounds]))
     if dataset.manifest.config.compose.mixed and ONLY_BG_T not in dataset.variants:
         print(

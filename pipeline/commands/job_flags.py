@@ -10,8 +10,6 @@ import functools
 import os
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
 from pipeline.analyses import ANALYSES
 from pipeline.commands.command_line import flags_as
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
@@ -57,8 +55,8 @@ _OF_FILES = ("exclude", "include", "taxonomy")
 _COLUMNS_NOTED = " --input_columns "
 
 
-class DatasetFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """Flags of `run` and `generate` that say where the dataset lies, and what a run may change."""
+class DatasetFlags(InputFlags, frozen=True, kw_only=True):
+    """Flags of `run` and `generate` that name files, and those that decide on others."""
 
     given: tuple[str, ...]
     output: str
@@ -179,20 +177,20 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
 
     It finds the input, and checks the flags against each other, the input and the output.
     """
-    flags, inputs = flags_as(DatasetFlags, arguments), flags_as(InputFlags, arguments)
-    taxonomy, recipe = read_taxonomy(inputs.taxonomy), _find_recipe(inputs, store)
+    flags = flags_as(DatasetFlags, arguments)
+    taxonomy, recipe = read_taxonomy(flags.taxonomy), _find_recipe(flags, store)
     config = (
         _recipe_config(arguments, taxonomy, recipe)
         if recipe
         else _dataset_config(arguments, taxonomy)
     )
     recipe_manifest = recipe.manifest if recipe else None
-    source, columns = inputs.input or sample_folder(), named_columns(inputs.input_columns or ())
+    source, columns = flags.input or sample_folder(), named_columns(flags.input_columns or ())
     needs_boxes = not (recipe or takes_masks(flags.segmenter) or config.segment.keeps_image_whole)
     layouts = tuple(
         find_layout(
             source,
-            inputs.annotations,
+            flags.annotations,
             split,
             needs_boxes=needs_boxes,
             takes_any_folder=recipe is not None,  # It knows every picture.
@@ -201,7 +199,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
         for split in config.split
     )
     _check_splits(layouts)
-    masks = None if recipe else _masks(inputs.masks, flags.segmenter, layouts)
+    masks = None if recipe else _masks(flags.masks, flags.segmenter, layouts)
     for flag, folder in (("output", flags.output), ("publish", flags.publish)):
         if folder and is_below(folder, source):
             raise UsageError(
@@ -213,7 +211,7 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     note = f"{source}{_COLUMNS_NOTED}{named}" if columns else source
     if manifest is not None:
         if "input" not in flags.overwrite:
-            _check_input(inputs.input, note, store)
+            _check_input(flags.input, note, store)
         _check_config(manifest.config, config, flags.overwrite)
     previous, stages = ({}, None) if manifest is None else (manifest.shards, manifest.stages)
     if recipe_manifest and not manifest:
@@ -226,17 +224,17 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
         store=store,
         progress=Progress.for_store(store),
         previous=previous,
-        source=note if inputs.input else "",
+        source=note if flags.input else "",
         reshard="shards" in flags.overwrite,
         guarded=None if "rebuild" in flags.overwrite else stages,
         masks=masks,
-        scenes=inputs.backgrounds,
+        scenes=flags.backgrounds,
         recipe=recipe,
-        allow_partial=inputs.allow_partial,
+        allow_partial=flags.allow_partial,
         about=stated(
             flags_as(StatedFlags, arguments), read_prepared(store) or manifest or recipe_manifest
         ),
-        **inputs.lists,
+        **flags.lists,
     )
 
 
@@ -262,8 +260,7 @@ def _recipe_config(
     Raises:
       UsageError: a flag contradicts the recipe, or must be given with it.
     """
-    made_with, inputs = recipe.manifest.config, flags_as(InputFlags, arguments)
-    flags = flags_as(DatasetFlags, arguments)
+    made_with, flags = recipe.manifest.config, flags_as(DatasetFlags, arguments)
     named_anew = {*flags.given, *_OF_FILES, "backgrounds", "segmenter_parameters"}
     kept = {name: value for name, value in made_with.flags().items() if name not in named_anew}
     is_kept = "variants" in kept or "config" not in flags.overwrite
@@ -279,13 +276,13 @@ def _recipe_config(
                 f"the recipe names {code[0]}, and functions are only imported if you name them, "
                 f"too: give --{flag}"
             )
-    if inputs.allow_partial and not recipe.has_layers and made_with.compose.per_class != "all":
+    if flags.allow_partial and not recipe.has_layers and made_with.compose.per_class != "all":
         raise UsageError(
             "--allow_partial: the recipe has masks of the selected images only (--layers drop), so "
             "no other image can stand in for a missing one "
             f"(--per_class {made_with.compose.per_class})"
         )
-    if made_with.compose.backgrounds and not inputs.backgrounds and is_kept:
+    if made_with.compose.backgrounds and not flags.backgrounds and is_kept:
         raise UsageError(
             "the recipe's mixed_external needs its scenes: name them with --backgrounds"
         )
@@ -361,23 +358,23 @@ def _masks(masks: str | None, segmenter: str, layouts: Sequence[SplitLayout]) ->
 
 
 def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) -> DatasetConfig:
-    flags, inputs = flags_as(DatasetFlags, arguments), flags_as(InputFlags, arguments)
+    flags = flags_as(DatasetFlags, arguments)
     names = set(DatasetConfig().flags()) - {"segmenter_parameters", "taxonomy"}
     values = {
         **{name: getattr(arguments, name) for name in names},
-        **{name: read_key_list(path, f"--{name}").summary for name, path in inputs.lists.items()},
+        **{name: read_key_list(path, f"--{name}").summary for name, path in flags.lists.items()},
         "taxonomy": None if taxonomy is None else taxonomy.description,
         "segmenter_parameters": parameters_of(flags.segmenter),
     }
     variants = flags.variants
     if flags.selection == "in9l":
-        for flag, value in (("segmenter", flags.segmenter), ("backgrounds", inputs.backgrounds)):
+        for flag, value in (("segmenter", flags.segmenter), ("backgrounds", flags.backgrounds)):
             if value not in (None, SegmentConfig.segmenter):
                 raise UsageError(f"--selection in9l keeps images whole; leave --{flag} out")
         # Images of this selection are kept whole, so `all` means only the variants of whole images.
         variants = tuple(name for name in variants if name != "all") or OF_WHOLE_IMAGES
-    if inputs.backgrounds:
-        values["backgrounds"] = list_scenes(inputs.backgrounds).summary
+    if flags.backgrounds:
+        values["backgrounds"] = list_scenes(flags.backgrounds).summary
         variants = (*variants, EXTERNAL)
     try:
         values["variants"] = select_variants(versioned(variants, flags.renderings))

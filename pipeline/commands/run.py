@@ -343,8 +343,7 @@ class Evaluate(beam.PTransform):
             arguments = parse_flags("run", {**dataset.flags, **flags})
         else:
             arguments = parse_flags("evaluate", {**flags, "dataset": os.fspath(dataset)})
-            folder = flags_as(MainFlags, arguments).dataset
-            self._store = with_new_job(writing_store("dataset", folder))
+            self._store = with_new_job(writing_store("dataset", arguments.dataset))
             existing = Dataset.open(self._store)
             config, self._taxonomy = existing.manifest.config, existing.taxonomy
         self._plans = analyses_from_flags(arguments, self._store, config, self._taxonomy)

@@ -210,17 +210,19 @@ def _front_matter(manifest: Manifest) -> list[str]:
         *("size_categories:", f"- {size_category(total * len(variants))}"),
         *("tags:", "- background-robustness", "- arxiv:2006.09994"),
         *(("- imagenet-9",) if manifest.taxonomy is None else ()),
+        # Without a configuration for each variant, loaders silently merge all variants.
+        "configs:",
     ]
-    # Without a configuration for each variant, loaders silently merge all variants.
     folder, suffix = (
         ("parquet", "parquet") if "parquet" in config.compose.formats else ("webdataset", "tar")
     )
-    lines.append("configs:")
     for variant in variants:
         lines += [f"- config_name: {_yaml(str(variant))}", "  data_files:"]
         for split in config.split:
-            path = f"{folder}/{variant}/{split}-*.{suffix}"
-            lines += [f"  - split: {_yaml(split)}", f"    path: {path}"]
+            lines += [
+                f"  - split: {_yaml(split)}",
+                f"    path: {folder}/{variant}/{split}-*.{suffix}",
+            ]
     return [*lines, "---"]
 
 
@@ -302,8 +304,9 @@ def notes_of(manifest: Manifest) -> list[str]:
             continue
         omitted = len(missing) - _CLASSES_SHOWN
         more = f" and {omitted} more" if omitted > 0 else ""
-        note = f"split {split} has no image of {', '.join(missing[:_CLASSES_SHOWN])}{more}"
-        if manifest.rejections[split].get(Reason.NO_BACKGROUND):
-            note += f"; an image whose class has no other is left out ({Reason.NO_BACKGROUND})"
-        notes.append(note)
+        why = f"; an image whose class has no other is left out ({Reason.NO_BACKGROUND})"
+        notes.append(
+            f"split {split} has no image of {', '.join(missing[:_CLASSES_SHOWN])}{more}"
+            + (why if manifest.rejections[split].get(Reason.NO_BACKGROUND) else "")
+        )
     return notes

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest, reading_store
-from pipeline.dataset.records import Row, index_file, parquet_file, read_small, webdataset_file
-from pipeline.dataset.sinks import SAMPLE_FIELDS, Sample
+from pipeline.dataset.records import Row, index_file, read_small
+from pipeline.dataset.sinks import SAMPLE_FIELDS, Sample, sample_files
 from pipeline.errors import JobError, UsageError
 from pipeline.storage.state_files import DamagedError, parquet_reader, parse_parquet
 from pipeline.storage.store import FileDigest, Store
@@ -287,9 +287,8 @@ class Dataset:
         return {file.path: file for file in self.manifest.files}
 
     def _file(self, variant: VariantName, split: str, shard: int) -> str:
-        if "parquet" in self.manifest.config.compose.formats:
-            return parquet_file(variant, split, shard, self.manifest.shards[split].output)
-        return webdataset_file(variant, split, shard)
+        formats, counts = self.manifest.config.compose.formats, self.manifest.shards[split]
+        return next(sample_files([variant], formats, split, shard, counts.output))
 
 
 def _no_dataset(store: Store) -> str:

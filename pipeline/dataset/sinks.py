@@ -12,7 +12,7 @@ import dataclasses
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import pyarrow as pa
@@ -110,45 +110,43 @@ class Sink(abc.ABC):
 
     def digest(self) -> FileDigest | None:
         """Returns the file's digest once the sink is closed; None if there is no file."""
-        if self.file is None:
-            return None
-        return FileDigest(self.path, self.file.size, self.file.sha256, self.num_samples)
+        file = self.file
+        return FileDigest(self.path, file.size, file.sha256, self.num_samples) if file else None
 
 
+@dataclasses.dataclass(kw_only=True, eq=False)
 class ParquetSink(Sink):
-    """A Parquet file with row groups of about `ROW_GROUP_BYTES`; an empty shard has no rows."""
+    """A Parquet file with row groups of about `ROW_GROUP_BYTES`; an empty shard has no rows.
 
-    def __init__(self, file: HashingFile, schema: pa.Schema, path: str) -> None:
-        super().__init__(path=path, file=file)
-        self._schema = schema
-        # Pictures are compressed already, and have no useful dictionary or statistics.
-        columns = [name for name in schema.names if name != "image"]
-        self._writer = parquet_writer(
-            file,
-            schema,
-            compression=dict.fromkeys(columns, "zstd")
-            | {
-                "image.bytes": "none",
-                "image.path": "zstd",
-            },
-            use_dictionary=columns,
-            write_statistics=columns,
-        )
-        self._rows: list[dict[str, Any]] = []
-        self._pending_bytes = 0
+    Attributes:
+      write: writes a row group.
+    """
+
+    schema: pa.Schema
+    write: Callable[[pa.Table], object]
+    _rows: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    _pending_bytes: int = 0
 
     @classmethod
     @contextlib.contextmanager
     def open(cls, store: Store, staged: str, path: str, schema: pa.Schema) -> Iterator[Self]:
         """Opens a sink that writes to `staged`, and whose digest names the final `path`."""
-        with store.create(staged) as file:
-            sink = cls(file, schema, path)
-            try:
-                yield sink
-                sink._write()
-            finally:
-                # Close the writer even after an error: it would later write to the closed file.
-                sink._writer.close()
+        # Pictures are compressed already, and have no useful dictionary or statistics.
+        columns = [name for name in schema.names if name != "image"]
+        images = {"image.bytes": "none", "image.path": "zstd"}
+        with (
+            store.create(staged) as file,
+            parquet_writer(
+                file,
+                schema,
+                compression=dict.fromkeys(columns, "zstd") | images,
+                use_dictionary=columns,
+                write_statistics=columns,
+            ) as writer,
+        ):
+            sink = cls(path=path, file=file, schema=schema, write=writer.write_table)
+            yield sink
+            sink._flush()
 
     def add(self, sample: Sample) -> None:
         self.num_samples += 1
@@ -156,11 +154,11 @@ class ParquetSink(Sink):
         self._rows.append({"key": sample.key, "image": image, **sample.fields})
         self._pending_bytes += len(sample.image)
         if self._pending_bytes >= ROW_GROUP_BYTES:
-            self._write()
+            self._flush()
 
-    def _write(self) -> None:
+    def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, self._schema))
+            self.write(pa.Table.from_pylist(self._rows, self.schema))
             self._rows.clear()
             self._pending_bytes = 0
 

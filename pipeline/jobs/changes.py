@@ -138,13 +138,12 @@ def _read_index(dataset: Dataset, files: list[str]) -> dict[_Image, IndexedImage
     drawn = (*MIXED, EXTERNAL) if VariantName(EXTERNAL) in dataset.variants else MIXED
     mixed = with_replicates(drawn, dataset.manifest.config.compose.replicates)
     columns = ["key", "path", "status", "selected"]
-    rows = _read(dataset, files, [*columns, *(f"{name}_bg_key" for name in mixed)])
     return {
         image: IndexedImage(
             **{name: row[name] for name in columns},
             backgrounds={str(name): row[f"{name}_bg_key"] for name in mixed},
         )
-        for image, row in rows
+        for image, row in _read(dataset, files, [*columns, *(f"{n}_bg_key" for n in mixed)])
     }
 
 

@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -265,8 +266,8 @@ def _selected(config: DatasetConfig, split: SplitForecast, trial: Trial) -> floa
     if per_class == "all" or not any(split.has_partner):
         return expected
     share = expected / sum(split.has_partner)
-    labels = [image.label for image in itertools.compress(split.candidates, split.has_partner)]
-    sizes = [share * labels.count(label) for label in set(labels)]
+    paired = itertools.compress(split.candidates, split.has_partner)
+    sizes = [share * count for count in Counter(image.label for image in paired).values()]
     limit = min(sizes) if per_class == "min" else float(per_class)
     return sum(min(limit, size_of_class) for size_of_class in sizes)
 

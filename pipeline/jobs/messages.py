@@ -156,26 +156,29 @@ def describe_dataset(
                 "0 images segmented",
             ),
             f"{counters.get('images_composed', 0)} composed",
+            *(
+                counted(counters.get(analysis.counter, 0), analysis.picture_noun)
+                + f" {analysis.participle}"
+                for analysis in _MODEL_STAGES
+                if analysis.is_always_counted or analysis.counter in counters
+            ),
         ]
-        done += [
-            counted(counters.get(analysis.counter, 0), analysis.picture_noun)
-            + f" {analysis.participle}"
-            for analysis in _MODEL_STAGES
-            if analysis.is_always_counted or analysis.counter in counters
-        ]
-        lines += [
+        fallbacks = [
             f"{number} of the {what} {one if number == 1 else several} {fate}"
             for name, (what, one, several, fate) in _FALLBACKS.items()
             if (number := counters.get(name))
         ]
-        lines.append("done now: " + ", ".join(done))
-        lines += _describe_shards(counters)
-        if written := [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]:
-            lines.append("written: " + ", ".join(written))
+        written = [f"{size(n)} {folder}" for folder, n in bytes_written(counters).items()]
         stages = [
             f"{name} {s:.1f} s" for name, s in stage_seconds(counters, _STAGES).items() if s >= 0.05
         ]
-        lines.append(f"time: {seconds:.1f} s; summed over workers: " + ", ".join(stages))
+        lines += [
+            *fallbacks,
+            f"done now: {', '.join(done)}",
+            *_describe_shards(counters),
+            *([f"written: {', '.join(written)}"] if written else []),
+            f"time: {seconds:.1f} s; summed over workers: {', '.join(stages)}",
+        ]
     lines.append(f"dataset {manifest.fingerprint[:12]}")
     return "\n".join(lines)
 

@@ -174,8 +174,9 @@ def _copy(store: Store, target: Store, name: str, before: str | None) -> None:
 def describe_published(target: Store, is_new: bool) -> str:
     """Describes the newest version in closing lines and, if it is new, what it has changed."""
     newest, *older = finished_versions(target)
-    verb = "published" if is_new else "published already"
-    lines = [f"{verb}: {target.path(newest)} (older ones: {len(older)})"]
+    lines = [
+        f"published{'' if is_new else ' already'}: {target.path(newest)} (older ones: {len(older)})"
+    ]
     changes = f"{newest}/{CHANGES}"
     if is_new and target.exists(changes):
         words = summary_of(target.read(changes).decode())
