@@ -221,8 +221,9 @@ def evaluate_model(
             num_outputs=answers.num_outputs,
             answers=answers.kind,
         )
-        scorer = AnswersScorer(answers)
-        return _evaluate(opened, evaluation, identity, scorer, lambda _: None, store=store)
+        return _evaluate(
+            opened, evaluation, identity, AnswersScorer(answers), lambda _: None, store=store
+        )
 
 
 def _evaluate(

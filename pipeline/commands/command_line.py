@@ -224,9 +224,10 @@ def build_parser() -> argparse.ArgumentParser:
             if title not in groups:
                 groups[title] = subparser.add_argument_group(title)
             for flag in flags:
-                options = {**flag._asdict(), "help": flag.full_help}
-                options = {key: value for key, value in options.items() if value is not None}
-                groups[title].add_argument(options.pop("name"), **options)
+                options = {**flag._asdict(), "help": flag.full_help}.items()
+                groups[title].add_argument(
+                    flag.name, **{k: v for k, v in options if k != "name" and v is not None}
+                )
     return parser
 
 
@@ -344,8 +345,7 @@ def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[s
 def _read(path: str) -> Mapping[str, object]:
     try:
         with files_of(path).open(path) as file:
-            flags: dict[str, object] = load_nested(tomllib.loads, file.read().decode())  # noqa: TID251
-            return flags
+            return dict(load_nested(tomllib.loads, file.read().decode()))  # noqa: TID251
     except OSError as error:
         raise UsageError(f"it cannot be read: {error.strerror or error}") from error
     except ValueError as error:

@@ -120,11 +120,12 @@ def run_export(arguments: argparse.Namespace) -> int:
         # Written first, so that the next run recognizes the folder as an export if this one is
         # killed.
         take_folder(target, dataset, arguments.dataset)
-        log = target.log(f"export-{os.getpid()}")
-        with locked(target, DATASET_LOCK) as fenced, run_locally(plan.progress, log):
+        with (
+            locked(target, DATASET_LOCK) as fenced,
+            run_locally(plan.progress, target.log(f"export-{os.getpid()}")),
+        ):
             started = time.monotonic()
-            total = len(selected) * len(dataset.variants)
-            plan.progress.note_total("export", flags.split, total)
+            plan.progress.note_total("export", flags.split, len(selected) * len(dataset.variants))
             exported, removed, strangers = export_split(dataclasses.replace(plan, target=fenced))
             seconds = time.monotonic() - started
     print(
@@ -286,8 +287,10 @@ def run_report(arguments: argparse.Namespace) -> int:
     dataset = Dataset.open(store)
     known = [column for analysis in ANALYSES for column in analysis.parts.columns(dataset)]
     if unknown := [column for column in flags.columns or () if column not in known]:
-        hint = did_you_mean(unknown[0], known)
-        raise UsageError(f"--columns {unknown[0]}: the dataset has {', '.join(known)}{hint}")
+        raise UsageError(
+            f"--columns {unknown[0]}: the dataset has {', '.join(known)}"
+            f"{did_you_mean(unknown[0], known)}"
+        )
     gate = gate_from_flags(flags_as(GateFlags, arguments), store, dataset.variants)
     with locked(store, TABLES_LOCK, wait=60) as tables:
         gate.choose_baseline(Dataset.open(tables))

@@ -203,9 +203,8 @@ def _holds_training(store: Store) -> bool:
 
 def _train_network(flags: TrainFlags) -> str:
     """Trains a network; returns the entry of `--models` that evaluates it."""
-    folder = flags.dataset
     dataset = Dataset.open(
-        reading_store(folder) if flags.output else writing_store("dataset", folder)
+        reading_store(flags.dataset) if flags.output else writing_store("dataset", flags.dataset)
     )
     check_architecture(
         flags.arch, pretrained=flags.pretrained, weights=chosen_folder(flags.weights)

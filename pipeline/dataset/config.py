@@ -194,8 +194,7 @@ class ComposeConfig:
         Scenes are fingerprinted per shard in `pipeline.generate.compose`, and only those used
         there, so adding a scene does not invalidate every shard.
         """
-        flags = {**dataclasses.asdict(self), "backgrounds": None}
-        return fingerprint(_fingerprinted(flags), COMPOSE_VERSION)
+        return fingerprint(_fingerprinted({**vars(self), "backgrounds": None}), COMPOSE_VERSION)
 
 
 @dataclasses.dataclass(frozen=True)

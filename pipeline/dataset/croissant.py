@@ -5,6 +5,7 @@ variant, backed by these files. Paths are relative to the metadata, so that a da
 as a whole.
 """
 
+import itertools
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -69,12 +70,12 @@ def croissant_metadata(
         "Every image appears in several variants that differ in foreground and background. There "
         "is one record set per variant; all have the same keys in the same order."
     )
-    content = _content(manifest, name, text, licence, cite)
-    content["recordSet"].append(_classes(taxonomy))
-    if "parquet" in manifest.config.compose.formats:
-        for variant, description in descriptions.items():
-            content["distribution"] += _files(manifest, variant)
-            content["recordSet"].append(_record_set(variant, description))
+    readable = descriptions if "parquet" in manifest.config.compose.formats else {}
+    content = {
+        **_content(manifest, name, text, licence, cite),
+        "distribution": [file for variant in readable for file in _files(manifest, variant)],
+        "recordSet": [_classes(taxonomy), *itertools.starmap(_record_set, readable.items())],
+    }
     return json_bytes(content)
 
 
@@ -192,9 +193,8 @@ def _record_set(variant: str, description: str) -> Json:
         }
 
     def column(name: str, kind: str, *transforms: dict[str, str], **options: object) -> Json:
-        column_source: Json = {**file_set_source, "extract": {"column": name}}
-        if transforms:
-            column_source["transform"] = _unboxed([*transforms])
+        transform = {"transform": _unboxed([*transforms])} if transforms else {}
+        column_source = {**file_set_source, "extract": {"column": name}, **transform}
         return field(name, kind, COLUMNS[name], column_source, **options)
 
     path_source = {

@@ -144,8 +144,9 @@ class DatasetReader(Sequence[Example]):
 
 def _one_of(kind: str, name: str, known: Sequence[str]) -> str:
     if name not in known:
-        hint = did_you_mean(name, known)
-        raise ValueError(f"no {kind} {name!r}; the dataset has {', '.join(known)}{hint}")
+        raise ValueError(
+            f"no {kind} {name!r}; the dataset has {', '.join(known)}{did_you_mean(name, known)}"
+        )
     return name
 
 

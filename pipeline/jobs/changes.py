@@ -233,8 +233,7 @@ def _dataset_causes(
         for split, changes in images.items()
         if changes.added or changes.removed or changes.changed
     ]
-    code = code if old.files != new.files else []
-    causes = {"data": data, "configuration": flags, "code": code}
+    causes = {"data": data, "configuration": flags, "code": code * (old.files != new.files)}
     return {cause: details for cause, details in causes.items() if details}
 
 

@@ -334,7 +334,6 @@ def _print_model(
         print(f"{name}: {error}")
         return
     load = time.perf_counter() - started
-    variants = job.config.compose.composed
     if forecast.is_up_to_date:
         dataset = Dataset.open(evaluation.store)
         left = {analysis: _left(plan, dataset, model) for analysis, plan in plans.items()}
@@ -346,7 +345,8 @@ def _print_model(
     else:
         expected = _tested(next(iter(plans.values())), job, forecast, make_trial)
         left = {
-            analysis: analysis.parts.expected_pictures(plan, expected, variants) or 0
+            analysis: analysis.parts.expected_pictures(plan, expected, job.config.compose.composed)
+            or 0
             for analysis, plan in plans.items()
         }
     trial = make_trial()

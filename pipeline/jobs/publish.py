@@ -146,9 +146,11 @@ def _copy(store: Store, target: Store, name: str, before: str | None) -> None:
     dataset, manifest = Dataset.open(store), store.read(MANIFEST)
     existing = target.sizes(name)
     files = {file.path: file.bytes for file in dataset.manifest.files}
-    paths = [path for path, size in files.items() if existing.get(f"{name}/{path}") != size]
-    paths += store.walk("results")
-    paths += [REPORT] if store.exists(REPORT) else []
+    paths = [
+        *(path for path, size in files.items() if existing.get(f"{name}/{path}") != size),
+        *store.walk("results"),
+        *([REPORT] if store.exists(REPORT) else []),
+    ]
     target.delete_all(sorted(existing.keys() - {f"{name}/{path}" for path in (*files, *paths)}))
     # Objects are not read, because their storage copies them. Damage must not be copied: once it is
     # mended, a file of the same size would stay.
