@@ -96,8 +96,9 @@ class EvaluatedModel:
         """
         rows = self.predictions if table == "predictions" else self.tables.get(table)
         if rows is None:
-            known = ", ".join(["predictions", *self.tables])
-            raise ValueError(f"{table!r} is none of the tables: {known}")
+            raise ValueError(
+                f"{table!r} is none of the tables: {', '.join(['predictions', *self.tables])}"
+            )
         try:
             return (pa.Table.from_pylist(rows) if isinstance(rows, list) else rows).to_pandas()
         except ImportError as error:

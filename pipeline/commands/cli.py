@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         return _report_error(name, error, 2)
     except (JobError, OSError) as error:
         return _report_error(f"{name}: the job failed", error, 1)
-    except (MemoryError, RuntimeError) as error:
+    except MemoryError:
+        return _report_error(f"{name}: the job failed", "there is not enough memory", 1)
+    except RuntimeError as error:
         return _report_shortage(name, error)
 
 
@@ -192,13 +194,11 @@ def _report_error(prefix: str, error: object, code: int) -> int:
     return code
 
 
-def _report_shortage(name: str, error: Exception) -> int:
-    """Reports that the machine gives the process no more threads or memory; returns the exit code.
+def _report_shortage(name: str, error: RuntimeError) -> int:
+    """Reports that the machine gives the process no more threads; returns the exit code.
 
     Any other error is raised.
     """
-    if isinstance(error, MemoryError):
-        return _report_error(f"{name}: the job failed", "there is not enough memory", 1)
     if "can't start new thread" not in str(error):
         raise error
     return _report_error(

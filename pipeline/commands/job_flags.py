@@ -214,9 +214,12 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
             _check_input(flags.input, note, store)
         _check_config(manifest.config, config, flags.overwrite)
     previous, stages = ({}, None) if manifest is None else (manifest.shards, manifest.stages)
-    if recipe_manifest and not manifest:
-        is_same = recipe_manifest.config.images_per_shard == config.images_per_shard
-        previous = recipe_manifest.shards if is_same else previous
+    if (
+        recipe_manifest
+        and not manifest
+        and recipe_manifest.config.images_per_shard == config.images_per_shard
+    ):
+        previous = recipe_manifest.shards
     return GenerateJob(
         config=config,
         layouts=layouts,

@@ -145,8 +145,11 @@ def _plan_job(
         # Checked before the input is read.
         custom = custom_names(flags.variants, flags.renderings)
         parse_conditions(flags.fail_if, custom=custom)
-    named = ("output", flags.output) if flags.generates else ("dataset", flags.dataset)
-    store = with_new_job(writing_store(*named))
+    store = with_new_job(
+        writing_store("output", flags.output)
+        if flags.generates
+        else writing_store("dataset", flags.dataset)
+    )
     publishing = check_publishing(store, flags.publish, flags.keep)
     seen = manifest_state(store)
     job = job_from_flags(arguments, store) if flags.generates else None

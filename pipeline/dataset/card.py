@@ -271,8 +271,7 @@ def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
 
 def _members(taxonomy: Taxonomy, label: int) -> str:
     """Lists the classes of a superclass."""
-    labels = zip(taxonomy.wnids, taxonomy.labels, strict=True)
-    names = [name for name, its_label in labels if its_label == label]
+    names = [n for n, own in zip(taxonomy.wnids, taxonomy.labels, strict=True) if own == label]
     more = ", ..." if len(names) > _CLASSES_SHOWN else ""
     return ", ".join(map(markdown, names[:_CLASSES_SHOWN])) + more
 

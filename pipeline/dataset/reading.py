@@ -75,8 +75,10 @@ class DatasetReader(Sequence[Example]):
         )
 
     def __repr__(self) -> str:
-        folder = self.dataset.store.root
-        return f"<{counted(len(self), 'image')} of {self.split}, {self.variant}, in {folder}>"
+        return (
+            f"<{counted(len(self), 'image')} of {self.split}, {self.variant}, in "
+            f"{self.dataset.store.root}>"
+        )
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -152,8 +154,7 @@ def _one_of(kind: str, name: str, known: Sequence[str]) -> str:
 
 def _example(sample: Sample) -> Example:
     meta: dict[str, Any] = {"key": sample.key, **sample.fields}
-    label = int(meta.pop("label"))
-    return decode_image(sample.image), label, meta
+    return decode_image(sample.image), int(meta.pop("label")), meta
 
 
 # The caches below never go stale, because a file with other content has another digest.

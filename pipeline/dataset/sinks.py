@@ -266,8 +266,12 @@ def sample_files(
 
 def digests_of(sinks: Mapping[VariantName, Sequence[Sink]]) -> tuple[FileDigest, ...]:
     """Returns the digests of the files of all variants, once the sinks are closed."""
-    digests = [sink.digest() for variant_sinks in sinks.values() for sink in variant_sinks]
-    return tuple(digest for digest in digests if digest is not None)
+    return tuple(
+        digest
+        for variant_sinks in sinks.values()
+        for sink in variant_sinks
+        if (digest := sink.digest()) is not None
+    )
 
 
 LAYER_FILES = ("image", "only_bg_t", "mask")

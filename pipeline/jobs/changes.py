@@ -275,8 +275,10 @@ def _one_line(changes: Changes) -> str:
     replaced = sum(split.repaired.total() for split in splits)
     if replaced and not images:
         images = [counted(replaced, "other background")]
-    parts = [f"images: {', '.join(images)}"] if images else []
-    parts += [part for changed in changes.results for part in changed.short]
+    parts = [
+        *([f"images: {', '.join(images)}"] if images else []),
+        *(part for changed in changes.results for part in changed.short),
+    ]
     nothing = ["images", *(changed.unchanged for changed in changes.results)]
     return "; ".join(parts) or ", ".join(f"none in {name}" for name in nothing)
 
@@ -310,8 +312,10 @@ def _image_lines(split: str, changes: ImageChanges) -> Iterator[str]:
         if len(rows) > LISTED:
             yield f"  * and {len(rows) - LISTED} more"
     for variant, count in sorted(changes.repaired.items()):
-        has = "has" if count == 1 else "have"
-        yield f"* {count} in both versions {has} another background in {markdown(variant)}"
+        yield (
+            f"* {count} in both versions {'has' if count == 1 else 'have'} another background in "
+            f"{markdown(variant)}"
+        )
 
 
 def describe_list_change(old: object, new: object) -> str | None:

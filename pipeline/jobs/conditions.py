@@ -330,9 +330,11 @@ def judge(gate: Gate, dataset: Dataset) -> list[Judgement]:
     if not gate.conditions:
         return []
     summaries = read_summaries(dataset)[0]
-    failures, _ = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")
     # Results of an earlier run do not stand for a run that failed.
-    errors = {one.entry: f"{one.name} failed: {one.error}" for one in failures}
+    errors = {
+        one.entry: f"{one.name} failed: {one.error}"
+        for one in read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")[0]
+    }
     measured, baseline = read_contributions(dataset, summaries), None
     if gate.baseline is not None:
         baseline = baseline_or_reason(dataset, gate.baseline, gate.settings, gate.runs_baseline)

@@ -363,7 +363,6 @@ def _print_model(
     if not rate:
         return
     for number, (analysis, count) in enumerate(left.items()):
-        article = "an" if analysis.name[0] in "aeiou" else "a"
         # Loading counts once, for the first stage of the job.
         if count and not number:
             print(
@@ -372,7 +371,8 @@ def _print_model(
             )
         elif count:
             print(
-                f"{name}: about {duration(count / rate)} for {article} {analysis.name} with "
+                f"{name}: about {duration(count / rate)} for "
+                f"{'an' if analysis.name[0] in 'aeiou' else 'a'} {analysis.name} with "
                 f"{count} {analysis.items}"
             )
 

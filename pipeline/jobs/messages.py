@@ -196,8 +196,10 @@ def describe_recipe(recipe: Manifest, dataset: Manifest, counters: Mapping[str, 
         {file.path: file.sha256 for file in m.files if not is_dropped(recipe.config, file.path)}
         for m in (dataset, recipe)
     )
-    differ = sorted(path for path in {**ours, **theirs} if ours.get(path) != theirs.get(path))
-    differ += [MANIFEST] * (dataset != dataclasses.replace(recipe, files=dataset.files))
+    differ = [
+        *sorted(path for path in {**ours, **theirs} if ours.get(path) != theirs.get(path)),
+        *([] if dataset == dataclasses.replace(recipe, files=dataset.files) else [MANIFEST]),
+    ]
     if not differ:
         return [*lines, f"all {len(ours)} files and the manifest are the recipe's, byte for byte"]
     kinds = Counter(path.rpartition("/")[0].partition("/")[0] or path for path in differ)
