@@ -107,10 +107,10 @@ class _Composed:
 def choose(forecast: Forecast) -> list[SourceImage]:
     """Chooses the images to measure among those to segment; if there are none, among accepted."""
     # An accepted image is repeated for each of its objects.
-    accepted = dict.fromkeys(image for split in forecast.splits for image in split.accepted)
+    pool = forecast.left or dict.fromkeys(i for split in forecast.splits for i in split.accepted)
     # A recipe does not need every picture.
-    pool = [image for image in forecast.left or accepted if image.location != NOWHERE]
-    return heapq.nsmallest(SAMPLE_IMAGES, pool, lambda i: keyed_hash(0, "estimate", i.name))
+    known = (image for image in pool if image.location != NOWHERE)
+    return heapq.nsmallest(SAMPLE_IMAGES, known, lambda i: keyed_hash(0, "estimate", i.name))
 
 
 def run_trial(job: GenerateJob, forecast: Forecast, folder: str) -> Trial | None:
