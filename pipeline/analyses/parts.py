@@ -13,8 +13,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Claim, Panel
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
-from pipeline.evaluate.results import ModelRun
-from pipeline.evaluate.tables import Table
+from pipeline.evaluate.results import ModelRun, Table
 from transforms.taxonomy import Taxonomy
 from transforms.variants import VariantName
 

@@ -16,8 +16,7 @@ from pipeline.commands.command_line import COMMANDS
 from pipeline.commands.flags import sections_of
 from pipeline.dataset.records import RECORD_SCHEMA
 from pipeline.dataset.sinks import sample_schema
-from pipeline.evaluate.results import PREDICTION_SCHEMA
-from pipeline.evaluate.tables import Table
+from pipeline.evaluate.results import PREDICTION_SCHEMA, Table
 from pipeline.generate.compose import index_schema
 from transforms.codec import MAX_PIXELS, MAX_SCANS
 from transforms.filters import Reason

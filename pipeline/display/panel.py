@@ -18,6 +18,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import JobError
 from pipeline.evaluate.evidence import Evidence, Results
+from pipeline.evaluate.summary import Summary
 from pipeline.models.answers import has_network
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
@@ -143,7 +144,7 @@ def with_models(command: str, evidence: Evidence) -> str:
     download stands in.
     """
     store = evidence.dataset.store
-    runs = [answers for model, answers in evidence.answered if has_network(model.model)]
+    runs = [run for model, run in evidence.models_with(Summary) if has_network(model.model)]
     names = ",".join(dict.fromkeys(_seen_from(store, run.model) for run in runs))
     splits = {run.evaluation.split for run in runs}
     shares, flags = {run.evaluation.holdout for run in runs}, ""

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
-from pipeline.evaluate.results import ModelRun
+from pipeline.evaluate.results import ModelRun, Table
 from pipeline.evaluate.summary import AccuracyRow, Summary
-from pipeline.evaluate.tables import Table
 from pipeline.storage.state_files import convert, read_csv
 from transforms.analysis import gaps_of_pictures
 from transforms.intervals import CONFIDENCE, holm

@@ -6,15 +6,12 @@ from typing import Any, TypeVar
 
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.published import trained_on
-from pipeline.evaluate.results import Answers, ModelRun, Trained
+from pipeline.evaluate.results import ModelRun, Trained
 from pipeline.evaluate.summary import Summary
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
 
 R = TypeVar("R")
-
-
-A = TypeVar("A", bound=Answers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,19 +68,15 @@ class Results:
         return tuple((model, result) for model, result in pairs if result is not None)
 
     @property
-    def answered(self) -> tuple[tuple[ModelResults, Answers], ...]:
-        """(model, result) of each model that the page is about."""
-        return self.models_with(Answers)
-
-    @property
     def rule(self) -> str:
         """The label rule of the page's figures: the headline's of most models."""
-        headlines = [answers.headline for _, answers in self.answered]
+        headlines = [summary.headline for _, summary in self.models_with(Summary)]
         return max((PAPER_RULE, *headlines), key=headlines.count)
 
-    def comparable(self, kind: type[A]) -> tuple[tuple[ModelResults, A], ...]:
-        """Returns `models_with` for the models whose headline has the page's label rule."""
-        return tuple(one for one in self.models_with(kind) if one[1].headline == self.rule)
+    @property
+    def comparable(self) -> tuple[tuple[ModelResults, Summary], ...]:
+        """(model, summary) of each model whose headline has the page's label rule."""
+        return tuple(one for one in self.models_with(Summary) if one[1].headline == self.rule)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

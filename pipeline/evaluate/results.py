@@ -1,4 +1,4 @@
-"""What all results of a model have, their files, and the models that failed to run.
+"""What all results of a model have, their files, their tables, and the models that failed to run.
 
 All results have the model, how it was run, and so their folder.
 
@@ -8,7 +8,8 @@ results/*.csv, results/latex/*.tex                  tables of all models, comput
 results/failures.json   entry of --models -> stage -> why its last attempt failed
 
 Results are stored as JSON. A file whose content does not fit its type counts as damaged; fields
-that a type does not have are ignored.
+that a type does not have are ignored. Tables are CSV, and their columns are the fields of types. A
+field's `Meta(description=...)` is the meaning of its column, unless that is the same in all tables.
 
 A failure is dropped when its model succeeds in the stage, or when any stage has run on another
 version of the dataset. A model that failed but has results on this dataset under the same settings
@@ -18,8 +19,8 @@ keeps them, and usually gets no row for the failure (`failures_without_results`)
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterable
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
 import pyarrow as pa
 from msgspec import UNSET, Meta, Struct, UnsetType, structs, to_builtins
@@ -28,7 +29,14 @@ from typing_extensions import override
 from pipeline.errors import escaped_line, escaped_texts
 from pipeline.models.identity import Preprocessing
 from pipeline.runtime.lock import TABLES_LOCK, locked
-from pipeline.storage.state_files import Name, convert, json_bytes, parse_json, read_intact
+from pipeline.storage.state_files import (
+    Name,
+    convert,
+    csv_bytes,
+    json_bytes,
+    parse_json,
+    read_intact,
+)
 from pipeline.storage.store import Store
 from transforms.hashing import text_bytes
 from transforms.scoring import AnswerKind
@@ -183,29 +191,6 @@ class PicturesResult(ModelRun, frozen=True, kw_only=True):
     """
 
     of: str
-
-
-class Answers(ModelRun, frozen=True, kw_only=True):
-    """A result that says how often a model's answers are right.
-
-    The page is about the models that have such a result: it orders them by it, and suggests
-    commands for them.
-
-    Attributes:
-      label_rules: the rules by which the answers are labelled; the first is the headline's.
-    """
-
-    label_rules: tuple[str, ...]
-
-    @property
-    def headline(self) -> str:
-        """The label rule of its headline figures."""
-        return self.label_rules[0]
-
-    @property
-    def accuracy_on_original(self) -> float | None:
-        """Accuracy on `original` under the headline's rule, a fraction; None if not measured."""
-        return None
 
 
 class Failure(Named, frozen=True, kw_only=True):
@@ -432,3 +417,71 @@ def errors_by_model(failed: Iterable[Failure], entries: Iterable[str]) -> dict[s
         for failure in failed
         if failure.entry in wanted
     }
+
+
+class OfModel(Struct, frozen=True):
+    """The first column of tables with rows of all models."""
+
+    model: str
+
+
+class RunColumns(Struct, frozen=True):
+    """The last columns of tables, which say how a model was run."""
+
+    split: str
+    eval_input: str
+    precision: str
+    weights_sha256: str
+    dataset: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A CSV file in `results/`.
+
+    Attributes:
+      name: name of the file without `.csv`.
+      structs: the types whose fields are the columns, in order.
+      description: what a row holds, for the reference.
+    """
+
+    name: str
+    structs: tuple[type[Struct], ...]
+    description: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(name for struct in self.structs for name in struct.__struct_fields__)
+
+    @property
+    def meanings(self) -> Mapping[str, str]:
+        """Meanings of columns that the types give, by column."""
+        return {
+            name: extra.description
+            for struct in self.structs
+            for name, hint in get_type_hints(struct, include_extras=True).items()
+            for extra in get_args(hint)
+            if isinstance(extra, Meta) and extra.description
+        }
+
+    def write(self, store: Store, rows: Iterable[Iterable[Struct]]) -> None:
+        """Writes the table.
+
+        Args:
+          rows: for each row, values that have its columns as fields; a column that none of them has
+            is empty, and further fields are left out.
+        """
+        store.update(f"results/{self.name}.csv", csv_bytes(self.columns, self.lines(rows)))
+
+    def lines(self, rows: Iterable[Iterable[Struct]]) -> list[dict[str, object]]:
+        """Returns the columns of each row, by name; the argument is that of `write`."""
+        columns = self.columns
+        return [
+            {
+                name: value
+                for struct in row
+                for name, value in structs.asdict(struct).items()
+                if name in columns and value is not UNSET
+            }
+            for row in rows
+        ]

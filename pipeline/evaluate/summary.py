@@ -12,8 +12,14 @@ from typing import Annotated, TypeVar
 from msgspec import UNSET, Meta, Struct, UnsetType
 from typing_extensions import override
 
-from pipeline.evaluate.results import Answers, ModelRun, RunSettings, pick
-from pipeline.evaluate.tables import OfModel, RunColumns, Table
+from pipeline.evaluate.results import (
+    ModelRun,
+    OfModel,
+    RunColumns,
+    RunSettings,
+    Table,
+    pick,
+)
 from pipeline.storage.state_files import Name
 from transforms.estimates import Estimate
 from transforms.scoring import ALL_RULES, LABEL_RULES, AnswerKind
@@ -294,12 +300,20 @@ class Evaluated(ModelRun, frozen=True, kw_only=True):
 _Row = TypeVar("_Row", bound=RuleRow)
 
 
-class Summary(Answers, frozen=True, kw_only=True):
-    """All statistics of a model's valid predictions on a dataset."""
+class Summary(ModelRun, frozen=True, kw_only=True):
+    """All statistics of a model's valid predictions on a dataset.
+
+    The page is about the models that have one: it orders them by it, and suggests commands for
+    them.
+
+    Attributes:
+      label_rules: the rules by which the answers are labelled; the first is the headline's.
+    """
 
     entry: str
     libraries: dict[str, str]
     dataset: str
+    label_rules: tuple[str, ...]
     missing: tuple[str, ...]
     unanswered: int
     accuracy: tuple[AccuracyRow, ...] = ()
@@ -340,10 +354,9 @@ class Summary(Answers, frozen=True, kw_only=True):
         return super().title + note
 
     @property
-    @override
-    def accuracy_on_original(self) -> float | None:
-        estimate = self.estimate("original")
-        return estimate[0] if estimate else None
+    def headline(self) -> str:
+        """The label rule of its headline figures."""
+        return self.label_rules[0]
 
     def by_rule(self, rows: tuple[_Row, ...], rule: str = "") -> Iterator[_Row]:
         """Yields the rows of a table under one label rule, by default the headline's."""

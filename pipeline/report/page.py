@@ -25,7 +25,7 @@ from pipeline.display.style import THEME
 from pipeline.display.table import TIMES, listed, shorten
 from pipeline.errors import escaped
 from pipeline.evaluate.evidence import Evidence
-from pipeline.evaluate.results import Answers
+from pipeline.evaluate.summary import Summary
 from pipeline.storage.store import Store
 from transforms.estimates import Verdict
 from transforms.hashing import text_bytes
@@ -249,7 +249,7 @@ class Provenance:
 
     config: dict[str, object]
     rejections: tuple[tuple[str, str, int], ...]
-    models: tuple[tuple[str, Answers], ...]
+    models: tuple[tuple[str, Summary], ...]
     links: tuple[tuple[str, tuple[Link, ...]], ...]
 
 
@@ -273,7 +273,7 @@ def make_provenance(evidence: Evidence, figures: Sequence[str]) -> Provenance:
     return Provenance(
         config=dataset.manifest.config.flags(),
         rejections=tuple(sorted(rejections, key=lambda row: (-row[2], row[0], row[1]))),
-        models=tuple((model.name, answers) for model, answers in evidence.answered),
+        models=tuple((model.name, summary) for model, summary in evidence.models_with(Summary)),
         links=tuple((kind, links) for kind, group in groups if (links := tuple(group))),
     )
 
@@ -292,7 +292,7 @@ def _results(store: Store, folder: str, suffix: str) -> Iterator[Link]:
 
 
 def _predictions(evidence: Evidence) -> Iterator[Link]:
-    for model, _ in evidence.answered:
+    for model, _ in evidence.models_with(Summary):
         store, folder = evidence.dataset.store, f"results/{model.folder}/predictions"
         if f"results/{model.folder}" not in store.elsewhere and store.has_folder(folder):
             yield _link(f"{folder}/", model.name)
@@ -327,7 +327,7 @@ def render(
     """Renders the page; the same evidence gives the same text."""
     environment = _environment()
     script = environment.get_template("report/report.js").render()
-    is_imagenet9 = evidence.dataset.is_imagenet9
+    evaluated, is_imagenet9 = evidence.models_with(Summary), evidence.dataset.is_imagenet9
     checked = (
         () if evidence.dataset.manifest.config.segment.keeps_image_whole else check_claims(evidence)
     )
@@ -343,8 +343,7 @@ def render(
         script_hash=base64.b64encode(hashlib.sha256(text_bytes(script)).digest()).decode(),
         manifest=evidence.dataset.manifest,
         stale=evidence.stale,
-        models=[model for model, _ in evidence.answered],
-        answered=evidence.answered,
+        models=[model for model, _ in evaluated],
         variants=list(map(str, evidence.dataset.picture_variants)),
         heads=[(panel.head, contents.get(panel.id)) for panel in PANELS if panel.head],
         asides=[(panel.aside, contents[panel.id]) for panel in PANELS if panel.aside],
@@ -357,7 +356,7 @@ def render(
         verdicts=[(v, sum(c.verdict is v for c in judged)) for v in Verdict],
         panels=contents,
         templates={panel.id: panel.template for panel in PANELS},
-        plots=_by_panel(plots, [model.name for model, _ in evidence.answered[:DETAILED]], figures),
+        plots=_by_panel(plots, [model.name for model, _ in evaluated[:DETAILED]], figures),
         version=metadata.version("imagenet9-pipeline"),
         compared=COMPARED,
         detailed=DETAILED,

@@ -22,7 +22,8 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import shown_bytes
 from pipeline.evaluate.evidence import Evidence, ModelResults
-from pipeline.evaluate.results import Answers, ModelRun, Named, read_failures
+from pipeline.evaluate.results import ModelRun, Named, read_failures
+from pipeline.evaluate.summary import Summary
 from pipeline.runtime.lock import TABLES_LOCK, locked
 from pipeline.storage.state_files import RelativePath, read_json
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -138,9 +139,9 @@ def _order(model: ModelResults) -> tuple[bool, float, str]:
 
     Models without this accuracy come last.
     """
-    answers = model.get(Answers)
-    accuracy = answers.accuracy_on_original if answers else None
-    return accuracy is None, -(accuracy or 0.0), model.folder
+    summary = model.get(Summary)
+    original = summary.estimate("original") if summary else None
+    return original is None, -original[0] if original else 0.0, model.folder
 
 
 REPORT = "report.html"

@@ -10,8 +10,8 @@ from made_results import made, of_model
 
 from pipeline.evaluate.evidence import ModelResults, Results, models_trained_on, training_of
 from pipeline.evaluate.published import PRETRAINED, published_for, trained_on
+from pipeline.evaluate.results import OfModel, Table
 from pipeline.evaluate.summary import Summary
-from pipeline.evaluate.tables import OfModel, Table
 from pipeline.storage.store import Store
 
 

@@ -11,8 +11,7 @@ from msgspec import Meta
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import Cell, aligned, percent_interval, tabular
 from pipeline.evaluate.predictions import read_current_results
-from pipeline.evaluate.results import PicturesResult, pick
-from pipeline.evaluate.tables import OfModel, RunColumns, Table
+from pipeline.evaluate.results import OfModel, PicturesResult, RunColumns, Table, pick
 from transforms.variants import ORIGINAL
 
 SCHEMA = pa.schema([pa.field("key", pa.string()), pa.field("correct", pa.bool_())])

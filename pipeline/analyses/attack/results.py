@@ -26,11 +26,11 @@ from pipeline.evaluate.published import FULL_GRID
 from pipeline.evaluate.results import (
     Label,
     PicturesResult,
+    Table,
     failures_without_results,
     pick,
     read_failures,
 )
-from pipeline.evaluate.tables import Table
 from pipeline.storage.state_files import Name, RelativePath, read_table
 from pipeline.storage.store import Store
 from transforms.adversarial import Labels

@@ -32,6 +32,7 @@ from pipeline.evaluate.comparisons import (
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.results import (
     RunSettings,
+    Table,
     pick,
     read_failures,
     read_result,
@@ -39,7 +40,6 @@ from pipeline.evaluate.results import (
     write_result,
 )
 from pipeline.evaluate.summary import Evaluated, Summary
-from pipeline.evaluate.tables import Table
 from pipeline.storage.files import absolute, is_remote
 from pipeline.storage.store import Store
 from transforms.intervals import CONFIDENCE, holm

@@ -49,7 +49,7 @@ _Evaluated = tuple[ModelResults, Summary]
 
 def make_plots(evidence: Evidence) -> Iterator[Plot]:
     """Makes the figures for which there are results, by the page's label rule."""
-    evaluated, taxonomy = evidence.comparable(Summary), evidence.taxonomy
+    evaluated, taxonomy = evidence.comparable, evidence.taxonomy
     compared = evaluated[:COMPARED]
     yield from _gaps(evaluated)
     yield from _by_class(evaluated[:_FEW], taxonomy)

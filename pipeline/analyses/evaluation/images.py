@@ -284,7 +284,7 @@ def make_chooser(evidence: Evidence, with_pictures: bool) -> Chooser:
     split, models = shown_models(evidence)
     chosen = choose_images(evidence, split, models)
     count = len(chosen)
-    rules = rules_of(summary for _, summary in evidence.comparable(Summary))
+    rules = rules_of(summary for _, summary in evidence.comparable)
     at_once = _AT_ONCE if with_pictures else len(chosen)
     budget = Budget(_BYTES)
     cards: list[ImageCard] = []

@@ -335,7 +335,7 @@ def make_sensitivity(evidence: Evidence) -> dict[str, object]:
       model that was evaluated on both variants with noise; `left_out`: the models without this
       rule, in words.
     """
-    evaluated = evidence.comparable(Summary)
+    evaluated = evidence.comparable
     flips = [
         (model.name, {(row.variant, row.other_variant): row for row in rows})
         for model, summary in evaluated
@@ -375,7 +375,7 @@ def make_mistakes(evidence: Evidence) -> dict[str, object]:
       group of each mixed version on which a model is worst; `means`: the models with their
       summaries; `left_out`: the models without the page's label rule, in words.
     """
-    evaluated, names = evidence.comparable(Summary), evidence.taxonomy.names
+    evaluated, names = evidence.comparable, evidence.taxonomy.names
     worst = [
         (model.name, names[row.label], names[row.bg_label], row)
         for model, summary in evaluated
@@ -436,7 +436,7 @@ CLAIMS = (
         "blog 2",
         "BG-Gap above 0 for every model",
         f"BG-Gap above 0, {BY_METHOD}",
-        lambda results: gaps(one for one in results.comparable(Summary) if not one[1].overlap),
+        lambda results: gaps(one for one in results.comparable if not one[1].overlap),
         above,
         COMMAND,
         unit="points",

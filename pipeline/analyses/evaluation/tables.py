@@ -32,6 +32,8 @@ from pipeline.evaluate.predictions import (
 from pipeline.evaluate.results import (
     Failure,
     ModelRun,
+    OfModel,
+    Table,
     failures_without_results,
     pick,
     read_failures,
@@ -49,7 +51,6 @@ from pipeline.evaluate.summary import (
     rules_of,
     without_rule,
 )
-from pipeline.evaluate.tables import OfModel, Table
 from transforms.analysis import KINDS
 from transforms.hashing import fingerprint
 from transforms.intervals import CONFIDENCE

@@ -26,6 +26,7 @@ from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.results import (
     ModelRun,
     RunSettings,
+    Table,
     errors_by_model,
     pick,
     read_failures,
@@ -34,7 +35,6 @@ from pipeline.evaluate.results import (
     write_result,
 )
 from pipeline.evaluate.summary import Summary, rules_of, without_rule
-from pipeline.evaluate.tables import Table
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 from transforms.trend import MIN_MODELS, fit_line

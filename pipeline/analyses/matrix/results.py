@@ -24,10 +24,9 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
 from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.published import TABLE_5_NAMES, TRAINED
-from pipeline.evaluate.results import Trained, pick, read_results, write_result
+from pipeline.evaluate.results import Table, Trained, pick, read_results, write_result
 from pipeline.evaluate.summaries import measure_accuracy
 from pipeline.evaluate.summary import Evaluated, MatrixRow
-from pipeline.evaluate.tables import Table
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.analysis import bg_gap, constant_accuracy

@@ -19,8 +19,7 @@ from pipeline.display.table import aligned, interval, tabular
 from pipeline.errors import UsageError, refuse_first, shown_bytes
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
-from pipeline.evaluate.results import pick
-from pipeline.evaluate.tables import OfModel, RunColumns
+from pipeline.evaluate.results import OfModel, RunColumns, pick
 from transforms.renderings import AGAINST
 from transforms.taxonomy import Taxonomy
 from transforms.variants import VariantName

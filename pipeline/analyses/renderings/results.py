@@ -24,8 +24,15 @@ from pipeline.evaluate.predictions import (
     predictions_in_table,
     read_current_results,
 )
-from pipeline.evaluate.results import ModelRun, PicturesResult, RunSettings, pick
-from pipeline.evaluate.tables import OfModel, RunColumns, Table
+from pipeline.evaluate.results import (
+    ModelRun,
+    OfModel,
+    PicturesResult,
+    RunColumns,
+    RunSettings,
+    Table,
+    pick,
+)
 from pipeline.storage.state_files import read_table
 from transforms.analysis import compare_gaps, sd_of_draws, thirds
 from transforms.estimates import Estimate, estimate_of

@@ -22,11 +22,11 @@ from pipeline.evaluate.predictions import read_current_results
 from pipeline.evaluate.results import (
     Label,
     PicturesResult,
+    Table,
     failures_without_results,
     pick,
     read_failures,
 )
-from pipeline.evaluate.tables import Table
 from pipeline.storage.state_files import RelativePath, read_table
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
