@@ -19,7 +19,7 @@ import torch
 
 from pipeline.analyses.attack.results import AttackPlan, open_grid
 from pipeline.analyses.attack.stage import AttackChunks
-from pipeline.analyses.saliency.stage import BATCH_DIVISOR, SaliencyPlan, SaliencyShards
+from pipeline.analyses.saliency.stage import BATCH_DIVISOR, PlannedSaliency
 from pipeline.commands.train import default_workers
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.planned import AnalysisOfModel, Evaluation
@@ -108,7 +108,9 @@ def attack(setting: Setting) -> list[Turn]:
     with Loaded(setting) as loaded:
         attacking = AttackPlan(loaded.evaluation, *setting.grid)
         attack_grid = open_grid(loaded.dataset, attacking)
-        chunks = AttackChunks(loaded.dataset, attacking, attack_grid, loaded.metadata)
+        chunks = AttackChunks(
+            loaded.evaluation.store, loaded.dataset, attacking, attack_grid, loaded.metadata
+        )
         pairs = len(attack_grid.foregrounds) * len(attack_grid.backgrounds)
         work = loaded.work_on(chunks, attack_grid.chunks)
         return take_turns(setting, pairs, work, loaded.forward)
@@ -117,8 +119,8 @@ def attack(setting: Setting) -> list[Turn]:
 def saliency(setting: Setting) -> list[Turn]:
     """Times decoding, gradients and their share on a mask, against forward and backward passes."""
     with Loaded(setting) as loaded:
-        plan = SaliencyPlan(loaded.evaluation, num_maps=0)
-        explaining = SaliencyShards(loaded.dataset, plan, loaded.metadata, {})
+        planned = PlannedSaliency(loaded.evaluation, loaded.dataset.taxonomy, num_maps=0)
+        explaining = planned.for_model(loaded.dataset, loaded.metadata)
         size = max(1, setting.batch_size // BATCH_DIVISOR)
         pictures = len(loaded.evaluation.rows(loaded.dataset))
         work = loaded.work_on(explaining, loaded.dataset.shards("val"))

@@ -20,7 +20,6 @@ from made_results import made
 from PIL import Image
 from runs import ONE, dataset_in, manifest_of, run_in9, stamps, table_of
 
-from pipeline.analyses.saliency.gradients import winning_logit_gradients
 from pipeline.analyses.saliency.results import (
     SALIENCY_SCHEMA,
     SaliencyResult,
@@ -28,9 +27,9 @@ from pipeline.analyses.saliency.results import (
     saliency_table,
 )
 from pipeline.analyses.saliency.stage import (
-    SaliencyPlan,
+    PlannedSaliency,
     check_variants,
-    shown_images,
+    winning_logit_gradients,
 )
 from pipeline.commands.command_line import build_parser
 from pipeline.commands.job_flags import analyses_from_flags
@@ -46,6 +45,7 @@ from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
 from transforms.saliency import mass_in_mask, overlay, saliency_map
+from transforms.taxonomy import imagenet9
 from transforms.variants import MASK, ORIGINAL, VariantName
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -202,10 +202,10 @@ def test_a_batch_that_does_not_fit_is_halved() -> None:
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def plan_of(output: Path, **chosen: object) -> SaliencyPlan:
+def plan_of(output: Path, num_maps: int) -> PlannedSaliency:
     store = Store(str(output))
     evaluation = Evaluation(store, ("x",), "val", PredictConfig(), Progress.for_store(store))
-    return SaliencyPlan(evaluation, **chosen)  # type: ignore[arg-type]
+    return PlannedSaliency(evaluation, imagenet9(), num_maps=num_maps)
 
 
 def test_images_to_show_are_spread_over_the_classes(one_worker: Path) -> None:
@@ -213,7 +213,7 @@ def test_images_to_show_are_spread_over_the_classes(one_worker: Path) -> None:
     label_of = {row["key"]: row["label"] for row in dataset.index("val") if row["selected"]}
 
     def labels(maps: int) -> list[int]:
-        return [label_of[key] for key in shown_images(dataset, plan_of(one_worker, num_maps=maps))]
+        return [label_of[key] for key in plan_of(one_worker, maps).shown_images(dataset)]
 
     assert labels(9)[:1] == [min(label_of.values())]
     assert set(labels(9)) == set(label_of.values())
@@ -308,7 +308,7 @@ def test_the_command_measures_shows_and_resumes(
     missing = sorted(folder.glob("saliency/*.parquet"))[0]
     gone = pq.read_table(missing)
     missing.unlink()
-    fewer = shown_images(dataset_in(output), plan_of(output, num_maps=4))
+    fewer = plan_of(output, 4).shown_images(dataset_in(output))
     redrawn = next(key for key in fewer if key not in gone["key"].to_pylist())
     (folder / "saliency" / f"{redrawn}.png").unlink()
     others = {name: at for name, at in stamps(output).items() if name.endswith(".parquet")}

@@ -13,7 +13,7 @@ from pipeline.analyses.attack.results import AttackPlan
 from pipeline.analyses.attack.stage import PlannedAttack
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.analyses.imagenet.stage import ImageNetImage, ImageNetListing, ImageNetShards
-from pipeline.analyses.saliency.stage import PlannedSaliency, SaliencyPlan
+from pipeline.analyses.saliency.stage import PlannedSaliency
 from pipeline.evaluate.planned import Evaluation
 from pipeline.models.identity import ModelIdentity, PredictConfig, Preprocessing
 from pipeline.runtime.progress import Progress
@@ -87,7 +87,7 @@ def identities(three_draws: Path) -> Any:
         works = (
             PlannedEvaluation(evaluation, imagenet9()),
             PlannedAttack(AttackPlan(evaluation, 9, 9), imagenet9()),
-            PlannedSaliency(SaliencyPlan(evaluation), imagenet9()),
+            PlannedSaliency(evaluation, imagenet9()),
         )
         of_stages = {
             work.stage: work.for_model(dataset, described).fingerprint(0) for work in works

@@ -14,7 +14,7 @@ from pipeline.analyses.attack.results import AttackPlan
 from pipeline.analyses.attack.stage import PlannedAttack
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.analyses.imagenet.stage import PlannedImageNet
-from pipeline.analyses.saliency.stage import PlannedSaliency, SaliencyPlan
+from pipeline.analyses.saliency.stage import PlannedSaliency
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.model_stage import ModelStage
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
@@ -62,7 +62,7 @@ def run_stages(
         works += [
             PlannedEvaluation(evaluation, dataset.taxonomy),
             PlannedImageNet(evaluation, str(imagenet), dataset.taxonomy),
-            PlannedSaliency(SaliencyPlan(evaluation, num_maps=2), dataset.taxonomy),
+            PlannedSaliency(evaluation, dataset.taxonomy, num_maps=2),
         ]
     done = pipeline | beam.Create([dataset.manifest.fingerprint])
     for work in works:

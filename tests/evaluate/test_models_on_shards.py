@@ -26,7 +26,7 @@ from pipeline.analyses.attack import arrays
 from pipeline.analyses.attack.results import AttackPlan
 from pipeline.analyses.attack.stage import PlannedAttack
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
-from pipeline.analyses.saliency.stage import PlannedSaliency, SaliencyPlan
+from pipeline.analyses.saliency.stage import PlannedSaliency
 from pipeline.commands.job_flags import analyses_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, ModelError, UsageError
@@ -271,7 +271,7 @@ def test_a_module_that_users_hold_is_left_to_them(
     evaluation = plan(output, "python:held:model")
     for work in (
         PlannedEvaluation(evaluation, imagenet9()),
-        PlannedSaliency(SaliencyPlan(evaluation, num_maps=0), imagenet9()),
+        PlannedSaliency(evaluation, imagenet9(), num_maps=0),
     ):
         (done,) = RunModels(work).process(Block(0, 0))
         assert isinstance(done, BlockDone), done
@@ -389,7 +389,7 @@ def test_progress_counts_the_tested_pictures(made: Path, tmp_path: Path, holdout
     evaluation = plan(output, FIRST, holdout=holdout)
     works = (
         PlannedEvaluation(evaluation, imagenet9()),
-        PlannedSaliency(SaliencyPlan(evaluation, num_maps=0), imagenet9()),
+        PlannedSaliency(evaluation, imagenet9(), num_maps=0),
     )
     dataset = Dataset.open(evaluation.store)
     for work in works:

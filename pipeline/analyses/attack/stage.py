@@ -114,7 +114,7 @@ class PlannedAttack(PlannedAnalysis):
     def for_model(self, dataset: Dataset, run: ModelRun) -> AttackChunks:
         """Leaves an early stop nothing to do if an earlier attack tried all pairs."""
         is_known = self._exhaustive is not None and self._exhaustive.is_done(dataset, run)
-        return AttackChunks(dataset, self.plan, self._grid(dataset), run, is_known)
+        return AttackChunks(dataset.store, dataset, self.plan, self._grid(dataset), run, is_known)
 
     def is_done(self, dataset: Dataset, run: ModelRun) -> bool:
         """Returns whether all chunks of a model are done."""
@@ -132,48 +132,43 @@ class PlannedAttack(PlannedAnalysis):
         write_attack(dataset, self.plan, self._grid(dataset), run, paths)
 
 
+@dataclasses.dataclass(eq=False)
 class AttackChunks(AnalysisOfModel):
     """Predictions of a model on the chunks of a grid.
 
-    Args:
+    Attributes:
       is_known: whether an earlier attack tried all pairs, so that no chunk has to be computed.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        plan: AttackPlan,
-        grid: AttackGrid,
-        run: ModelRun,
-        is_known: bool = False,
-    ) -> None:
-        super().__init__(dataset.store)
-        self._dataset, self._plan, self._grid = dataset, plan, grid
-        self._run, self._is_known = run, is_known
+    dataset: Dataset
+    plan: AttackPlan
+    grid: AttackGrid
+    model: ModelRun
+    is_known: bool = False
 
     @override
     def is_done(self, chunk: int) -> bool:
         """Also returns True if no chunk has to be computed."""
-        return self._is_known or super().is_done(chunk)
+        return self.is_known or super().is_done(chunk)
 
     @override
     def path(self, chunk: int) -> str:
-        name = grid_name(self._grid, self._plan)
-        return result_shard(self._run.folder, name, self._run.evaluation.split, chunk)
+        name = grid_name(self.grid, self.plan)
+        return result_shard(self.model.folder, name, self.model.evaluation.split, chunk)
 
     @functools.cached_property
     def _shared_fingerprint(self) -> str:
         """Fingerprint of the model and all pixels that are read, on which every chunk depends."""
-        split = self._run.evaluation.split
+        split = self.model.evaluation.split
         return fingerprint(
-            *self._run.identity,
+            *self.model.identity,
             [
                 file.sha256
-                for shard in self._dataset.shards(split)
-                for file in self._dataset.shard_files(split, shard, ATTACK_VARIANTS)
+                for shard in self.dataset.shards(split)
+                for file in self.dataset.shard_files(split, shard, ATTACK_VARIANTS)
             ],
             ATTACK_VERSION,
-            *self._dataset.custom_taxonomy,
+            *self.dataset.custom_taxonomy,
         )
 
     @override
@@ -182,12 +177,12 @@ class AttackChunks(AnalysisOfModel):
 
         `write_attack` compares the first by itself.
         """
-        evaluation, grid = self._plan.evaluation, self._grid
+        evaluation, grid = self.plan.evaluation, self.grid
         own_fingerprint = fingerprint(
             evaluation.predict.identity,
             [len(grid.foregrounds), len(grid.backgrounds), grid.chunk_size, chunk],
             # With an early stop, the order of backgrounds depends on earlier chunks of the block.
-            (evaluation.blocks or 1) if self._plan.early_stop else None,
+            (evaluation.blocks or 1) if self.plan.early_stop else None,
             # If groups of images change, other images may be held out, although their number stays
             # the same.
             *([grid.foregrounds.keys, grid.backgrounds.keys] if evaluation.holdout else []),
@@ -210,13 +205,13 @@ class AttackChunks(AnalysisOfModel):
         )
         from pipeline.models.predict import IN_FLIGHT
 
-        grid, device, batch_size = self._grid, predictor.device, predictor.batch_size
-        split, early_stop = self._run.evaluation.split, self._plan.early_stop
-        outputs = labels_of_outputs(self._run.num_outputs, self._dataset.taxonomy)
-        backgrounds = load_backgrounds(self._dataset, split, grid.backgrounds, device)
-        model = GridModel(predictor, outputs, backgrounds)
+        grid, device, batch_size = self.grid, predictor.device, predictor.batch_size
+        split, early_stop = self.model.evaluation.split, self.plan.early_stop
+        outputs = labels_of_outputs(self.model.num_outputs, self.dataset.taxonomy)
+        backgrounds = load_backgrounds(self.dataset, split, grid.backgrounds, device)
+        composed = GridModel(predictor, outputs, backgrounds)
         strengths = Strengths(len(grid.backgrounds))
-        stream = stream_cutouts(self._dataset, split, grid, missing, device)
+        stream = stream_cutouts(self.dataset, split, grid, missing, device)
 
         def foregrounds_of(chunk: int) -> GridAxis:
             return grid.foregrounds.take(grid.positions(chunk))
@@ -241,7 +236,7 @@ class AttackChunks(AnalysisOfModel):
                     return predictions_of(read_table(self.store, self.path(chunk)))[0]
                 labels, order = labels_of[chunk], strengths.strongest_first()
                 note_pairs = functools.partial(note, chunk, 0)
-                trials = stop_early(model, next(cutouts), labels, order, batch_size, note_pairs)
+                trials = stop_early(composed, next(cutouts), labels, order, batch_size, note_pairs)
                 return (yield from trials)
 
             if early_stop:
@@ -256,7 +251,7 @@ class AttackChunks(AnalysisOfModel):
                 size = (len(grid.positions(chunk)), len(grid.backgrounds))
                 note_pairs = functools.partial(note, chunk, 0)
                 try:
-                    fetch = try_all(model, next(cutouts), size, batch_size, note_pairs)
+                    fetch = try_all(composed, next(cutouts), size, batch_size, note_pairs)
                 except Exception:
                     # What was done before the failure is kept.
                     yield from finish(0)

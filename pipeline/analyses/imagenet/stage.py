@@ -191,26 +191,31 @@ class PlannedImageNet(PlannedAnalysis):
         store.delete_all(set(store.walk(f"results/{folder}/imagenet")).difference(paths))
 
 
+@dataclasses.dataclass(eq=False)
 class ImageNetShards(AnalysisOfModel):
-    """Predictions of a model on shards of ImageNet images."""
+    """Predictions of a model on shards of ImageNet images.
 
-    def __init__(
-        self, store: Store, run: ModelRun, folder: str, root: str, listing: ImageNetListing
-    ) -> None:
-        super().__init__(store)
-        self._run, self._folder, self._root, self._shards = run, folder, root, listing.shards
+    Attributes:
+      folder: name of the folder of the model's results on the dataset.
+      root: value of `--imagenet`.
+    """
+
+    model: ModelRun
+    folder: str
+    root: str
+    listing: ImageNetListing
 
     @override
     def path(self, chunk: int) -> str:
-        return result_shard(self._folder, "imagenet", "val", chunk)
+        return result_shard(self.folder, "imagenet", "val", chunk)
 
     @override
     def fingerprint(self, chunk: int) -> str:
         return fingerprint(
-            *self._run.identity,
-            self._run.evaluation.precision,
+            *self.model.identity,
+            self.model.evaluation.precision,
             EVALUATE_VERSION,
-            listing_digest(self._shards[chunk]),
+            listing_digest(self.listing.shards[chunk]),
         )
 
     @override
@@ -219,7 +224,7 @@ class ImageNetShards(AnalysisOfModel):
     ) -> Generator[ChunkOutput, None, None]:
         for shard in missing:
             rows = []
-            images = _ImageNetPictures(self._shards[shard])
+            images = _ImageNetPictures(self.listing.shards[shard])
             try:
                 with contextlib.closing(predictor.logits([images], 0)) as batches:
                     for batch, logits in batches:
@@ -228,7 +233,7 @@ class ImageNetShards(AnalysisOfModel):
                         note(shard, len(batch.rows), len(batch.rows))
             except BrokenPictureError as error:
                 raise JobError(
-                    f"{error.key} of --imagenet {self._root} cannot be decoded; replace it with an "
+                    f"{error.key} of --imagenet {self.root} cannot be decoded; replace it with an "
                     "intact copy"
                 ) from error
             yield ChunkOutput(shard, pa.concat_tables([PREDICTION_SCHEMA.empty_table(), *rows]))

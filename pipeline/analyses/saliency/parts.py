@@ -224,20 +224,15 @@ class SaliencyParts(Parts[SaliencyFlags]):
         maps = flags.maps if is_own else flags.saliency
         if maps is None:
             return None
-        from pipeline.analyses.saliency.stage import (
-            PlannedSaliency,
-            SaliencyPlan,
-            check_variants,
-            shown_images,
-        )
+        from pipeline.analyses.saliency.stage import PlannedSaliency, check_variants
 
-        plan = SaliencyPlan(evaluation, VariantName.parse(flags.variant), maps)
+        work = PlannedSaliency(evaluation, taxonomy, VariantName.parse(flags.variant), maps)
         evaluation.check_stored("saliency is measured on stored pixels as they are")
-        check_variants(config.compose.composed, plan.variant)
+        check_variants(config.compose.composed, work.variant)
         if is_own:
             # Choosing the images also checks that the dataset has some.
-            shown_images(Dataset.open(evaluation.store), plan)
-        return PlannedSaliency(plan, taxonomy)
+            work.shown_images(Dataset.open(evaluation.store))
+        return work
 
     @override
     def find(self, dataset: Dataset) -> Found:

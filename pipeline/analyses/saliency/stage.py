@@ -11,11 +11,12 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from pipeline.analyses.saliency.results import (
@@ -30,26 +31,27 @@ from pipeline.analyses.saliency.results import (
 )
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
-from pipeline.errors import JobError, UsageError, did_you_mean
+from pipeline.errors import JobError, ModelError, UsageError, did_you_mean, text_of
 from pipeline.evaluate.planned import (
     AnalysisOfModel,
     ChunkOutput,
-    Evaluation,
     NoteDone,
     PlannedAnalysis,
 )
 from pipeline.evaluate.predictions import EvalImages, split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
+from pipeline.runtime.custom_functions import call_own
 from pipeline.storage.interface import InBackground
 from transforms.codec import decode_image, decode_mask
 from transforms.hashing import fingerprint
 from transforms.saliency import mass_in_mask, overlay, saliency_map
 from transforms.scoring import labels_of_outputs
 from transforms.selection import sample_evenly
-from transforms.taxonomy import Taxonomy
 from transforms.variants import MASK, ORIGINAL, VariantName
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.models.predict import Predictor
 
 SALIENCY_VERSION = 2
@@ -61,20 +63,6 @@ gradient among the pixel's channels."""
 BATCH_DIVISOR = 4
 """Number that the evaluation's batch size is divided by, because a backward pass keeps all
 activations in memory."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SaliencyPlan:
-    """The settings of a saliency run.
-
-    Attributes:
-      variant: variant whose pictures are explained.
-      num_maps: number of images to draw maps of, spread evenly over the classes.
-    """
-
-    evaluation: Evaluation
-    variant: VariantName = ORIGINAL
-    num_maps: int = 9
 
 
 def check_variants(variants: Sequence[VariantName], variant: VariantName) -> None:
@@ -92,63 +80,62 @@ def check_variants(variants: Sequence[VariantName], variant: VariantName) -> Non
         )
 
 
-def shown_images(dataset: Dataset, plan: SaliencyPlan) -> dict[str, int]:
-    """Chooses the images to draw maps of.
-
-    Returns:
-      Key of an image -> number of its output shard, in order of labels.
-
-    Raises:
-      UsageError: there are no images to test on.
-    """
-    split = plan.evaluation.split
-    rows = plan.evaluation.rows(dataset)
-    if not rows:
-        raise UsageError(f"the dataset has no images in {split}: there is nothing to explain")
-    keys, labels = zip(*((row["key"], row["label"]) for row in rows), strict=True)
-    chosen = sample_evenly(
-        keys, np.asarray(labels, np.int64), plan.num_maps, seed=0, purpose="saliency"
-    )
-    by_class = sorted(
-        (label, key) for key, label, is_shown in zip(keys, labels, chosen, strict=True) if is_shown
-    )
-    return {key: dataset.shard_of(split, key) for _, key in by_class}
-
-
+@dataclasses.dataclass(eq=False)
 class PlannedSaliency(PlannedAnalysis):
-    """The stage that measures saliency on output shards."""
+    """The stage that measures saliency on output shards.
+
+    Attributes:
+      variant: variant whose pictures are explained.
+      num_maps: number of images to draw maps of, spread evenly over the classes.
+    """
 
     stage = "saliency"
     refuses_overlap = False
 
-    def __init__(self, plan: SaliencyPlan, taxonomy: Taxonomy) -> None:
-        super().__init__(plan.evaluation, taxonomy)
-        self._plan = plan
-        self._cached_images: tuple[str, dict[str, int]] | None = None
+    variant: VariantName = ORIGINAL
+    num_maps: int = 9
+    _shown: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict, init=False)
 
-    def _shown_images(self, dataset: Dataset) -> dict[str, int]:
-        """Returns `shown_images`; reads the index only once for all models."""
-        fingerprint = dataset.manifest.fingerprint
-        if self._cached_images is None or self._cached_images[0] != fingerprint:
-            self._cached_images = fingerprint, shown_images(dataset, self._plan)
-        return self._cached_images[1]
+    def shown_images(self, dataset: Dataset) -> dict[str, int]:
+        """Chooses the images to draw maps of; reads the index only once for all models.
+
+        Returns:
+          Key of an image -> number of its output shard, in order of labels.
+
+        Raises:
+          UsageError: there are no images to test on.
+        """
+        split, of = self.evaluation.split, dataset.manifest.fingerprint
+        if of not in self._shown:
+            rows = self.evaluation.rows(dataset)
+            if not rows:
+                raise UsageError(
+                    f"the dataset has no images in {split}: there is nothing to explain"
+                )
+            keys, labels = zip(*((row["key"], row["label"]) for row in rows), strict=True)
+            chosen = sample_evenly(
+                keys, np.asarray(labels, np.int64), self.num_maps, seed=0, purpose="saliency"
+            )
+            by_class = sorted(itertools.compress(zip(labels, keys, strict=True), chosen))
+            self._shown = {of: {key: dataset.shard_of(split, key) for _, key in by_class}}
+        return self._shown[of]
 
     @override
     def size(self, dataset: Dataset, chunk: int) -> int:
         if self.evaluation.holdout:
             return len(self.evaluation.rows(dataset, chunk))
-        files = dataset.shard_files(self.evaluation.split, chunk, (self._plan.variant,))
+        files = dataset.shard_files(self.evaluation.split, chunk, (self.variant,))
         return sum(file.samples or 0 for file in files)
 
     @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> SaliencyShards:
-        return SaliencyShards(dataset, self._plan, run, self._shown_images(dataset))
+        return SaliencyShards(dataset.store, dataset, run, self)
 
     @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
         store, model_work = dataset.store, self.for_model(dataset, run)
         paths = [model_work.path(chunk) for chunk in self.chunks(dataset)]
-        split, variant = self.evaluation.split, self._plan.variant
+        split, variant = self.evaluation.split, self.variant
         images = EvalImages.read(dataset, split)
         unit_of = dict(zip(images.keys.to_pylist(), images.units, strict=True))
         content = pick(
@@ -158,50 +145,45 @@ class PlannedSaliency(PlannedAnalysis):
             of=split_fingerprint(dataset, split, (variant, MASK)),
             method=METHOD,
             variant=str(variant),
-            maps=map_rows(store, paths, list(self._shown_images(dataset)), run.folder),
+            maps=map_rows(store, paths, list(self.shown_images(dataset)), run.folder),
         )
         write_result(store, result_file(run.folder, "saliency"), content)
         stored = store.walk(f"results/{run.folder}/saliency")
         store.delete_all(set(stored).difference(paths, (row.file for row in content.maps)))
 
 
+@dataclasses.dataclass(eq=False)
 class SaliencyShards(AnalysisOfModel):
     """Measures of a model's saliency on output shards, and maps of some images."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        plan: SaliencyPlan,
-        run: ModelRun,
-        shown: Mapping[str, int],
-    ) -> None:
-        super().__init__(dataset.store)
-        self._dataset, self._plan, self._run, self._shown = dataset, plan, run, shown
+    dataset: Dataset
+    model: ModelRun
+    plan: PlannedSaliency
 
     @override
     def path(self, chunk: int) -> str:
-        return result_shard(self._run.folder, "saliency", self._plan.evaluation.split, chunk)
+        return result_shard(self.model.folder, "saliency", self.plan.evaluation.split, chunk)
 
     @functools.cached_property
     def _tested_keys(self) -> list[str]:
         """Sorted keys of the tested images of all shards."""
         # Cached, because the fingerprint of every shard includes all these keys, and collecting
         # them reads the whole index.
-        return sorted(row["key"] for row in self._plan.evaluation.rows(self._dataset))
+        return sorted(row["key"] for row in self.plan.evaluation.rows(self.dataset))
 
     @override
     def fingerprint(self, chunk: int) -> str:
         """Leaves out the choice of images to draw."""
-        evaluation, variant = self._plan.evaluation, self._plan.variant
-        files = self._dataset.shard_files(evaluation.split, chunk, (variant, MASK))
+        evaluation, variant = self.plan.evaluation, self.plan.variant
+        files = self.dataset.shard_files(evaluation.split, chunk, (variant, MASK))
         return fingerprint(
-            *self._run.identity,
+            *self.model.identity,
             evaluation.predict.identity,
             str(variant),
             SALIENCY_VERSION,
             [file.sha256 for file in files],
             *([self._tested_keys] if evaluation.holdout else []),
-            *self._dataset.custom_taxonomy,
+            *self.dataset.custom_taxonomy,
         )
 
     @override
@@ -214,9 +196,9 @@ class SaliencyShards(AnalysisOfModel):
         expected_fingerprint = self.fingerprint(shard)
         return frozenset(
             key
-            for key, number in self._shown.items()
+            for key, number in self.plan.shown_images(self.dataset).items()
             if number == shard
-            and not has_map(self.store, map_path(self._run.folder, key), expected_fingerprint)
+            and not has_map(self.store, map_path(self.model.folder, key), expected_fingerprint)
         )
 
     @override
@@ -239,11 +221,8 @@ class SaliencyShards(AnalysisOfModel):
         Args:
           keys: keys of the only images to explain; None for all tested images.
         """
-        # Imported here, so that only machines that compute saliency wait for torch.
-        from pipeline.analyses.saliency.gradients import winning_logit_gradients
-
         missing, expected_fingerprint = self._missing_maps(shard), self.fingerprint(shard)
-        output_labels = labels_of_outputs(self._run.num_outputs, self._dataset.taxonomy)
+        output_labels = labels_of_outputs(self.model.num_outputs, self.dataset.taxonomy)
         decoded = (
             (sample, decode_image(sample.image), decode_mask(mask_sample.image))
             for sample, mask_sample in self._samples(shard)
@@ -259,7 +238,7 @@ class SaliencyShards(AnalysisOfModel):
                 for i, (sample, picture, mask) in enumerate(batch):
                     saliency = saliency_map(gradients[i])
                     if sample.key in missing:
-                        path = map_path(self._run.folder, sample.key)
+                        path = map_path(self.model.folder, sample.key)
                         write_map(
                             self.store, path, overlay(picture, saliency, mask), expected_fingerprint
                         )
@@ -280,15 +259,76 @@ class SaliencyShards(AnalysisOfModel):
         Raises:
           JobError: the variants hold different images.
         """
-        split = self._plan.evaluation.split
-        pictures = self._dataset.samples(split, shard, self._plan.variant)
-        masks = self._dataset.samples(split, shard, MASK)
-        tested = {row["key"] for row in self._plan.evaluation.rows(self._dataset, shard)}
+        split = self.plan.evaluation.split
+        pictures = self.dataset.samples(split, shard, self.plan.variant)
+        masks = self.dataset.samples(split, shard, MASK)
+        tested = {row["key"] for row in self.plan.evaluation.rows(self.dataset, shard)}
         for picture, mask in itertools.zip_longest(pictures, masks):
             if picture is None or mask is None or picture.key != mask.key:
                 raise JobError(
-                    f"shard {shard} holds other images in {self._plan.variant} than in fg_mask; "
+                    f"shard {shard} holds other images in {self.plan.variant} than in fg_mask; "
                     "see: in9 verify"
                 )
             if picture.key in tested:
                 yield picture, mask
+
+
+def winning_logit_gradients(
+    predictor: Predictor, pictures: torch.Tensor
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Computes n pictures' logits, and each winning logit's gradient with respect to the pixels.
+
+    Args:
+      pictures: (n, 3, S, S) float32 in [0, 1], RGB, on the model's device.
+
+    Returns:
+      (logits, gradients), (n, outputs) and (n, 3, S, S) float32.
+
+    Raises:
+      ModelError: the model fails or gives no gradient, its outputs or gradients are not numbers, or
+        memory does not suffice for a single picture.
+    """
+    results = predictor.in_fitting_batches(lambda some: _fetched(predictor, some), pictures)
+    all_logits, all_gradients = zip(*results, strict=True)
+    return np.concatenate(all_logits), np.concatenate(all_gradients)
+
+
+def _fetched(
+    predictor: Predictor, pictures: torch.Tensor
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Does the same as `winning_logit_gradients`, but never splits the batch.
+
+    An out-of-memory error is raised as it is.
+    """
+    # Imported here, so that only machines that compute saliency wait for torch.
+    from pipeline.models.predict import are_numbers, is_out_of_memory, refuse_broken
+
+    try:
+        logits, gradients = call_own(_gradients, predictor, pictures)
+        checks = are_numbers(logits), are_numbers(gradients.abs())
+        on_host = logits.cpu().numpy(), gradients.cpu().numpy()
+    except Exception as error:  # A model's own code can raise anything.
+        if isinstance(error, JobError) or is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"it gives no gradient: {type(error).__name__}: {text_of(error)}"
+        ) from error
+    for valid, what in zip(checks, ("outputs", "gradients"), strict=True):
+        refuse_broken(valid.cpu(), what)
+    return on_host
+
+
+def _gradients(predictor: Predictor, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Computes `winning_logit_gradients` as tensors on the device."""
+    import torch
+
+    leaf = pictures.detach().requires_grad_(True)
+    with torch.enable_grad():
+        logits = predictor.forward_once(leaf)
+        if not logits.requires_grad:
+            raise ModelError("it gives no gradient: its outputs do not come from torch")
+        # Pictures do not influence each other in evaluation mode, so one backward pass of the sum
+        # gives the gradient of each.
+        score = logits.gather(1, logits.argmax(dim=1)[:, None]).sum()
+        (gradients,) = torch.autograd.grad(score, leaf)
+    return logits.detach(), gradients.float()
