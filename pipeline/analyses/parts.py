@@ -72,21 +72,15 @@ class Parts(Generic[F]):
       tables: its tables, in the order of the reference.
       figures: names of its figures' files, without suffix; a name that ends with `-` is the
         beginning of several names.
+      panels: its sections of the page.
+      claims: the authors' claims that its results decide, with those of analyses before it.
     """
 
     flags: type[F]
     tables: tuple[Table, ...] = ()
     figures: tuple[str, ...] = ()
-
-    @property
-    def panels(self) -> tuple[Panel, ...]:
-        """Its sections of the page."""
-        return ()
-
-    @property
-    def claims(self) -> tuple[Claim, ...]:
-        """The authors' claims that its results decide, with those of analyses before it."""
-        return ()
+    panels: tuple[Panel, ...] = ()
+    claims: tuple[Claim, ...] = ()
 
     def plan(
         self,

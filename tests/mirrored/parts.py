@@ -17,7 +17,6 @@ from typing_extensions import override
 from pipeline.analyses.parts import Flags, Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
-from pipeline.display.panel import Panel
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from transforms.taxonomy import Taxonomy
 from transforms.variants import VariantName
@@ -34,11 +33,7 @@ class MirroredParts(Parts[MirroredFlags]):
 
     flags = MirroredFlags
     tables = TABLES
-
-    @property
-    @override
-    def panels(self) -> tuple[Panel, ...]:
-        return (PANEL,)
+    panels = (PANEL,)
 
     @override
     def plan(

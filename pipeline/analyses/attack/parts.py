@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing_extensions import override
 
 from pipeline.analyses.attack.results import (
+    ATTACK_TABLE,
     ATTACK_VARIANTS,
-    TABLES,
+    BACKGROUNDS_TABLE,
     AttackMeasures,
     AttackPlan,
     AttackResult,
@@ -140,18 +141,6 @@ def _gallery(
     return Gallery(model.name, attack.size, classes, has_pictures)
 
 
-BACKGROUNDS = Panel(
-    id="backgrounds",
-    place=5,
-    template="attack/panel.html",
-    title="Worst backgrounds",
-    make=make_adversarial,
-    answers="Which foregrounds some background turns wrong",
-    command=COMMAND,
-    needs_variants=ATTACK_VARIANTS,
-)
-
-
 _INSECT = 5
 """Label of the class insect."""
 _AUTHORS_GRID = f"{FULL_GRID:,} {TIMES} {FULL_GRID:,}"
@@ -255,9 +244,20 @@ class AttackFlags(Flags, frozen=True, kw_only=True):
 
 class AttackParts(Parts[AttackFlags]):
     flags = AttackFlags
-    tables = TABLES
+    tables = (ATTACK_TABLE, BACKGROUNDS_TABLE)
     figures = ("fooled_by_class", "accuracy_by_backgrounds")
-    panels = (BACKGROUNDS,)
+    panels = (
+        Panel(
+            id="backgrounds",
+            place=5,
+            template="attack/panel.html",
+            title="Worst backgrounds",
+            make=make_adversarial,
+            answers="Which foregrounds some background turns wrong",
+            command=COMMAND,
+            needs_variants=ATTACK_VARIANTS,
+        ),
+    )
     claims = CLAIMS
 
     @override

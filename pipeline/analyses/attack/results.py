@@ -370,14 +370,12 @@ class BackgroundRow(Struct, frozen=True, kw_only=True):
     ]
 
 
-TABLES = (
-    Table(
-        "attack",
-        (AttackRow,),
-        "a model under attack by adversarial backgrounds, by both measures",
-    ),
-    Table("backgrounds", (BackgroundRow,), "effect of one background on a model"),
+ATTACK_TABLE = Table(
+    "attack",
+    (AttackRow,),
+    "a model under attack by adversarial backgrounds, by both measures",
 )
+BACKGROUNDS_TABLE = Table("backgrounds", (BackgroundRow,), "effect of one background on a model")
 
 
 def read_attacks(dataset: Dataset) -> tuple[list[AttackResult], list[str]]:
@@ -417,9 +415,8 @@ def write_attack_tables(dataset: Dataset) -> None:
         pick(AttackRow, failure, failure.evaluation)
         for failure in failures_without_results(failed, attacks)
     ]
-    by_attack, by_background = TABLES
-    by_attack.write(store, ([row] for row in rows))
-    by_background.write(store, ([row] for row in _background_rows(store, attacks)))
+    ATTACK_TABLE.write(store, ([row] for row in rows))
+    BACKGROUNDS_TABLE.write(store, ([row] for row in _background_rows(store, attacks)))
 
 
 def _background_rows(store: Store, attacks: Sequence[AttackResult]) -> Iterator[BackgroundRow]:

@@ -12,6 +12,8 @@ import pyarrow as pa
 from typing_extensions import override
 
 from pipeline.analyses.evaluation.baseline import BASELINE, describe_baseline
+from pipeline.analyses.evaluation.images import IMAGES
+from pipeline.analyses.evaluation.panel import ACCURACY, CLAIMS, MISTAKES, SENSITIVITY
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.analyses.evaluation.tables import (
     HEADLINE,
@@ -25,7 +27,6 @@ from pipeline.dataset.card import markdown
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
-from pipeline.display.panel import Claim, Panel
 from pipeline.evaluate.comparisons import BG_GAP, COMPARISONS, gap_draws
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.predictions import EvalImages, Predictions, read_predictions
@@ -52,21 +53,8 @@ class EvaluationParts(Parts[Flags]):
     flags = Flags
     tables = (*TABLES, COMPARISONS, BASELINE)
     figures = ("gaps", "classes", "decomposition", "sizes-", "confusion-", "groups-")
-
-    @property
-    @override
-    def panels(self) -> tuple[Panel, ...]:
-        from pipeline.analyses.evaluation.images import IMAGES
-        from pipeline.analyses.evaluation.panel import ACCURACY, MISTAKES, SENSITIVITY
-
-        return (IMAGES, ACCURACY, SENSITIVITY, MISTAKES)
-
-    @property
-    @override
-    def claims(self) -> tuple[Claim, ...]:
-        from pipeline.analyses.evaluation.panel import CLAIMS
-
-        return CLAIMS
+    panels = (IMAGES, ACCURACY, SENSITIVITY, MISTAKES)
+    claims = CLAIMS
 
     @override
     def plan(

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing_extensions import override
 
 from pipeline.analyses.imagenet.results import (
-    TABLES,
     TREND_FILE,
+    TREND_TABLE,
     Trend,
     describe_imagenet,
     read_trend,
@@ -32,20 +32,6 @@ from transforms.taxonomy import Taxonomy, imagenet9
 COMMAND = "in9 evaluate --dataset . --models MODELS --imagenet IMAGENET"
 AT_LEAST_THREE = (
     "at least three models, better ten, whose accuracy on ImageNet is known or measured"
-)
-
-
-# The section needs ImageNet-9, because the published trend is about its classes.
-PANEL = Panel(
-    id="trend",
-    place=7,
-    template="imagenet/panel.html",
-    title="Trend",
-    make=lambda evidence, _: read_trend(evidence),
-    answers="Whether better models are less fooled",
-    command=COMMAND,
-    needs=AT_LEAST_THREE,
-    needs_imagenet9=True,
 )
 
 
@@ -169,9 +155,22 @@ class TrendParts(Parts[Flags]):
     """The parts of the trend, which needs the tables of the evaluation."""
 
     flags = Flags
-    tables = TABLES
+    tables = (TREND_TABLE,)
     figures = ("trend",)
-    panels = (PANEL,)
+    panels = (
+        # The section needs ImageNet-9, because the published trend is about its classes.
+        Panel(
+            id="trend",
+            place=7,
+            template="imagenet/panel.html",
+            title="Trend",
+            make=lambda evidence, _: read_trend(evidence),
+            answers="Whether better models are less fooled",
+            command=COMMAND,
+            needs=AT_LEAST_THREE,
+            needs_imagenet9=True,
+        ),
+    )
     claims = CLAIMS
 
     @override

@@ -262,12 +262,10 @@ class Trend(Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]
 
 
-TABLES = (
-    Table(
-        "trend",
-        (TrendPoint,),
-        "accuracy of a model on a variant beside its accuracy on ImageNet",
-    ),
+TREND_TABLE = Table(
+    "trend",
+    (TrendPoint,),
+    "accuracy of a model on a variant beside its accuracy on ImageNet",
 )
 
 _NAMED = 4
@@ -290,8 +288,7 @@ def write_trend(
     kept, left_out = _alike(summaries)
     top1, choice = comparable_top1(store, kept, len(taxonomy.wnids))
     rows = [row for pair in zip(kept, top1, strict=True) for row in _points(*pair)]
-    (table,) = TABLES
-    table.write(store, ([row] for row in rows))
+    TREND_TABLE.write(store, ([row] for row in rows))
     rule = rules_of(kept)[0]
     points = tuple(row for row in rows if row.label_rule == rule)
     lines = (

@@ -14,7 +14,7 @@ from pipeline.analyses.evaluation.panel import BY_METHOD
 from pipeline.analyses.evaluation.panel import COMMAND as EVALUATE_COMMAND
 from pipeline.analyses.matrix.results import (
     MATRIX_FIGURES,
-    TABLES,
+    MATRIX_TABLE,
     CellRow,
     Gain,
     Matrix,
@@ -161,17 +161,6 @@ def _describe_method(matrix: Matrix) -> str:
     if matrix.holdout:
         return f"{training}; {100 * matrix.holdout:.0f} % of {matrix.split} is held out for testing"
     return f"{training} of {matrix.train_split}, tested on {matrix.split}"
-
-
-MATRIX = Panel(
-    id="matrix",
-    place=8,
-    template="matrix/panel.html",
-    title="Training",
-    make=lambda evidence, _: make_matrices(evidence),
-    answers="Trained on one variant, tested on all",
-    command=COMMAND,
-)
 
 
 _SLIGHTLY = 0.09
@@ -380,9 +369,19 @@ CLAIMS = (
 
 class MatrixParts(Parts[Flags]):
     flags = Flags
-    tables = TABLES
+    tables = (MATRIX_TABLE,)
     figures = ("matrix-",)
-    panels = (MATRIX,)
+    panels = (
+        Panel(
+            id="matrix",
+            place=8,
+            template="matrix/panel.html",
+            title="Training",
+            make=lambda evidence, _: make_matrices(evidence),
+            answers="Trained on one variant, tested on all",
+            command=COMMAND,
+        ),
+    )
     claims = CLAIMS
 
     @override

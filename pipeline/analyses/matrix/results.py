@@ -199,12 +199,10 @@ class MatrixLine(Struct, frozen=True, kw_only=True):
     dataset: str
 
 
-TABLES = (
-    Table(
-        "matrix",
-        (MatrixLine,),
-        "accuracy on one variant of a model trained on another (or the same)",
-    ),
+MATRIX_TABLE = Table(
+    "matrix",
+    (MatrixLine,),
+    "accuracy on one variant of a model trained on another (or the same)",
 )
 
 
@@ -428,9 +426,8 @@ def write_matrix_tables(dataset: Dataset) -> list[Matrix]:
     """
     store, matrices = dataset.store, read_matrices(dataset)
     if matrices or store.exists(MATRICES):
-        (table,) = TABLES
         lines = (pick(MatrixLine, row, matrix) for matrix in matrices for row in matrix.rows)
-        table.write(store, ([line] for line in lines))
+        MATRIX_TABLE.write(store, ([line] for line in lines))
         content = {"dataset": dataset.manifest.fingerprint, "matrices": matrices}
         write_result(store, MATRICES, content)
     return matrices

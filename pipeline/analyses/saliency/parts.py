@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from pipeline.analyses.parts import Flags, Found, Parts
 from pipeline.analyses.saliency.results import (
-    TABLES,
+    SALIENCY_TABLE,
     SaliencyResult,
     read_saliency,
     saliency_table,
@@ -156,18 +156,6 @@ def _pairs(
     return tuple(pairs)
 
 
-SALIENCY = Panel(
-    id="saliency",
-    place=6,
-    template="saliency/panel.html",
-    title="Saliency",
-    make=make_saliency,
-    answers="How much of what decides an answer lies on the foreground",
-    command=COMMAND,
-    needs_variants=(ORIGINAL, MASK),
-)
-
-
 def on_foreground(results: Results, trained_on: str) -> list[Measurement]:
     """Returns the share of saliency inside the mask of models trained on a variant."""
     return [
@@ -208,8 +196,19 @@ class SaliencyFlags(Flags, frozen=True, kw_only=True):
 
 class SaliencyParts(Parts[SaliencyFlags]):
     flags = SaliencyFlags
-    tables = TABLES
-    panels = (SALIENCY,)
+    tables = (SALIENCY_TABLE,)
+    panels = (
+        Panel(
+            id="saliency",
+            place=6,
+            template="saliency/panel.html",
+            title="Saliency",
+            make=make_saliency,
+            answers="How much of what decides an answer lies on the foreground",
+            command=COMMAND,
+            needs_variants=(ORIGINAL, MASK),
+        ),
+    )
     claims = CLAIMS
 
     @override

@@ -119,12 +119,10 @@ class SaliencyRow(Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-TABLES = (
-    Table(
-        "saliency",
-        (SaliencyRow,),
-        "share of a model's gradient on the foreground, with a bootstrap interval over units",
-    ),
+SALIENCY_TABLE = Table(
+    "saliency",
+    (SaliencyRow,),
+    "share of a model's gradient on the foreground, with a bootstrap interval over units",
 )
 
 _FINGERPRINT_KEY = "in9"
@@ -219,7 +217,6 @@ def write_saliency_table(dataset: Dataset) -> None:
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     results = read_saliency(dataset)
     failed, _ = read_failures(store, fingerprint, "saliency")
-    (table,) = TABLES
     if results or failed or store.exists("results/saliency.csv"):
         rows = [
             pick(SaliencyRow, result, result.evaluation, model=result.title, dataset=fingerprint)
@@ -229,7 +226,7 @@ def write_saliency_table(dataset: Dataset) -> None:
             pick(SaliencyRow, failure, failure.evaluation)
             for failure in failures_without_results(failed, results)
         ]
-        table.write(store, ([row] for row in rows))
+        SALIENCY_TABLE.write(store, ([row] for row in rows))
 
 
 def saliency_table(results: Sequence[SaliencyResult]) -> str:
