@@ -286,7 +286,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     from pipeline.report.page import check_claims
 
     for checked in check_claims(gather(dataset, dataset.taxonomy)):
-        if checked.claim.section in _QUESTIONS and checked.findings:
+        if checked.claim.place[0] in _QUESTIONS and checked.findings:
             print(f"{checked.summary}: {checked.claim.text}")
     if num_tested:
         of = f"{num_tested} of {len(matrices) * len(plan.names)}"

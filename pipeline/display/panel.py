@@ -254,10 +254,6 @@ class Claim:
     unit: str = "percent"
     needs: str = ""
 
-    @property
-    def section(self) -> int:
-        return self.place[0]
-
     def judge(self, results: Results) -> Iterator[Finding]:
         for one in self.measure(results):
             verdict = self.criterion(*one.estimate[1:], one.chance or 0.0)
@@ -271,9 +267,9 @@ def trained_command(command: str, *variants: str) -> str:
     return command.replace("MODELS", files)
 
 
-def checkpoints(*variants: str) -> str:
+def checkpoints(first: str, second: str) -> str:
     """Says that a command needs checkpoints trained on these variants."""
-    *most, last = variants
-    each = f"{', '.join(most)} and {last}" if most else last
-    noun = "a checkpoint" if len(variants) == 1 else "checkpoints"
-    return f"{noun} with nine outputs, trained on {each} and named after the training set"
+    return (
+        f"checkpoints with nine outputs, trained on {first} and {second} and named after the "
+        "training set"
+    )

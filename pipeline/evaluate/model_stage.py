@@ -75,17 +75,6 @@ class BlockDone:
     chunks: tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelSummary:
-    """A model whose result is written, or to which the stage does not apply.
-
-    Attributes:
-      names: the model's entry of `--models`, and its name if that is known.
-    """
-
-    names: tuple[str, ...]
-
-
 _Result = BlockDone | FailedModel
 
 
@@ -322,9 +311,13 @@ def _count_when_written(writing: Future[FileDigest], is_complete: bool) -> None:
 
 
 class SummarizeModel(_Step):
-    """(order of a model, results of its blocks) -> a ModelSummary, or a FailedModel."""
+    """(order of a model, results of its blocks) -> names of the model, or a FailedModel.
 
-    def process(self, element: tuple[int, Iterable[_Result]]) -> list[ModelSummary | FailedModel]:
+    The names are its entry of `--models`, and its own if that is known. A model has them if its
+    result is written, or if the stage does not apply to it.
+    """
+
+    def process(self, element: tuple[int, Iterable[_Result]]) -> list[str | FailedModel]:
         work, results = self.work, list(element[1])
         entry = work.evaluation.models[element[0]]
         failed = [result for result in results if isinstance(result, FailedModel)]
@@ -345,10 +338,10 @@ class SummarizeModel(_Step):
             )
         run = runs.pop()
         if run is None:
-            return [ModelSummary((entry,))]
+            return [entry]
         with timed(work.stage):
             work.summarize(self.dataset(), run, entry)
-        return [ModelSummary((entry, run.model))]
+        return [entry, run.model]
 
 
 class FinishModels(_Step):
@@ -357,13 +350,11 @@ class FinishModels(_Step):
     Records which models failed, and removes temporary files.
     """
 
-    def process(self, dataset: str, results: Iterable[ModelSummary | FailedModel]) -> list[str]:
+    def process(self, dataset: str, results: Iterable[str | FailedModel]) -> list[str]:
         work, evaluation = self.work, self.work.evaluation
         results = list(results)
         failed = [result for result in results if isinstance(result, FailedModel)]
-        succeeded = [
-            name for result in results if isinstance(result, ModelSummary) for name in result.names
-        ]
+        succeeded = [result for result in results if isinstance(result, str)]
         count(f"{work.stage}_failed", len(failed))
         failed.sort(key=lambda failure: failure.order)
         note_failures(evaluation.store, dataset, work.stage, evaluation.settings, failed, succeeded)
@@ -401,7 +392,7 @@ class ModelStage(beam.PTransform):
             >> beam.WithKeys(lambda result: result.order).with_output_types(tuple[int, _Result])
             | "GatherModel" >> beam.GroupByKey()
             | "SummarizeModel"
-            >> beam.ParDo(SummarizeModel(work)).with_output_types(ModelSummary | FailedModel)
+            >> beam.ParDo(SummarizeModel(work)).with_output_types(str | FailedModel)
         )
         finish = beam.ParDo(FinishModels(work), results=beam.pvalue.AsList(summaries))
         return dataset | "Finish" >> finish.with_output_types(str)

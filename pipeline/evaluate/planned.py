@@ -146,34 +146,26 @@ class Evaluation:
         """Counts the tested images that a checkpoint was trained on."""
         return len({row["key"] for row in self.rows(dataset)}.intersection(trained.keys))
 
-    def refuse_overlap(self, dataset: Dataset, entry: str) -> None:
-        """Checks that an entry of `--models` was not trained on the images to test on.
-
-        A model without a record of its training images passes.
-
-        Raises:
-          UsageError: the model was trained on some of the images, and `allow_overlap` is not set.
-        """
-        trained = None if self.allow_overlap else metadata_of_entry(entry)
-        count = self.overlap(dataset, trained) if trained else 0
-        if not trained or not count:
-            return
-        share = f"--holdout {trained.holdout:g}"
-        same = f"it was trained with {share}; test with the same"
-        remedy = same if trained.holdout else "test with another --eval_split"
-        raise UsageError(
-            f"{entry} was trained on {count} of the images to test on: {remedy}, or add "
-            "--allow_overlap to mark the result"
-        )
-
     def refuse_unfit(self, dataset: Dataset, entry: str) -> None:
         """Checks that an entry of `--models` can be tested on the images.
 
+        A model without a record of its training images counts as not trained on them.
+
         Raises:
-          UsageError: it was trained on some of them (`refuse_overlap`), or is a file whose answers
-            are not those to the dataset's pictures.
+          UsageError: it was trained on some of them, and `allow_overlap` is not set; or it is a
+            file whose answers are not those to the dataset's pictures.
         """
-        self.refuse_overlap(dataset, entry)
+        trained = None if self.allow_overlap else metadata_of_entry(entry)
+        if trained and (count := self.overlap(dataset, trained)):
+            remedy = (
+                f"it was trained with --holdout {trained.holdout:g}; test with the same"
+                if trained.holdout
+                else "test with another --eval_split"
+            )
+            raise UsageError(
+                f"{entry} was trained on {count} of the images to test on: {remedy}, or add "
+                "--allow_overlap to mark the result"
+            )
         if not has_network(entry):
             refuse_other_dataset(entry, dataset.manifest.fingerprint)
             refuse_unfit(
@@ -281,11 +273,12 @@ class PlannedAnalysis(abc.ABC):
     Attributes:
       taxonomy: the classes that the heads of models must fit.
       stage: name of the stage, under which time, progress, failures and counters are recorded.
+      refuses_overlap: whether models that were trained on the tested images are refused.
       needs_network: whether the stage runs networks, so that answers in a file do not suffice.
     """
 
     stage: ClassVar[str]
-    refuses_overlap: ClassVar[bool]
+    refuses_overlap: ClassVar[bool] = False
     needs_network: ClassVar[bool] = True
 
     evaluation: Evaluation

@@ -160,13 +160,8 @@ class PredictShards(AnalysisOfModel):
     ) -> None:
         super().__init__(store or dataset.store)
         self._dataset, self._run, self._reuse = dataset, run, reuse
-        self._fingerprints: dict[int, dict[VariantName, str]] = {}
-
-    def _by_variant(self, shard: int) -> dict[VariantName, str]:
-        """Returns `prediction_fingerprints`, which are computed once for each shard."""
-        if shard not in self._fingerprints:
-            self._fingerprints[shard] = prediction_fingerprints(self._dataset, self._run, shard)
-        return self._fingerprints[shard]
+        # Fingerprints by variant, which are computed once for each shard.
+        self._by_variant = functools.cache(functools.partial(prediction_fingerprints, dataset, run))
 
     @override
     def path(self, chunk: int) -> str:

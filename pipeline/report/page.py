@@ -38,7 +38,7 @@ _SHORTHAND = re.compile(r"\bfont:\s*(?:(bold|\d+)\s+)?([\d.]+px)[^;]*;?\s*")
 """Matplotlib spells fonts as `font-family` or as the shorthand `font`, depending on its version."""
 _GROWS = 1.34
 """Largest factor by which the page enlarges a figure, chosen so that two figures fill a row."""
-_COLOUR = re.compile(r"#[0-9a-fA-F]{6}\b")
+_COLOUR = re.compile(rf"(?:{'|'.join(THEME)})\b", re.IGNORECASE)
 
 
 def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
@@ -90,7 +90,7 @@ def _adapted(name: str, value: str, prefix: str) -> str:
         value = _THOUSANDTHS.sub("", value)
     if name == "style":
         value = _SHORTHAND.sub(_size_and_weight, _FAMILY.sub("", value))
-        value = _COLOUR.sub(lambda match: _themed(match[0]), value)
+        value = _COLOUR.sub(lambda match: f"var(--{THEME[match[0].lower()]})", value)
     return value
 
 
@@ -102,11 +102,6 @@ def _size_and_weight(match: re.Match[str]) -> str:
     """
     weight, size = match.groups()
     return f"{f'font-weight: {weight}; ' if weight else ''}font-size: {size}; "
-
-
-def _themed(colour: str) -> str:
-    variable = THEME.get(colour.lower())
-    return f"var(--{variable})" if variable else colour
 
 
 SECTIONS = {
@@ -202,25 +197,22 @@ class NotRun:
 
 def find_not_run(
     evidence: Evidence, filled: Collection[str], checked: Sequence[CheckedClaim]
-) -> tuple[NotRun, ...]:
-    """Lists the commands that would add to the page."""
+) -> Iterator[NotRun]:
+    """Yields the commands that would add to the page."""
     if not any(images["selected"] for images in evidence.dataset.manifest.images.values()):
         # No command says anything about a dataset without images.
-        return ()
+        return
     waiting: dict[str, list[Claim]] = {}
     for one in checked:
         if not one.findings:
             waiting.setdefault(one.command, []).append(one.claim)
-    not_run = []
     for panel in PANELS:
         if panel.answers and panel.id not in filled and panel.applies(evidence):
             command = with_models(panel.command, evidence)
             claims = [claim.text for claim in waiting.pop(command, ())]
-            not_run.append(NotRun(panel.answers, command, panel.needs, claims))
+            yield NotRun(panel.answers, command, panel.needs, claims)
     for command, unjudged in waiting.items():
-        claims = [claim.text for claim in unjudged]
-        not_run.append(NotRun("", command, unjudged[0].needs, claims))
-    return tuple(not_run)
+        yield NotRun("", command, unjudged[0].needs, [claim.text for claim in unjudged])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,7 +328,7 @@ def render(
         panel.id: content for panel in PANELS if (content := panel.make(evidence, with_pictures))
     }
     filled = {*contents, *(["claims"] if judged else [])}
-    not_run = find_not_run(evidence, filled, checked)
+    not_run = list(find_not_run(evidence, filled, checked))
     shown = {*filled, "run", "files", *(["not_run"] if not_run else [])}
     return environment.get_template(TEMPLATE).render(
         script=Markup(script),

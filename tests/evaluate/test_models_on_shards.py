@@ -37,7 +37,6 @@ from pipeline.evaluate.model_stage import (
     FindDone,
     FinishModels,
     MakeBlocks,
-    ModelSummary,
     RunModels,
     SummarizeModel,
 )
@@ -473,7 +472,7 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
     run = evaluation.describe(dataset, load_model(FIRST))
     units = (*work.chunks(dataset),)
     halves = [BlockDone(0, run, units[::2]), BlockDone(0, run, units[1::2])]
-    assert SummarizeModel(work).process((0, reversed(halves))) == [ModelSummary((FIRST, FIRST))]
+    assert SummarizeModel(work).process((0, reversed(halves))) == [FIRST, FIRST]
     for parts in (halves[1:], [*halves, halves[0]]):
         with pytest.raises(JobError, match=f"{FIRST}: evaluate of .* Run the same command"):
             SummarizeModel(work).process((0, parts))
@@ -484,7 +483,7 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
     failed = FailedModel(1, "a=older", FIRST, "no")
     assert SummarizeModel(work).process((1, [failed, halves[0]])) == [failed]
 
-    def finish(*results: ModelSummary | FailedModel) -> list[str]:
+    def finish(*results: str | FailedModel) -> list[str]:
         assert FinishModels(work).process(dataset.manifest.fingerprint, results) == [
             dataset.manifest.fingerprint
         ]
@@ -492,8 +491,8 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
         return [failure.entry for failure in failures]
 
     assert finish(failed) == ["a=older"]
-    assert finish(ModelSummary((SECOND, SECOND))) == ["a=older"]
-    assert finish(ModelSummary((FIRST, FIRST))) == []
+    assert finish(SECOND, SECOND) == ["a=older"]
+    assert finish(FIRST, FIRST) == []
 
 
 def test_groups_follow_from_the_work_unless_they_are_given(

@@ -150,7 +150,6 @@ class PlannedImageNet(PlannedAnalysis):
     """
 
     stage = "imagenet"
-    refuses_overlap = False
 
     def __init__(self, evaluation: Evaluation, root: str, taxonomy: Taxonomy) -> None:
         native = dataclasses.replace(evaluation.predict, eval_input="native")

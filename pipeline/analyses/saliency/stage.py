@@ -90,7 +90,6 @@ class PlannedSaliency(PlannedAnalysis):
     """
 
     stage = "saliency"
-    refuses_overlap = False
 
     variant: VariantName = ORIGINAL
     num_maps: int = 9
