@@ -87,7 +87,7 @@ def claims(checked: Sequence[CheckedClaim], matrices: Sequence[Matrix]) -> Itera
         yield f"### {section}. {question}"
         yield ""
         rows = []
-        for one in (each for each in checked if each.claim.section == section):
+        for one in (each for each in checked if each.claim.place[0] == section):
             findings = [
                 f"{interval(each.value, each.low, each.high, one.claim.unit)} "
                 f"({each.subject.removeprefix(matrix_prefix)})"

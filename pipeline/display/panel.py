@@ -219,8 +219,10 @@ def differences(
     """Yields each of the first measurements minus each of the second, treated as independent."""
     for first in firsts:
         for second in seconds:
-            subject = f"{first.subject} minus {second.subject}"
-            yield Measurement(subject, difference(first.estimate, second.estimate))
+            yield Measurement(
+                f"{first.subject} minus {second.subject}",
+                difference(first.estimate, second.estimate),
+            )
 
 
 @dataclasses.dataclass(frozen=True)

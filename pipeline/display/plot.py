@@ -97,9 +97,8 @@ def worst_classes(scores: Mapping[int, float], count: int, most: int) -> list[in
 
 def of_all(shown: Sequence[int], taxonomy: Taxonomy) -> str:
     """Returns the note for the title that classes are left out; "" if all classes are shown."""
-    if len(shown) == taxonomy.num_labels:
-        return ""
-    return f" (worst {len(shown)} of {taxonomy.num_labels})"
+    count = taxonomy.num_labels
+    return f" (worst {len(shown)} of {count})" if len(shown) < count else ""
 
 
 def by_class(

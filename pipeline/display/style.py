@@ -241,14 +241,13 @@ def versions_figure(
                 axes = figure.add_axes(position)
                 axes.set_axis_off()
                 axes.imshow(versions[column], interpolation="none" if kind == "pdf" else "lanczos")
-        metadata = {
-            "pdf": {"CreationDate": None, "Creator": FIGURE_MARK, "Producer": None},
-            "png": {"Software": FIGURE_MARK},
+        pdf = {"CreationDate": None, "Creator": FIGURE_MARK, "Producer": None}
+        jpg = {"quality": 85, "comment": text_bytes(FIGURE_MARK)}
+        options: dict[str, dict[str, Any]] = {
+            "pdf": {"metadata": pdf},
+            "png": {"metadata": {"Software": FIGURE_MARK}},
+            "jpg": {"pil_kwargs": jpg},
         }
         file = io.BytesIO()
-        if kind == "jpg":
-            jpeg = {"quality": 85, "comment": text_bytes(FIGURE_MARK)}
-            figure.savefig(file, format=kind, pil_kwargs=jpeg)
-        else:
-            figure.savefig(file, format=kind, metadata=metadata[kind])
+        figure.savefig(file, format=kind, **options[kind])
         return file.getvalue()

@@ -216,9 +216,7 @@ def _number(cell: Cell | None) -> str:
 
 
 def _interval(cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    return rf"\scriptsize$[{100 * cell.low:.1f}, {100 * cell.high:.1f}]$"
+    return rf"\scriptsize$[{100 * cell.low:.1f}, {100 * cell.high:.1f}]$" if cell else ""
 
 
 def _row(cells: Sequence[str], width: int) -> str:

@@ -64,8 +64,7 @@ class Results:
 
     def models_with(self, kind: type[R]) -> tuple[tuple[ModelResults, R], ...]:
         """Returns (model, its result) of each model that has a result of a type."""
-        pairs = ((model, model.get(kind)) for model in self.models)
-        return tuple((model, result) for model, result in pairs if result is not None)
+        return tuple((model, one) for model in self.models if (one := model.get(kind)) is not None)
 
     @property
     def rule(self) -> str:
@@ -94,9 +93,8 @@ class Evidence(Results):
 
 def training_of(model: ModelResults) -> str | None:
     """Returns a model's training variant, as its checkpoint or name says; None if unknown."""
-    if model.trained:
-        return model.trained.variant
-    return trained_on(model.model, model.num_outputs)
+    known = model.trained
+    return known.variant if known else trained_on(model.model, model.num_outputs)
 
 
 def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:

@@ -100,8 +100,8 @@ class _Step(beam.DoFn):
     def tally(self, block: Block, chunk: int, pool: Executor | None = None) -> Tally:
         """Returns the counters of a chunk, whose notes a thread of the pool writes if given."""
         name = f"{block.order}-{chunk:05d}"
-        submit = [pool.submit] if pool else []
-        return Tally(self.work.evaluation.progress, self.work.stage, name, *submit)
+        work, submit = self.work, [pool.submit] if pool else []
+        return Tally(work.evaluation.progress, work.stage, name, *submit)
 
     def noted(self) -> set[str]:
         """Returns the paths of all notes of counters that attempts of this job have left."""
@@ -226,8 +226,8 @@ class RunModels(_Step):
         if model_work is None:
             self._note_done(block, chunks)
             return BlockDone(block.order, None, chunks)
-        folder = result_folder(model.name, evaluation.settings)
-        with locked(evaluation.store, model_lock(folder, block.number)) as store:
+        lock = model_lock(result_folder(model.name, evaluation.settings), block.number)
+        with locked(evaluation.store, lock) as store:
             with timed(work.stage):
                 found = list(read_ahead(model_work.is_done, chunks))
                 missing = [chunk for chunk, is_done in found if not is_done]
@@ -353,10 +353,12 @@ class FinishModels(_Step):
     def process(self, dataset: str, results: Iterable[str | FailedModel]) -> list[str]:
         work, evaluation = self.work, self.work.evaluation
         results = list(results)
-        failed = [result for result in results if isinstance(result, FailedModel)]
+        failed = sorted(
+            (result for result in results if isinstance(result, FailedModel)),
+            key=lambda failure: failure.order,
+        )
         succeeded = [result for result in results if isinstance(result, str)]
         count(f"{work.stage}_failed", len(failed))
-        failed.sort(key=lambda failure: failure.order)
         note_failures(evaluation.store, dataset, work.stage, evaluation.settings, failed, succeeded)
         return [dataset]
 

@@ -222,10 +222,9 @@ class EvalImages:
     @functools.cached_property
     def unit_numbers(self) -> NDArray[np.int64]:
         """(n,) int64, the unit of each tested image, numbered as in `background_units`."""
-        positions = _positions(pa.chunked_array([self.keys]), self.background_keys)
-        return self.background_units[positions]
+        return self.background_units[_positions(self.keys, self.background_keys)]
 
-    def positions(self, keys: pa.ChunkedArray) -> NDArray[np.int64]:
+    def positions(self, keys: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
         """Returns each key's position among the tested images; -1 for null or an unknown key."""
         return _positions(keys, self.keys)
 
@@ -270,9 +269,9 @@ def read_current_results(
     return current, stale
 
 
-def _positions(keys: pa.ChunkedArray, known: pa.Array) -> NDArray[np.int64]:
+def _positions(keys: pa.Array | pa.ChunkedArray, known: pa.Array) -> NDArray[np.int64]:
     positions = pc.index_in(keys, value_set=known, skip_nulls=True)
-    return np.asarray(pc.fill_null(positions, -1).to_numpy()).astype(np.int64)
+    return np.asarray(pc.fill_null(positions, -1)).astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -346,12 +345,8 @@ def _read_current(dataset: Dataset, run: ModelRun, shard: int) -> pa.Table:
 
     Returns an empty table if the file is missing or damaged.
     """
-    path = prediction_file(run, shard)
-
-    def read() -> pa.Table:
-        return read_table(dataset.store, path, columns=COLUMNS).replace_schema_metadata()
-
-    table = read_intact(dataset.store, path, read)
+    store, path = dataset.store, prediction_file(run, shard)
+    table = read_intact(store, path, lambda: read_table(store, path, columns=COLUMNS))
     if table is None:
         return PREDICTION_SCHEMA.empty_table().select(COLUMNS)
     fingerprints = prediction_fingerprints(dataset, run, shard)
@@ -361,7 +356,8 @@ def _read_current(dataset: Dataset, run: ModelRun, shard: int) -> pa.Table:
         [of_codes.get(fingerprints.get(VariantName.parse(name), ""), -1) for name in variant_codes],
         np.int32,
     )
-    return table.filter(pa.array(of == expected[variants] if len(table) else np.zeros(0, np.bool_)))
+    is_current = of == expected[variants] if len(table) else np.zeros(0, np.bool_)
+    return table.replace_schema_metadata().filter(pa.array(is_current))
 
 
 def predictions_in_table(

@@ -114,8 +114,9 @@ def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Ite
                 yield predictor
         except Exception as error:
             if is_out_of_memory(error):
-                why = "there is not enough memory for it, on its device or on this machine"
-                raise ModelError(why) from error
+                raise ModelError(
+                    "there is not enough memory for it, on its device or on this machine"
+                ) from error
             raise
         finally:
             # Makes room on the device for the next model.

@@ -233,8 +233,7 @@ def _rfs(
         return
     noise_fg, noise_bg = (predictions.correct(name) for name in names)
     roles = Roles.from_units(images.unit_numbers)
-    estimate = relative_foreground_sensitivity(noise_fg, noise_bg, roles)
-    rfs, low, high = estimate or (None, None, None)
+    rfs, low, high = relative_foreground_sensitivity(noise_fg, noise_bg, roles) or (None,) * 3
     yield SensitivityRow(
         label_rule=rule,
         rfs=rfs,
@@ -387,19 +386,12 @@ def read_summaries(dataset: Dataset) -> tuple[list[Summary], list[str]]:
       (summaries, without `power` if its variant is missing; names of models that have complete
       valid predictions on no variant, or whose split is gone).
     """
-    key = _cache_key(dataset)
-    if key not in _cached_summaries:
-        _cached_summaries.clear()
-        _cached_summaries[key] = _summarize_models(dataset)
-    summaries, stale = _cached_summaries[key]
+    summaries, stale = _summarize_models(dataset, _state(dataset))
     return list(summaries), list(stale)
 
 
-_cached_summaries: dict[str, tuple[list[Summary], list[str]]] = {}
-
-
-def _cache_key(dataset: Dataset) -> str:
-    """Returns a fingerprint of the dataset, and of the files that summaries are computed from."""
+def _state(dataset: Dataset) -> str:
+    """Returns a fingerprint of the files that summaries are computed from, and of their places."""
     store = dataset.store
     files = [
         [file.path, file.size, file.identity]
@@ -407,12 +399,12 @@ def _cache_key(dataset: Dataset) -> str:
         for file in store.files.walk(place)
         if file.path.endswith("/model.json") or "/predictions/" in file.path
     ]
-    return fingerprint(
-        [store.root, sorted(store.elsewhere.items())], dataset.manifest.fingerprint, sorted(files)
-    )
+    return fingerprint(sorted(store.elsewhere.items()), sorted(files))
 
 
-def _summarize_models(dataset: Dataset) -> tuple[list[Summary], list[str]]:
+@functools.lru_cache(maxsize=1)
+def _summarize_models(dataset: Dataset, state: str) -> tuple[list[Summary], list[str]]:
+    """Does the same as `read_summaries`; `state` tells the results on the dataset apart."""
     read_images = functools.cache(functools.partial(EvalImages.read, dataset))
     summaries, stale = [], []
     for run in read_results(dataset.store, "model", Evaluated):

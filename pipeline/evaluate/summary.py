@@ -360,8 +360,7 @@ class Summary(ModelRun, frozen=True, kw_only=True):
 
     def by_rule(self, rows: tuple[_Row, ...], rule: str = "") -> Iterator[_Row]:
         """Yields the rows of a table under one label rule, by default the headline's."""
-        wanted = rule or self.headline
-        return (row for row in rows if row.label_rule == wanted)
+        return (row for row in rows if row.label_rule == (rule or self.headline))
 
     def accuracy_on(self, variant: str, rule: str = "") -> AccuracyRow | None:
         """Returns the row of a variant, by default under the headline's rule.

@@ -160,8 +160,7 @@ def _check(claim: Claim, evidence: Evidence) -> CheckedClaim:
         counts = Counter(finding.verdict for finding in findings)
         first, *others = (f"{each} for {counts[each]}" for each in Verdict if counts[each])
         words = ", ".join((f"{first} of {len(findings)} {claim.of}", *others))
-    command = with_models(claim.command, evidence)
-    return CheckedClaim(claim, verdict, words, findings, command)
+    return CheckedClaim(claim, verdict, words, findings, with_models(claim.command, evidence))
 
 
 PANELS = sorted(
@@ -279,15 +278,18 @@ def _of_kind(paths: Sequence[str], suffix: str) -> Iterator[Link]:
 
 
 def _results(store: Store, folder: str, suffix: str) -> Iterator[Link]:
-    inside = (path for path in store.walk(folder) if path.count("/") == folder.count("/") + 1)
-    return _of_kind(list(inside), suffix)
+    depth = folder.count("/") + 1
+    return _of_kind([path for path in store.walk(folder) if path.count("/") == depth], suffix)
 
 
 def _predictions(evidence: Evidence) -> Iterator[Link]:
-    for model, _ in evidence.models_with(Summary):
-        store, folder = evidence.dataset.store, f"results/{model.folder}/predictions"
-        if f"results/{model.folder}" not in store.elsewhere and store.has_folder(folder):
-            yield _link(f"{folder}/", model.name)
+    store = evidence.dataset.store
+    return (
+        _link(f"results/{model.folder}/predictions/", model.name)
+        for model, _ in evidence.models_with(Summary)
+        if f"results/{model.folder}" not in store.elsewhere
+        and store.has_folder(f"results/{model.folder}/predictions")
+    )
 
 
 def _variants(dataset: Dataset) -> Iterator[Link]:
@@ -299,9 +301,8 @@ def _variants(dataset: Dataset) -> Iterator[Link]:
 
 
 def _metadata(dataset: Dataset) -> Iterator[Link]:
-    for path in (MANIFEST, "README.md", "croissant.json", "classes.txt"):
-        if dataset.store.exists(path):
-            yield _link(path)
+    files = (MANIFEST, "README.md", "croissant.json", "classes.txt")
+    yield from map(_link, filter(dataset.store.exists, files))
     if dataset.store.has_folder("index"):
         yield _link("index/", "index: a row for every source image")
 

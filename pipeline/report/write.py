@@ -17,12 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pipeline.analyses import ANALYSES
-from pipeline.analyses.analysis import Analysis
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import shown_bytes
 from pipeline.evaluate.evidence import Evidence, ModelResults
-from pipeline.evaluate.results import ModelRun, Named, read_failures
+from pipeline.evaluate.results import ModelRun, Named, failures_without_results, read_failures
 from pipeline.evaluate.summary import Summary
 from pipeline.runtime.lock import TABLES_LOCK, locked
 from pipeline.storage.state_files import RelativePath, read_json
@@ -99,13 +98,11 @@ def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
         for content in found.of_dataset:
             of_dataset.setdefault(type(content), []).append(content)
         stale += found.stale
-        has_result = {result.folder for result in found.of_models}
         if analysis.not_done:
-            fingerprint = dataset.manifest.fingerprint
-            for failure in read_failures(dataset.store, fingerprint, analysis.name)[0]:
+            failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, analysis.name)
+            for failure in failures_without_results(failed, found.of_models):
                 names.setdefault(failure.folder, failure)
-                if failure.folder not in has_result:
-                    errors.setdefault(failure.folder, {})[analysis.name] = failure.error
+                errors.setdefault(failure.folder, {})[analysis.name] = failure.error
     models = [
         ModelResults(
             folder=folder,
@@ -232,10 +229,9 @@ def write_tables(dataset: Dataset, columns: Sequence[str] = ()) -> bool:
     """
     for analysis in ANALYSES:
         analysis.parts.write(dataset, columns)
-    return any(_has_results(dataset, analysis) for analysis in ANALYSES)
-
-
-def _has_results(dataset: Dataset, analysis: Analysis) -> bool:
-    found = analysis.parts.find(dataset)
-    _, failed_before = read_failures(dataset.store, dataset.manifest.fingerprint, analysis.name)
-    return bool(found.of_models or found.stale or failed_before)
+    of = dataset.manifest.fingerprint
+    return any(
+        found.of_models or found.stale or read_failures(dataset.store, of, analysis.name)[1]
+        for analysis in ANALYSES
+        for found in [analysis.parts.find(dataset)]
+    )

@@ -15,7 +15,7 @@ from runs import dataset_in
 
 from pipeline.analyses.attack.results import AttackResult
 from pipeline.analyses.imagenet.results import Trend
-from pipeline.analyses.matrix.parts import CLAIMS
+from pipeline.analyses.matrix.parts import PARTS
 from pipeline.display.panel import Finding, overall
 from pipeline.evaluate.evidence import Evidence, ModelResults, Results
 from pipeline.evaluate.published import TRAINED
@@ -186,7 +186,9 @@ def learnt_from_backgrounds(*accuracy: dict[str, Any]) -> ModelResults:
 def test_a_constant_answer_never_shows_signal(classes: list[int], answer: int) -> None:
     labels = np.asarray(classes)
     row = answers("original", labels, np.full(len(labels), answer))
-    (claim,) = [one for one in CLAIMS if one.text.startswith("Backgrounds hold enough signal")]
+    (claim,) = [
+        one for one in PARTS.claims if one.text.startswith("Backgrounds hold enough signal")
+    ]
     (finding,) = claim.judge(Results((learnt_from_backgrounds(row),)))
     assert finding.verdict is not Verdict.HOLDS
     assert finding.value <= finding.chance == row["chance"]
@@ -206,7 +208,7 @@ def test_chance_is_the_largest_class_of_the_pictures_tested(three_draws: Path) -
     # The claim "little better than guessing" is measured by the largest class, too.
     row = answers("only_bg_t", labels, constant)
     mixed = results(model="resnet50=mixed_rand.pth", num_outputs=9, accuracy=[row])
-    (little,) = [one for one in CLAIMS if "slightly better than guessing" in one.text]
+    (little,) = [one for one in PARTS.claims if "slightly better than guessing" in one.text]
     (finding,) = little.judge(Results((mixed,)))
     assert (finding.verdict, finding.chance) == (Verdict.OPEN, 19 / 78)
 

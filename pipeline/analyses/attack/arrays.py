@@ -126,8 +126,7 @@ def stream_cutouts(
     Raises:
       JobError, OSError: for the reasons of `load_backgrounds`.
     """
-    wanted = [position for chunk in chunks for position in grid.positions(chunk)]
-    foregrounds = grid.foregrounds.take(wanted)
+    foregrounds = grid.foregrounds.take([at for chunk in chunks for at in grid.positions(chunk)])
     with (
         ThreadPoolExecutor(torch.get_num_threads()) as pool,
         contextlib.closing(_samples(dataset, split, ORIGINAL, foregrounds)) as originals,
@@ -224,9 +223,8 @@ class GridModel:
         logits = torch.cat(self._predictor.in_fitting_batches(run, foreground, background))
         predictions = []
         for allowed, labels in self._rules:
-            kept = logits[:, allowed]
-            is_masked = kept.amax(dim=1).isneginf()
-            predictions.append(labels[kept.argmax(dim=1)].masked_fill(is_masked, OUTSIDE))
+            best = logits[:, allowed].max(dim=1)
+            predictions.append(labels[best.indices].masked_fill(best.values.isneginf(), OUTSIDE))
         return torch.stack(predictions).masked_fill(~are_numbers(logits), _BROKEN)
 
     def _pictures(self, *layers_and_pairs: torch.Tensor) -> torch.Tensor:

@@ -52,8 +52,9 @@ def _fooled_by_class(
         return
     is_full = any(attack.is_authors_grid for _, attack in attacked)
     if is_paper and is_full and len(series) < COMPARED:
-        published = tuple((share,) * 3 for share in FOOLED_BY_CLASS)
-        series.append(Series("IN-9L ResNet-50 (paper)", published))
+        series.append(
+            Series("IN-9L ResNet-50 (paper)", tuple((share,) * 3 for share in FOOLED_BY_CLASS))
+        )
     names, rest = [taxonomy.names[label] for label in shown], of_all(shown, taxonomy)
     yield Plot(
         "attack",

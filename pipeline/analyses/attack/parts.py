@@ -154,8 +154,11 @@ def on_grids(
     def measurements(results: Results) -> Iterator[Measurement]:
         for model, attack in results.models_with(AttackResult):
             if estimate := measure(attack.measures):
-                subject = f"{model.name}, {attack.size}"
-                yield Measurement(subject, estimate, may_rise=not attack.is_authors_grid)
+                yield Measurement(
+                    f"{model.name}, {attack.size}",
+                    estimate,
+                    may_rise=not attack.is_authors_grid,
+                )
 
     return measurements
 
@@ -184,56 +187,6 @@ def _insects(measures: AttackMeasures) -> FooledClass | None:
     return next((row for row in measures.by_class if row.label == _INSECT), None)
 
 
-CLAIMS = (
-    Claim(
-        "Nearly every foreground can be fooled by some background of another class.",
-        (3, 1),
-        f"blog 3, at {_AUTHORS_GRID}",
-        "87.5 %",
-        "more than half; a smaller grid can only show that it holds",
-        on_grids(lambda one: estimate_of(one.fooled, one.fooled_ci_low, one.fooled_ci_high)),
-        lambda low, high, _: above(low, high, 0.5),
-        COMMAND,
-    ),
-    Claim(
-        "Few foregrounds survive every background (challenge accuracy).",
-        (3, 2),
-        f"README, at {_AUTHORS_GRID}",
-        "22.3 %",
-        "under a quarter; a smaller grid can only show that it holds",
-        on_grids(
-            lambda one: estimate_of(
-                one.challenge_accuracy, one.challenge_ci_low, one.challenge_ci_high
-            )
-        ),
-        lambda low, high, _: below(low, high, 0.25),
-        COMMAND,
-    ),
-    Claim(
-        "Single backgrounds fool a model whatever the foreground: the best insect background "
-        "about half of those that are no insects.",
-        (3, 3),
-        f"blog 3, at {_AUTHORS_GRID}",
-        "52 %",
-        "more than 45 %, by the interval of the best of so many; a smaller grid can only show that "
-        "it holds",
-        on_grids(best_insect),
-        lambda low, high, _: above(low, high, 0.45),
-        COMMAND,
-    ),
-    Claim(
-        "Some insect background or other turns over 2/3 of the foregrounds into insects.",
-        (3, 4),
-        f"blog 3, at {_AUTHORS_GRID}",
-        "66.6 %",
-        "more than 60 %; a smaller grid can only show that it holds",
-        on_grids(any_insect),
-        lambda low, high, _: above(low, high, 0.6),
-        COMMAND,
-    ),
-)
-
-
 class AttackFlags(Flags, frozen=True, kw_only=True):
     """The grid, which `run` names `--attack`; None for no attack."""
 
@@ -258,7 +211,54 @@ class AttackParts(Parts[AttackFlags]):
             needs_variants=ATTACK_VARIANTS,
         ),
     )
-    claims = CLAIMS
+    claims = (
+        Claim(
+            "Nearly every foreground can be fooled by some background of another class.",
+            (3, 1),
+            f"blog 3, at {_AUTHORS_GRID}",
+            "87.5 %",
+            "more than half; a smaller grid can only show that it holds",
+            on_grids(lambda one: estimate_of(one.fooled, one.fooled_ci_low, one.fooled_ci_high)),
+            lambda low, high, _: above(low, high, 0.5),
+            COMMAND,
+        ),
+        Claim(
+            "Few foregrounds survive every background (challenge accuracy).",
+            (3, 2),
+            f"README, at {_AUTHORS_GRID}",
+            "22.3 %",
+            "under a quarter; a smaller grid can only show that it holds",
+            on_grids(
+                lambda one: estimate_of(
+                    one.challenge_accuracy, one.challenge_ci_low, one.challenge_ci_high
+                )
+            ),
+            lambda low, high, _: below(low, high, 0.25),
+            COMMAND,
+        ),
+        Claim(
+            "Single backgrounds fool a model whatever the foreground: the best insect background "
+            "about half of those that are no insects.",
+            (3, 3),
+            f"blog 3, at {_AUTHORS_GRID}",
+            "52 %",
+            "more than 45 %, by the interval of the best of so many; a smaller grid can only show "
+            "that it holds",
+            on_grids(best_insect),
+            lambda low, high, _: above(low, high, 0.45),
+            COMMAND,
+        ),
+        Claim(
+            "Some insect background or other turns over 2/3 of the foregrounds into insects.",
+            (3, 4),
+            f"blog 3, at {_AUTHORS_GRID}",
+            "66.6 %",
+            "more than 60 %; a smaller grid can only show that it holds",
+            on_grids(any_insect),
+            lambda low, high, _: above(low, high, 0.6),
+            COMMAND,
+        ),
+    )
 
     @override
     def plan(

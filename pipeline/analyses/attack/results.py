@@ -10,7 +10,7 @@ after an attack that stopped early), so that a small attack does not overwrite a
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -157,7 +157,7 @@ def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
     foregrounds = images.sample(plan.foregrounds, "attack foreground")
     backgrounds = images.sample(plan.backgrounds, "attack background")
     tested = EvalImages.read(dataset, split)
-    positions = tested.positions(pa.chunked_array([pa.array(foregrounds.keys)]))
+    positions = tested.positions(pa.array(foregrounds.keys))
     chunk_size = max(1, min(_CHUNK, _CHUNK_FORWARDS // len(backgrounds)))
     return AttackGrid(
         foregrounds=foregrounds,
@@ -171,10 +171,9 @@ def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
     )
 
 
-def check_variants(variants: Iterable[VariantName]) -> None:
+def check_variants(variants: Sequence[VariantName]) -> None:
     """Raises UsageError if a dataset with these variants cannot be attacked."""
-    existing = set(variants)
-    missing = [str(name) for name in ATTACK_VARIANTS if name not in existing]
+    missing = [str(name) for name in ATTACK_VARIANTS if name not in variants]
     if missing:
         raise UsageError(
             f"an attack needs the variants {', '.join(map(str, ATTACK_VARIANTS))}, and the "
@@ -422,21 +421,18 @@ def write_attack_tables(dataset: Dataset) -> None:
 def _background_rows(store: Store, attacks: Sequence[AttackResult]) -> Iterator[BackgroundRow]:
     for attack in attacks:
         file = attack.backgrounds_file
-        if not store.exists(file):
-            continue
-        backgrounds = read_table(store, file).to_pylist()
+        backgrounds = read_table(store, file).to_pylist() if store.exists(file) else []
         for rule in attack.rules:
             for row in backgrounds:
-                successes, foregrounds = row[rule], row["foregrounds"]
-                if successes is not None and foregrounds:
+                if row[rule] is not None and row["foregrounds"]:
                     yield BackgroundRow(
                         model=attack.title,
                         label_rule=rule,
                         bg_key=row["bg_key"],
                         bg_label=row["bg_label"],
                         bg_wnid=row["bg_wnid"],
-                        success=successes / foregrounds,
-                        foregrounds=foregrounds,
+                        success=row[rule] / row["foregrounds"],
+                        foregrounds=row["foregrounds"],
                     )
 
 

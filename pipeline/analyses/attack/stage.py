@@ -76,19 +76,18 @@ class PlannedAttack(PlannedAnalysis):
     def __init__(self, plan: AttackPlan, taxonomy: Taxonomy) -> None:
         super().__init__(plan.evaluation, taxonomy)
         self.plan = plan
-        self._cached_grid: tuple[str, AttackGrid] | None = None
+        self._grids: dict[str, AttackGrid] = {}
         # The same attack without an early stop. If it is done, its results are used, because they
         # say more.
-        self._exhaustive: PlannedAttack | None = None
-        if plan.early_stop:
-            self._exhaustive = PlannedAttack(dataclasses.replace(plan, early_stop=False), taxonomy)
+        exhaustive = dataclasses.replace(plan, early_stop=False)
+        self._exhaustive = PlannedAttack(exhaustive, taxonomy) if plan.early_stop else None
 
     def _grid(self, dataset: Dataset) -> AttackGrid:
         """Returns the grid, built once for all models, because building reads the whole index."""
-        fingerprint = dataset.manifest.fingerprint
-        if self._cached_grid is None or self._cached_grid[0] != fingerprint:
-            self._cached_grid = fingerprint, open_grid(dataset, self.plan)
-        return self._cached_grid[1]
+        of = dataset.manifest.fingerprint
+        if of not in self._grids:
+            self._grids = {of: open_grid(dataset, self.plan)}
+        return self._grids[of]
 
     @override
     def chunks(self, dataset: Dataset) -> Sequence[int]:
@@ -118,8 +117,7 @@ class PlannedAttack(PlannedAnalysis):
 
     def is_done(self, dataset: Dataset, run: ModelRun) -> bool:
         """Returns whether all chunks of a model are done."""
-        chunks = self.for_model(dataset, run)
-        return all(chunks.is_done(chunk) for chunk in self.chunks(dataset))
+        return all(map(self.for_model(dataset, run).is_done, self.chunks(dataset)))
 
     @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
@@ -127,8 +125,7 @@ class PlannedAttack(PlannedAnalysis):
         if self._exhaustive is not None and self._exhaustive.is_done(dataset, run):
             self._exhaustive.summarize(dataset, run, entry)
             return
-        chunks = self.for_model(dataset, run)
-        paths = [chunks.path(chunk) for chunk in self.chunks(dataset)]
+        paths = [*map(self.for_model(dataset, run).path, self.chunks(dataset))]
         write_attack(dataset, self.plan, self._grid(dataset), run, paths)
 
 
@@ -281,9 +278,9 @@ def chunk_table(foregrounds: GridAxis, predictions: Grid, device: str) -> pa.Tab
         pa.ListArray.from_arrays(offsets, pa.array(values, mask=values == UNTRIED))
         for values in predictions.reshape(len(predictions), -1)
     ]
-    device_column = pa.array([device] * len(foregrounds)).dictionary_encode()
+    devices = pa.repeat(device, len(foregrounds)).dictionary_encode()
     labels = pa.array(foregrounds.labels, pa.int64())
-    columns = [pa.array(foregrounds.keys), labels, *lists, device_column]
+    columns = [pa.array(foregrounds.keys), labels, *lists, devices]
     return pa.Table.from_arrays(columns, schema=CHUNK_SCHEMA)
 
 
@@ -420,16 +417,21 @@ def write_attack(
     split, early_stop = plan.evaluation.split, plan.early_stop
     chunk_folder = f"results/{run.folder}/{grid_name(grid, plan)}"
     backgrounds_file = f"{chunk_folder}/{split}-backgrounds.parquet"
-    chunks = [read_metadata(store, path) for path in paths]
-    fingerprints = [metadata.fingerprint for metadata in chunks if metadata]
+    fingerprints = [
+        metadata.fingerprint for path in paths if (metadata := read_metadata(store, path))
+    ]
     # The first part of a chunk's fingerprint depends on model and pixels only; see
     # `AttackChunks.fingerprint`.
     shared = fingerprints[0].partition("-")[0]
     expected = f"{shared}-{fingerprint(fingerprints)}"
     metadata = read_metadata(store, backgrounds_file)
     if metadata is None or metadata.fingerprint != expected:
-        table = background_table(grid, None if early_stop else tallies)
-        write_table(store, backgrounds_file, table, expected)
+        write_table(
+            store,
+            backgrounds_file,
+            background_table(grid, None if early_stop else tallies),
+            expected,
+        )
     attack = pick(
         AttackResult,
         run,

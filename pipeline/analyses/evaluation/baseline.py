@@ -179,8 +179,8 @@ def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[
             )
         ]
         again = f", {len(runs) - len(new)} shown already: the same predictions count once"
-        fault = fault or f"has {counted(len(runs), 'model')}{again * (len(new) < len(runs))}"
-        lines.append(f"results: {folder} {fault}")
+        found = f"has {counted(len(runs), 'model')}{again * (len(new) < len(runs))}"
+        lines.append(f"results: {folder} {fault or found}")
         models += new
     known = {(store.root, name) for store, run in models for name in (run.name, run.folder)}
     folders_with = Counter(name for _, name in known)
@@ -249,10 +249,9 @@ def open_baseline(
         if store.is_remote and not is_remote(where.store.root):
             raise UsageError(f"--baseline {name} must be in gs://, like the dataset")
     if len(runs) != 1:
-        known = known_names(where.store if where else store)
-        names = ", ".join([run.name for run in runs] or known)
+        named = [run.name for run in runs] or known_names(where.store if where else store)
         found = f"means {len(runs)} models:" if runs else "names no model; known:"
-        raise UsageError(f"--baseline {name} {found} {names or 'none'}")
+        raise UsageError(f"--baseline {name} {found} {', '.join(named) or 'none'}")
     return where, runs[0]
 
 

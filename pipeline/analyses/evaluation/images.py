@@ -137,11 +137,10 @@ def read_predictions_of(
     """
     store = dataset.store
     variants = _current(map(str, dataset.picture_variants), model)
-    shards = sorted({dataset.shard_of(split, key) for key in keys})
-    paths = [result_shard(model[0].folder, "predictions", split, shard) for shard in shards]
     columns = ["label_rule", "variant", "key", "prediction", "output", "correct", "top1_score"]
     wanted = pc.field("key").isin(list(keys)) & pc.field("variant").isin(variants)
-    for path in paths:
+    for shard in sorted({dataset.shard_of(split, key) for key in keys}):
+        path = result_shard(model[0].folder, "predictions", split, shard)
         if store.exists(path):
             yield from read_table(store, path, columns=columns, filters=wanted).to_pylist()
 
@@ -411,8 +410,9 @@ def _card(
     answers: dict[str, dict[str, VersionAnswer]] = {model.name: {} for model, _ in models}
     for version in versions:
         for p in version.predictions:
-            answer = VersionAnswer(p.label, p.is_right, p.label == version.bg_label)
-            answers[p.model][version.variant] = answer
+            answers[p.model][version.variant] = VersionAnswer(
+                p.label, p.is_right, p.label == version.bg_label
+            )
     return ImageCard(
         key=candidate.key,
         class_name=taxonomy.names[candidate.label],
@@ -430,9 +430,8 @@ def best_example(cards: Sequence[ImageCard]) -> Example | None:
     If no model does so anywhere, picks the image that misleads most models; None if no image
     misleads any. Images with an unknown background are passed over.
     """
-    examples = [example for card in cards for example in _examples(card)]
     # Of equally strong examples, `max` keeps the first.
-    return max(examples, key=_strength, default=None)
+    return max((one for card in cards for one in _examples(card)), key=_strength, default=None)
 
 
 def _examples(card: ImageCard) -> Iterator[Example]:

@@ -205,9 +205,11 @@ def reading(gaps: Sequence[HeadlineCell], p_values: Floats, images: str) -> str:
 
 def span(headline: Headline, rule: str, column: str) -> tuple[float, float] | None:
     """Returns the lowest and the highest value of a column; None if the column is empty."""
-    rows = headline.tables.get(rule, ())
-    values = [row.cells[column].value for row in rows if column in row.cells]
-    known = [value for value in values if value is not None]
+    known = [
+        value
+        for row in headline.tables.get(rule, ())
+        if (cell := row.cells.get(column)) and (value := cell.value) is not None
+    ]
     return (min(known), max(known)) if known else None
 
 

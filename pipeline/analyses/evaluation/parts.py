@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from typing_extensions import override
 
 from pipeline.analyses.evaluation.baseline import BASELINE, describe_baseline
@@ -243,14 +242,14 @@ def describe_models(models: Sequence[ModelChange], new_models: Sequence[str]) ->
         short.append(f"new models: {', '.join(map(markdown, new_models))}")
     # A model may lack BG-Gap, but differ in other accuracies.
     is_same = not any(row.difference for model in models for row in model.rows)
-    lines = list(_change_lines(models)) if models else []
-    return Changed(short, "accuracies" if is_same else "BG-Gap", lines)
+    return Changed(short, "accuracies" if is_same else "BG-Gap", list(_change_lines(models)))
 
 
 def _change_lines(models: Sequence[ModelChange]) -> Iterator[str]:
+    if models:
+        yield from ("", "## Accuracies")
     names = dict.fromkeys(row.variant for model in models for row in model.rows)
     variants = [name for name in names if name != BG_GAP]
-    yield from ("", "## Accuracies")
     for rule in dict.fromkeys(model.label_rule for model in models):
         yield from (
             "",
@@ -276,9 +275,10 @@ def _causes(model: ModelChange) -> str:
 
 def _difference(row: AccuracyChange) -> str:
     """Formats a difference in percentage points, such as `+0.4 [-0.2, 1.0]`."""
-    numbers = [100 * number for number in (row.difference, row.ci_low, row.ci_high)]
     # Adding zero turns a rounded -0.0 into 0.0.
-    value, low, high = (round(number, 1) + 0.0 for number in numbers)
+    value, low, high = (
+        round(100 * number, 1) + 0.0 for number in (row.difference, row.ci_low, row.ci_high)
+    )
     return f"{value:+.1f} [{low:.1f}, {high:.1f}]" if value else f"0.0 [{low:.1f}, {high:.1f}]"
 
 
@@ -292,7 +292,7 @@ def _differences(
         _values(read_predictions(dataset, images, one).by_rule.get(summary.headline))
         for dataset, images, one in ((before, old_images, was), (after, new_images, summary))
     )
-    positions = old_images.positions(pa.chunked_array([new_images.keys]))
+    positions = old_images.positions(new_images.keys)
     shared = np.flatnonzero(positions >= 0)
     names = [name for name in new if name in old]
     if not len(shared) or not names:

@@ -52,8 +52,13 @@ class PlannedEvaluation(PlannedAnalysis):
                 f"dataset: the predictions on {missing[0]} are of other images. Remove that "
                 "folder and evaluate the model again"
             )
-        power = measure_power(dataset, images, run)
-        commit_predictions(shards, self.chunks(dataset), run, entry=entry, power=power)
+        commit_predictions(
+            shards,
+            self.chunks(dataset),
+            run,
+            entry=entry,
+            power=measure_power(dataset, images, run),
+        )
 
 
 def commit_predictions(

@@ -214,8 +214,7 @@ def measure_power(
     )
     if kept is None:
         return ()
-    positions = images.positions(pa.chunked_array([pa.array(kept.keys)]))
-    units = [images.units[position] for position in positions.tolist()]
+    units = [images.units[at] for at in images.positions(pa.array(kept.keys)).tolist()]
     inputs = fingerprint(POWER_VERSION, kept.of, kept.keys, units)
     previous = read_result(store, result_file(run.folder, "model"), Evaluated)
     if previous and [row.fingerprint for row in previous.power] == [inputs]:

@@ -67,8 +67,9 @@ def trend_figure(trend: Trend) -> Drawn:
     top1 = {point.model: known.value for point, known in points}
     shown = _spread(sorted(top1, key=lambda model: (top1[model], model)))
     names = {model: shorten(model, _NAME_LENGTH) for model in shown}
-    head = 58 + _CHARACTER * max(len(name) for name in names.values())
-    height = head + _PANEL + _BETWEEN + _GAP_PANEL + _BOTTOM
+    height = (
+        58 + _CHARACTER * max(map(len, names.values())) + _PANEL + _BETWEEN + _GAP_PANEL + _BOTTOM
+    )
     with styled():
         figure = new_figure(WIDTH, round(height))
         figure.set_layout_engine("none")

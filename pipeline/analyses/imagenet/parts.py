@@ -49,65 +49,6 @@ def slopes(*variants: str) -> Callable[[Results], list[Measurement]]:
     ]
 
 
-CLAIMS = (
-    Claim(
-        "Better models on ImageNet are better on all of the synthetic datasets.",
-        (5, 1),
-        "blog 5, paper figure 8",
-        "all lines rise",
-        "slopes above 0",
-        slopes("mixed_same", "mixed_rand", "mixed_next", "no_fg"),
-        above,
-        COMMAND,
-        of="lines",
-        unit="slope",
-        needs=AT_LEAST_THREE,
-    ),
-    Claim(
-        "Models do improve at using backgrounds: accuracy on only_bg_t rises, too.",
-        (5, 2),
-        "blog 5, paper figure 8",
-        "the line rises",
-        "slope above 0",
-        slopes("only_bg_t"),
-        above,
-        COMMAND,
-        of="lines",
-        unit="slope",
-        needs=AT_LEAST_THREE,
-    ),
-    Claim(
-        "Accuracy on backgrounds alone improves slower than where the background misleads.",
-        (5, 3),
-        "blog 5",
-        "a flatter line",
-        "difference of the slopes above 0",
-        # Where the background misleads, compared with backgrounds alone.
-        lambda results: differences(
-            slopes("mixed_rand", "mixed_next")(results), slopes("only_bg_t")(results)
-        ),
-        above,
-        COMMAND,
-        of="lines",
-        unit="slope",
-        needs=AT_LEAST_THREE,
-    ),
-    Claim(
-        "BG-Gap trends towards closing.",
-        (5, 4),
-        "blog 5",
-        "the line falls",
-        "slope below 0",
-        slopes("bg_gap"),
-        below,
-        COMMAND,
-        of="lines",
-        unit="slope",
-        needs=AT_LEAST_THREE,
-    ),
-)
-
-
 class ImageNetFlags(Flags, frozen=True, kw_only=True):
     """The folder of ImageNet; None to measure nothing on it."""
 
@@ -171,7 +112,63 @@ class TrendParts(Parts[Flags]):
             needs_imagenet9=True,
         ),
     )
-    claims = CLAIMS
+    claims = (
+        Claim(
+            "Better models on ImageNet are better on all of the synthetic datasets.",
+            (5, 1),
+            "blog 5, paper figure 8",
+            "all lines rise",
+            "slopes above 0",
+            slopes("mixed_same", "mixed_rand", "mixed_next", "no_fg"),
+            above,
+            COMMAND,
+            of="lines",
+            unit="slope",
+            needs=AT_LEAST_THREE,
+        ),
+        Claim(
+            "Models do improve at using backgrounds: accuracy on only_bg_t rises, too.",
+            (5, 2),
+            "blog 5, paper figure 8",
+            "the line rises",
+            "slope above 0",
+            slopes("only_bg_t"),
+            above,
+            COMMAND,
+            of="lines",
+            unit="slope",
+            needs=AT_LEAST_THREE,
+        ),
+        Claim(
+            "Accuracy on backgrounds alone improves slower than where the background misleads.",
+            (5, 3),
+            "blog 5",
+            "a flatter line",
+            "difference of the slopes above 0",
+            # Where the background misleads, compared with backgrounds alone.
+            lambda results: differences(
+                slopes("mixed_rand", "mixed_next")(results), slopes("only_bg_t")(results)
+            ),
+            above,
+            COMMAND,
+            of="lines",
+            unit="slope",
+            needs=AT_LEAST_THREE,
+        ),
+        Claim(
+            "BG-Gap trends towards closing.",
+            (5, 4),
+            "blog 5",
+            "the line falls",
+            "slope below 0",
+            slopes("bg_gap"),
+            below,
+            COMMAND,
+            of="lines",
+            unit="slope",
+            needs=AT_LEAST_THREE,
+        ),
+    )
 
     @override
     def find(self, dataset: Dataset) -> Found:
@@ -189,8 +186,13 @@ class TrendParts(Parts[Flags]):
             store.delete_all([TREND_FILE, "results/trend.csv"])
             return
         summaries, _ = read_summaries(dataset)
-        measured = read_contributions(dataset, summaries)
-        write_trend(store, dataset.manifest.fingerprint, summaries, imagenet9(), measured)
+        write_trend(
+            store,
+            dataset.manifest.fingerprint,
+            summaries,
+            imagenet9(),
+            read_contributions(dataset, summaries),
+        )
 
 
 TREND_PARTS = TrendParts()

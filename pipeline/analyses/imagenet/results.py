@@ -118,16 +118,18 @@ def comparable_top1(
         if summary.num_outputs == classes:
             for image_set, top1 in _accuracies(store, summary, classes):
                 by_set.setdefault(image_set, {})[position] = top1
-    if not by_set:
-        return [None] * len(summaries), ""
-    best = max(by_set, key=lambda name: (len(by_set[name]), name != _FULL_SET, name))
+    best = max(
+        by_set,
+        key=lambda name: (len(by_set[name]), name != _FULL_SET, name),
+        default=_FULL_SET,
+    )
     left_out = sum(len(known) for name, known in by_set.items() if name not in (best, _FULL_SET))
     note = (
         f"{left_out} accuracies measured on other images are left out, since they do not compare: "
         "measure all models on the same with --imagenet"
     )
-    chosen = [by_set[best].get(position) for position in range(len(summaries))]
-    return chosen, note if left_out else ""
+    chosen = by_set.get(best, {})
+    return [chosen.get(position) for position in range(len(summaries))], note if left_out else ""
 
 
 def _accuracies(store: Store, summary: Summary, classes: int) -> Iterator[tuple[str, Top1]]:
@@ -173,8 +175,8 @@ def _published() -> dict[str, dict[int, tuple[float, str]]]:
     table = resources.files("pipeline") / "data" / "imagenet_top1.csv"
     figures: dict[str, dict[int, tuple[float, str]]] = {}
     for row in csv.DictReader(table.read_text(encoding="utf-8").splitlines()):
-        top1 = round(float(row["top1"]) / 100, 6)
-        figures.setdefault(row["name"], {})[int(row["size"])] = (top1, row["source"])
+        figure = round(float(row["top1"]) / 100, 6), row["source"]
+        figures.setdefault(row["name"], {})[int(row["size"])] = figure
     return figures
 
 
@@ -318,10 +320,8 @@ def _alike(summaries: Sequence[Summary]) -> tuple[list[Summary], list[str]]:
     Returns these summaries, and the names of the models with other settings.
     """
     counts = Counter(pick(RunSettings, s.evaluation) for s in summaries)
-    if not counts:
-        return [], []
     # Of equally common settings, `max` keeps the first.
-    common = max(counts, key=lambda settings: counts[settings])
+    common = max(counts, key=lambda settings: counts[settings], default=None)
     kept = [s for s in summaries if pick(RunSettings, s.evaluation) == common]
     return kept, [s.name for s in summaries if s not in kept]
 
@@ -365,10 +365,8 @@ def _line(
         points = [
             (row_of[summary.folder], value) for summary, value in known if summary.folder in row_of
         ]
-        if len(points) < MIN_MODELS:
-            continue
         chosen = [row for row, _ in points]
-        line = fit_line(
+        line = len(points) >= MIN_MODELS and fit_line(
             [top1 for _, top1 in points],
             values[chosen],
             compared.roles(variant).corrected(r[chosen]),

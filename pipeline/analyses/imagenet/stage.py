@@ -184,9 +184,10 @@ class PlannedImageNet(PlannedAnalysis):
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
         store, folder = dataset.store, self._folder(run)
         shards = ImageNetShards(store, run, folder, self._root, self._listing)
-        paths = [shards.path(chunk) for chunk in self.chunks(dataset)]
-        accuracy = _accuracy(store, run, paths, self._listing)
-        write_result(store, result_file(folder, "imagenet"), accuracy)
+        paths = [*map(shards.path, self.chunks(dataset))]
+        write_result(
+            store, result_file(folder, "imagenet"), _accuracy(store, run, paths, self._listing)
+        )
         store.delete_all(set(store.walk(f"results/{folder}/imagenet")).difference(paths))
 
 

@@ -141,8 +141,9 @@ def describe_gaps(matrix: Matrix) -> str:
     """Says which rows' BG-Gaps differ from 0 by their intervals; "" if no row has a BG-Gap."""
     variants: dict[str, list[str]] = {"is above 0": [], "is below 0": [], "may be 0": []}
     for row in matrix.gaps:
-        above, below = row.ci_low > 0, row.ci_high < 0
-        outcome = "is above 0" if above else "is below 0" if below else "may be 0"
+        outcome = (
+            "is above 0" if row.ci_low > 0 else "is below 0" if row.ci_high < 0 else "may be 0"
+        )
         variants[outcome].append(row.train_variant)
     parts = [
         f"{outcome} when trained on {', '.join(rows)}" for outcome, rows in variants.items() if rows
@@ -151,13 +152,12 @@ def describe_gaps(matrix: Matrix) -> str:
 
 
 def _describe_method(matrix: Matrix) -> str:
-    if matrix.method == "probe":
-        training = (
-            f"the last layer of {matrix.arch} fitted on each variant (a linear probe), with "
-            "all other layers as pretrained on ImageNet"
-        )
-    else:
-        training = f"{matrix.arch}, trained on each variant"
+    training = (
+        f"the last layer of {matrix.arch} fitted on each variant (a linear probe), with all other "
+        "layers as pretrained on ImageNet"
+        if matrix.method == "probe"
+        else f"{matrix.arch}, trained on each variant"
+    )
     if matrix.holdout:
         return f"{training}; {100 * matrix.holdout:.0f} % of {matrix.split} is held out for testing"
     return f"{training} of {matrix.train_split}, tested on {matrix.split}"
@@ -215,8 +215,9 @@ def trained_in(matrix: Matrix) -> Iterator[TrainedModel]:
     for variant, cells in matrix.by_row.items():
         if not any(cell.overlap for cell in cells.values()):
             name = f"{matrix.name}, {variant}"
-            accuracies = _accuracies(name, cells.items())
-            yield TrainedModel(name, variant, accuracies, gaps.get(variant), is_row=True)
+            yield TrainedModel(
+                name, variant, _accuracies(name, cells.items()), gaps.get(variant), is_row=True
+            )
 
 
 def on_backgrounds(results: Results) -> Iterator[Measurement]:
@@ -262,8 +263,9 @@ def gains(variant: str) -> Callable[[Results], Iterator[Measurement]]:
             rows = {trained.variant for trained in trained_in(matrix)}
             for gain in matrix.gains:
                 if gain.test_variant == variant and {gain.first, gain.second} <= rows:
-                    subject = f"{matrix.name}, {gain.first} minus {gain.second}"
-                    yield Measurement(subject, gain.estimate)
+                    yield Measurement(
+                        f"{matrix.name}, {gain.first} minus {gain.second}", gain.estimate
+                    )
 
     return measurements
 
@@ -276,94 +278,13 @@ def spreads(results: Results) -> Iterator[Measurement]:
             # The best minus the worst of five accuracies is the largest of ten pairwise
             # differences.
             pairs = math.comb(len(estimates), 2)
-            spread = difference(*(widened(one, pairs) for one in (max(estimates), min(estimates))))
-            yield Measurement(model.name, spread)
+            ends = (widened(one, pairs) for one in (max(estimates), min(estimates)))
+            yield Measurement(model.name, difference(*ends))
 
 
 _OR_TRAINED = (
     "nothing: it fits a linear probe; with a split train, --arch resnet50 in place of --probe "
     "--holdout 0.5 trains as the paper does"
-)
-
-CLAIMS = (
-    Claim(
-        "Backgrounds hold enough signal to learn from: trained on them alone, a model does better "
-        "than guessing on them and on Original.",
-        (1, 1),
-        "blog 1, paper table 5",
-        "42.1 to 54.3 %",
-        "accuracy above chance",
-        on_backgrounds,
-        above,
-        COMMAND,
-        of="tests",
-        needs=_OR_TRAINED,
-    ),
-    Claim(
-        "BG-Gap is 13 to 22 points for models trained on ImageNet-9.",
-        (2, 4),
-        "blog 2",
-        "13 to 22 points",
-        f"the whole interval inside 13 to 22 points, {BY_METHOD}",
-        # Rows of a matrix are models trained on ImageNet-9, too.
-        gaps_in9,
-        lambda low, high, _: within(low, high, (0.13, 0.22)),
-        trained_command(EVALUATE_COMMAND, "original", "in9l"),
-        unit="points",
-        needs=checkpoints("original", "in9l"),
-    ),
-    Claim(
-        "Trained on Mixed-Rand, a model is only slightly better than guessing where there is no "
-        "foreground.",
-        (4, 1),
-        "blog 4, paper table 5",
-        "14.6 and 15.3 %",
-        "accuracy less than 9 points above chance",
-        without_foreground,
-        lambda low, high, chance: below(low, high, chance + _SLIGHTLY),
-        COMMAND,
-        of="tests",
-        needs=_OR_TRAINED,
-    ),
-    Claim(
-        "Training on Mixed-Rand instead of Original improves accuracy on Mixed-Rand.",
-        (4, 2),
-        "blog 4, paper table 5",
-        "17 points",
-        "difference above 0",
-        gains("mixed_rand"),
-        above,
-        COMMAND,
-        of="pairs",
-        unit="points",
-        needs=_OR_TRAINED,
-    ),
-    Claim(
-        "Training on Mixed-Rand instead of Original improves accuracy on Mixed-Next.",
-        (4, 3),
-        "blog 4, paper table 5",
-        "22 points",
-        "difference above 0",
-        gains("mixed_next"),
-        above,
-        COMMAND,
-        of="pairs",
-        unit="points",
-        needs=_OR_TRAINED,
-    ),
-    Claim(
-        "Trained on Mixed-Rand, accuracy varies little over the five test sets with the right "
-        "foreground.",
-        (4, 4),
-        "blog 4, paper table 5",
-        "3.8 points (Original: 37.2)",
-        "best minus worst under 10 points, by the interval of the largest of ten differences",
-        spreads,
-        lambda low, high, _: below(low, high, 0.1),
-        COMMAND,
-        unit="points",
-        needs=_OR_TRAINED,
-    ),
 )
 
 
@@ -382,7 +303,86 @@ class MatrixParts(Parts[Flags]):
             command=COMMAND,
         ),
     )
-    claims = CLAIMS
+    claims = (
+        Claim(
+            "Backgrounds hold enough signal to learn from: trained on them alone, a model does "
+            "better than guessing on them and on Original.",
+            (1, 1),
+            "blog 1, paper table 5",
+            "42.1 to 54.3 %",
+            "accuracy above chance",
+            on_backgrounds,
+            above,
+            COMMAND,
+            of="tests",
+            needs=_OR_TRAINED,
+        ),
+        Claim(
+            "BG-Gap is 13 to 22 points for models trained on ImageNet-9.",
+            (2, 4),
+            "blog 2",
+            "13 to 22 points",
+            f"the whole interval inside 13 to 22 points, {BY_METHOD}",
+            # Rows of a matrix are models trained on ImageNet-9, too.
+            gaps_in9,
+            lambda low, high, _: within(low, high, (0.13, 0.22)),
+            trained_command(EVALUATE_COMMAND, "original", "in9l"),
+            unit="points",
+            needs=checkpoints("original", "in9l"),
+        ),
+        Claim(
+            "Trained on Mixed-Rand, a model is only slightly better than guessing where there is "
+            "no foreground.",
+            (4, 1),
+            "blog 4, paper table 5",
+            "14.6 and 15.3 %",
+            "accuracy less than 9 points above chance",
+            without_foreground,
+            lambda low, high, chance: below(low, high, chance + _SLIGHTLY),
+            COMMAND,
+            of="tests",
+            needs=_OR_TRAINED,
+        ),
+        Claim(
+            "Training on Mixed-Rand instead of Original improves accuracy on Mixed-Rand.",
+            (4, 2),
+            "blog 4, paper table 5",
+            "17 points",
+            "difference above 0",
+            gains("mixed_rand"),
+            above,
+            COMMAND,
+            of="pairs",
+            unit="points",
+            needs=_OR_TRAINED,
+        ),
+        Claim(
+            "Training on Mixed-Rand instead of Original improves accuracy on Mixed-Next.",
+            (4, 3),
+            "blog 4, paper table 5",
+            "22 points",
+            "difference above 0",
+            gains("mixed_next"),
+            above,
+            COMMAND,
+            of="pairs",
+            unit="points",
+            needs=_OR_TRAINED,
+        ),
+        Claim(
+            "Trained on Mixed-Rand, accuracy varies little over the five test sets with the right "
+            "foreground.",
+            (4, 4),
+            "blog 4, paper table 5",
+            "3.8 points (Original: 37.2)",
+            "best minus worst under 10 points, by the interval of the largest of ten differences",
+            spreads,
+            lambda low, high, _: below(low, high, 0.1),
+            COMMAND,
+            unit="points",
+            needs=_OR_TRAINED,
+        ),
+    )
 
     @override
     def find(self, dataset: Dataset) -> Found:

@@ -337,25 +337,25 @@ def _in9l_cell(store: Store, row: _Row) -> MatrixCell | None:
     paths = list(store.walk(f"results/{row.run.folder}/predictions"))
     records = (read_metadata(store, path) for path in paths)
     fingerprints = [record and record.fingerprint for record in records]
-    tables = [read_intact(store, path, functools.partial(_read, store, path)) for path in paths]
-    if fingerprint(fingerprints) != row.run.predictions or any(t is None for t in tables):
+    columns = ["label_rule", "key", "label", "correct", "device"]
+    read = functools.partial(read_table, store, columns=columns)
+    tables = [
+        table.replace_schema_metadata()
+        for path in paths
+        if (table := read_intact(store, path, functools.partial(read, path))) is not None
+    ]
+    if fingerprint(fingerprints) != row.run.predictions or len(tables) < len(paths):
         return None
     table = pa.concat_tables(tables).unify_dictionaries()
     rules = table["label_rule"].cast(pa.string())
     # A row has one output per superclass, so that its label rules agree, and any of them will do.
     table = table.filter(pc.is_in(rules, pc.unique(rules)[:1])).sort_by("key")
     keys = tuple(table["key"].to_pylist())
-    known = row.run.groups or {}
-    names = [known.get(key, key) for key in keys]
+    names = [(row.run.groups or {}).get(key, key) for key in keys]
     units = np.unique(np.asarray(names, object), return_inverse=True)[1]
     device = "+".join(sorted(pc.unique(table["device"].cast(pa.string())).to_pylist()))
     labels, correct = (np.asarray(table[name].to_numpy()) for name in ("label", "correct"))
     return MatrixCell(row, keys, units, None, labels, correct, device)
-
-
-def _read(store: Store, path: str) -> pa.Table:
-    columns = ["label_rule", "key", "label", "correct", "device"]
-    return read_table(store, path, columns=columns).replace_schema_metadata()
 
 
 def _cell_row(row: str, column: str, cell: MatrixCell, is_comparable: bool) -> CellRow:
@@ -428,8 +428,8 @@ def write_matrix_tables(dataset: Dataset) -> list[Matrix]:
     if matrices or store.exists(MATRICES):
         lines = (pick(MatrixLine, row, matrix) for matrix in matrices for row in matrix.rows)
         MATRIX_TABLE.write(store, ([line] for line in lines))
-        content = {"dataset": dataset.manifest.fingerprint, "matrices": matrices}
-        write_result(store, MATRICES, content)
+        of = dataset.manifest.fingerprint
+        write_result(store, MATRICES, {"dataset": of, "matrices": matrices})
     return matrices
 
 

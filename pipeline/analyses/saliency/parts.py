@@ -166,26 +166,6 @@ def on_foreground(results: Results, trained_on: str) -> list[Measurement]:
     ]
 
 
-CLAIMS = (
-    Claim(
-        "The model trained on Mixed-Rand looks more at the foreground than the one trained on "
-        "Original.",
-        (4, 5),
-        "blog 4, saliency maps",
-        "pictures only",
-        "share of saliency inside the mask: difference above 0",
-        lambda results: differences(
-            on_foreground(results, "mixed_rand"), on_foreground(results, "original")
-        ),
-        above,
-        trained_command(COMMAND, "original", "mixed_rand"),
-        of="pairs",
-        unit="points",
-        needs=checkpoints("original", "mixed_rand"),
-    ),
-)
-
-
 class SaliencyFlags(Flags, frozen=True, kw_only=True):
     """How many maps to show, which `run` names `--saliency`; None to measure nothing."""
 
@@ -209,7 +189,24 @@ class SaliencyParts(Parts[SaliencyFlags]):
             needs_variants=(ORIGINAL, MASK),
         ),
     )
-    claims = CLAIMS
+    claims = (
+        Claim(
+            "The model trained on Mixed-Rand looks more at the foreground than the one trained on "
+            "Original.",
+            (4, 5),
+            "blog 4, saliency maps",
+            "pictures only",
+            "share of saliency inside the mask: difference above 0",
+            lambda results: differences(
+                on_foreground(results, "mixed_rand"), on_foreground(results, "original")
+            ),
+            above,
+            trained_command(COMMAND, "original", "mixed_rand"),
+            of="pairs",
+            unit="points",
+            needs=checkpoints("original", "mixed_rand"),
+        ),
+    )
 
     @override
     def plan(
