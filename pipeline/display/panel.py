@@ -216,13 +216,14 @@ class Measurement:
 def differences(
     firsts: Iterable[Measurement], seconds: Sequence[Measurement]
 ) -> Iterator[Measurement]:
-    """Yields each of the first measurements minus each of the second, treated as independent."""
-    for first in firsts:
-        for second in seconds:
-            yield Measurement(
-                f"{first.subject} minus {second.subject}",
-                difference(first.estimate, second.estimate),
-            )
+    """Returns each of the first measurements minus each of the second, treated as independent."""
+    return (
+        Measurement(
+            f"{first.subject} minus {second.subject}", difference(first.estimate, second.estimate)
+        )
+        for first in firsts
+        for second in seconds
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,8 +24,8 @@ from pipeline.display.style import (
     drawn,
     legend_below,
     new_figure,
-    percent_axis,
     styled,
+    titled_axes,
 )
 from pipeline.display.table import shorten
 from transforms.estimates import Estimate
@@ -144,10 +144,9 @@ def rows_figure(
         which gets a hollow marker.
     """
     with styled():
-        figure = new_figure(WIDTH, 70 + len(rows) * (16 + 9 * len(series)) + 10 * len(series))
-        axes = figure.add_subplot()
-        axes.set_title(title)
-        percent_axis(axes, "x", MaxNLocator(7, steps=[1, 2, 5, 10]) if signed else None)
+        height = 70 + len(rows) * (16 + 9 * len(series)) + 10 * len(series)
+        locator = MaxNLocator(7, steps=[1, 2, 5, 10]) if signed else None
+        figure, axes = titled_axes(title, height, "x", locator)
         for number, one in enumerate(series):
             offset = (number - (len(series) - 1) / 2) * 0.72 / max(len(series), 2)
             points = [(row + offset, *value) for row, value in enumerate(one.values) if value]
@@ -167,7 +166,6 @@ def rows_figure(
         if signed:
             axes.axvline(0, color=INK, linewidth=0.8, zorder=0)
             axes.autoscale(axis="x")
-        axes.spines["left"].set_visible(False)
         for row, count in enumerate(counts):
             beside = axes.get_yaxis_transform()
             axes.text(1.03, row, f"{count:,}", color=SOFT, va="center", transform=beside)
@@ -193,10 +191,7 @@ def lines_figure(
       series: up to `len(MODELS)` models, with a value for each position.
     """
     with styled():
-        figure = new_figure(WIDTH, 270 + 12 * len(series))
-        axes = figure.add_subplot()
-        axes.set_title(title)
-        percent_axis(axes, "y")
+        figure, axes = titled_axes(title, 270 + 12 * len(series), "y")
         if log:
             axes.set_xscale("log")
             axes.minorticks_off()

@@ -12,7 +12,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -112,7 +112,7 @@ def new_figure(width: int, height: int) -> Figure:
     return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained", facecolor=PAGE)
 
 
-def percent_axis(axes: Axes, axis: str, locator: Locator | None = None) -> None:
+def percent_axis(axes: Axes, axis: Literal["x", "y"], locator: Locator | None = None) -> None:
     """Shows fractions as percent along the whole of an axis, `x` or `y`.
 
     Ticks are where `locator` puts them, by default at quarters.
@@ -121,8 +121,23 @@ def percent_axis(axes: Axes, axis: str, locator: Locator | None = None) -> None:
     (axes.set_xlim if axis == "x" else axes.set_ylim)(0, 1)
     scale.set_major_locator(locator or MultipleLocator(0.25))
     scale.set_major_formatter(PercentFormatter(1.0, 0, "", False))
-    axes.grid(axis="x" if axis == "x" else "y")
+    axes.grid(axis=axis)
     axes.set_axisbelow(True)
+
+
+def titled_axes(
+    title: str, height: int, axis: Literal["x", "y"], locator: Locator | None = None
+) -> tuple[Figure, Axes]:
+    """Makes a figure of the usual width with one plot, whose fractions lie along an axis.
+
+    The other arguments are those of `new_figure` and `percent_axis`.
+    """
+    figure = new_figure(WIDTH, height)
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.spines["left"].set_visible(axis == "y")
+    percent_axis(axes, axis, locator)
+    return figure, axes
 
 
 _HALF_WIDTH = 20
@@ -132,9 +147,8 @@ _HALF_WIDTH = 20
 def legend_below(figure: Figure, axes: Axes) -> None:
     """Adds a legend of the axes' labels below the figure, in columns as wide as the longest."""
     handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        columns = 2 if len(labels) > 2 and max(map(len, labels)) <= _HALF_WIDTH else 1
-        figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=1.6)
+    columns = 2 if len(labels) > 2 and max(map(len, labels)) <= _HALF_WIDTH else 1
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=1.6)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,11 +98,13 @@ def training_of(model: ModelResults) -> str | None:
 
 
 def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:
-    """Yields models that were trained on a variant and not tested on their training images.
+    """Returns models that were trained on a variant and not tested on their training images.
 
     A model whose checkpoint does not name its training images counts as not tested on them.
     """
-    for model in results.models:
-        summary = model.get(Summary)
-        if training_of(model) == variant and not (summary and summary.overlap):
-            yield model
+    return (
+        model
+        for model in results.models
+        if training_of(model) == variant
+        and not ((summary := model.get(Summary)) and summary.overlap)
+    )

@@ -178,10 +178,10 @@ class Evaluation:
 
     def describe(self, dataset: Dataset, model: ModelIdentity) -> ModelRun:
         """Returns a printable description of a model and how it is run, which results record."""
-        stored_size = dataset.manifest.config.segment.image_size
         is_resized = model.preprocessing.fixed_size or self.predict.eval_input == "native"
-        trained = metadata_of_entry(model.name)
+        stored_size = dataset.manifest.config.segment.image_size
         input_size = model.preprocessing.input_size if is_resized else stored_size
+        trained = metadata_of_entry(model.name)
         run = pick(
             ModelRun,
             model,

@@ -112,9 +112,9 @@ class _PooledDraws:
 
 
 def _pool_draws(predictions: Predictions, images: EvalImages) -> Iterator[_PooledDraws]:
-    """Yields the pooled draws of each variant that has predictions."""
-    for variant, draws in draws_of(predictions.predicted).items():
-        yield _PooledDraws(
+    """Returns the pooled draws of each variant that has predictions."""
+    return (
+        _PooledDraws(
             variant=variant,
             draws=draws,
             images=np.tile(np.arange(len(predictions.labels)), len(draws)),
@@ -122,6 +122,8 @@ def _pool_draws(predictions: Predictions, images: EvalImages) -> Iterator[_Poole
             predicted=np.concatenate([predictions.predicted[name] for name in draws]),
             roles=picture_roles(predictions.bg_units, images, draws),
         )
+        for variant, draws in draws_of(predictions.predicted).items()
+    )
 
 
 def measure_accuracy(

@@ -21,18 +21,7 @@ from pipeline.display.plot import (
     spoken,
     worst_classes,
 )
-from pipeline.display.style import (
-    INK,
-    LINE,
-    MODELS,
-    SOFT,
-    WIDTH,
-    Drawn,
-    drawn,
-    new_figure,
-    percent_axis,
-    styled,
-)
+from pipeline.display.style import INK, LINE, MODELS, SOFT, Drawn, drawn, styled, titled_axes
 from pipeline.display.table import interval, shorten
 from pipeline.evaluate.evidence import Evidence, ModelResults
 from pipeline.evaluate.summary import SizeRow, Summary
@@ -241,10 +230,8 @@ def forest_figure(title: str, rows: Sequence[tuple[str, Estimate]]) -> Drawn:
       rows: (name, estimate) of each model, from the top.
     """
     with styled():
-        figure = new_figure(WIDTH, 66 + 27 * len(rows))
-        axes = figure.add_subplot()
-        axes.set_title(title)
-        percent_axis(axes, "x", MaxNLocator(7, steps=[1, 2, 5, 10]))
+        locator = MaxNLocator(7, steps=[1, 2, 5, 10])
+        figure, axes = titled_axes(title, 66 + 27 * len(rows), "x", locator)
         axes.axvline(0, color=INK, linewidth=0.8, zorder=0)
         for row, (name, (value, low, high)) in enumerate(rows):
             axes.hlines(row, low, high, color=MODELS[0], linewidth=1.6, alpha=0.55)
@@ -257,7 +244,6 @@ def forest_figure(title: str, rows: Sequence[tuple[str, Estimate]]) -> Drawn:
                 axes.text(x, row - 0.2, text, ha=side, va="bottom", transform=place)
         axes.set(yticks=[], ylim=(len(rows) - 0.6, -0.95), xlabel="points, 95 % interval")
         axes.autoscale(axis="x")
-        axes.spines["left"].set_visible(False)
         return drawn(figure)
 
 
@@ -273,10 +259,7 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
       models: (name, share of images by kind) of each bar, from the top.
     """
     with styled():
-        figure = new_figure(WIDTH, 120 + 58 * len(models))
-        axes = figure.add_subplot()
-        axes.set_title(title)
-        percent_axis(axes, "x")
+        figure, axes = titled_axes(title, 120 + 58 * len(models), "x")
         for row, (name, shares) in enumerate(models):
             left = 0.0
             for kind, colour in _COLOURS.items():
@@ -294,7 +277,6 @@ def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, fl
                 left += share
             axes.text(0, row - 0.2, shorten(name, 40), ha="left", va="bottom")
         axes.set(yticks=[], ylim=(len(models) - 0.45, -0.6), xlabel="share of images, %")
-        axes.spines["left"].set_visible(False)
         swatches = [
             Patch(facecolor=colour, linewidth=0, label=KIND_NAMES[kind])
             for kind, colour in _COLOURS.items()

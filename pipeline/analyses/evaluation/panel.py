@@ -42,13 +42,15 @@ COMMAND = "in9 evaluate --dataset . --models MODELS"
 
 
 def pretrained_models(results: Results) -> Iterator[tuple[ModelResults, Summary]]:
-    """Yields evaluated models that are taken for models trained on ImageNet.
+    """Returns evaluated models that are taken for models trained on ImageNet.
 
     These have more outputs than ImageNet-9 has classes.
     """
-    for model, summary in results.models_with(Summary):
-        if summary.num_outputs > len(FOOLED_BY_CLASS):
-            yield model, summary
+    return (
+        (model, summary)
+        for model, summary in results.models_with(Summary)
+        if summary.num_outputs > len(FOOLED_BY_CLASS)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,11 +404,12 @@ MISTAKES = Panel(
 
 
 def background_alone(results: Results) -> Iterator[Measurement]:
-    """Yields the accuracy of pretrained models on `only_bg_t`."""
-    for model, summary in pretrained_models(results):
-        row = summary.accuracy_on("only_bg_t")
-        if row and row.estimate:
-            yield Measurement(model.name, row.estimate, row.chance or 0.0)
+    """Returns the accuracy of pretrained models on `only_bg_t`."""
+    return (
+        Measurement(model.name, row.estimate, row.chance or 0.0)
+        for model, summary in pretrained_models(results)
+        if (row := summary.accuracy_on("only_bg_t")) and row.estimate
+    )
 
 
 def gaps(models: Iterable[tuple[ModelResults, Summary]]) -> Iterator[Measurement]:

@@ -88,8 +88,7 @@ def trend_figure(trend: Trend) -> Drawn:
             fontsize=12,
             fontweight="bold",
         )
-        if lines:
-            figure.text(8 / WIDTH, 1 - 36 / height, "beside each line: its slope", color=SOFT)
+        figure.text(8 / WIDTH, 1 - 36 / height, "beside each line: its slope", color=SOFT)
         low, high = min(top1.values()), max(top1.values())
         margin = max(0.06 * (high - low), 0.01)
         limits = (low - margin, high + margin)
