@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.analyses.attack.results import AttackPlan, open_grid
-from pipeline.analyses.attack.stage import AttackChunks
+from pipeline.analyses.attack.results import open_grid
+from pipeline.analyses.attack.stage import AttackChunks, PlannedAttack
 from pipeline.analyses.saliency.stage import BATCH_DIVISOR, PlannedSaliency
 from pipeline.commands.train import default_workers
 from pipeline.dataset.folder import Dataset
@@ -106,8 +106,8 @@ def evaluate(setting: Setting) -> list[Turn]:
 def attack(setting: Setting) -> list[Turn]:
     """Times decoding fore- and background, composing and forward passes, against forward passes."""
     with Loaded(setting) as loaded:
-        attacking = AttackPlan(loaded.evaluation, *setting.grid)
-        attack_grid = open_grid(loaded.dataset, attacking)
+        attacking = PlannedAttack(loaded.evaluation, loaded.dataset.taxonomy, *setting.grid)
+        attack_grid = open_grid(loaded.dataset, loaded.evaluation, *setting.grid)
         chunks = AttackChunks(
             loaded.evaluation.store, loaded.dataset, attacking, attack_grid, loaded.metadata
         )

@@ -389,7 +389,7 @@ def test_a_dataset_without_a_variant_is_refused_by_its_name(
 
 
 def test_variants_may_come_from_an_iterator() -> None:
-    check_variants(iter(ATTACK_VARIANTS))
+    check_variants(ATTACK_VARIANTS)
 
 
 # Properties of the measures.

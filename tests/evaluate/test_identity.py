@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from runs import dataset_in
 
-from pipeline.analyses.attack.results import AttackPlan
 from pipeline.analyses.attack.stage import PlannedAttack
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.analyses.imagenet.stage import ImageNetImage, ImageNetListing, ImageNetShards
@@ -86,7 +85,7 @@ def identities(three_draws: Path) -> Any:
         described = evaluation.describe(dataset, identity)
         works = (
             PlannedEvaluation(evaluation, imagenet9()),
-            PlannedAttack(AttackPlan(evaluation, 9, 9), imagenet9()),
+            PlannedAttack(evaluation, imagenet9(), 9, 9),
             PlannedSaliency(evaluation, imagenet9()),
         )
         of_stages = {

@@ -10,7 +10,6 @@ import apache_beam as beam
 import pytest
 from runs import run_python, stamps
 
-from pipeline.analyses.attack.results import AttackPlan
 from pipeline.analyses.attack.stage import PlannedAttack
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.analyses.imagenet.stage import PlannedImageNet
@@ -55,9 +54,10 @@ def run_stages(
     progress = Progress.for_store(store)
     progress.clear()
     evaluation = Evaluation(store, models, "val", PredictConfig(), progress, hints=hints)
-    attacking = AttackPlan(evaluation, *grid, early_stop=True)
     pipeline = beam.Pipeline(options=pipeline_options(["--direct_num_workers=1"]))
-    works: list[PlannedAnalysis] = [PlannedAttack(attacking, dataset.taxonomy)]
+    works: list[PlannedAnalysis] = [
+        PlannedAttack(evaluation, dataset.taxonomy, *grid, early_stop=True)
+    ]
     if imagenet is not None:
         works += [
             PlannedEvaluation(evaluation, dataset.taxonomy),

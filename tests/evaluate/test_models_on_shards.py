@@ -23,7 +23,6 @@ from runs import ONE, QUICK, SHARDS, TINY_MODEL, dataset_in, refusal, run_in9, s
 from slow_storage import slow_storage
 
 from pipeline.analyses.attack import arrays
-from pipeline.analyses.attack.results import AttackPlan
 from pipeline.analyses.attack.stage import PlannedAttack
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.analyses.saliency.stage import PlannedSaliency
@@ -213,7 +212,7 @@ def test_a_chunk_of_an_attack_is_fetched_once_the_next_is_launched(
     monkeypatch.setattr("pipeline.analyses.attack.results._CHUNK", 2)
     monkeypatch.setitem(predict.IN_FLIGHT, "cpu", 1)
     output = Path(shutil.copytree(made, tmp_path / "out"))
-    work = PlannedAttack(AttackPlan(plan(output, FIRST), 9, 9), imagenet9())
+    work = PlannedAttack(plan(output, FIRST), imagenet9(), 9, 9)
     (done,) = RunModels(work).process(Block(0, 0))
     assert isinstance(done, BlockDone), done
     chunks = len(done.chunks)
@@ -253,7 +252,7 @@ def test_a_chunk_of_an_attack_is_kept_if_the_next_one_fails(
     monkeypatch.setattr("pipeline.analyses.attack.results._CHUNK", 2)
     monkeypatch.setitem(predict.IN_FLIGHT, "cpu", 1)
     output = Path(shutil.copytree(made, tmp_path / "out"))
-    work = PlannedAttack(AttackPlan(plan(output, FIRST), 9, 9), imagenet9())
+    work = PlannedAttack(plan(output, FIRST), imagenet9(), 9, 9)
     (failed,) = RunModels(work).process(Block(0, 0))
     assert isinstance(failed, FailedModel)
     assert len(list(output.glob("results/*/attack/*/*.parquet"))) == 1
@@ -519,12 +518,10 @@ def test_groups_follow_from_the_work_unless_they_are_given(
                 assert sorted(chunk for part in parts for chunk in part) == list(units)
                 assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert list(numbers.values()) == [[len(units), 1, 5], [2, 1, 5], [1, 1, 5], [1, 1, 5]]
-    attack = AttackPlan(plan(made, FIRST, blocks=None), 9, 9)
+    attack = PlannedAttack(plan(made, FIRST, blocks=None), imagenet9(), 9, 9)
     monkeypatch.setattr("pipeline.evaluate.planned._PICTURES_OF_BLOCK", 1)
-    chunks = PlannedAttack(attack, imagenet9()).chunks(dataset)
-    assert PlannedAttack(attack, imagenet9()).blocks(dataset) == len(chunks)
-    early = dataclasses.replace(attack, early_stop=True)
-    assert PlannedAttack(early, imagenet9()).blocks(dataset) == 1
+    assert attack.blocks(dataset) == len(attack.chunks(dataset))
+    assert dataclasses.replace(attack, early_stop=True).blocks(dataset) == 1
 
 
 def test_a_job_on_this_machine_has_one_group(

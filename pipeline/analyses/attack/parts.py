@@ -15,7 +15,6 @@ from pipeline.analyses.attack.results import (
     ATTACK_VARIANTS,
     BACKGROUNDS_TABLE,
     AttackMeasures,
-    AttackPlan,
     AttackResult,
     FooledClass,
     StrongestBackground,
@@ -274,19 +273,17 @@ class AttackParts(Parts[AttackFlags]):
             return None
         evaluation.check_stored("an attack composes stored pixels and feeds them as they are")
         check_variants(config.compose.composed)
-        foregrounds, backgrounds = size
-        plan = AttackPlan(evaluation, foregrounds, backgrounds, flags.early_stop)
         if is_own:
             # Opening the grid also checks that the dataset has images for it.
-            open_grid(Dataset.open(evaluation.store), plan)
-        return PlannedAttack(plan, taxonomy)
+            open_grid(Dataset.open(evaluation.store), evaluation, *size, flags.early_stop)
+        return PlannedAttack(evaluation, taxonomy, *size, flags.early_stop)
 
     @override
     def expected_pictures(
         self, work: PlannedAnalysis, images: float, variants: Sequence[VariantName]
     ) -> int | None:
         assert isinstance(work, PlannedAttack)
-        most, sides = round(images), (work.plan.foregrounds, work.plan.backgrounds)
+        most, sides = round(images), (work.foregrounds, work.backgrounds)
         return math.prod(most if count is None else min(count, most) for count in sides)
 
     @override

@@ -44,25 +44,8 @@ ATTACK_VARIANTS = (ORIGINAL, MASK, ONLY_BG_T)
 _CHUNK = 16
 """The most foregrounds in a chunk."""
 _CHUNK_FORWARDS = 16_384
-"""The most composites in a chunk without `AttackPlan.early_stop`. A chunk has at least one
+"""The most composites in a chunk without an early stop. A chunk has at least one
 foreground, even if that alone makes more composites."""
-
-
-@dataclasses.dataclass(frozen=True)
-class AttackPlan:
-    """The settings of an attack.
-
-    Attributes:
-      foregrounds, backgrounds: number of images to sample as foregrounds and as backgrounds; None
-        for all images.
-      early_stop: whether a foreground is dropped as soon as a background has turned its prediction
-        wrong.
-    """
-
-    evaluation: Evaluation
-    foregrounds: int | None
-    backgrounds: int | None
-    early_stop: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -135,8 +118,14 @@ class AttackGrid:
         return range(len(self.foregrounds))[first : first + self.chunk_size]
 
 
-def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
-    """Builds the grid of an attack.
+def open_grid(
+    dataset: Dataset,
+    evaluation: Evaluation,
+    foregrounds: int | None,
+    backgrounds: int | None,
+    early_stop: bool = False,
+) -> AttackGrid:
+    """Builds the grid of an attack; the other arguments are those of `PlannedAttack`.
 
     Images are sampled by a keyed hash of their keys, so datasets with the same images get the same
     grid.
@@ -145,28 +134,28 @@ def open_grid(dataset: Dataset, plan: AttackPlan) -> AttackGrid:
       UsageError: a variant is missing, or there are no images to test on.
     """
     check_variants(dataset.variants)
-    split = plan.evaluation.split
+    split = evaluation.split
     rows = [
         (row["key"], row["label"], row["wnid"], dataset.shard_of(split, row["key"]))
-        for row in plan.evaluation.rows(dataset)
+        for row in evaluation.rows(dataset)
     ]
     if not rows:
         raise UsageError(f"the dataset has no images in {split}: there is nothing to attack")
     keys, labels, wnids, shards = zip(*rows, strict=True)
     images = GridAxis(keys, np.asarray(labels, np.int64), wnids, shards)
-    foregrounds = images.sample(plan.foregrounds, "attack foreground")
-    backgrounds = images.sample(plan.backgrounds, "attack background")
+    fg_axis = images.sample(foregrounds, "attack foreground")
+    bg_axis = images.sample(backgrounds, "attack background")
     tested = EvalImages.read(dataset, split)
-    positions = tested.positions(pa.array(foregrounds.keys))
-    chunk_size = max(1, min(_CHUNK, _CHUNK_FORWARDS // len(backgrounds)))
+    positions = tested.positions(pa.array(fg_axis.keys))
+    chunk_size = max(1, min(_CHUNK, _CHUNK_FORWARDS // len(bg_axis)))
     return AttackGrid(
-        foregrounds=foregrounds,
-        backgrounds=backgrounds,
-        is_full=len(foregrounds) == len(backgrounds) == len(images),
+        foregrounds=fg_axis,
+        backgrounds=bg_axis,
+        is_full=len(fg_axis) == len(bg_axis) == len(images),
         # With an early stop, only a few pairs of a chunk are tried, so that `_CHUNK_FORWARDS` is no
         # limit. Chunks are still small, because the attack learns from earlier chunks which
         # backgrounds to try first.
-        chunk_size=_CHUNK if plan.early_stop else chunk_size,
+        chunk_size=_CHUNK if early_stop else chunk_size,
         units=tested.unit_numbers[positions],
     )
 

@@ -25,7 +25,6 @@ from pipeline.analyses.attack.results import (
     AccuracyByBackgrounds,
     AttackGrid,
     AttackMeasures,
-    AttackPlan,
     AttackResult,
     FooledClass,
     GridAxis,
@@ -67,26 +66,39 @@ ATTACK_VERSION = 3
 """Raised by hand when Attack would write other predictions for the same pixels."""
 
 
+@dataclasses.dataclass(eq=False)
 class PlannedAttack(PlannedAnalysis):
-    """The stage that predicts foregrounds on all backgrounds, in chunks."""
+    """The stage that predicts foregrounds on all backgrounds, in chunks.
+
+    Attributes:
+      foregrounds, backgrounds: number of images to sample as foregrounds and as backgrounds; None
+        for all images.
+      early_stop: whether a foreground is dropped as soon as a background has turned its prediction
+        wrong.
+    """
 
     stage = "attack"
     refuses_overlap = True
 
-    def __init__(self, plan: AttackPlan, taxonomy: Taxonomy) -> None:
-        super().__init__(plan.evaluation, taxonomy)
-        self.plan = plan
-        self._grids: dict[str, AttackGrid] = {}
-        # The same attack without an early stop. If it is done, its results are used, because they
-        # say more.
-        exhaustive = dataclasses.replace(plan, early_stop=False)
-        self._exhaustive = PlannedAttack(exhaustive, taxonomy) if plan.early_stop else None
+    foregrounds: int | None
+    backgrounds: int | None
+    early_stop: bool = False
+    _grids: dict[str, AttackGrid] = dataclasses.field(default_factory=dict, init=False)
+
+    @functools.cached_property
+    def _exhaustive(self) -> PlannedAttack | None:
+        """The same attack without an early stop, if that stops early.
+
+        If it is done, its results are used, because they say more.
+        """
+        return dataclasses.replace(self, early_stop=False) if self.early_stop else None
 
     def _grid(self, dataset: Dataset) -> AttackGrid:
         """Returns the grid, built once for all models, because building reads the whole index."""
         of = dataset.manifest.fingerprint
         if of not in self._grids:
-            self._grids = {of: open_grid(dataset, self.plan)}
+            size = self.foregrounds, self.backgrounds
+            self._grids = {of: open_grid(dataset, self.evaluation, *size, self.early_stop)}
         return self._grids[of]
 
     @override
@@ -105,7 +117,7 @@ class PlannedAttack(PlannedAnalysis):
 
         The results of an early stop depend on the number, and must not depend on the runner.
         """
-        if self.plan.early_stop:
+        if self.early_stop:
             return self.evaluation.blocks or 1
         return super().blocks(dataset)
 
@@ -113,7 +125,7 @@ class PlannedAttack(PlannedAnalysis):
     def for_model(self, dataset: Dataset, run: ModelRun) -> AttackChunks:
         """Leaves an early stop nothing to do if an earlier attack tried all pairs."""
         is_known = self._exhaustive is not None and self._exhaustive.is_done(dataset, run)
-        return AttackChunks(dataset.store, dataset, self.plan, self._grid(dataset), run, is_known)
+        return AttackChunks(dataset.store, dataset, self, self._grid(dataset), run, is_known)
 
     def is_done(self, dataset: Dataset, run: ModelRun) -> bool:
         """Returns whether all chunks of a model are done."""
@@ -126,7 +138,7 @@ class PlannedAttack(PlannedAnalysis):
             self._exhaustive.summarize(dataset, run, entry)
             return
         paths = [*map(self.for_model(dataset, run).path, self.chunks(dataset))]
-        write_attack(dataset, self.plan, self._grid(dataset), run, paths)
+        write_attack(dataset, self, self._grid(dataset), run, paths)
 
 
 @dataclasses.dataclass(eq=False)
@@ -138,7 +150,7 @@ class AttackChunks(AnalysisOfModel):
     """
 
     dataset: Dataset
-    plan: AttackPlan
+    plan: PlannedAttack
     grid: AttackGrid
     model: ModelRun
     is_known: bool = False
@@ -259,7 +271,7 @@ class AttackChunks(AnalysisOfModel):
             yield from finish(0)
 
 
-def grid_name(grid: AttackGrid, plan: AttackPlan) -> str:
+def grid_name(grid: AttackGrid, plan: PlannedAttack) -> str:
     """Returns the name of the folder that holds a grid's chunks, for `result_shard`."""
     size = f"{len(grid.foregrounds)}x{len(grid.backgrounds)}"
     return f"attack/{size}" + ("-early_stop" if plan.early_stop else "")
@@ -399,7 +411,7 @@ def tally_chunks(
 
 def write_attack(
     dataset: Dataset,
-    plan: AttackPlan,
+    plan: PlannedAttack,
     grid: AttackGrid,
     run: ModelRun,
     paths: Sequence[str],
