@@ -51,8 +51,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)  # noqa: TID251
 def load_nested(parse: Callable[[_Data], Any], data: _Data) -> Any:
     """Calls a parser of nested data.
 
-    Raises:
-      ValueError: the data cannot be parsed, or has more than `MAX_NESTING` levels.
+    Raises ValueError if the data cannot be parsed, or has more than `MAX_NESTING` levels.
     """
     try:
         content = parse(data)

@@ -262,8 +262,7 @@ def flag_of(word: str) -> str:
 def refuse_near_misses(flag: str, own: Iterable[Flag]) -> None:
     """Refuses a misspelt flag of this project without importing Beam, which is slow.
 
-    Raises:
-      UsageError: the flag is a misspelling; the message names the flag that was meant.
+    Raises UsageError if the flag is a misspelling; the message names the flag that was meant.
     """
     if hint := did_you_mean(flag, (one.name for one in own), _NEAR_MISS):
         raise UsageError(f"unknown flag {flag}{hint}")

@@ -259,9 +259,7 @@ def _recipe_config(
     """Returns the configuration of a dataset that is made from a recipe.
 
     Flags that were not given have the recipe's values. Nothing that the recipe names is imported.
-
-    Raises:
-      UsageError: a flag contradicts the recipe, or must be given with it.
+    Raises UsageError if a flag contradicts the recipe, or must be given with it.
     """
     made_with, flags = recipe.manifest.config, flags_as(DatasetFlags, arguments)
     named_anew = {*flags.given, *_OF_FILES, "backgrounds", "segmenter_parameters"}

@@ -70,10 +70,8 @@ def run_models(arguments: argparse.Namespace) -> int:
 def _fetch(models: tuple[str, ...], to: str) -> int:
     """Stores the weights of models in the folder `to`, one after the other; returns the exit code.
 
-    A model that cannot be fetched does not keep the others from being stored.
-
-    Raises:
-      UsageError: `to` is not a folder.
+    A model that cannot be fetched does not keep the others from being stored. Raises UsageError if
+    `to` is not a folder.
     """
     folder = WeightsFolder.from_path(to)
     folder.store.refuse_file("--to")
@@ -105,9 +103,7 @@ def _list_matching(pattern: str) -> None:
     """Prints the model names that match a pattern.
 
     The names are from the catalogues of packaged models, of timm and of the installed sources.
-
-    Raises:
-      UsageError: no name matches, or the library of the pattern's source is not installed.
+    Raises UsageError if no name matches, or the library of the pattern's source is not installed.
     """
     named = SOURCES.get(pattern.partition(":")[0]) if ":" in pattern else None
     if missing := named.missing() if named else ():

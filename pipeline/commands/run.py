@@ -373,8 +373,7 @@ class Evaluate(beam.PTransform):
 def parse_flags(command: str, flags: Mapping[str, object]) -> argparse.Namespace:
     """Parses flags that are given by name.
 
-    Raises:
-      UsageError: a flag does not exist, is not for a stage, or has a wrong value.
+    Raises UsageError if a flag does not exist, is not for a stage, or has a wrong value.
     """
     words = [f"--{name}={text_of(value)}" for name, value in flags.items() if value is not None]
     arguments, rest = build_parser().parse_known_args([command, *words])

@@ -85,9 +85,8 @@ def run_train(arguments: argparse.Namespace) -> int:
 def choose_device(flags: TrainingFlags) -> tuple[str, str]:
     """Returns (device, precision); `auto` becomes the best choice for this machine.
 
-    Raises:
-      UsageError: the flags ask for a GPU that is missing, or for a precision that the device
-        lacks.
+    Raises UsageError if the flags ask for a GPU that is missing, or for a precision that the device
+    lacks.
     """
     check_device(flags.device, "train")
     device, precision = PredictConfig(flags.device).on_this_machine().device, flags.precision

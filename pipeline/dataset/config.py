@@ -265,9 +265,8 @@ class DatasetConfig:
     def from_flags(cls, flags: Mapping[str, Any]) -> DatasetConfig:
         """Restores a configuration from the result of `flags`, or from a manifest's copy of it.
 
-        Raises:
-          ValueError: a flag is not known, or a value has the wrong type, is out of range, or is not
-            among the flag's choices.
+        Raises ValueError if a flag is not known, or a value has the wrong type, is out of range, or
+        is not among the flag's choices.
         """
         values = dict(flags)
         if values.get("origin") == "imported" and "image_size" in values:

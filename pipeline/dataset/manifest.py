@@ -271,8 +271,7 @@ class Latest:
 def read_latest(folder: Store) -> Latest | None:
     """Reads `latest.json` of a folder; returns None if it is missing or not JSON.
 
-    Raises:
-      UsageError: its content has another structure.
+    Raises UsageError if its content has another structure.
     """
     return read_commit(folder, LATEST, _parse)
 
@@ -322,8 +321,7 @@ def reading_store(dataset: str) -> Store:
 def writing_store(flag: str, path: str) -> Store:
     """Returns the folder that a flag names, for writing.
 
-    Raises:
-      UsageError: the folder holds published versions, or is a published version.
+    Raises UsageError if the folder holds published versions, or is a published version.
     """
     store = Store.at(path)
     if store.exists(LATEST):

@@ -49,8 +49,7 @@ def bucket_hash(key: str) -> int:
 def check_data_paths(files: Iterable[FileDigest]) -> None:
     """Checks that paths that were read from a file can belong to files of a dataset.
 
-    Raises:
-      ValueError: a path leads elsewhere.
+    Raises ValueError if a path leads elsewhere.
     """
     for file in files:
         if file.path not in CARD_FILES and not _BELOW_DATA_FOLDERS.fullmatch(file.path):
@@ -61,8 +60,7 @@ def check_data_paths(files: Iterable[FileDigest]) -> None:
 class ShardCounts:
     """Numbers of source and output shards of one split; `output` divides `source`.
 
-    Raises:
-      ValueError: `output` does not divide `source`, or there are too many shards.
+    Raises ValueError if `output` does not divide `source`, or there are too many shards.
     """
 
     source: int

@@ -149,11 +149,9 @@ class Evaluation:
     def refuse_unfit(self, dataset: Dataset, entry: str) -> None:
         """Checks that an entry of `--models` can be tested on the images.
 
-        A model without a record of its training images counts as not trained on them.
-
-        Raises:
-          UsageError: it was trained on some of them, and `allow_overlap` is not set; or it is a
-            file whose answers are not those to the dataset's pictures.
+        A model without a record of its training images counts as not trained on them. Raises
+        UsageError if it was trained on some of them, and `allow_overlap` is not set; or it is a
+        file whose answers are not those to the dataset's pictures.
         """
         trained = None if self.allow_overlap else metadata_of_entry(entry)
         if trained and (count := self.overlap(dataset, trained)):

@@ -328,8 +328,7 @@ COLUMNS = [
 def read_predictions(dataset: Dataset, images: EvalImages, run: ModelRun) -> ModelPredictions:
     """Reads a model's valid predictions on a dataset.
 
-    Raises:
-      JobError: a background is not in the index.
+    Raises JobError if a background is not in the index.
     """
     tables = [
         PREDICTION_SCHEMA.empty_table().select(COLUMNS),

@@ -94,11 +94,8 @@ def _drop(model: LoadedModel) -> None:
 def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Iterator[Predictor]:
     """Moves a model to its device as soon as the device is free; drops it when the context ends.
 
-    A model whose answers are in a file has no device.
-
-    Raises:
-      ModelError: there is no such device, or memory does not suffice for the model, or for what the
-        block does with it.
+    A model whose answers are in a file has no device. Raises ModelError if there is no such device,
+    or memory does not suffice for the model, or for what the block does with it.
     """
     if model.given:
         # Only analyses that need no network get this far.

@@ -355,8 +355,7 @@ def note_failures(
 ) -> None:
     """Records the models that failed in a stage, and forgets failures of those that succeeded.
 
-    Raises:
-      JobError: another process has held the lock of the tables for a minute.
+    Raises JobError if another process has held the lock of the tables for a minute.
     """
     succeeded = set(map(escaped_line, succeeded))
     with locked(store, TABLES_LOCK, wait=60) as store:

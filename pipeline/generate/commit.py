@@ -221,8 +221,7 @@ def move_files(store: Store, moves: Moves) -> None:
 def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
     """Writes the manifest of a dataset whose files are in place, and removes obsolete files.
 
-    Raises:
-      JobError: a file is missing, or has another size.
+    Raises JobError if a file is missing, or has another size.
     """
     manifest = read_prepared(store)
     if manifest is not None and manifest.fingerprint == fingerprint:

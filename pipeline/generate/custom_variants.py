@@ -28,8 +28,7 @@ from transforms.variants import FILLED, VARIANTS, Variant, VariantName, variants
 def versioned(variants: Sequence[str], renderings: Iterable[str] = ()) -> tuple[str, ...]:
     """Returns the entries of a configuration, with `@VERSION` after each custom function.
 
-    Raises:
-      UsageError: a function is not found, or its name or version is not valid.
+    Raises UsageError if a function is not found, or its name or version is not valid.
     """
     if fills := [name for name in variants if "=" in name]:
         raise UsageError(f"--variants {fills[0]}: unknown variant; --renderings names fills")
@@ -53,8 +52,7 @@ def custom_names(
 def find_variants(entries: Iterable[str]) -> dict[VariantName, Variant]:
     """Finds the variants of a configuration; returns them by name.
 
-    Raises:
-      JobError: a function is not found, or its version is not the one in the configuration.
+    Raises JobError if a function is not found, or its version is not the one in the configuration.
     """
     return {
         VariantName.parse(entry): VARIANTS.get(entry) or _custom_variant(entry) for entry in entries

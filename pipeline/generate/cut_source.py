@@ -319,8 +319,7 @@ class MaskCutter(Cutter):
     def cut(self, source: SourceBytes) -> Iterator[Cut]:
         """Cuts the object that the source is of.
 
-        Raises:
-          JobError: the recipe has no mask of it, or the layer is not the recipe's.
+        Raises JobError if the recipe has no mask of it, or the layer is not the recipe's.
         """
         rows = self._recipe.rows(source.mask or b"")
         _, row, mask = next(each for each in rows if (each.row.object or 0) == source.number)

@@ -57,8 +57,7 @@ class GenerateJob:
     def key_lists(self) -> list[KeyList]:
         """Reads the lists of images.
 
-        Raises:
-          UsageError: a list cannot be read, or has changed since the job was launched.
+        Raises UsageError if a list cannot be read, or has changed since the job was launched.
         """
         lists = []
         for name, path in (("exclude", self.exclude), ("include", self.include)):

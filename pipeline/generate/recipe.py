@@ -202,8 +202,7 @@ class Recipe:
     def check(self, file: Any, size: int) -> None:
         """Checks all but the rows, which are not read yet.
 
-        Raises:
-          ValueError: it says what no recipe may say.
+        Raises ValueError if it says what no recipe may say.
         """
         config, taxonomy = self.manifest.config, self.manifest.taxonomy
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
@@ -244,8 +243,7 @@ class Recipe:
     def images(self) -> dict[str, list[RecipeImage]]:
         """Lists the images of each split in the recipe's order, and checks their rows.
 
-        Raises:
-          ValueError: a row says what no recipe may say.
+        Raises ValueError if a row says what no recipe may say.
         """
         images: dict[str, list[RecipeImage]] = {split: [] for split in self.manifest.config.split}
         with open_parquet(self.path, FLAG) as file:

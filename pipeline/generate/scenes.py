@@ -105,8 +105,7 @@ class Scenes:
 def list_scenes(folder: str) -> Scenes:
     """Lists the pictures in and below a folder, not hidden ones, nor those behind links to folders.
 
-    Raises:
-      UsageError: there is no such folder, or it holds no picture.
+    Raises UsageError if there is no such folder, or it holds no picture.
     """
     files = files_of(folder)
     if not files.is_folder(folder):
@@ -266,10 +265,8 @@ class DrawnScenes:
     def _picture(self, scene: Scene) -> Pixels:
         """Reads and crops a scene; returns (S, S, 3) uint8 RGB.
 
-        S is the side of the dataset's pictures in pixels.
-
-        Raises:
-          JobError: the scene has changed since it was examined.
+        S is the side of the dataset's pictures in pixels. Raises JobError if the scene has changed
+        since it was examined.
         """
         path = join(self._folder, scene.path)
         data = read_location(Location(path))

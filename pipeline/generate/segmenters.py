@@ -106,9 +106,8 @@ class CustomFunction:
 def _checked_function(name: str, parameters: tuple[str, ...]) -> Callable[..., Any]:
     """Imports a function, once in each process.
 
-    Raises:
-      JobError: the function is not found, or differs from the function that the job was started
-        with.
+    Raises JobError if the function is not found, or differs from the function that the job was
+    started with.
     """
     try:
         current = read_parameters(name)

@@ -181,8 +181,7 @@ class OutputShard:
     def with_result(self, index: Record, rows: list[Row], images: int) -> OutputShard:
         """Returns the shard as it leaves Compose, which found or made its files.
 
-        Raises:
-          JobError: a file does not hold as many samples as there are selected images.
+        Raises JobError if a file does not hold as many samples as there are selected images.
         """
         selected, sample = Counter(r["label"] for r in rows if r["selected"]), sample_digests()
         for file in index.files[:-1]:

@@ -148,9 +148,8 @@ def is_coco(content: object) -> TypeGuard[Content]:
 def coco_objects(path: str, content: Content) -> Iterator[tuple[dict[str, Any], list[CocoObject]]]:
     """Yields (entry, objects) for each image, in the order of the file.
 
-    Raises:
-      UsageError: an image, a category or an annotation lacks an id or a name, or refers to an id
-        that the file does not have; or two images, or two categories, have the same id.
+    Raises UsageError if an image, a category or an annotation lacks an id or a name, or refers to
+    an id that the file does not have; or two images, or two categories, have the same id.
     """
     names: dict[int | str, str] = {}
     for category in content["categories"]:

@@ -192,8 +192,7 @@ def is_coco_manifest(path: str) -> bool:
 def _file_infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo | None]:
     """Looks up the files that rows name; returns their `FileInfo` by path.
 
-    Raises:
-      UsageError: a file does not exist.
+    Raises UsageError if a file does not exist.
     """
     named: dict[str, tuple[TableRow, str]] = {}
     for image in images:
@@ -292,8 +291,7 @@ def _parse_json(path: str, identity: str) -> object:
 def content_of_coco(path: str) -> Content | None:
     """Reads COCO's JSON; returns None for other tables.
 
-    Raises:
-      UsageError: the file is JSON, but neither COCO's nor a list of rows.
+    Raises UsageError if the file is JSON, but neither COCO's nor a list of rows.
     """
     if not path.lower().endswith(".json"):
         return None

@@ -70,8 +70,7 @@ class KeyList:
 def read_key_list(path: str, flag: str) -> KeyList:
     """Reads the list that `--exclude` or `--include` names.
 
-    Raises:
-      UsageError: the file does not exist, is empty, or is not text.
+    Raises UsageError if the file does not exist, is empty, or is not text.
     """
     if files_of(path).info(path) is None:
         raise UsageError(f"{flag} {path} is not a file that can be read")

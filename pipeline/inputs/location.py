@@ -144,9 +144,8 @@ def _unread(size: int) -> Unread:
 def open_parquet(path: str, flag: str = "") -> Iterator[Any]:
     """Opens a Parquet file (`ParquetFile`), so that only little of it is read at a time.
 
-    Raises:
-      UsageError: the file is not Parquet, has two columns of one name, or is damaged where it is
-        read.
+    Raises UsageError if the file is not Parquet, has two columns of one name, or is damaged where
+    it is read.
     """
     source, name = arrow_source(path), f"{flag} {path}".lstrip()
     try:

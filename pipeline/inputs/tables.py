@@ -131,8 +131,7 @@ class TableRow:
 def read_rows(path: str, flag: str) -> Iterator[TableRow]:
     """Yields the rows of a table; the suffix of the file tells the format.
 
-    Raises:
-      UsageError: the file does not have the format that its suffix tells, or has no rows.
+    Raises UsageError if the file does not have the format that its suffix tells, or has no rows.
     """
     suffix = os.path.splitext(path)[1].lower()
     read = {".parquet": _parquet, ".json": _json, ".jsonl": _json_lines}.get(suffix, _csv)

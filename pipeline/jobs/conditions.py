@@ -214,9 +214,8 @@ def gate_from_flags(
 ) -> Gate:
     """Makes a gate from flags, which are checked against the dataset.
 
-    Raises:
-      UsageError: a condition is wrong or needs a variant that the dataset lacks, or `--baseline` is
-        missing or names no model.
+    Raises UsageError if a condition is wrong or needs a variant that the dataset lacks, or
+    `--baseline` is missing or names no model.
     """
     conditions = parse_conditions(flags.fail_if, variants)
     entries = evaluation.entries if evaluation else ()
@@ -474,8 +473,7 @@ def outcome(judgements: Sequence[Judgement], gate: Gate) -> tuple[int, list[str]
 def conclude(judgements: Sequence[Judgement], gate: Gate) -> int:
     """Prints the verdicts, those that fail the job to standard error; returns the exit code.
 
-    Raises:
-      JobError: no condition holds, but some could not be tested.
+    Raises JobError if no condition holds, but some could not be tested.
     """
     code, lines = outcome(judgements, gate)
     for line in (one.line for one in judgements if one.verdict is not None):

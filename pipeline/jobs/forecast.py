@@ -98,8 +98,7 @@ class Forecast:
 def make_forecast(job: GenerateJob) -> Forecast:
     """Makes the forecast of a job from its input and its output folder; writes nothing.
 
-    Raises:
-      UsageError: the input is empty, or cannot be read.
+    Raises UsageError if the input is empty, or cannot be read.
     """
     manifest = read_manifest(job.store)
     has_same_flags = (

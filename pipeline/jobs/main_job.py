@@ -91,8 +91,7 @@ class JobSummary:
 def finish_job(dataset: str, ending: JobSummary) -> str:
     """Writes the summary and cleans up; passes the dataset's fingerprint on.
 
-    Raises:
-      JobError: no process waits for the job, and would end with the exit code of `conclude`.
+    Raises JobError if no process waits for the job, and would end with the exit code of `conclude`.
     """
     current = Dataset.open(ending.store)
     summary, judgements = ending.summary(current), []

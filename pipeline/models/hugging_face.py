@@ -148,11 +148,8 @@ def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -
     """Checks that the model's classes are the taxonomy's; returns the number of outputs to skip.
 
     Only labels that are names of the taxonomy's classes are compared, so meaningless labels such as
-    LABEL_7 are accepted.
-
-    Raises:
-      JobError: the number of classes does not fit the taxonomy, or more than a tenth of the known
-        labels are at another output than the taxonomy's.
+    LABEL_7 are accepted. Raises JobError if the number of classes does not fit the taxonomy, or
+    more than a tenth of the known labels are at another output than the taxonomy's.
     """
     labels = [str(id2label[index]) for index in range(len(id2label))]
     skipped = _skipped(labels)

@@ -273,8 +273,7 @@ class WeightsFolder:
     def models(self) -> dict[str, StoredModel]:
         """Returns the stored models by name.
 
-        Raises:
-          UsageError: the folder has no index, or the index cannot be read.
+        Raises UsageError if the folder has no index, or the index cannot be read.
         """
         if not self.store.exists(INDEX):
             raise UsageError(

@@ -274,8 +274,7 @@ _TENSORS_ALONE = (
 def read_state(path: str) -> dict[str, torch.Tensor]:
     """Reads the state dict of a checkpoint file, and removes wrappers that training scripts add.
 
-    Raises:
-      JobError: the file cannot be read, or holds no state dict.
+    Raises JobError if the file cannot be read, or holds no state dict.
     """
     try:
         if path.endswith(SUFFIX):
@@ -310,9 +309,8 @@ def _read_shapes(path: str) -> dict[str, Sequence[int]]:
 def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
     """Extracts a state dict from its wrappers.
 
-    Raises:
-      JobError: the file holds no state dict, or a tensor repeats values that the file has once, so
-        that a copy of it could fill the memory.
+    Raises JobError if the file holds no state dict, or a tensor repeats values that the file has
+    once, so that a copy of it could fill the memory.
     """
     for wrapper in ("state_dict", "model"):
         inner = state.get(wrapper) if isinstance(state, dict) else None

@@ -239,10 +239,8 @@ def class_prompts(taxonomy: Taxonomy) -> Prompts:
     classes; otherwise they are the taxonomy's.
 
     Of a taxonomy's class, it is the first name. If two classes share that name, it is all names
-    with the superclass: `crane bird` and `crane`.
-
-    Raises:
-      ValueError: the taxonomy's column index does not cover all outputs.
+    with the superclass: `crane bird` and `crane`. Raises ValueError if the taxonomy's column index
+    does not cover all outputs.
     """
     import open_clip
 

@@ -67,10 +67,8 @@ def _import(spec: str) -> Callable[[], Any]:
 def _call(spec: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     """Calls the function that an entry names; returns its module and its `Preprocessing` settings.
 
-    The settings are empty if it returns a module alone.
-
-    Raises:
-      JobError: the function raised an error, or returned anything else.
+    The settings are empty if it returns a module alone. Raises JobError if the function raised an
+    error, or returned anything else.
     """
     try:
         result = call_own(_import(spec))

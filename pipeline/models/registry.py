@@ -37,8 +37,7 @@ from transforms.taxonomy import Taxonomy, imagenet9
 def store_model(folder: WeightsFolder, model: LoadedModel) -> bool:
     """Stores a model; returns whether the folder changed.
 
-    Raises:
-      JobError: the model's state holds values that are not tensors.
+    Raises JobError if the model's state holds values that are not tensors.
     """
     state, store = model.module.state_dict(), folder.store
     stored = StoredModel(**vars(model.identity), sha256=state_hash(state), recipe=model.recipe)
@@ -112,11 +111,7 @@ SOURCES: dict[str, Source] = {
 
 
 def source_of(spec: str) -> Source:
-    """Returns the source of an entry.
-
-    Raises:
-      UsageError: the prefix is unknown.
-    """
+    """Returns the source of an entry. Raises UsageError if the prefix is unknown."""
     if spec in PACKAGED.catalogue():
         return PACKAGED
     prefix, colon, rest = spec.partition(":")
@@ -170,10 +165,8 @@ def check_model(spec: str, weights: str | None = None, *, needs_network: bool = 
 def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None:
     """Checks that the number of a model's outputs fits the taxonomy.
 
-    An entry passes if its number of outputs is only known from the weights.
-
-    Raises:
-      UsageError: the number does not fit; the message says which numbers would.
+    An entry passes if its number of outputs is only known from the weights. Raises UsageError if
+    the number does not fit; the message says which numbers would.
     """
     source = source_of(spec)
     stored = WeightsFolder.from_path(weights).find(full_name(spec)) if weights else None

@@ -106,10 +106,8 @@ def measured_model(
     Forward passes tell its number of outputs, and whether it takes pictures of other sizes.
     `settings` are those of `Preprocessing.from_settings`; for a module of timm, its own are the
     defaults. `where` is their source, for the error message, and `taxonomy` that of the outputs.
-    Other arguments are those of `loaded_model`.
-
-    Raises:
-      JobError: a setting is wrong, or for the reasons of `count_outputs`.
+    Other arguments are those of `loaded_model`. Raises JobError if a setting is wrong, or for the
+    reasons of `count_outputs`.
     """
     parse = functools.partial(Preprocessing.from_settings, where=where, taxonomy=taxonomy)
     # Parsed twice: the size is checked before a forward pass, which tells the number of outputs,

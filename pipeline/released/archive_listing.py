@@ -212,9 +212,8 @@ def read_listing(
 ) -> ReleasedArchive:
     """Sorts an archive's files into images, versions and shards.
 
-    Raises:
-      UsageError: the archive does not have the released layout, its pictures cannot be decoded or
-        are not square, or a flag is out of range.
+    Raises UsageError if the archive does not have the released layout, its pictures cannot be
+    decoded or are not square, or a flag is out of range.
     """
     tree = _tree(source, list(locations), splits)
     present = {variant for split in splits for variant in tree[split]}
@@ -269,8 +268,7 @@ Tree = dict[str, dict[str, dict[str, list[ArchiveLocation]]]]
 def _tree(source: str, locations: list[ArchiveLocation], splits: tuple[str, ...]) -> Tree:
     """Finds the folder that holds the versions, and sorts the files below it.
 
-    Raises:
-      UsageError: there is no such folder, or several.
+    Raises UsageError if there is no such folder, or several.
     """
     roots = {
         "/".join(parts[:-4])
@@ -370,8 +368,7 @@ def _parse(variant: VariantName, location: ArchiveLocation) -> tuple[str, str, s
 def _size(source: str, images: list[ReleasedImage]) -> int:
     """Returns the side of the pictures in pixels, from the first original that can be decoded.
 
-    Raises:
-      UsageError: this picture is not square, or none of the first can be decoded.
+    Raises UsageError if this picture is not square, or none of the first can be decoded.
     """
     files = [image.files[ORIGINAL] for image in images if ORIGINAL in image.files]
     for file in files[:_TRIED_FOR_SIZE]:

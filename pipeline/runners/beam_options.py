@@ -83,10 +83,8 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
 
     Every local runner becomes `FnApiRunner`, because for `DirectRunner` Beam would first try to
     download another runner. By default, it gets a worker for each core that this process may use.
-
-    Raises:
-      UsageError: the runner is unknown, the runner or its running mode gives wrong results, the
-        number of workers is negative, or flags of a portable runner are missing or wrong.
+    Raises UsageError if the runner is unknown, the runner or its running mode gives wrong results,
+    the number of workers is negative, or flags of a portable runner are missing or wrong.
     """
     options = _Options(arguments)
     runner = _known_runner(options.view_as(StandardOptions).runner or "DirectRunner")

@@ -149,8 +149,7 @@ def _end_if_unwanted(worker: distributed.Worker, key: str, ended: threading.Even
 def _scheduler_address(text: str) -> str:
     """Returns the scheduler's address for a value of `--dask`.
 
-    Raises:
-      UsageError: it is not an address, or is one where strangers could run code.
+    Raises UsageError if it is not an address, or is one where strangers could run code.
     """
     place = text.removeprefix(_INSECURE)
     if place == "auto":

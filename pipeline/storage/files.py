@@ -419,11 +419,8 @@ def is_remote(path: str) -> bool:
 def absolute(path: str) -> str:
     """Returns a path that a user typed as an absolute path.
 
-    Only the root of a file system or bucket ends with a slash.
-
-    Raises:
-      UsageError: the path is on a storage that is not supported, names no bucket, or is remote and
-        not UTF-8.
+    Only the root of a file system or bucket ends with a slash. Raises UsageError if the path is on
+    a storage that is not supported, names no bucket, or is remote and not UTF-8.
     """
     if not is_remote(path):
         if scheme := _SCHEME.match(path):

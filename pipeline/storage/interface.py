@@ -217,9 +217,8 @@ _END = object()
 def in_parallel(call: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Calls a function on each item, several at a time; returns the results in order.
 
-    Raises:
-      Exception: the error of the first item that has one, after the calls that had begun have
-        ended. The other calls are not made.
+    Raises Exception if the error of the first item that has one, after the calls that had begun
+    have ended. The other calls are not made.
     """
     with concurrent.futures.ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
         return list(pool.map(call, items))

@@ -69,10 +69,8 @@ def convert(content: object, kind: type[T], *, strict: bool = True) -> T:
 
     msgspec keeps what it learns about a type in the type, where other threads find it before it is
     complete. If the first two conversions to a type run at once, this can end the process with
-    signal 11 (msgspec 0.22.0), so only one thread at a time lets msgspec learn.
-
-    Raises:
-      ValueError: the content has another structure; the message says where.
+    signal 11 (msgspec 0.22.0), so only one thread at a time lets msgspec learn. Raises ValueError
+    if the content has another structure; the message says where.
     """
     if kind not in _known:
         with _learning:
@@ -139,8 +137,7 @@ def read_table(
 ) -> pa.Table:
     """Reads a Parquet file; takes the columns and options of `pyarrow.parquet.read_table`.
 
-    Raises:
-      DamagedError: it is not a Parquet file, or lacks a column.
+    Raises DamagedError if it is not a Parquet file, or lacks a column.
     """
     return parse_parquet(
         store,

@@ -129,9 +129,8 @@ class Store:
     def path(self, relative: str) -> str:
         """Returns the absolute path of a file.
 
-        Raises:
-          UsageError: the file would lie outside the folder. Names that are read from files are
-            checked where they are parsed; this is the last line of defence.
+        Raises UsageError if the file would lie outside the folder. Names that are read from files
+        are checked where they are parsed; this is the last line of defence.
         """
         if relative.startswith("/") or ".." in relative.split("/"):
             raise UsageError(f"{relative!r} leads out of {self.root}")
@@ -231,8 +230,7 @@ class Store:
     def read_ranges(self, relative: str, ranges: list[tuple[int, int]]) -> list[bytes]:
         """Reads parts of a file, each given as (offset, length) in bytes.
 
-        Raises:
-          OSError: the file cannot be read, or ends before a part does.
+        Raises OSError if the file cannot be read, or ends before a part does.
         """
         return self.files.read_ranges(self.path(relative), ranges)
 

@@ -287,8 +287,7 @@ def torch_settings(plan: TrainPlan) -> Iterator[None]:
 def read_state_file(store: Store) -> State | None:
     """Reads the state of a training in a folder, its tensors on the CPU; None without a file.
 
-    Raises:
-      JobError: the file cannot be read, or its format or version is not supported.
+    Raises JobError if the file cannot be read, or its format or version is not supported.
     """
     if not store.exists(STATE):
         return None

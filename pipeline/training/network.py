@@ -170,9 +170,8 @@ class Learner:
 def check_architecture(arch: str, *, pretrained: bool, weights: str | None) -> None:
     """Checks `--arch` without loading weights.
 
-    Raises:
-      UsageError: timm has no such architecture (the message suggests similar names), or with
-        `pretrained` for the reasons of `check_model`.
+    Raises UsageError if timm has no such architecture (the message suggests similar names), or with
+    `pretrained` for the reasons of `check_model`.
     """
     name = EFFICIENTNETS.get(arch, arch)
     if not timm.is_model(name.partition(".")[0]):

@@ -75,9 +75,8 @@ class Samples:
     def fetched(self) -> Iterator[None]:
         """Copies the encoded pictures to a temporary file, which exists while the block runs.
 
-        Raises:
-          JobError: a shard cannot be read or contradicts the index, or the disk has no room for
-            the file.
+        Raises JobError if a shard cannot be read or contradicts the index, or the disk has no room
+        for the file.
         """
         with tempfile.TemporaryFile(buffering=0, prefix="in9-") as file:
             try:
@@ -102,8 +101,7 @@ class Samples:
     def pixels(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         """Yields decoded pictures, (S, S, 3) uint8 RGB each, in the order of `indices`.
 
-        Raises:
-          BrokenPictureError: a picture cannot be decoded.
+        Raises BrokenPictureError if a picture cannot be decoded.
         """
         for index in indices:
             offset, length = self._spans[index]

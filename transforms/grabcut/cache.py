@@ -29,11 +29,8 @@ from transforms.hashing import text_bytes
 def _processor() -> tuple[str, str]:
     """Returns the name and features of the processor that numba compiles for.
 
-    This is the machine's own processor unless the environment names another one.
-
-    Raises:
-      Unavailable: this machine lacks a feature that the environment names, so the code could not
-        run.
+    This is the machine's own processor unless the environment names another one. Raises Unavailable
+    if this machine lacks a feature that the environment names, so the code could not run.
     """
     from llvmlite import binding
 
@@ -51,9 +48,8 @@ def _processor() -> tuple[str, str]:
 def code_hash() -> str:
     """Hashes everything that decides the compiled code to 16 hexadecimal digits.
 
-    Raises:
-      Unavailable: numba is not installed, or this machine lacks a feature that the environment
-        names.
+    Raises Unavailable if numba is not installed, or this machine lacks a feature that the
+    environment names.
     """
     try:
         versions = [

@@ -77,10 +77,8 @@ def _load_from(folder: Path, before_compiling: Callable[[], None]) -> _Segment:
     """Imports the kernels from a folder, and compiles them if it does not hold all of them.
 
     A process that compiles holds a file lock, which the system releases even if the process is
-    killed. The file `complete` is written last.
-
-    Raises:
-      OSError: the folder must not be used, or cannot be read or written.
+    killed. The file `complete` is written last. Raises OSError if the folder must not be used, or
+    cannot be read or written.
     """
     cache.claim(folder)
     if not cache.is_complete(folder):
@@ -145,10 +143,8 @@ def _clip(rect: _Rect, height: int, width: int) -> _Rect:
     """Clips a rectangle as OpenCV does.
 
     A negative x or y becomes 0 while width and height stay, so the rectangle is moved. What lies
-    beyond the right or lower edge is cut off.
-
-    Raises:
-      Unsupported: no pixel of the image is inside the rectangle, or none is outside.
+    beyond the right or lower edge is cut off. Raises Unsupported if no pixel of the image is inside
+    the rectangle, or none is outside.
     """
     left, top = max(rect[0], 0), max(rect[1], 0)
     clipped = (left, top, min(rect[2], width - left), min(rect[3], height - top))

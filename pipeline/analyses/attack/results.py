@@ -128,10 +128,7 @@ def open_grid(
     """Builds the grid of an attack; the other arguments are those of `PlannedAttack`.
 
     Images are sampled by a keyed hash of their keys, so datasets with the same images get the same
-    grid.
-
-    Raises:
-      UsageError: a variant is missing, or there are no images to test on.
+    grid. Raises UsageError if a variant is missing, or there are no images to test on.
     """
     check_variants(dataset.variants)
     split = evaluation.split

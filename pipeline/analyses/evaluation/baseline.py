@@ -258,9 +258,8 @@ def open_baseline(
 def find_baseline(dataset: Dataset, name: str, settings: RunSettings | None = None) -> Baseline:
     """Finds a baseline and reads its predictions.
 
-    Raises:
-      UsageError: it means no model (`open_baseline`), or one without predictions on the present
-        pictures.
+    Raises UsageError if it means no model (`open_baseline`), or one without predictions on the
+    present pictures.
     """
     other, run = open_baseline(dataset.store, name, settings)
     if other and other.manifest.fingerprint != dataset.manifest.fingerprint:

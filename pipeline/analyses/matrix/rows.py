@@ -264,10 +264,8 @@ class NetworkTrainer:
     def train(self, row: str) -> str:
         """Trains on a row's pictures, unless it did so before; returns the checkpoint's path.
 
-        It resumes a training that was stopped.
-
-        Raises:
-          UsageError: the row's folder holds a training with other flags, without `overwrite`.
+        It resumes a training that was stopped. Raises UsageError if the row's folder holds a
+        training with other flags, without `overwrite`.
         """
         dataset, variant = self._plan.source(row)
         splits = dataset.manifest.config.split

@@ -255,8 +255,7 @@ class SaliencyShards(AnalysisOfModel):
     def _samples(self, shard: int) -> Iterator[tuple[Sample, Sample]]:
         """Yields (sample of the picture, sample of the mask) of each tested image.
 
-        Raises:
-          JobError: the variants hold different images.
+        Raises JobError if the variants hold different images.
         """
         split = self.plan.evaluation.split
         pictures = self.dataset.samples(split, shard, self.plan.variant)
