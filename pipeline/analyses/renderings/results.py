@@ -34,6 +34,7 @@ from pipeline.evaluate.results import (
     pick,
 )
 from pipeline.storage.state_files import read_table
+from pipeline.storage.store import Store
 from transforms.analysis import compare_gaps, sd_of_draws, thirds
 from transforms.estimates import Estimate, estimate_of
 from transforms.intervals import CONFIDENCE
@@ -252,14 +253,7 @@ def rendering_rows(
       For all pictures and for each third of them by the share of the background's box, a row for
       each rendering. There are none without pictures of both variants.
     """
-    # The metadata of each shard differ, and tables with different metadata do not concatenate.
-    tables = [
-        pa.concat_tables(
-            read_table(dataset.store, path, COLUMNS).replace_schema_metadata()
-            for path in sorted(dataset.store.walk(f"results/{run.folder}/method"))
-        ).unify_dictionaries()
-        for run in runs
-    ]
+    tables = [_predictions_of(dataset.store, run) for run in runs]
     images = EvalImages.read(dataset, *runs[0].tested_on)
     if keys is not None:
         images = images.select(np.isin(images.keys.to_pylist(), list(keys)))
@@ -316,6 +310,14 @@ def rendering_rows(
                     seed_sd=None if seed_sd is None or third >= 0 else float(seed_sd[position]),
                     pictures=int(chosen.sum()),
                 )
+
+
+def _predictions_of(store: Store, run: ModelRun) -> pa.Table:
+    # The metadata of each shard differ, and tables with different metadata do not concatenate.
+    return pa.concat_tables(
+        read_table(store, path, COLUMNS).replace_schema_metadata()
+        for path in sorted(store.walk(f"results/{run.folder}/method"))
+    ).unify_dictionaries()
 
 
 def _shares_of_holes(
