@@ -100,8 +100,8 @@ class _Step(beam.DoFn):
     def tally(self, block: Block, chunk: int, pool: Executor | None = None) -> Tally:
         """Returns the counters of a chunk, whose notes a thread of the pool writes if given."""
         name = f"{block.order}-{chunk:05d}"
-        work, submit = self.work, [pool.submit] if pool else []
-        return Tally(work.evaluation.progress, work.stage, name, *submit)
+        submit = [pool.submit] if pool else []
+        return Tally(self.work.evaluation.progress, self.work.stage, name, *submit)
 
     def noted(self) -> set[str]:
         """Returns the paths of all notes of counters that attempts of this job have left."""
