@@ -145,7 +145,7 @@ class Gpu:
         has_fixed_number = "n1-" not in prefixes
         name_one = f"name one, as in --gpu {self.type}:MACHINE"
         reasons = {
-            f"only machines {example} have it; {name_one}": (has_fixed_number and not machine),
+            f"only machines {example} have it; {name_one}": has_fixed_number and not machine,
             f"{machine} cannot have it, machines {example} can; {name_one}": (
                 bool(machine) and not machine.startswith(prefixes)
             ),

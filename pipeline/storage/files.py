@@ -81,16 +81,10 @@ class LocalFiles(Files):
                 yield _info(path, os.stat(path, follow_symlinks=not never_read(path)))
 
     def file_paths(self, folder: str) -> list[str]:
-        if not os.path.isdir(folder):
-            return []
-        with os.scandir(folder) as entries:
-            return sorted(entry.path for entry in entries if leads_to(entry.is_file))
+        return sorted(entry.path for entry in _entries(folder) if leads_to(entry.is_file))
 
     def folder_names(self, folder: str) -> list[str]:
-        if not os.path.isdir(folder):
-            return []
-        with os.scandir(folder) as entries:
-            return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        return [entry.name for entry in _entries(folder) if entry.is_dir(follow_symlinks=False)]
 
     def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
         size = _regular(path, os.stat(path)).st_size
@@ -368,6 +362,14 @@ def _make_folder_of(path: str) -> None:
         os.makedirs(folder, exist_ok=True)
     except FileExistsError as error:  # Callers would think that `path` itself exists.
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from error
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """Lists what is directly in a folder; empty if there is no such folder."""
+    if not os.path.isdir(folder):
+        return []
+    with os.scandir(folder) as entries:
+        return list(entries)
 
 
 def _raise_unless_missing(error: OSError) -> None:

@@ -204,8 +204,7 @@ class Store:
 
         It looks no deeper, because a user may have named the root of a disk.
         """
-        files = self.files
-        return not (files.file_paths(self.root) or files.folder_names(self.root))
+        return not (self.files.file_paths(self.root) or self.files.folder_names(self.root))
 
     def size(self, relative: str) -> int | None:
         """Returns the size of a file in bytes; None if the file is missing."""
