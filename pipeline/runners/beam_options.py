@@ -20,7 +20,7 @@ from apache_beam.runners.runner import create_runner
 from typing_extensions import override
 
 from pipeline.analyses import ANALYSES
-from pipeline.errors import JobError, UsageError, plain, refuse_first
+from pipeline.errors import JobError, UsageError, plain
 from pipeline.runners.dataflow import Submission, submit
 from pipeline.runners.portable import is_portable, prepare, run_to_end
 from pipeline.runtime.job_log import in_one_line, job_log
@@ -34,6 +34,10 @@ logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").add
 )
 _View = TypeVar("_View", bound=PipelineOptions)
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
+_LOST_ELEMENTS = (
+    "--direct_running_mode=multi_threading silently loses elements in Beam; "
+    "use in_memory (the default, with threads) or multi_processing"
+)
 
 
 class _BeamParser(argparse.ArgumentParser):
@@ -90,15 +94,13 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
     runner = _known_runner(options.view_as(StandardOptions).runner or "DirectRunner")
     options.view_as(StandardOptions).runner = runner
     direct = options.view_as(DirectOptions)
-    reasons = {
-        "--direct_num_workers must be at least 0, which means one for each core: got "
-        f"{direct.direct_num_workers}": direct.direct_num_workers < 0,
-        "--direct_running_mode=multi_threading silently loses elements in Beam; use in_memory (the "
-        "default, with threads) or multi_processing": (
-            direct.direct_running_mode == "multi_threading"
-        ),
-    }
-    refuse_first(reasons)
+    if direct.direct_num_workers < 0:
+        raise UsageError(
+            f"--direct_num_workers must be at least 0, which means one for each core: got "
+            f"{direct.direct_num_workers}"
+        )
+    if direct.direct_running_mode == "multi_threading":
+        raise UsageError(_LOST_ELEMENTS)
     if runner.rpartition(".")[2] in _LOCAL_RUNNERS:
         options.view_as(StandardOptions).runner = "FnApiRunner"
         chosen = any(argument.startswith("--direct_num_workers") for argument in arguments)

@@ -24,7 +24,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.options.pipeline_options_validator import PipelineOptionsValidator
 from apache_beam.runners.runner import PipelineResult, create_runner
 
-from pipeline.errors import JobError, UsageError, refuse_first
+from pipeline.errors import JobError, UsageError
 from pipeline.models.expand import split_labels
 from pipeline.runtime.dataflow_jobs import is_dataflow, job_of
 from pipeline.runtime.lock import DATASET_LOCK, release_if_owned
@@ -105,12 +105,13 @@ class Gpu:
         options: dict[str, str] = {}
         for word in words:
             name = word.partition(":")[0]
-            reasons = {
-                f"{word!r} is no option; known: count:N, install-nvidia-driver:VERSION, {_MPS}, "
-                "provisioning_model:NAME": _OPTION.fullmatch(word) is None,
-                f"{name} is given twice": name in options,
-            }
-            refuse_first(reasons, f"--gpu {text}: ")
+            if _OPTION.fullmatch(word) is None:
+                raise UsageError(
+                    f"--gpu {text}: {word!r} is no option; known: count:N, "
+                    f"install-nvidia-driver:VERSION, {_MPS}, provisioning_model:NAME"
+                )
+            if name in options:
+                raise UsageError(f"--gpu {text}: {name} is given twice")
             options[name] = word
         count = int(options.pop("count", "count:1").removeprefix("count:"))
         if count > 1 and _MPS in options:
@@ -138,22 +139,28 @@ class Gpu:
           chosen: value of `--machine_type`; None if it is not given.
         """
         prefixes = _MACHINES[self.type]
-        machine = self.machine or chosen or ""
+        example = f"{prefixes[0]}*"
+        machine = self.machine or chosen
+        if not machine:
+            if "n1-" not in prefixes:
+                raise UsageError(
+                    f"--gpu {self.type}: only machines {example} have it; name one, as in "
+                    f"--gpu {self.type}:MACHINE"
+                )
+            return
+        if not machine.startswith(prefixes):
+            raise UsageError(
+                f"--gpu {self.type}: {machine} cannot have it, machines {example} can; name one, "
+                f"as in --gpu {self.type}:MACHINE"
+            )
+        if "n1-" in prefixes:
+            return
         named = re.search(r"-(\d+)g$", machine)
         count = int(named[1]) if named else _SEVERAL.get(machine, 1)
-        example = f"{prefixes[0]}*"
-        has_fixed_number = "n1-" not in prefixes
-        name_one = f"name one, as in --gpu {self.type}:MACHINE"
-        reasons = {
-            f"only machines {example} have it; {name_one}": has_fixed_number and not machine,
-            f"{machine} cannot have it, machines {example} can; {name_one}": (
-                bool(machine) and not machine.startswith(prefixes)
-            ),
-            f"{machine} has {count} of them; add ,count:{count}": (
-                has_fixed_number and count != self.count
-            ),
-        }
-        refuse_first(reasons, f"--gpu {self.type}: ")
+        if count != self.count:
+            raise UsageError(
+                f"--gpu {self.type}: {machine} has {count} of them; add ,count:{count}"
+            )
 
 
 class WorkerFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,61 +183,68 @@ class WorkerFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 def check_gpu(flags: WorkerFlags, options: PipelineOptions) -> None:
     """Checks `--gpu` against the other flags of a job for Dataflow."""
-    reasons = {
-        "--gpu TYPE is required for a GPU on Dataflow, such as nvidia-l4": (
-            not flags.gpu and flags.device == "cuda"
-        ),
-        f"--gpu is for running models, and in9 {flags.command} runs none; leave it out": (
-            bool(flags.gpu) and flags.device is None
-        ),
-        "--gpu and --device cpu contradict each other; leave one out": (
-            bool(flags.gpu) and flags.device == "cpu"
-        ),
-    }
-    refuse_first(reasons)
     if not flags.gpu:
+        if flags.device == "cuda":
+            raise UsageError("--gpu TYPE is required for a GPU on Dataflow, such as nvidia-l4")
         return
+    if flags.device is None:
+        raise UsageError(
+            f"--gpu is for running models, and in9 {flags.command} runs none; leave it out"
+        )
+    if flags.device == "cpu":
+        raise UsageError("--gpu and --device cpu contradict each other; leave one out")
+    gpu = Gpu.parse(flags.gpu)
     workers = options.view_as(WorkerOptions)
-    Gpu.parse(flags.gpu).check_machine(workers.machine_type)
-    google, debug = options.view_as(GoogleCloudOptions), options.view_as(DebugOptions)
-    service = google.dataflow_service_options or []
-    disk, image = workers.disk_size_gb, workers.sdk_container_image
-    reasons = {
-        "--dataflow_service_options=worker_accelerator puts a GPU into every worker; leave it out, "
-        "since --gpu puts GPUs only where models run": any(
-            option.startswith("worker_accelerator") for option in service
-        ),
-        "--experiments=no_use_multiple_sdk_containers would limit segmentation to one process a "
-        "machine; leave it out, since processes share the GPU by NVIDIA MPS": bool(
-            debug.lookup_experiment("no_use_multiple_sdk_containers")
-        ),
-        "--gpu shares the GPU by NVIDIA MPS, which Dataflow Prime does not support": bool(
-            "enable_prime" in service or debug.lookup_experiment("enable_prime")
-        ),
-        "--gpu uses resource hints for some steps, which --flexrs_goal does not support": bool(
-            google.flexrs_goal
-        ),
-        f"--disk_size_gb={disk}: an image with CUDA's libraries needs a boot disk of {DISK_GB} GB "
-        "or more": bool(disk) and disk < DISK_GB,
-        "--sdk_container_image=IMAGE is required with --gpu: Beam's own image does not find the "
-        "driver; build ours with TORCH=cuda": not image,
-    }
-    refuse_first(reasons)
+    gpu.check_machine(workers.machine_type)
+    _check_service(options)
+    if workers.disk_size_gb and workers.disk_size_gb < DISK_GB:
+        raise UsageError(
+            f"--disk_size_gb={workers.disk_size_gb}: an image with CUDA's libraries needs a boot "
+            f"disk of {DISK_GB} GB or more"
+        )
+    image = workers.sdk_container_image
+    if not image:
+        raise UsageError(
+            "--sdk_container_image=IMAGE is required with --gpu: Beam's own image does not find "
+            "the driver; build ours with TORCH=cuda"
+        )
     if image == os.environ.get("IN9_IMAGE"):
         _check_own_image(flags.models or ())
 
 
+def _check_service(options: PipelineOptions) -> None:
+    """Checks that other options of Dataflow do not conflict with `--gpu`."""
+    google, debug = options.view_as(GoogleCloudOptions), options.view_as(DebugOptions)
+    service = google.dataflow_service_options or []
+    if any(option.startswith("worker_accelerator") for option in service):
+        raise UsageError(
+            "--dataflow_service_options=worker_accelerator puts a GPU into every worker; leave it "
+            "out, since --gpu puts GPUs only where models run"
+        )
+    if debug.lookup_experiment("no_use_multiple_sdk_containers"):
+        raise UsageError(
+            "--experiments=no_use_multiple_sdk_containers would limit segmentation to one process "
+            "a machine; leave it out, since processes share the GPU by NVIDIA MPS"
+        )
+    if "enable_prime" in service or debug.lookup_experiment("enable_prime"):
+        raise UsageError(
+            "--gpu shares the GPU by NVIDIA MPS, which Dataflow Prime does not support"
+        )
+    if google.flexrs_goal:
+        raise UsageError(
+            "--gpu uses resource hints for some steps, which --flexrs_goal does not support"
+        )
+
+
 def _check_own_image(models: Sequence[str]) -> None:
     """Checks that this image, in which both this process and the workers run, can use a GPU."""
-    is_for_cpus = importlib.metadata.version("torch").endswith("+cpu")
-    graph = next((one for one in split_labels(models)[0] if one.startswith("onnx:")), "")
-    reasons = {
-        ": this image has PyTorch's build for CPUs; build it with TORCH=cuda": is_for_cpus,
-        f" and --models {graph}: this image has onnxruntime for CPUs; leave one out": (
-            bool(graph) and not any(importlib.metadata.distributions(name="onnxruntime-gpu"))
-        ),
-    }
-    refuse_first(reasons, "--gpu")
+    if importlib.metadata.version("torch").endswith("+cpu"):
+        raise UsageError("--gpu: this image has PyTorch's build for CPUs; build it with TORCH=cuda")
+    graphs = [one for one in split_labels(models)[0] if one.startswith("onnx:")]
+    if graphs and not any(importlib.metadata.distributions(name="onnxruntime-gpu")):
+        raise UsageError(
+            f"--gpu and --models {graphs[0]}: this image has onnxruntime for CPUs; leave one out"
+        )
 
 
 _SUBNETWORK = re.compile(r"(?:.*/)?regions/([^/]+)/subnetworks/[^/]+")
@@ -277,8 +291,12 @@ def submission_from_flags(
     """
     standard = options.view_as(StandardOptions)
     if not is_dataflow(standard.runner):
-        values = {"gpu": flags.gpu, "no_wait_until_finish": standard.no_wait_until_finish}
-        refuse_first({f"--{n} is for --runner=DataflowRunner": bool(v) for n, v in values.items()})
+        for name, value in (
+            ("gpu", flags.gpu),
+            ("no_wait_until_finish", standard.no_wait_until_finish),
+        ):
+            if value:
+                raise UsageError(f"--{name} is for --runner=DataflowRunner")
         return None
     _check_paths(flags, options, {name: typed.get(name) for name in paths})
     _check_package(options)
@@ -335,13 +353,13 @@ def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> Pip
 def _check_paths(flags: WorkerFlags, options: PipelineOptions, paths: Mapping[str, object]) -> None:
     """Checks that the options Dataflow needs are given, and workers can reach all flags' paths."""
     google = options.view_as(GoogleCloudOptions)
-    required = {
-        "project=PROJECT": google.project,
-        "region=REGION": google.region,
-        "temp_location=gs://BUCKET/FOLDER": google.temp_location,
-    }
-    end = " is required with --runner=DataflowRunner"
-    refuse_first({f"--{flag}{end}": not value for flag, value in required.items()})
+    for name, example in (
+        ("project", "PROJECT"),
+        ("region", "REGION"),
+        ("temp_location", "gs://BUCKET/FOLDER"),
+    ):
+        if not getattr(google, name):
+            raise UsageError(f"--{name}={example} is required with --runner=DataflowRunner")
     for name in ("temp_location", "staging_location"):
         if (location := getattr(google, name)) and not is_remote(absolute(location)):
             raise UsageError(f"--{name} must be gs://BUCKET/FOLDER: got {location}")
@@ -423,13 +441,14 @@ def _check_buckets(publish: str | None, options: PipelineOptions) -> None:
         ("staging_location", google.staging_location),
         ("publish", publish),
     ):
-        if location:
-            try:
-                # An account that may not list a bucket may still write to it.
-                with contextlib.suppress(PermissionError):
-                    next(files_of(location).walk(absolute(location)), None)
-            except FileNotFoundError as error:
-                raise UsageError(f"--{name} {location}: there is no such bucket") from error
+        if not location:
+            continue
+        try:
+            # An account that may not list a bucket may still write to it.
+            with contextlib.suppress(PermissionError):
+                next(files_of(location).walk(absolute(location)), None)
+        except FileNotFoundError as error:
+            raise UsageError(f"--{name} {location}: there is no such bucket") from error
 
 
 def _job_name(flags: WorkerFlags, typed: Mapping[str, object]) -> str:
