@@ -51,11 +51,9 @@ class Share:
 
     @classmethod
     def from_outcomes(cls, outcomes: NDArray[np.bool_], units: Labels | None = None) -> Share:
-        """Computes the share of True among outcomes.
+        """Computes the share of True among outcomes, (n,) bool, of foregrounds.
 
-        Args:
-          outcomes: (n,) bool, the outcome for each foreground.
-          units: (n,) int64, the number of each foreground's group; None without groups.
+        `units` are (n,) int64, the number of each foreground's group; None without groups.
         """
         count, n = int(outcomes.sum()), len(outcomes)
         roles = Roles.from_units(np.arange(n) if units is None else units)
@@ -86,16 +84,12 @@ class GridTally:
 
 
 def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> GridTally:
-    """Tallies a grid.
+    """Tallies a grid; raises ValueError if the sizes do not match.
 
     Args:
       grid: (F, B) int16 predictions: a label, -1 outside the taxonomy, or `UNTRIED`.
-      labels: (F,) int64, labels of the foregrounds.
-      bg_labels: (B,) int64, labels of the backgrounds.
+      labels, bg_labels: (F,) and (B,) int64, labels of the foregrounds and backgrounds.
       num_labels: K, number of superclasses.
-
-    Raises:
-      ValueError: the sizes do not match.
     """
     if grid.shape != (len(labels), len(bg_labels)):
         raise ValueError(
@@ -132,9 +126,7 @@ def merge(tallies: Iterable[GridTally]) -> GridTally:
 def challenge_accuracy(tallied: GridTally, units: Labels | None = None) -> Share:
     """Computes the share of foregrounds that no background turns.
 
-    Args:
-      tallied: tally of the grid.
-      units: (F,) int64, number of each foreground's group; None without groups.
+    `units` are (F,) int64, the number of each foreground's group; None without groups.
     """
     return Share.from_outcomes(np.asarray(tallied.turning == 0), units)
 
@@ -171,14 +163,9 @@ def strongest(
     label: int,
     count: int = STRONGEST,
 ) -> list[int]:
-    """Ranks the backgrounds of a class by the number of foregrounds that they fool.
+    """Ranks the backgrounds of a class by the number of foregrounds that they fool, the most first.
 
-    Args:
-      bg_keys: (B,) keys of the backgrounds, which break ties.
-      bg_labels: (B,) int64, labels of the backgrounds.
-
-    Returns:
-      Positions of the backgrounds, the strongest first.
+    Returns their positions. (B,) `bg_keys` break ties; `bg_labels` are (B,) int64.
     """
     members = np.flatnonzero(bg_labels == label).tolist()
     return sorted(members, key=lambda b: (-tallied.successes[b], bg_keys[b]))[:count]
@@ -189,18 +176,16 @@ def expected_accuracy(
 ) -> list[tuple[int, float]]:
     """Computes the challenge accuracy that is expected against some backgrounds, drawn at random.
 
+    It is exact: the mean over foregrounds of C(B - turning, k) / C(B, k), the hypergeometric
+    probability that none of k distinct backgrounds turns the foreground.
+
     Args:
       turning: (F,) int64, number of backgrounds that turn each foreground; F >= 1.
       backgrounds: number of all backgrounds, B.
-      numbers: the numbers of drawn backgrounds to compute it for, each in [0, B].
+      numbers: the numbers k of drawn backgrounds, each in [0, B], else ValueError is raised.
 
     Returns:
-      (k, accuracy) in ascending order of k. The accuracy is exact: the mean over foregrounds of
-      C(B - turning, k) / C(B, k), the hypergeometric probability that none of k distinct
-      backgrounds turns the foreground.
-
-    Raises:
-      ValueError: a number is out of range.
+      (k, accuracy) in ascending order of k.
 
     >>> expected_accuracy(np.asarray([0, 1]), 4, [1, 4])
     [(1, 0.875), (4, 0.5)]

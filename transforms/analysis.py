@@ -38,15 +38,13 @@ fixed, so that tables of different datasets can be compared."""
 
 
 def confusion_matrix(labels: Labels, predictions: Labels, num_labels: int) -> Counts:
-    """Counts images by label and prediction.
+    """Counts images by label and prediction: (L, L + 1) int64 for L superclasses.
+
+    The last column counts predictions outside the taxonomy.
 
     Args:
-      labels: (n,) integers in [0, num_labels).
-      predictions: (n,) integers in [0, num_labels), or `OUTSIDE`.
-      num_labels: number of superclasses, L.
-
-    Returns:
-      (L, L + 1) int64; the last column counts predictions outside the taxonomy.
+      labels: (n,) integers in [0, L).
+      predictions: (n,) integers in [0, L), or `OUTSIDE`.
 
     Raises:
       ValueError: a label or a prediction is out of range.
@@ -63,11 +61,7 @@ def confusion_matrix(labels: Labels, predictions: Labels, num_labels: int) -> Co
 def constant_accuracy(labels: Labels) -> float | None:
     """Computes the accuracy of the best constant answer, which is the level of chance.
 
-    Args:
-      labels: (n,) integers >= 0, labels of the tested pictures.
-
-    Returns:
-      The share of the largest class, None for no pictures.
+    It is the share of the largest of the (n,) labels, integers >= 0; None for no pictures.
 
     >>> constant_accuracy(np.asarray([3, 0, 3, 1]))
     0.5
@@ -76,11 +70,7 @@ def constant_accuracy(labels: Labels) -> float | None:
 
 
 def class_mean_accuracy(confusion: Counts) -> float:
-    """Averages the accuracies of the classes that have images; NaN if no class has any.
-
-    Args:
-      confusion: (L, L + 1) counts for L superclasses, from `confusion_matrix`.
-    """
+    """Averages the accuracies of classes with images, from (L, L + 1) counts; NaN if none has."""
     images = confusion.sum(axis=1)
     present = images > 0
     if not present.any():
@@ -91,15 +81,10 @@ def class_mean_accuracy(confusion: Counts) -> float:
 def decompose(original: Correct, mixed_rand: Correct, only_bg_t: Correct) -> NDArray[np.int64]:
     """Determines what each image needs to be recognised (paper, per-image decomposition).
 
-    An image's kind follows from whether the answers to (original, mixed_rand, only_bg_t) are right:
-    BG required = right, wrong, right; BG fools = wrong, right, wrong; BG+FG required = right,
-    wrong, wrong; BG+FG fools = wrong, right, right. Otherwise the answers to original and
-    mixed_rand are both right, or both wrong.
-
-    Args:
-      original: (n,) bool, whether this version of each image is recognised.
-      mixed_rand: (n,) bool, the same for this version.
-      only_bg_t: (n,) bool, the same for this version.
+    An image's kind follows from whether the answers to (original, mixed_rand, only_bg_t) are right,
+    each (n,) bool: BG required = right, wrong, right; BG fools = wrong, right, wrong; BG+FG
+    required = right, wrong, wrong; BG+FG fools = wrong, right, right. Otherwise the answers to
+    original and mixed_rand are both right, or both wrong.
 
     Returns:
       (n,) int64 positions in `KINDS`: exactly one kind for each image.
@@ -111,17 +96,10 @@ def decompose(original: Correct, mixed_rand: Correct, only_bg_t: Correct) -> NDA
 
 
 def size_buckets(fg_fraction: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Assigns each foreground to a bucket of `SIZE_EDGES`.
+    """Assigns foregrounds to buckets of `SIZE_EDGES`: (n,) int64 in [0, len(SIZE_EDGES) - 1).
 
-    Args:
-      fg_fraction: (n,) share of each picture's pixels that are foreground, in [0, 1].
-
-    Returns:
-      (n,) int64 in [0, len(SIZE_EDGES) - 1): bucket i holds [SIZE_EDGES[i], SIZE_EDGES[i + 1]), and
-      the last bucket also holds 1.
-
-    Raises:
-      ValueError: a share is out of range, or NaN.
+    Bucket i holds [SIZE_EDGES[i], SIZE_EDGES[i + 1]), and the last bucket also holds 1. The (n,)
+    shares are of each picture's pixels, in [0, 1], else ValueError is raised, also for NaN.
     """
     if len(fg_fraction) and not 0 <= fg_fraction.min() <= fg_fraction.max() <= 1:
         raise ValueError("foregrounds are fractions of the picture, in [0, 1]")
@@ -152,8 +130,7 @@ def groups(labels: Labels, bg_labels: Labels, num_labels: int) -> list[Group]:
 
     Args:
       labels: (n,) class of each picture's foreground.
-      bg_labels: (n,) class of each picture's background, `OUTSIDE` if it is unknown. Pictures with
-        an unknown background are in no group.
+      bg_labels: (n,) class of each picture's background; `OUTSIDE`, if it is unknown, is no group.
 
     Returns:
       The groups that have pictures, in order of label and background label.
@@ -212,11 +189,10 @@ def worst_group(bounds: list[tuple[float, float]], accuracies: list[float]) -> i
 
     The lowest accuracy itself would pick a group of two or three images that all happen to be
     misjudged. For groups of equally many independent pictures, both criteria pick the same group.
+    Of equal upper bounds, the lower accuracy decides, then the order.
 
     Args:
       bounds: interval (low, high) of each group's accuracy.
-      accuracies: accuracy of each group. Of equal upper bounds, the lower accuracy decides, then
-        the order.
 
     Returns:
       Position of the worst group, None if there are no groups.
@@ -272,14 +248,10 @@ def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
     """Computes BG-Gap with its interval (paper section 3).
 
     Args:
-      mixed_same: (replicates, n) bool, whether each foreground is recognised on its background of
-        that replicate.
-      mixed_rand: (replicates, n) bool, the same for this variant.
+      mixed_same, mixed_rand: (replicates, n) bool, whether each foreground is recognised on its
+        background of that replicate.
       roles: units of all these pictures' foregrounds and backgrounds, and their paired differences:
         mixed_same first, then mixed_rand, replicate after replicate.
-
-    Returns:
-      The gap, a fraction in [-1, 1], with the accuracies that it compares.
 
     Raises:
       ValueError: there are no foregrounds, or arrays have different shapes.
@@ -331,12 +303,9 @@ class ComparedGaps(NamedTuple):
 
 
 def compare_gaps(correct: Correct | Floats, is_same: Correct, roles: Roles) -> ComparedGaps:
-    """Compares BG-Gap in renderings of the same p pictures.
+    """Compares BG-Gap in k renderings of the same p pictures.
 
-    Args:
-      correct: (k, p), see `gaps_of_pictures`.
-      is_same: (p,), see `gaps_of_pictures`.
-      roles: units of the pictures' foregrounds and backgrounds.
+    `correct`, (k, p), and `is_same`, (p,), are those of `gaps_of_pictures`.
 
     >>> correct = np.asarray([[True, True, False, True], [True, True, False, False]])
     >>> roles = Roles.from_units(np.asarray([0, 1, 0, 1]), np.asarray([0, 1, 2, 3]))
@@ -362,13 +331,9 @@ def compare_gaps(correct: Correct | Floats, is_same: Correct, roles: Roles) -> C
 
 
 def sd_of_draws(correct: Correct | Floats) -> Floats:
-    """Computes the standard deviation of BG-Gap over at least two draws of backgrounds.
+    """Computes BG-Gap's standard deviation over at least two draws of backgrounds: (k,) float64.
 
-    Args:
-      correct: (k, 2 * draws, n) of k renderings, in which the draws of `mixed_same` come first.
-
-    Returns:
-      (k,) float64.
+    `correct` is (k, 2 * draws, n) of k renderings, in which the draws of `mixed_same` come first.
 
     >>> sd_of_draws(np.asarray([[[1.0, 1.0], [0.5, 0.5], [0.0, 0.0], [0.5, 0.5]]])).round(4)
     array([0.7071])

@@ -87,12 +87,8 @@ def write_annotation(annotation: Annotation | AnnotationError) -> str:
 def annotation_from(fields: Any) -> Annotation:
     """Converts decoded JSON to an annotation, with numbers rounded to whole pixels.
 
-    Args:
-      fields: an object with `boxes` (xmin, ymin, xmax, ymax each), and optionally `wnid`, `width`
-        and `height`.
-
-    Raises:
-      AnnotationError: the JSON does not have this form.
+    It is an object with `boxes` (xmin, ymin, xmax, ymax each), and optionally `wnid`, `width` and
+    `height`; anything else raises AnnotationError.
     """
     try:
         width, height = (
@@ -121,14 +117,10 @@ def _integer(parent: Element, path: str) -> int:
 
 
 def parse_annotation(data: bytes) -> Annotation:
-    """Parses a CLS-LOC (Pascal VOC) annotation.
+    """Parses a CLS-LOC (Pascal VOC) annotation, or a line of `write_annotation`.
 
-    Args:
-      data: the XML file's bytes, or a line of `write_annotation`.
-
-    Returns:
-      The annotation, with numbers rounded to whole pixels. Boxes are returned as annotated, even if
-      they are empty or reach beyond the image.
+    Numbers are rounded to whole pixels. Boxes are returned as annotated, even if they are empty or
+    reach beyond the image.
 
     Raises:
       AnnotationError: the file is larger than `MAX_ANNOTATION_BYTES`, is not XML, declares entities

@@ -127,10 +127,7 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def check_narrow(width: int, height: int, resize: int) -> str:
-    """Checks whether a picture would exceed the pixel limit once its shorter side is `resize`.
-
-    Returns a message that says so, or an empty text if the picture keeps within the limit.
-    """
+    """Returns what exceeds the pixel limit if the shorter side becomes `resize`; "" if nothing."""
     if resize**2 * max(width, height) / min(width, height) <= MAX_PIXELS:
         return ""
     return f"{width} x {height} is too narrow: more than {MAX_PIXELS} pixels when resized"
@@ -205,13 +202,10 @@ def decode_png(data: bytes) -> Pixels:
 
 
 def decode_into(data: bytes, out: Pixels) -> None:
-    """Decodes a picture of known size into an array, with the same pixels as `decode_image`.
+    """Decodes a picture into (H, W, 3) uint8, contiguous, with the same pixels as `decode_image`.
 
     A JPEG of one scan, such as `encode_jpeg` writes, is decoded straight into the array, without
     the checks of its metadata.
-
-    Args:
-      out: (H, W, 3) uint8, contiguous. Written.
 
     Raises:
       UndecodableError: for the reasons of `decode_image`, or the picture has another size.
@@ -328,8 +322,7 @@ def encode_jpeg(image: Pixels, quality: int) -> bytes:
 def encode_png(image: NDArray[np.uint8]) -> bytes:
     """Encodes (H, W, 3) uint8 RGB or (H, W) uint8 grey as a PNG, by `cv2.imencode`.
 
-    Raises:
-      ValueError, cv2.error: OpenCV cannot encode the array.
+    Raises ValueError or cv2.error if OpenCV cannot encode the array.
     """
     stored = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     is_encoded, encoded = cv2.imencode(".png", stored)
@@ -348,10 +341,8 @@ def encode_mask(mask: Mask) -> bytes:
 def decode_mask(data: bytes) -> Mask:
     """Decodes a mask picture: (H, W) bool, True where any channel is not 0 in 8-bit RGB.
 
-    Each True is the byte 1 in memory, where Pillow has 255, so equal masks have equal bytes.
-
-    Raises:
-      UndecodableError, TooManyPixelsError: for the reasons of `decode_image`.
+    Each True is the byte 1 in memory, where Pillow has 255, so equal masks have equal bytes. Raises
+    UndecodableError or TooManyPixelsError, for the reasons of `decode_image`.
     """
     image = open_picture(data)
     if image.mode == "1":
@@ -370,8 +361,7 @@ def encode_npy(mask: Mask) -> bytes:
 def decode_npy(data: bytes) -> Mask:
     """Decodes a `.npy` file: (H, W) bool, True where any channel is not 0.
 
-    Raises:
-      UndecodableError: the data is not a complete array of numbers in two or three dimensions.
+    Raises UndecodableError unless it is a complete array of numbers in two or three dimensions.
     """
     file = io.BytesIO(data)
     try:

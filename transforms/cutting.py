@@ -1,9 +1,8 @@
 """Turns the bytes of one source image into layers, or into the reasons for its rejection.
 
-It also crops the whole image, for IN-9L and for scenes.
-
-Filters 1 to 3 of the protocol are applied here, the others in `transforms.filters`. Filter 1
-rejects a picture that cannot be decoded. (A missing picture is in no listing.)
+It also crops whole images, for IN-9L and for scenes. Of the protocol's filters, 1 to 3 are applied
+here, the others in `transforms.filters`. Filter 1 rejects a picture that cannot be decoded. (A
+missing picture is in no listing.)
 """
 
 import dataclasses
@@ -102,16 +101,13 @@ class AnnotatedImage:
 def read_boxes(
     annotation: bytes | None, mask: bytes | None, *, needs_mask: bool
 ) -> tuple[Annotation, GivenMask | None] | Cut:
-    """Reads the annotation and the mask of an image.
+    """Reads the annotation and the mask of an image, or returns its rejection (filter 2).
+
+    The bytes of either are None if there is no file. Without an annotation, it is made from the
+    mask.
 
     Args:
-      annotation: the annotation file's bytes, None if there is no file.
-      mask: the mask's bytes, as `read_mask` takes them; None without a mask.
       needs_mask: whether an image without a mask is rejected.
-
-    Returns:
-      (annotation, mask or None), or the rejection of the image (filter 2). If there is no
-      annotation file, the annotation is made from the mask.
 
     Raises:
       ImportError, MemoryError: for the reasons of `read_mask`.
@@ -137,9 +133,8 @@ def read_image(
 ) -> AnnotatedImage | Cut:
     """Reads an image with its annotation and mask, which must all have the same size.
 
-    Returns:
-      The image, or its rejection for the first reason in protocol order. Broken or hostile bytes
-      lead to a rejection; they never raise an error.
+    Broken or hostile bytes lead to a rejection, for the first reason in protocol order, and never
+    raise an error.
 
     Raises:
       ImportError: for the reason of `read_mask`.
@@ -184,14 +179,9 @@ def check_annotation(
 ) -> Reason | None:
     """Finds the reason for which `cut_objects` would reject an image by its annotation alone.
 
-    It is not for images whose boxes come from a mask. It does not see a picture with too many
-    pixels, nor one that is too narrow only for a large `resize`.
-
-    Args:
-      annotation: the annotation file's bytes, None if there is no file.
-
-    Returns:
-      The reason to reject the image with all of its objects; None if some object may be accepted.
+    It is that to reject the image with all of its objects; None if some object may be accepted. It
+    is not for images whose boxes come from a mask. It does not see a picture with too many pixels,
+    nor one that is too narrow only for a large `resize`.
     """
     if annotation is None:
         return Reason.MISSING_ANNOTATION
@@ -222,11 +212,7 @@ def cut_background(
 ) -> Pixels:
     """Tiles the background of an object that `cut_objects` accepts, without segmenting it.
 
-    Args:
-      number: number of the object, see `Cut`.
-
-    Returns:
-      (crop, crop, 3) uint8, equal to the layer's `only_bg_t`.
+    Returns (crop, crop, 3) uint8, equal to the layer's `only_bg_t`. `number` is that of `Cut`.
 
     Raises:
       ValueError: the picture or its boxes cannot be read, or there is no such object, or no strip
@@ -394,10 +380,7 @@ def _cut(
     interpolation: str,
     rules: Rules,
 ) -> Cut:
-    """Cuts a segmented object, or rejects it.
-
-    It is rejected if its foreground is too small, or if its background cannot be tiled.
-    """
+    """Cuts a segmented object; rejects a too small foreground and a background without a tile."""
     foreground, fallback = segmentation
     share = mask_over_box(foreground, box)
     segmented = Cut(
@@ -427,21 +410,14 @@ def _cut(
 def crop_whole(
     image: bytes, *, resize: int, crop: int, interpolation: str, pad: bool = False
 ) -> Cut:
-    """Decodes an image, resizes it, and crops it.
+    """Decodes an image, resizes it, and crops it, with the arguments of `ResizeCrop.for_size`.
 
-    Args:
-      resize: shorter side after the resize, in pixels.
-      crop: side of the centre crop, in pixels; at most `resize`.
-      interpolation: one of `INTERPOLATIONS`.
-      pad: see `ResizeCrop.for_size`.
-
-    Returns:
-      A `Cut` with `image`, or with the reason for its rejection. Broken or hostile bytes lead to a
-      rejection; they never raise an error.
+    Returns a `Cut` with `image`, or with the reason for its rejection. Broken or hostile bytes lead
+    to a rejection; they never raise an error.
 
     Raises:
       ValueError: the crop is larger than the resize, or below 1.
-      KeyError: the interpolation is unknown.
+      KeyError: the interpolation is none of `INTERPOLATIONS`.
       MemoryError: the picture does not fit into memory.
     """
     pixels = _decode(image)

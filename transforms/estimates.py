@@ -35,11 +35,8 @@ class Verdict(enum.StrEnum):
 def decide(low: float, high: float, is_met: Callable[[float], bool]) -> Verdict:
     """Judges whether the true value, which an interval contains, meets a criterion.
 
-    Args:
-      is_met: whether a value meets the criterion: all values above some limit, or all below it.
-
-    Returns:
-      Whether the whole interval meets it, or no part of it; else `OPEN`.
+    `is_met` tells it of a value: of all values above some limit, or of all below it. The verdict is
+    `OPEN` unless the whole interval meets the criterion, or no part of it.
     """
     met = is_met(low), is_met(high)
     return Verdict.HOLDS if all(met) else Verdict.OPEN if any(met) else Verdict.FAILS
@@ -71,10 +68,7 @@ def within(low: float, high: float, span: tuple[float, float]) -> Verdict:
 
 
 def widened(estimate: Estimate, comparisons: int) -> Estimate:
-    """Widens the 95 % interval of an estimate that was selected among several.
-
-    The estimate is assumed to be normally distributed.
-    """
+    """Widens the 95 % interval of a normally distributed estimate selected among several."""
     z, wider = (
         NormalDist().inv_cdf(0.5 + level / 2) for level in (CONFIDENCE, level_of(comparisons))
     )

@@ -91,13 +91,7 @@ def is_valid_key(key: str) -> bool:
 def choose_boxes(
     boxes: Sequence[Box], *, width: int, height: int, objects: str = "one"
 ) -> tuple[Box, ...] | Reason:
-    """Decides which boxes of an image become objects.
-
-    Args:
-      boxes: the annotated boxes, in native pixels.
-      width: native width of the image, in pixels.
-      height: native height of the image, in pixels.
-      objects: see `Rules`.
+    """Decides which boxes of an image, in native pixels, become objects, by `objects` of `Rules`.
 
     Returns:
       The chosen boxes, clipped to the image, or the reason to reject the image: it has not one box
@@ -120,15 +114,9 @@ def choose_boxes(
 
 
 def check_box(box: Box, *, width: int, height: int, rules: Rules = Rules()) -> Reason | None:
-    """Applies filters 5 and 6 to a box, and rejects an empty box before that.
+    """Returns the reason to reject a box by filters 5 and 6, or because it is empty; else None.
 
-    Args:
-      box: the box, clipped to the image, in native pixels.
-      width: native width of the image, in pixels.
-      height: native height of the image, in pixels.
-
-    Returns:
-      The reason to reject the box; None to accept it.
+    The box is clipped to the image, in native pixels, as are the image's width and height.
     """
     if box.area == 0:
         return Reason.INVALID_BOX
@@ -153,9 +141,7 @@ def check_boxes(
 ) -> Reason | None:
     """Applies filters 4 to 6 to an image's boxes, like `choose_boxes` and `check_box`.
 
-    Returns:
-      The reason to reject the image; None to accept it. An image with several objects is rejected
-      if all objects are rejected; the reason is the first object's.
+    An image with several objects is rejected if all objects are, for the first object's reason.
     """
     chosen = choose_boxes(boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason):

@@ -109,13 +109,9 @@ class PicturePairs:
         return 1 / _sum_squares(self.weights)
 
     def variance(self, r: Floats) -> float:
-        """Computes the two-way variance of an estimate.
+        """Computes an estimate's two-way variance; infinite if a role has a single unit.
 
-        Args:
-          r: (m,) contribution of each pair; the contributions add up to 0.
-
-        Returns:
-          The variance; infinite if all foregrounds, or all backgrounds, belong to a single unit.
+        `r` is the (m,) contribution of each pair; the contributions add up to 0.
         """
         foreground, background, common = self.shared_products(r)
         units = self.picture_roles.effective

@@ -78,14 +78,12 @@ class ResizeCrop:
     def for_size(
         cls, *, native_width: int, native_height: int, resize: int, crop: int, pad: bool = False
     ) -> Self:
-        """Builds the transform for a native size.
+        """Builds the transform for a native size. Sizes are in pixels, >= 1.
 
         Args:
-          native_width: native width of the images, in pixels, >= 1.
-          native_height: native height of the images, in pixels, >= 1.
-          resize: the shorter side after the resize, in pixels.
-          crop: side of the centre crop, in pixels; at most `resize`.
-          pad: whether to resize the longer side to `crop` instead, and to pad the shorter side with
+          resize: the shorter side after the resize.
+          crop: side of the centre crop; at most `resize`.
+          pad: whether to resize the longer side to `crop` instead, and to pad the shorter one with
             black.
 
         Raises:
@@ -121,17 +119,9 @@ class ResizeCrop:
         )
 
     def image(self, image: Pixels, interpolation: str = "nearest") -> Pixels:
-        """Transforms an image.
+        """Transforms an image, (H, W, 3) uint8 of the native size, to (crop, crop, 3) uint8.
 
-        Args:
-          image: (H, W, 3) uint8, of the native size.
-          interpolation: one of `INTERPOLATIONS`.
-
-        Returns:
-          (crop, crop, 3) uint8.
-
-        Raises:
-          KeyError: the interpolation is unknown.
+        Raises KeyError unless the interpolation is one of `INTERPOLATIONS`.
         """
         if interpolation == "nearest":
             return self._nearest(image)
@@ -144,10 +134,7 @@ class ResizeCrop:
         return np.asarray(resized.crop(box))
 
     def mask(self, mask: Mask) -> Mask:
-        """Transforms a (H, W) bool mask to (crop, crop) bool, always by nearest interpolation.
-
-        The padding is background.
-        """
+        """Transforms a (H, W) bool mask to (crop, crop) bool by nearest; the padding is False."""
         return self._nearest(mask)
 
     def _nearest(self, native: NDArray[_Pixel]) -> NDArray[_Pixel]:
@@ -187,10 +174,7 @@ class ResizeCrop:
 
 
 def _window(sources: Indices, start: int, crop: int, length: int) -> Indices:
-    """Returns the `crop` sources that begin at position `start`.
-
-    Positions in the padding get a value that lies outside of every box.
-    """
+    """Returns the `crop` sources from `start`; those of the padding lie outside of every box."""
     positions = np.arange(start, start + crop)
     # One more than the length, because the xmax or ymax of a clipped box may be the length itself.
     outside = np.where(positions < 0, -1, length + 1)

@@ -38,15 +38,10 @@ def fingerprint(*parts: object) -> str:
 
 
 def keyed_hash(seed: int, purpose: str, key: str) -> int:
-    """Hashes a key for one purpose.
+    """Hashes a key for one purpose to an integer, uniformly distributed over [0, 2**64).
 
-    Args:
-      seed: any integer.
-      purpose: name of the choice; hashes for different purposes are independent.
-      key: any text, including lone surrogates (undecodable file names).
-
-    Returns:
-      An integer, uniformly distributed over [0, 2**64).
+    Hashes for different purposes are independent. The key may hold lone surrogates (undecodable
+    file names).
 
     >>> keyed_hash(0, "shard", "ILSVRC2012_val_00000355")
     4624683703699469604
@@ -61,15 +56,10 @@ def keyed_hashes(seed: int, purpose: str, keys: Iterable[str]) -> UInt64Array:
 
 
 def substream(hashes: UInt64Array, index: int) -> UInt64Array:
-    """Derives the `index`-th draw of the substream that each hash seeds; draws are independent.
+    """Derives the draw `index`, >= 0, of each hash's substream; draws are independent.
 
-    Args:
-      hashes: (n,) uint64, from `keyed_hashes`.
-      index: number of the draw, >= 0.
-
-    Returns:
-      (n,) uint64 draws: the splitmix64 generator (Steele, Lea and Flood 2014) seeded
-      with each hash, at step `index + 1`.
+    Takes (n,) uint64, from `keyed_hashes`, and returns the same: the splitmix64 generator (Steele,
+    Lea and Flood 2014) seeded with each hash, at step `index + 1`.
     """
     draws: UInt64Array = substreams(hashes, range(index, index + 1))[0]
     return draws

@@ -31,18 +31,14 @@ _BLOCK = 1 << 16
 
 
 def wilson(correct: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Computes Wilson's score interval of a proportion (Wilson 1927).
+    """Computes Wilson's score interval of a proportion (Wilson 1927): (low, high) in [0, 1].
+
+    Without trials, it is (0, 1).
 
     Args:
-      correct: number of successes, 0 to n.
+      correct: number of successes, 0 to n, else ValueError is raised.
       n: number of trials.
       confidence: probability with which the interval covers the true proportion, in (0, 1).
-
-    Returns:
-      (low, high), fractions in [0, 1]; (0, 1) without trials.
-
-    Raises:
-      ValueError: the number of successes is negative or exceeds the number of trials.
 
     >>> [round(bound, 4) for bound in wilson(149, 151)]
     [0.953, 0.9964]
@@ -55,15 +51,12 @@ def wilson(correct: int, n: int, confidence: float = CONFIDENCE) -> tuple[float,
 
 
 def score_interval(share: float, n: float, z: float) -> tuple[float, float]:
-    """Computes Wilson's interval from a share and a number of trials that need not be whole.
+    """Computes Wilson's interval, (low, high) in [0, 1], from trials that need not be whole.
 
     Args:
       share: share of successes, in [0, 1].
       n: number of trials, > 0.
       z: number of standard errors that the interval reaches to either side, > 0.
-
-    Returns:
-      (low, high), fractions in [0, 1].
     """
     scale = 1 + z * z / n
     centre = (share + z * z / (2 * n)) / scale
@@ -74,17 +67,13 @@ def score_interval(share: float, n: float, z: float) -> tuple[float, float]:
 
 @functools.lru_cache(maxsize=4096)
 def t_quantile(df: float, confidence: float) -> float:
-    """Finds the t that bounds the central part of Student's distribution, by `scipy.special`.
+    """Finds the t > 0 that bounds the central part of Student's distribution, by `scipy.special`.
+
+    It is infinite without degrees of freedom. Raises ValueError if an argument is out of range.
 
     Args:
       df: degrees of freedom, >= 0.
       confidence: probability of the interval from -t to t, in (0, 1).
-
-    Returns:
-      t > 0; infinite without degrees of freedom.
-
-    Raises:
-      ValueError: the confidence or the degrees of freedom are out of range.
 
     >>> round(t_quantile(10, 0.95), 4)
     2.2281
@@ -98,14 +87,10 @@ def t_quantile(df: float, confidence: float) -> float:
 
 
 def t_p_value(t: Floats, df: float) -> Floats:
-    """Computes two-sided p values of Student's t, by `scipy.special`.
+    """Computes two-sided p values of Student's t, in [0, 1], by `scipy.special`.
 
-    Args:
-      t: values of t, of any shape; they may be infinite.
-      df: degrees of freedom, >= 0.
-
-    Returns:
-      p values of the shape of `t`, in [0, 1]; 1 without degrees of freedom.
+    `t` has any shape, and may be infinite; `df`, the degrees of freedom, is >= 0. Without degrees
+    of freedom, p is 1.
     """
     from scipy.special import stdtr
 
@@ -113,11 +98,7 @@ def t_p_value(t: Floats, df: float) -> Floats:
 
 
 def sum_units(values: Floats, units: Sequence[str]) -> tuple[Floats, Floats, list[str]]:
-    """Adds up the values of each unit, for `bootstrap_means`.
-
-    Args:
-      values: (n, columns) values of each image.
-      units: (n,) unit of each image.
+    """Adds up the (n, columns) values of each unit, for `bootstrap_means`.
 
     Returns:
       sums: (units, columns) sum of each unit's values, in the order in which units first occur.
@@ -142,12 +123,9 @@ def bootstrap_hashes(keys: Sequence[str] | NDArray[np.object_], seed: int = 0) -
 def poisson_weights(draws: UInt64Array) -> Floats:
     """Draws the weights of Poisson bootstrap resamples (Hanley and MacGibbon 2006).
 
-    Args:
-      draws: uint64 of any shape, such as `substreams` of keyed hashes of the units.
-
-    Returns:
-      Weights of the shape of `draws`, float64: how often each unit is drawn, by Poisson(1). A
-      weight depends on its own draw alone, so it is the same in any order and on any runner.
+    From uint64 of any shape, such as `substreams` of keyed hashes of the units, it makes float64 of
+    this shape: how often each unit is drawn, by Poisson(1). A weight depends on its own draw alone,
+    so it is the same in any order and on any runner.
     """
     uniform = (draws >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return np.searchsorted(_POISSON, uniform, side="right").astype(np.float64)
@@ -252,27 +230,20 @@ def holm(p_values: Floats) -> Floats:
     """Adjusts p values of several tests (Holm 1979).
 
     If adjusted p values below 0.05 count as findings, the chance of even one false finding is at
-    most 0.05.
+    most 0.05. The tests may depend on each other in any way.
 
-    Args:
-      p_values: (tests, ...) in [0, 1]; each column is adjusted on its own. The tests may depend on
-        each other in any way.
-
-    Returns:
-      Adjusted p values of the same shape, in [0, 1], none below the original p value.
+    Takes (tests, ...) p values in [0, 1], and adjusts each column on its own. Returns the same
+    shape in [0, 1]; none is below the original p value.
     """
     factors = np.arange(len(p_values), 0, -1.0)
     return _adjusted(p_values, factors, lambda adjusted: np.maximum.accumulate(adjusted, axis=0))
 
 
 def benjamini_hochberg(p_values: Floats) -> Floats:
-    """Adjusts p values of several tests (Benjamini and Hochberg 1995).
+    """Adjusts p values like `holm`, but bounds the expected share of false findings among findings.
 
-    If adjusted p values below 0.05 count as findings, the expected share of false findings among
-    them is at most 0.05.
-
-    Takes and returns the same as `holm`, but requires that tests are independent or depend on each
-    other positively.
+    If adjusted p values below 0.05 count as findings, this share is at most 0.05 (Benjamini and
+    Hochberg 1995). Tests must be independent or depend on each other positively.
     """
     factors = len(p_values) / np.arange(1, len(p_values) + 1)
     return _adjusted(
@@ -281,10 +252,7 @@ def benjamini_hochberg(p_values: Floats) -> Floats:
 
 
 def _adjusted(p_values: Floats, factors: Floats, accumulate: Callable[[Floats], Floats]) -> Floats:
-    """Multiplies the p values by factors, and makes the products ascend.
-
-    The factors are given in ascending order of the p values.
-    """
+    """Multiplies p values, in ascending order, by the factors, and makes the products ascend."""
     order = np.argsort(p_values, axis=0, kind="stable")
     products = np.take_along_axis(p_values, order, axis=0) * factors.reshape(
         -1, *[1] * (p_values.ndim - 1)

@@ -18,7 +18,7 @@ class NoTileError(ValueError):
 
 
 def background_strip(width: int, height: int, box: Box) -> Box:
-    """Chooses the strip to tile with.
+    """Chooses the strip to tile with, for a box clipped to the image of this native size.
 
     Candidates are the strips left and right of the box at full height, and the strips above and
     below it at full width. The largest strip wins. If the best strip of the one pair is as large as
@@ -26,11 +26,6 @@ def background_strip(width: int, height: int, box: Box) -> Box:
     equally large, the right or bottom strip wins. Right and bottom strips start *at* column xmax or
     row ymax, although the annotated rectangle includes them, so one column or row of the object can
     leak into the tile, as in the authors' script.
-
-    Args:
-      width: native width of the image, in pixels.
-      height: native height of the image, in pixels.
-      box: the box, clipped to the image.
 
     Returns:
       The strip as a half-open box, without column xmax and row ymax of this box.
@@ -50,13 +45,12 @@ def background_strip(width: int, height: int, box: Box) -> Box:
 def tile_background(image: Pixels, box: Box) -> Pixels:
     """Replaces the box's pixels with background (Only-BG-T, paper section 2).
 
-    Args:
-      image: (H, W, 3) uint8, RGB.
-      box: the box, clipped to the image; its column xmax and row ymax are replaced, too.
+    The box is filled from the strip, as if copies of the strip tiled the whole image from its
+    top-left corner.
 
-    Returns:
-      (H, W, 3) uint8, RGB: `image` with the box filled from the strip, as if copies of the strip
-      tiled the whole image from the image's top-left corner.
+    Args:
+      image: (H, W, 3) uint8, RGB, like the result.
+      box: the box, clipped to the image; its column xmax and row ymax are replaced, too.
 
     Raises:
       NoTileError: the box leaves no strip on any side.
@@ -106,21 +100,15 @@ def make_layer(
     pad: bool = False,
     is_output_mask: bool = False,
 ) -> Layer:
-    """Cuts an image into foreground and background.
+    """Cuts an image into foreground and background, with S = crop.
 
     Args:
       image: (H, W, 3) uint8, RGB, native size.
       box: the object's box in native pixels, clipped to the image.
       mask: (H, W) bool, True on the foreground; (crop, crop) if `is_output_mask`.
-      resize: shorter side after the resize, in pixels.
-      crop: side of the centre crop, in pixels.
-      interpolation: one of `INTERPOLATIONS`, for image and background; the mask always uses
-        nearest.
-      pad: see `ResizeCrop.for_size`.
+      resize, crop, pad: see `ResizeCrop.for_size`.
+      interpolation: one of `INTERPOLATIONS`, for image and background; the mask uses nearest.
       is_output_mask: whether the mask is that of the layer already.
-
-    Returns:
-      The layer, with S = crop.
 
     Raises:
       NoTileError: the box leaves no strip of background on any side.

@@ -25,8 +25,7 @@ _Data = TypeVar("_Data")
 def load_json(data: bytes | str) -> Any:
     """Parses JSON from outside.
 
-    Raises:
-      ValueError: for the reasons of `load_nested`, or two fields of an object have one name.
+    Raises ValueError for the reasons of `load_nested`, or if two fields of an object have one name.
     """
     # `json.loads` decodes bytes in the same way, as names of files need not be UTF-8.
     return load_nested(
@@ -49,10 +48,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)  # noqa: TID251
 
 
 def load_nested(parse: Callable[[_Data], Any], data: _Data) -> Any:
-    """Calls a parser of nested data.
-
-    Raises ValueError if the data cannot be parsed, or has more than `MAX_NESTING` levels.
-    """
+    """Calls a parser; raises ValueError if it fails, or data nest deeper than `MAX_NESTING`."""
     try:
         content = parse(data)
     except RecursionError:

@@ -68,15 +68,11 @@ class GivenMask:
         return tuple(each for each in self.objects if bounding_box(_mask_of(each)) is not None)
 
     def mask_of_box(self, position: int, boxes: Sequence[Box]) -> Mask:
-        """Returns the foreground that belongs to one of several boxes.
+        """Returns the foreground, (H, W) bool, that belongs to the box at a position.
 
-        Args:
-          position: position of the box in `boxes`.
-          boxes: all boxes of the image, either the attribute `boxes` or an annotation's boxes.
-
-        Returns:
-          (H, W) bool: the object that belongs to the box if there is one object, or one object that
-          has a pixel, for each box; else the part of the mask inside the box.
+        It is the object that belongs to the box if there is one object, or one object that has a
+        pixel, for each box; else the part of the mask inside the box. The boxes are the attribute
+        `boxes` or an annotation's.
         """
         encoded = self.objects if len(self.objects) == len(boxes) else self._visible_objects
         if len(boxes) == len(encoded):
@@ -89,16 +85,12 @@ class GivenMask:
 
 
 def read_mask(data: bytes) -> GivenMask:
-    """Reads a mask.
+    """Reads a mask, in the size that its bytes state.
 
-    Args:
-      data: a PNG, or a JSON object with `height`, `width` and `segmentations`. The latter is a list
-        with COCO's `segmentation` of each object: run lengths or polygons. In a PNG, each pixel has
-        a number: the value of its channel or, with three channels, R + 256 G as in ImageNet-S.
-        Every number except 0 and `IGNORED` is foreground.
-
-    Returns:
-      The mask, in the size that the bytes state.
+    They are a PNG, or a JSON object with `height`, `width` and `segmentations`. The latter is a
+    list with COCO's `segmentation` of each object: run lengths or polygons. In a PNG, each pixel
+    has a number: the value of its channel or, with three channels, R + 256 G as in ImageNet-S.
+    Every number except 0 and `IGNORED` is foreground.
 
     Raises:
       MaskError: the bytes are neither a PNG nor such an object, are broken, or are too large.
@@ -282,15 +274,11 @@ def _decompressed(text: str) -> list[int]:
 
 
 def encode_runs(mask: Mask) -> bytes:
-    """Encodes a mask as run lengths, without loss.
+    """Encodes a (S, S) bool mask, True on the foreground, as run lengths, without loss.
 
-    Args:
-      mask: (S, S) bool, True on the foreground.
-
-    Returns:
-      The lengths of the runs of equal pixels, row by row, as unsigned integers of 32 bits: first
-      the lowest byte of each, then the others, because compression finds more in them apart. The
-      first run is background, and may be empty.
+    They are the lengths of the runs of equal pixels, row by row, as unsigned integers of 32 bits:
+    first the lowest byte of each, then the others, because compression finds more in them apart.
+    The first run is background, and may be empty.
     """
     flat = np.concatenate([[False], mask.ravel()])
     ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), mask.size)
@@ -299,17 +287,9 @@ def encode_runs(mask: Mask) -> bytes:
 
 
 def decode_runs(runs: bytes, side: int) -> Mask:
-    """Decodes the mask that `encode_runs` encoded.
+    """Decodes a (S, S) bool mask of side S from the bytes of `encode_runs`.
 
-    Args:
-      runs: any bytes.
-      side: S, the side of the mask in pixels.
-
-    Returns:
-      (S, S) bool, True on the foreground.
-
-    Raises:
-      MaskError: the bytes are not run lengths of S * S pixels.
+    Raises MaskError if they are not run lengths of S * S pixels.
     """
     number, rest = divmod(len(runs), 4)
     planes = np.frombuffer(runs, np.uint8, 4 * number).reshape(4, -1)

@@ -39,11 +39,7 @@ def block_means(image: Pixels) -> NDArray[np.uint8]:
 
 
 def block_means_outside(image: Pixels, mask: Mask) -> tuple[Floats, Floats]:
-    """Averages the part of each block that a mask leaves free.
-
-    Args:
-      image: (S, S, 3) uint8.
-      mask: (S, S) bool, True on the foreground.
+    """Averages the part of each block of (S, S, 3) uint8 that a (S, S) bool mask leaves free.
 
     Returns:
       means: (B, 3) float32 for B whole blocks, 0 where nothing is free.
@@ -93,10 +89,7 @@ def nearest(pool: NDArray[np.uint8], means: Floats, free: Floats, count: int) ->
 def compare(image: Pixels, mask: Mask, backgrounds: Sequence[Pixels]) -> list[float] | None:
     """Measures how much a mixed picture differs from backgrounds, outside of its mask.
 
-    Args:
-      image: (S, S, 3) uint8.
-      mask: (S, S) bool, True on the foreground.
-      backgrounds: (S, S, 3) uint8 each.
+    Pictures are (S, S, 3) uint8; the mask is (S, S) bool, True on the foreground.
 
     Returns:
       Mean difference of each background, in levels of 0 to 255; None if the mask leaves too few
@@ -132,10 +125,9 @@ class Match:
 
 
 def decide(differences: Sequence[float]) -> Match:
-    """Picks the best candidate; the match is sure if it is close and no other is nearly as close.
+    """Picks the candidate, of at least one, that differs least by `compare`; ties go to the first.
 
-    Args:
-      differences: from `compare`, at least one; ties go to the first.
+    The match is sure if it is close and no other is nearly as close.
 
     >>> decide([20.0, 0.5, 9.0]).is_sure, decide([0.5, 0.5]).is_sure
     (True, False)

@@ -83,14 +83,10 @@ class Pool:
         groups: Positions | None = None,
         order: Positions | None = None,
     ) -> Pool:
-        """Builds the pool of images whose hashes are known.
+        """Builds the pool of images whose hashes are known, with the attributes of `Pool`.
 
-        Args:
-          labels: (n,) int64, superclass label of each image.
-          hashes: (n,) uint64, from `background_hashes`.
-          groups: see `Pool`; if None, each image is a group of its own.
-          order: (n,) positions of the images in order of their keys; None if the images already
-            are in order of their keys.
+        Without `groups`, each image is a group of its own. `order`, (n,) positions of the images in
+        order of their keys, is None if they are in this order already.
         """
         if groups is None:
             groups = np.arange(len(labels))
@@ -164,14 +160,10 @@ def draw_scenes(
 ) -> Positions:
     """Draws a background for each foreground from scenes that are not part of the dataset.
 
-    Args:
-      scenes: (n,) unique keys of the scenes.
-      foregrounds: (m,) keys of the foregrounds.
-      variant, seed: see `pair`.
+    Scenes and (m,) foregrounds are given by their keys. Draws are as stable as those of `pair`.
 
     Returns:
-      (m,) position of each foreground's scene, `NO_PARTNER` if there are no scenes. The draws are
-      as stable as the draws of `pair`.
+      (m,) position of each foreground's scene, `NO_PARTNER` if there are no scenes.
 
     Raises:
       ValueError: a scene's key occurs twice.
@@ -223,16 +215,10 @@ def _background_classes(
 
 
 def _draw(pool: Pool, members: Positions, hashes: UInt64Array, banned: Positions) -> Positions:
-    """Draws a member of a class for each foreground, outside of the foreground's banned group.
+    """Draws a member of a class for each of m foregrounds: (m,) positions in the pool.
 
-    Args:
-      members: positions of the class's images in the pool, in order of their hashes.
-      hashes: (m,) uint64, the hash of each foreground.
-      banned: (m,) int64, the number of the group that each foreground must not draw from,
-        `NO_PARTNER` if it may draw from all groups.
-
-    Returns:
-      (m,) positions in the pool, `NO_PARTNER` if no member is outside of the banned group.
+    It never is of the foreground's banned group (`NO_PARTNER` bans none); `NO_PARTNER` if no other
+    member is left. The members are in order of their hashes.
     """
     class_hashes, groups = pool.hashes[members], pool.groups[members]
     # Members are in order of their hash, so the backgrounds of a bucket are contiguous.
@@ -266,10 +252,7 @@ def _draw(pool: Pool, members: Positions, hashes: UInt64Array, banned: Positions
 
 
 def _best_buckets(weights: NDArray[np.int64], hashes: UInt64Array) -> Positions:
-    """Draws a bucket for each foreground, with probabilities in proportion to its row of `weights`.
-
-    `weights` is (m, BUCKETS) for m foregrounds.
-    """
+    """Draws a bucket for each foreground, in proportion to its row of (m, BUCKETS) weights."""
     bits = substreams(hashes, range(BUCKETS)).T >> np.uint64(11)
     # Uniform in (0, 1), with the full precision of a double. Only 53 ones are rounded to 1.
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53

@@ -129,13 +129,8 @@ def cross_validated(
     a class, the other folds hold fewer. So a classifier that learned the shares from the other
     folds would be wrong more often than by chance.
 
-    Args:
-      features: (n, k) features of the pictures, all finite.
-      labels: (n,) class of each picture, >= 0.
-      folds: (n,) fold of each picture, with at least two different values.
-
-    Returns:
-      (n,) int64, the predicted class of each picture, in [0, max(labels)].
+    Takes finite (n, k) features, (n,) labels >= 0, and the (n,) fold of each picture, of which at
+    least two differ. Returns (n,) int64, the predicted classes, in [0, max(labels)].
     """
     indicators = np.eye(int(labels.max()) + 1)[labels]
     shares = indicators.mean(axis=0)
@@ -165,13 +160,11 @@ def cross_validated(
 
 
 def _principal_axes(features: NDArray[np.floating]) -> tuple[Floats, Floats]:
-    """Computes the left singular vectors (n, r) and squared singular values (r,) of features.
+    """Computes left singular vectors (n, r) and squared singular values (r,) of centred features.
 
-    The features are centred first. Values that are 0 up to rounding are left out.
-
-    The function decomposes the smaller of the two Gram matrices, which is much faster than a
-    singular value decomposition if n and the number of features differ. The loss of precision does
-    not matter, because every penalty is larger.
+    Values that are 0 up to rounding are left out. The smaller of the two Gram matrices is
+    decomposed, which is much faster than a singular value decomposition if n and the number of
+    features differ. The loss of precision does not matter, because every penalty is larger.
     """
     x = np.array(features, np.float64)
     x -= x.mean(axis=0)

@@ -29,16 +29,10 @@ _OPAQUE = np.uint16(65535)
 
 
 def composite(foreground: Pixels, mask: Mask, background: Pixels) -> Pixels:
-    """Puts foregrounds on backgrounds along masks.
+    """Puts foregrounds on backgrounds, (..., S, S, 3) uint8, where (..., S, S) bool masks are True.
 
-    Args:
-      foreground: (..., S, S, 3) uint8.
-      mask: (..., S, S) bool, True where the foreground shows.
-      background: (..., S, S, 3) uint8.
-
-    Returns:
-      (..., S, S, 3) uint8. Foreground pixels that are black in the image are kept. The authors'
-      script loses them, because it takes black pixels, instead of the mask, for background.
+    Foreground pixels that are black in the image are kept. The authors' script loses them, because
+    it takes black pixels, instead of the mask, for background.
     """
     return np.where(mask[..., np.newaxis], foreground, background)
 
@@ -65,16 +59,9 @@ def paste_feathered(layer: Layer, background: Pixels) -> Pixels:
 
 
 def blur(image: NDArray[np.uint16], sigma: float) -> NDArray[np.uint16]:
-    """Blurs an image (`cv2.GaussianBlur`).
+    """Blurs (S, S) or (S, S, channels) uint16, by a Gaussian of sigma pixels (`cv2.GaussianBlur`).
 
     OpenCV blurs 16-bit integers to the same bits on every processor.
-
-    Args:
-      image: (S, S) or (S, S, channels) uint16.
-      sigma: standard deviation of the Gaussian, in pixels.
-
-    Returns:
-      An array of the same shape, uint16.
     """
     return np.asarray(
         cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE), np.uint16
@@ -95,17 +82,10 @@ def mask_hole(layer: Layer) -> Mask:
 
 
 def paint_telea(image: Pixels, hole: Mask) -> Pixels:
-    """Fills a hole from its edge inwards.
+    """Fills a hole, (S, S) bool, in a picture, (S, S, 3) uint8, from its edge inwards.
 
     Source: Telea 2004, "An Image Inpainting Technique Based on the Fast Marching Method", as
     `cv2.inpaint` with `cv2.INPAINT_TELEA`.
-
-    Args:
-      image: (S, S, 3) uint8.
-      hole: (S, S) bool, True where the image is replaced.
-
-    Returns:
-      (S, S, 3) uint8, RGB.
     """
     # At the border of the picture OpenCV reads a pixel of the hole, which must not show the object.
     known = image * ~hole[..., np.newaxis]

@@ -26,13 +26,9 @@ _PICTURE = 0.4
 
 
 def saliency_map(gradient: NDArray[np.floating]) -> Map:
-    """Reduces a gradient to a saliency map.
+    """Reduces the (3, H, W) gradient of a model's output with respect to the pixels to a map.
 
-    Args:
-      gradient: (3, H, W), gradient of one of a model's outputs with respect to the pixels.
-
-    Returns:
-      (H, W) float32, >= 0: the largest absolute value over the channels.
+    It is (H, W) float32, >= 0: the largest absolute value over the channels.
     """
     # Plane by plane, because the channels of a pixel often lie side by side in memory.
     largest: Map = functools.reduce(np.maximum, map(np.abs, gradient)).astype(np.float32)
@@ -40,14 +36,9 @@ def saliency_map(gradient: NDArray[np.floating]) -> Map:
 
 
 def mass_in_mask(saliency: NDArray[np.floating], mask: Mask) -> float:
-    """Computes the share of a map's mass that lies inside a mask.
+    """Computes the share of the mass of a (H, W) map, >= 0, that lies inside a (H, W) bool mask.
 
-    Args:
-      saliency: (H, W) map, >= 0.
-      mask: (H, W) bool.
-
-    Returns:
-      A fraction in [0, 1], independent of the map's scale; NaN for a map that is 0 everywhere.
+    It is a fraction in [0, 1], independent of the map's scale; NaN for a map that is 0 everywhere.
     """
     # `compress` takes a quarter of the time of a mask as an index.
     inside, outside = (
@@ -58,16 +49,10 @@ def mass_in_mask(saliency: NDArray[np.floating], mask: Mask) -> float:
 
 
 def overlay(picture: Pixels, saliency: NDArray[np.floating], mask: Mask) -> Pixels:
-    """Draws a map over its picture.
+    """Draws a (H, W) map, >= 0, over its picture, (H, W, 3) uint8 RGB; returns such a picture.
 
-    Args:
-      picture: (H, W, 3) uint8, RGB.
-      saliency: (H, W) map, >= 0.
-      mask: (H, W) bool, True on the foreground.
-
-    Returns:
-      (H, W, 3) uint8, RGB: the slightly blurred map in colours from black to yellow, over the
-      picture in dark grey, with the outline of the mask in white.
+    It shows the slightly blurred map in colours from black to yellow, over the picture in dark
+    grey, with the outline of the (H, W) bool mask, True on the foreground, in white.
     """
     blurred = cv2.GaussianBlur(saliency.astype(np.float32), (0, 0), _BLUR)
     brightest = float(np.percentile(blurred, _BRIGHTEST))

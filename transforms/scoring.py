@@ -205,11 +205,9 @@ def _labels_of_classes(taxonomy: Taxonomy, num_outputs: int = 0) -> Labels:
 def _meaning_of_outputs(
     num_outputs: int, taxonomy: Taxonomy
 ) -> tuple[Labels, tuple[str, ...] | None] | None:
-    """Finds the meaning of a model's outputs, as `labels_of_outputs` says.
+    """Finds the superclass of each output, and the name of its class, as `labels_of_outputs` says.
 
-    Returns:
-      The superclass of each output, and the name of its class, or None if the outputs are
-      superclasses. None if no interpretation fits.
+    There are no names if the outputs are superclasses. None if no interpretation fits.
     """
     classes = imagenet9()
     if taxonomy.outputs is not None and max(taxonomy.outputs) < num_outputs:

@@ -42,15 +42,10 @@ class SegmentFunction(Protocol):
     """Separates foreground from background."""
 
     def __call__(self, image: Pixels, box: Box, seed: int) -> Segmentation:
-        """Segments one picture.
+        """Segments one picture, (H, W, 3) uint8 RGB, or raises SegmentationError.
 
-        Args:
-          image: (H, W, 3) uint8, RGB.
-          box: the object's box in pixels, clipped to the image, area > 0.
-          seed: seed of every random choice.
-
-        Raises:
-          SegmentationError: the picture cannot be segmented.
+        The object's box is in pixels, clipped to the image, area > 0; seed is that of every random
+        choice.
         """
         ...
 
@@ -164,10 +159,7 @@ _warned = threading.Lock()
 
 
 def _prepare_grabcut(announce: Callable[[], None]) -> None:
-    """Compiles the kernels if necessary.
-
-    If that is impossible, the first call in a process warns that GrabCut runs in OpenCV.
-    """
+    """Compiles the kernels; if that fails, the first call warns that GrabCut runs in OpenCV."""
     try:
         grabcut.prepare(announce)
     except grabcut.Unavailable as error:
@@ -225,11 +217,9 @@ def describe_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
     """Returns the segmenter of a configuration, as a manifest describes it.
 
     Args:
-      name: value of `--segmenter`, such as `grabcut` or `python:my_segmenters:salient`.
+      name: value of `--segmenter`, such as `grabcut` or `python:my_segmenters:salient`; `segment`
+        is None for the latter.
       parameters: parameters of a custom function, each as `name=value`, including `version`.
-
-    Returns:
-      The segmenter. For a custom function, `segment` is None.
 
     Raises:
       ValueError: the name is unknown, a built-in segmenter has parameters, or a custom segmenter

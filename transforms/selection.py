@@ -18,16 +18,11 @@ Flags = NDArray[np.bool_]
 def lowest_hashes(
     keys: Sequence[str], labels: Labels, count: int, *, seed: int, purpose: str
 ) -> Flags:
-    """Chooses images of each class at random, so that an added image changes little.
+    """Chooses `count` images of each class at random, so that an added image changes little.
 
-    Args:
-      keys: (n,) keys of the images.
-      labels: (n,) int64, the class of each image.
-      count: number of images to keep of each class.
-
-    Returns:
-      (n,) bool: True for the `count` images of each class with the lowest hashes; of equal hashes,
-      for the lowest keys. Adding an image displaces at most one other image.
+    Returns (n,) bool for (n,) keys and int64 labels: True for the images of each class with the
+    lowest hashes; of equal hashes, for the lowest keys. Adding an image displaces at most one other
+    image.
     """
     chosen = np.zeros(len(keys), np.bool_)
     chosen[[i for i, rank in _ranks(keys, labels, seed, purpose) if rank < count]] = True
@@ -37,16 +32,10 @@ def lowest_hashes(
 def sample_evenly(
     keys: Sequence[str], labels: Labels, count: int, *, seed: int, purpose: str
 ) -> Flags:
-    """Chooses images at random, the same number of each class.
+    """Chooses `count` images in all, or all if there are fewer, at random from each class alike.
 
-    Args:
-      keys: (n,) keys of the images.
-      labels: (n,) int64, the class of each image.
-      count: total number of images to choose; with fewer images, all are chosen.
-
-    Returns:
-      (n,) bool, True for the chosen images. The numbers of images of the classes differ by at most
-      one, unless a class has too few images. A smaller sample is part of every larger sample.
+    Returns (n,) bool for (n,) keys and int64 labels. The numbers of images of the classes differ by
+    at most one, unless a class has too few. A smaller sample is part of every larger sample.
     """
     by_rank = sorted(_ranks(keys, labels, seed, purpose), key=lambda ranked: ranked[1])
     chosen = np.zeros(len(keys), np.bool_)
@@ -57,10 +46,7 @@ def sample_evenly(
 def _ranks(
     keys: Sequence[str], labels: Labels, seed: int, purpose: str
 ) -> Iterator[tuple[int, int]]:
-    """Yields (position, number of images of its class before it) for each image, by hash.
-
-    Images are in order of their hashes; of equal hashes, in order of their keys.
-    """
+    """Yields (position, number of images of its class before it), by hash, then by key."""
     hashes = keyed_hashes(seed, purpose, keys).tolist()
     before: collections.Counter[int] = collections.Counter()
     for i in sorted(range(len(keys)), key=lambda i: (hashes[i], keys[i])):
@@ -76,20 +62,16 @@ def has_partners(
     mixed_rand: str,
     groups: Labels | None = None,
 ) -> Flags:
-    """Finds the images for which every mixed variant has a background.
+    """Finds the images for which every mixed variant has a background: (n,) bool, True to keep.
+
+    A removed image may have been the only background of others, so images are removed until every
+    remaining image has backgrounds among the remaining images.
 
     Args:
       labels: (n,) int64, class of each candidate image of one split.
       mixed: names of the mixed variants to compose.
-      own_background: whether an image may get its own background, or one of its group.
-      mixed_rand: `any` or `other`, see `pair`.
-      groups: (n,) int64, number of each image's group. Images of one group must not be each other's
-        background. None if there are no groups.
-
-    Returns:
-      (n,) bool, True for images to keep. A removed image may have been the only background of
-      others, so images are removed until every remaining image has backgrounds among the remaining
-      images.
+      own_background, mixed_rand: see `pair`.
+      groups: (n,) int64, number of each image's group; None if there are no groups.
     """
     keep = np.ones(len(labels), np.bool_)
     while keep.any():
@@ -123,19 +105,14 @@ def _count_partners(
     own_background: bool,
     mixed_rand: str,
 ) -> dict[str, Labels]:
-    """Counts the backgrounds that each mixed variant can draw for an image of each cell.
+    """Counts the backgrounds, (cells,), that each mixed variant can draw for an image of each cell.
 
     Args:
       class_sizes: (classes,) number of images of each class.
       classes: (cells,) class of each cell, numbered from 0. Cells are in order of class and group.
-      groups: (cells,) group of each cell, numbered from 0. Without groups, any number that no other
-        cell has.
+      groups: (cells,) group of each cell, numbered from 0; without groups, a number of its own.
       own: (cells,) number of images of its class that are in the group of an image of the cell,
         including the image itself.
-      own_background, mixed_rand: see `has_partners`.
-
-    Returns:
-      For each variant, (cells,) number of backgrounds that an image of the cell can get.
     """
     following = (classes + 1) % len(class_sizes)
     same, after, anyone = class_sizes[classes], class_sizes[following], class_sizes.sum()
@@ -153,19 +130,10 @@ def _count_partners(
 
 
 def select(keys: Sequence[str], labels: Labels, *, per_class: str, seed: int) -> Flags:
-    """Balances the classes (paper section 2).
+    """Balances the classes (paper section 2): (n,) bool for (n,) keys and int64 labels.
 
-    Args:
-      keys: (n,) keys of the candidate images.
-      labels: (n,) int64, the class of each candidate.
-      per_class: number of images to select of each class: `all`, `min` (as many as the smallest
-        class has), or a number.
-
-    Returns:
-      (n,) bool, True for the selected images.
-
-    Raises:
-      ValueError: `per_class` has another value.
+    It is True for as many images of each class as `per_class` says: `all`, `min` (as many as the
+    smallest class has), or a number. Raises ValueError if it is something else.
     """
     if per_class == "all" or not len(keys):
         return np.ones(len(keys), np.bool_)
@@ -175,22 +143,15 @@ def select(keys: Sequence[str], labels: Labels, *, per_class: str, seed: int) ->
 
 
 def held_out(units: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bool_]:
-    """Chooses the images that are held out for the test.
+    """Chooses the images that are held out for the test: (n,) bool.
 
     Whether an image is held out depends on its unit, the share and the seed alone. So images that
     are added later change nothing for the others, and a larger share holds out every image that a
     smaller share holds out.
 
     Args:
-      units: (n,) unit of each image: its group, or its key if it has no group. A unit is never
-        divided.
-      share: share of the units that is held out on average, in [0, 1].
-
-    Returns:
-      (n,) bool, True for images to test on.
-
-    Raises:
-      ValueError: the share is out of range.
+      units: (n,) unit of each image: its group, or its key without one. A unit is never divided.
+      share: share of the units held out on average, in [0, 1], else ValueError is raised.
 
     >>> held_out(["a", "b", "a", "c"], 0.5).tolist()
     [False, True, False, True]

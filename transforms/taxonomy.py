@@ -142,14 +142,9 @@ def _imagenet_names() -> dict[str, int | None]:
 
 
 def imagenet_output(name: str) -> int | None:
-    """Finds the output of ImageNet models for a class, by the class's id or name.
+    """Finds the output of ImageNet models for a WordNet id or a class name, in any letter case.
 
-    Args:
-      name: a WordNet id, or one of ImageNet's class names, in upper or lower case.
-
-    Returns:
-      The index of the output; None if the name is unknown, or if several classes share it, such as
-      crane.
+    Returns None if the name is unknown, or if several classes share it, such as crane.
     """
     index = imagenet_index(name)
     return _imagenet_names().get(name.casefold()) if index is None else index
@@ -180,32 +175,25 @@ def synsets() -> Mapping[str, Synset]:
 def above(wnid: str) -> frozenset[str]:
     """Returns a synset together with all of its ancestors.
 
+    Raises KeyError if the id is neither one of ImageNet's classes nor an ancestor of one.
+
     >>> {"n02084071", "n00001740"} <= above("n02085620")
     True
-
-    Raises:
-      KeyError: the id is neither one of ImageNet's classes nor an ancestor of one.
     """
     return frozenset({wnid}.union(*(above(parent) for parent in synsets()[wnid].parents)))
 
 
 def classes_below(root: str) -> tuple[str, ...]:
-    """Returns ImageNet's classes below a synset, in order of their output index.
-
-    The synset is one of them if it is such a class.
-    """
+    """Returns ImageNet's classes below a synset, or equal to it, in order of their outputs."""
     return tuple(wnid for wnid in imagenet9().wnids if root in above(wnid))
 
 
 def wordnet_taxonomy(roots: Sequence[tuple[str, str]]) -> Taxonomy:
-    """Builds a taxonomy over ImageNet's 1000 classes.
+    """Builds a taxonomy over ImageNet's 1000 classes from the roots of its superclasses.
 
-    Args:
-      roots: (WordNet id, name) of each superclass, in order of the labels; an empty name stands
-        for WordNet's name. A class belongs to the first root that is above it, or is the class.
-
-    Raises:
-      ValueError: no class belongs to some root, or two superclasses have the same name.
+    Roots are (WordNet id, name), in order of the labels; an empty name stands for WordNet's name. A
+    class belongs to the first root that is above it, or is the class. Raises ValueError if no class
+    belongs to some root, or two superclasses have the same name.
     """
     labels = {}
     names = []

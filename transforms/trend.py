@@ -41,12 +41,7 @@ class Line:
 def fit_line(
     imagenet: Values, accuracy: Values, sums: Sequence[NDArray[np.float64]]
 ) -> Line | None:
-    """Fits a line by least squares, with the 95 % interval of `slope_interval`.
-
-    Args:
-      imagenet: (n,) accuracy of each model on ImageNet, a fraction.
-      accuracy: (n,) accuracy of each model on a variant, or its BG-Gap, a fraction.
-      sums: see `slope_interval`.
+    """Fits a line by least squares, with the 95 % interval and arguments of `slope_interval`.
 
     Returns:
       The line; None if there are fewer than `MIN_MODELS` models, or if the error of the slope is
@@ -109,10 +104,7 @@ def slope_interval(
         return unbounded
 
     def scatter(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Computes the weighted residuals of (n, ...) values of the models from their line.
-
-        The weight of a residual is its effect on the slope, as in HC3.
-        """
+        """Weighs residuals of (n, ...) values from the line by their effect on the slope (HC3)."""
         residuals = values - values.mean(axis=0) - np.multiply.outer(x, weights @ values)
         weighted: NDArray[np.float64] = (weights / (1 - leverage) * residuals.T).T
         return weighted

@@ -73,18 +73,11 @@ class Roles:
     def from_units(
         cls, foregrounds: Units, backgrounds: Units | None = None, differences: Units | None = None
     ) -> Roles:
-        """Returns the roles of pictures whose units may be identified by any integers.
+        """Returns the roles of pictures whose units may be identified by any (n,) integers.
 
-        Args:
-          foregrounds: (n,) integers that identify the unit of each foreground: an image, or a
-            group of images.
-          backgrounds: (n,) integers that identify the unit of each background; None if different
-            foregrounds do not share backgrounds.
-          differences: (n,) integers that identify the paired differences; None if each picture is
-            one by itself.
-
-        Raises:
-          ValueError: the arrays have different lengths.
+        A unit is an image, or a group of images. `backgrounds` may be None, as in `Roles`; without
+        `differences`, each picture is one by itself. Raises ValueError if the arrays have different
+        lengths.
         """
         numbers = _numbered(foregrounds)
         of = np.arange(len(numbers)) if differences is None else _numbered(differences)
@@ -121,10 +114,7 @@ class Roles:
         return Roles.from_units(self.foregrounds[chosen], backgrounds, self.differences[chosen])
 
     def sums(self, r: Floats) -> list[Floats]:
-        """Sums contributions by unit.
-
-        Args:
-          r: (..., n) contribution of each picture to each estimate.
+        """Sums contributions by unit, of (..., n) of each picture to each estimate.
 
         Returns:
           Arrays (..., units) of sums by foreground and, unless `backgrounds` is None, by background
@@ -140,21 +130,15 @@ class Roles:
     def corrected(self, r: Floats) -> list[Floats]:
         """Computes `sums` for `variance_of_sums`.
 
-        Those by foreground and by background are multiplied by the root of the correction for small
-        numbers.
+        Those of either role are multiplied by the root of the correction for small numbers.
         """
         roots = [math.sqrt(e / (e - 1)) if e > 1 else 1.0 for e in self.effective]
         return [sums * root for sums, root in zip(self.sums(r), [*roots, 1.0], strict=False)]
 
     def variance(self, r: Floats) -> Floats:
-        """Computes the variance of estimates.
+        """Computes estimates' variances, (...) float64; infinite if a role has a single unit.
 
-        Args:
-          r: (..., n) contribution of each picture to each estimate; the contributions to an
-            estimate add up to 0.
-
-        Returns:
-          (...) float64, the variance of each estimate; infinite if a role has a single unit.
+        `r` is (..., n), as in `sums`; the contributions to an estimate add up to 0.
         """
         return variance_of_sums(self.corrected(r))
 
@@ -222,12 +206,9 @@ class EstimateSpread:
         shares of -1 and 1 are the most likely ones with this mean (Tango 1998, "Equivalence test
         and confidence interval for the difference in proportions for the paired-sample design").
 
-        Args:
-          estimate: the estimates, of the shape of `variance`.
-
         Returns:
-          A function: values in [-1, 1], of the same shape or with more axes in front -> the
-          variances. At the estimates themselves they are at least `variance`.
+          A function: values in [-1, 1], of the shape of `variance` or with more axes in front ->
+          the variances. At the estimates themselves they are at least `variance`.
         """
         trials, square, added = self.trials(estimate)
 
@@ -333,14 +314,10 @@ def smallest_difference(
 
 
 def p_value(estimate: Floats, spread: EstimateSpread, limit: float = 0.0) -> Floats:
-    """Computes two-sided p values of the null hypothesis that a difference has a certain value.
+    """Computes two-sided p values of the hypothesis that differences, of any shape, are `limit`.
 
-    An interval of `difference_interval` excludes this value if the p value is less than
-    1 - confidence.
-
-    Args:
-      estimate: the differences, of any shape.
-      limit: the value, in [-1, 1].
+    An interval of `difference_interval` excludes this value, in [-1, 1], if the p value is less
+    than 1 - confidence.
     """
     if spread.units < 2:
         return np.ones_like(estimate)
@@ -397,9 +374,10 @@ def share_interval(
     most: float,
     confidence: float = CONFIDENCE,
 ) -> tuple[float, float]:
-    """Computes Wilson's interval of a share with a given variance.
+    """Computes Wilson's interval of a share with a given variance, (low, high) in [0, 1].
 
-    It is the interval for the number of independent trials whose share would have this variance.
+    It is the interval for the number of independent trials whose share would have this variance;
+    (0, 1) for fewer than two units.
 
     Args:
       share: the share, in [0, 1].
@@ -410,9 +388,6 @@ def share_interval(
         and says nothing.
       most: number of independent trials if no two trials share a unit.
       confidence: probability with which the interval should cover the truth, in (0, 1).
-
-    Returns:
-      (low, high), fractions in [0, 1]; (0, 1) for fewer than two units.
     """
     if units < 2:
         return 0.0, 1.0

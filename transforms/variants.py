@@ -61,11 +61,7 @@ def level_table() -> Noise:
 
 
 def gaussian_noise(draw: int, shape: tuple[int, ...]) -> Noise:
-    """Draws the noise of one picture.
-
-    Args:
-      draw: the picture's `keyed_hash`, which decides the noise.
-      shape: shape of the picture, such as (S, S, 3). Each channel has its own noise.
+    """Draws the noise of one picture from its `keyed_hash`; each channel has its own noise.
 
     Returns:
       Noise of this shape, int16, in levels of a channel (0 to 255), with mean 0 and standard
@@ -125,9 +121,8 @@ _BLUR = 1 / 28
 def bg_blurred(layer: Layer) -> Image:
     """Blurs the background and keeps the foreground sharp.
 
-    The Gaussian blur averages background pixels only: near the foreground, the weights of the
-    remaining pixels are renormalised. Blurring the whole image would leave a halo of the object's
-    colours.
+    The Gaussian blur averages background pixels only: near the foreground, the remaining weights
+    are renormalised. Blurring the whole image would leave a halo of the object's colours.
     """
     side = layer.image.shape[0]
     weights = np.where(layer.mask, np.uint16(0), np.uint16(65535))
@@ -201,10 +196,7 @@ FILLED = {
 
 
 def variants_of(rendering: Rendering) -> dict[str, Variant]:
-    """Returns the variants of a rendering by name, which show the same pairs as their bases.
-
-    Only a fill of the box has one without foreground.
-    """
+    """Returns a rendering's variants by name; only a fill of the box has one without foreground."""
     alone = dataclasses.replace(rendering, paste=lambda layer, background: background)
     return {
         f"{base}_{rendering.name}": Variant(
@@ -374,11 +366,9 @@ def filled_bases(names: Iterable[VariantName]) -> frozenset[str]:
 
 
 def with_replicates(variants: Iterable[str], replicates: int) -> tuple[VariantName, ...]:
-    """Lists variants. The further draws of a variant with drawn backgrounds follow it.
+    """Lists the variants of a configuration, each followed by its further draws, if it has draws.
 
-    Args:
-      variants: entries of a configuration.
-      replicates: number of draws of each such variant, including the first.
+    `replicates` is the number of draws, including the first.
 
     >>> list(map(str, with_replicates(["original", "mixed_same"], 3)))
     ['original', 'mixed_same', 'mixed_same_r1', 'mixed_same_r2']
@@ -391,10 +381,7 @@ def with_replicates(variants: Iterable[str], replicates: int) -> tuple[VariantNa
 
 
 def draws_of(names: Iterable[VariantName]) -> dict[str, tuple[VariantName, ...]]:
-    """Groups the draws of the same variant.
-
-    Returns:
-      The draws of each variant, by its name. Variants and draws keep the order of `names`.
+    """Groups the draws of each variant, by its name; both keep the order of `names`.
 
     >>> draws = draws_of(with_replicates(["original", "mixed_same"], 2))
     >>> list(draws), list(map(str, draws["mixed_same"]))

@@ -72,10 +72,8 @@ def code_hash() -> str:
 def code_folder() -> Path:
     """Returns the folder of the compiled kernels, in IN9_CACHE_DIR or in the user's cache.
 
-    The path is not absolute if IN9_CACHE_DIR is not, or if nothing names the user's home.
-
-    Raises:
-      Unavailable: for the reasons of `code_hash`.
+    The path is not absolute if IN9_CACHE_DIR is not, or if nothing names the user's home. Raises
+    Unavailable for the reasons of `code_hash`.
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     cache = os.environ.get("IN9_CACHE_DIR") or os.path.join(base, "imagenet9-pipeline")

@@ -62,11 +62,7 @@ _Integers = NDArray[np.int64]
 def _potentials(
     samples: _Bytes, distances: _Floats, first: int, second: int, third: int
 ) -> tuple[Integer, Integer, Integer]:
-    """Sums the squared distances to the nearest centre, if one of three samples became a centre.
-
-    Returns:
-      The sums over all samples, one each for `first`, `second` and `third`.
-    """
+    """Sums squared distances to the nearest centre, if each of three samples became a centre."""
     reds, greens, blues = samples[0], samples[1], samples[2]
     r1, g1, b1 = np.float32(reds[first]), np.float32(greens[first]), np.float32(blues[first])
     r2, g2, b2 = np.float32(reds[second]), np.float32(greens[second]), np.float32(blues[second])
@@ -87,10 +83,7 @@ def _potentials(
 
 @helper
 def _add_center(samples: _Bytes, distances: _Floats, subtotals: _Integers, chosen: Integer) -> None:
-    """Makes the sample `chosen` a centre.
-
-    Updates every sample's squared distance to the nearest centre, and the subtotals.
-    """
+    """Makes a sample a centre, and updates the squared distances to the nearest and subtotals."""
     reds, greens, blues = samples[0], samples[1], samples[2]
     r1, g1, b1 = np.float32(reds[chosen]), np.float32(greens[chosen]), np.float32(blues[chosen])
     for block in range(len(subtotals)):
@@ -109,9 +102,7 @@ def _add_center(samples: _Bytes, distances: _Floats, subtotals: _Integers, chose
 
 @helper
 def _draw(distances: _Floats, subtotals: _Integers, share: float) -> int:
-    """Finds the first sample at which the running sum of squared distances reaches `share`.
-
-    If the sum never reaches this part of their total, it is the last sample.
+    """Finds the first sample at which the sum of squared distances reaches `share`, or the last.
 
     OpenCV subtracts the distances from the share one by one. These differences are exact as long as
     they are positive, so subtracting the total of a whole block gives the same result.
@@ -277,12 +268,11 @@ def _move_centers(centers: _Floats, rounded: _Floats, counts: _Integers, cluster
 def cluster(samples: _Bytes, state: NDArray[np.uint64]) -> _Bytes:
     """Clusters samples as `cv2.kmeans` does in 10 iterations and one attempt.
 
+    Returns (n,) uint8 label of each sample's cluster, less than min(COMPONENTS, n).
+
     Args:
       samples: (3, n) uint8, the colours of n >= 1 samples.
       state: state of the random generator. Changed.
-
-    Returns:
-      (n,) uint8 label of each sample's cluster, less than min(COMPONENTS, n).
     """
     count = samples.shape[1]
     clusters = min(COMPONENTS, count)

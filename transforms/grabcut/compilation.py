@@ -28,8 +28,5 @@ contracting: Callable[[_Function], _Function] = numba.njit(fastmath={"contract"}
 
 
 def entry(signature: str) -> Callable[[_Function], _Function]:
-    """Compiles a function that Python calls, for the argument types of the signature only.
-
-    The function is compiled, or loaded from the cache, when its module is imported.
-    """
+    """Compiles a function that Python calls, on import, for the signature's types only."""
     return cast(Callable[[_Function], _Function], numba.njit(signature, cache=True, **_OPTIONS))

@@ -91,10 +91,7 @@ def put(first: Ints, following: Ints, node: Integer, level: Integer) -> None:
 
 @helper
 def plant(grid: Grid, height: int, width: int, roots: Ints) -> int:
-    """Starts a forest of its roots, the nodes with a deficit.
-
-    Writes them to `roots`; returns their number.
-    """
+    """Starts a forest of its roots, the nodes with a deficit; writes and counts them."""
     count = 0
     for y in range(1, height + 1):
         start = y * grid.stride + 1
@@ -153,18 +150,14 @@ def _adopt_free(
 def grow(
     grid: Grid, queues: Queues, depth: int, leaves: Ints, new_leaves: Ints, masks: Ints
 ) -> tuple[int, bool]:
-    """Adds a level to the forest.
+    """Adds a level above `depth`, the highest, to the forest and its lists, which are changed.
+
+    Returns the number of nodes in the new level, and whether any of them is active.
 
     Args:
-      grid: the forest. Changed.
-      queues: its lists. Changed.
-      depth: the forest's highest level.
       leaves: nodes that include all nodes of the highest level.
       new_leaves: nodes of the new level. Written.
       masks: scratch memory, as long as `leaves`.
-
-    Returns:
-      The number of nodes in the new level, and whether any of them is active.
     """
     excess, active, active_next = grid.excess, queues.active, queues.active_next
     added = _adopt_free(grid, leaves, depth, masks, new_leaves, 0)

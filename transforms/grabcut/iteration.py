@@ -45,18 +45,10 @@ _Bytes = NDArray[np.uint8]
 def _split(
     image: _Bytes, left: int, top: int, width: int, height: int
 ) -> tuple[_Bytes, _Bytes, _Bytes]:
-    """Splits a picture into planes and samples.
+    """Splits a (H, W, 3) uint8 picture into planes and samples, by a rectangle inside of it.
 
-    Args:
-      image: (H, W, 3) uint8.
-      left: first column of the rectangle, which lies inside the picture.
-      top: first row of the rectangle.
-      width: width of the rectangle in pixels.
-      height: height of the rectangle in pixels.
-
-    Returns:
-      (3, H, W) planes of the picture, (3, m) samples outside of the rectangle, and (3, n) samples
-      inside, all uint8.
+    Returns (3, H, W) planes of the picture, (3, m) samples outside of the rectangle, and (3, n)
+    samples inside, all uint8.
     """
     image_height, image_width = image.shape[:2]
     planes = np.empty((3, image_height, image_width), np.uint8)
@@ -86,10 +78,7 @@ def _split(
 def _pull(
     excess: NDArray[np.int32], pulls: NDArray[np.int32], applied: NDArray[np.int32], width: int
 ) -> None:
-    """Adds to the excesses what changes from the pulls in `applied` to the new pulls.
-
-    Then copies the new pulls to `applied`.
-    """
+    """Adds to the excesses how new pulls differ from `applied`, and copies these to it."""
     for y in range(len(pulls) // width):
         node = (y + 1) * (width + 2) + 1
         row = excess[node : node + width]
@@ -136,19 +125,15 @@ def _learn(
 
 
 def segment(image: _Bytes, rect: tuple[int, int, int, int], iterations: int, seed: int) -> _Bytes:
-    """Runs GrabCut on checked arguments.
+    """Runs GrabCut on checked arguments: (H, W) uint8, 0 outside the rectangle, 2 or 3 inside.
+
+    Raises Unsupported if a covariance has no inverse, or the search is too deep.
 
     Args:
       image: (H, W, 3) uint8, contiguous and writable.
       rect: (left, top, width, height), inside the image, neither empty nor the whole image.
       iterations: number of times that the mixtures are learned and the cut is made, >= 0.
       seed: seed of OpenCV's generator.
-
-    Returns:
-      (H, W) uint8: 0 outside the rectangle, 2 or 3 inside.
-
-    Raises:
-      Unsupported: a covariance has no inverse, or the search is too deep.
     """
     left, top, width, height = rect
     planes, outside, inside = _split(image, left, top, width, height)

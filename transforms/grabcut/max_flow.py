@@ -178,10 +178,6 @@ def workspace(nodes: int, deepest: int) -> tuple[Bytes, Bytes, Ints, Ints]:
 
     Allocating the memory anew would take longer than the later cuts themselves.
 
-    Args:
-      nodes: number of nodes of the padded grid.
-      deepest: see `minimum_cut`.
-
     Returns:
       The arguments `parent`, `is_listed`, `lists` and `scratch` of `minimum_cut`: uint8 of shapes
       (nodes + SLACK,) and (nodes,), int32 of shapes (2, deepest + 2) and (8, nodes).

@@ -119,12 +119,8 @@ def _invert(c: NDArray[np.float64], determinant: float, inverse: NDArray[np.floa
 def learn(moments: NDArray[np.int64], mixture: NDArray[np.float64]) -> bool:
     """Learns a mixture from the moments of its components.
 
-    Args:
-      moments: (COMPONENTS, MOMENTS) int64.
-      mixture: (COMPONENTS, FIELDS) float64. Written.
-
-    Returns:
-      Whether every covariance has an inverse, which OpenCV asserts.
+    Writes `mixture`, (COMPONENTS, FIELDS) float64, from (COMPONENTS, MOMENTS) int64. Returns
+    whether every covariance has an inverse, which OpenCV asserts.
     """
     total = np.float64(moments[:, 0].sum())
     c = np.empty(9)
@@ -284,13 +280,7 @@ def _as_opencv(mixture: _Floats, red: float, green: float, blue: float) -> tuple
 
 @entry("void(uint8[:,::1], float64[:,::1], uint8[::1])")
 def assign_components(samples: _Bytes, mixture: _Floats, components: _Bytes) -> None:
-    """Finds each sample's component in a mixture.
-
-    Args:
-      samples: (3, n) uint8.
-      mixture: (COMPONENTS, FIELDS) float64.
-      components: (n,) uint8. Written.
-    """
+    """Finds each sample's component in a mixture, as `weigh` does; writes `components`."""
     colors = np.empty((3, _BLOCK))
     exponents = np.empty((COMPONENTS, _BLOCK))
     greatest = np.empty(_BLOCK)
@@ -309,10 +299,7 @@ def assign_components(samples: _Bytes, mixture: _Floats, components: _Bytes) -> 
 def _densities(
     exponents: _Floats, count: int, mixture: _Floats, tops: _Floats, sums: _Floats
 ) -> None:
-    """Computes each sample's density in a mixture, in two factors: exp(tops) * sums.
-
-    At least one exponent of each sample must be finite.
-    """
+    """Computes each sample's density, exp(tops) * sums; one of its exponents must be finite."""
     e0, e1, e2, e3, e4 = exponents[0], exponents[1], exponents[2], exponents[3], exponents[4]
     w0, w1, w2 = mixture[0, LOG_WEIGHT], mixture[1, LOG_WEIGHT], mixture[2, LOG_WEIGHT]
     w3, w4 = mixture[3, LOG_WEIGHT], mixture[4, LOG_WEIGHT]
@@ -357,11 +344,9 @@ def weigh(
 
     Args:
       samples: (3, n) uint8.
-      background: (COMPONENTS, FIELDS) float64.
-      foreground: (COMPONENTS, FIELDS) float64.
+      background, foreground: (COMPONENTS, FIELDS) float64.
       scale: number of integer units that stand for a pull of 1.
-      background_components: (n,) uint8. Written.
-      foreground_components: (n,) uint8. Written.
+      background_components, foreground_components: (n,) uint8. Written.
       pulls: (n,) int32, log density in the foreground's mixture minus log density in the
         background's mixture, in integer units, within +-PULL_LIMIT * scale. Written.
     """

@@ -101,11 +101,7 @@ def link_pixels(
     """Builds the graph of a rectangle's pixels, including their links to pixels outside.
 
     Args:
-      planes: (3, H, W) uint8, the picture.
-      left: first column of the rectangle, which lies inside the picture.
-      top: first row of the rectangle.
-      width: width of the rectangle in pixels.
-      height: height of the rectangle in pixels.
+      planes: (3, H, W) uint8, the picture, inside of which the rectangle lies.
       beta: from `measure_contrast`.
       scale: number of integer units that stand for a weight of 1.
 
