@@ -68,10 +68,7 @@ class GivenAnswers:
     values: Values
 
     def on(self, variant: str, keys: Sequence[str]) -> Values:
-        """Returns the answers to n pictures, shaped as `values`.
-
-        A missing answer is `NO_ANSWER`, or scores that are all -infinity.
-        """
+        """Returns answers to n pictures, as `values`; missing ones are `NO_ANSWER` or -infinity."""
         known = self.positions.get(variant, {})
         positions = np.asarray([known.get(key, -1) for key in keys], np.int64)
         answers = np.asarray(self.values[positions])
@@ -86,8 +83,7 @@ AS_STORED = Preprocessing(224, False, (0, 0, 0), (1, 1, 1), "bicubic", 1.0, "cen
 class AnswersWriter:
     """Collects answers on disk, because the scores of all pictures may exceed the memory.
 
-    Attributes:
-      twice: pictures that were answered before.
+    `twice` lists pictures that were answered before.
     """
 
     def __init__(self) -> None:
@@ -100,11 +96,8 @@ class AnswersWriter:
     def add(self, variant: str, keys: Sequence[str], answers: Values) -> None:
         """Adds the answers to n pictures of a variant.
 
-        Args:
-          answers: (n, outputs) float32 scores, or (n,) int64 outputs or labels.
-
-        Raises:
-          ValueError: the answers do not have the shape of those before.
+        They are (n, outputs) float32 scores, or (n,) int64 outputs or labels. Raises ValueError if
+        they do not have the shape of those before.
         """
         self._first = answers[:1] if not self._count else self._first
         if answers.shape != (len(keys), *self._first.shape[1:]):
@@ -122,11 +115,7 @@ class AnswersWriter:
         self._digest.update(text_bytes(f"{variant}\0{keys}\0{answers.dtype}") + data)
 
     def finish(self, path: str, kind: AnswerKind, taxonomy: Taxonomy) -> GivenAnswers:
-        """Returns the answers, identified by their own hash.
-
-        Args:
-          path: where they are from, for messages.
-        """
+        """Returns the answers, identified by their own hash; `path` is their file, for messages."""
         self._file.flush()
         shape = (self._count, *self._first.shape[1:])
         values = np.memmap(self._file, self._first.dtype, "r", shape=shape)
@@ -150,15 +139,10 @@ def refuse_answers(entry: str) -> None:
 
 
 def read_answers(entry: str, taxonomy: Taxonomy) -> GivenAnswers:
-    """Reads the answers of an entry of `--models`.
+    """Reads the answers of an entry of `--models`, `answers:FILE`.
 
-    The last file is kept, because a job asks for it several times.
-
-    Args:
-      entry: the entry, `answers:FILE`.
-
-    Raises:
-      UsageError: there is no such file, or it holds something else.
+    The last file is kept, because a job asks for it several times. Raises UsageError if there is no
+    such file, or it holds something else.
     """
     path = _table_of(entry)
     return _read(path, Origin("file", path).stamp(), taxonomy)
@@ -221,10 +205,7 @@ def _read(path: str, stamp: str | None, taxonomy: Taxonomy) -> GivenAnswers:
 
 
 def _names(kind: AnswerKind, taxonomy: Taxonomy) -> tuple[dict[str, int], int]:
-    """Returns the output or label of each lowercase name, and the number of outputs or labels.
-
-    A name that several classes share stands for none of them.
-    """
+    """Returns each lowercase name's output or label, unless classes share it, and their number."""
     count = len(labels_of_answers(kind, 0, taxonomy))
     if kind == "label":
         labels = {name.casefold(): label for label, name in enumerate(taxonomy.names)}
@@ -265,15 +246,10 @@ def _number(row: TableRow, kind: str, names: Mapping[str, int], count: int) -> N
 
 
 def refuse_other_dataset(entry: str, dataset: str) -> None:
-    """Refuses answers to another dataset, going by the first row alone.
+    """Refuses an entry `answers:FILE` whose answers are to another dataset, by the first row alone.
 
-    The classes of that dataset may be others, so this comes before the answers are read.
-
-    Args:
-      entry: an entry of `--models`; only `answers:FILE` is looked at.
-
-    Raises:
-      UsageError: the answers are to another dataset, or there is no such table.
+    The classes of that dataset may be others, so this comes before the answers are read. Raises
+    UsageError if they are to another dataset, or there is no such table.
     """
     if not entry.startswith(PREFIX):
         return
@@ -294,15 +270,12 @@ def refuse_unfit(
     variants: Sequence[str],
     missing: str = MISSING_ANSWERS[0],
 ) -> None:
-    """Checks that answers are those to a dataset's pictures.
+    """Raises UsageError unless answers are those to a dataset's pictures, and none is missing.
 
     Args:
       known: keys of the split's images.
       tested: keys of those to test on.
       missing: value of `--missing_answers`.
-
-    Raises:
-      UsageError: the answers are of other pictures, or some are missing.
     """
     unknown = [
         f"{key} on {variant}"

@@ -84,10 +84,7 @@ class TrainedOn:
 
 
 def digest_of_classes(taxonomy: Taxonomy) -> str:
-    """Digests a taxonomy's superclasses and classes: the first 16 hexadecimal digits of a SHA-256.
-
-    Two models whose outputs mean the same have the same digest.
-    """
+    """Digests what outputs mean, superclasses and classes: 16 hexadecimal digits of a SHA-256."""
     content = [taxonomy.names, taxonomy.wnids, taxonomy.labels]
     return hashlib.sha256(text_bytes(json.dumps(content))).hexdigest()[:16]
 
@@ -97,11 +94,8 @@ def save_checkpoint(
 ) -> FileDigest:
     """Writes a checkpoint atomically. The same arguments give the same bytes.
 
-    Args:
-      path: path of the file in the folder; ends with `SUFFIX`.
-
-    Raises:
-      JobError: the keys are larger than `read_metadata` accepts.
+    The path ends with `SUFFIX`. Raises JobError if the keys are larger than `read_metadata`
+    accepts.
     """
     # Imported here, because this module also reads metadata where torch is not loaded.
     import torch
@@ -132,16 +126,9 @@ def save_checkpoint(
 
 
 def read_metadata(path: str) -> TrainedOn | None:
-    """Reads the training metadata of a checkpoint, without its tensors.
+    """Reads the training metadata of a safetensors file, without its tensors; None if it has none.
 
-    Args:
-      path: path of a safetensors file, local or in object storage.
-
-    Returns:
-      The metadata, or None if the file holds no training metadata.
-
-    Raises:
-      JobError: the metadata is broken, or its format or version is not supported.
+    Raises JobError if the metadata is broken, or its format or version is not supported.
     """
     header = read_header(path)
     try:
@@ -214,13 +201,9 @@ def _joined(keys: Iterable[str]) -> bytes:
 
 
 def read_header(path: str) -> dict[str, Any]:
-    """Reads the header of a safetensors file.
+    """Reads the header of a safetensors file; empty if the file is not in this format.
 
-    It holds each tensor's dtype, shape and offsets, by name, and the file's metadata under
-    `__metadata__`.
-
-    Returns:
-      The header; empty if the file is not in safetensors format.
+    It holds each tensor's dtype, shape and offsets, by name, and metadata under `__metadata__`.
     """
     files = files_of(path)
     info = files.info(path)

@@ -180,10 +180,7 @@ def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -
 
 
 def _skipped(labels: Sequence[str]) -> int:
-    """Counts the outputs before the first class.
-
-    The number is 1 if an ImageNet model begins with an output for the background, else 0.
-    """
+    """Returns 1 if an ImageNet model begins with an output for the background, else 0."""
     return int(len(labels) == len(imagenet9().wnids) + 1 and labels[0].lower() == "background")
 
 
@@ -193,12 +190,9 @@ def _measure_processor(spec: str, processor: Any) -> tuple[dict[str, Any], bool]
     Reading its configuration would not be enough, because each kind of processor has its own way to
     describe scales, offsets, a second normalisation or BGR.
 
-    Returns:
-      (attributes of a `Preprocessing` except `fixed_size`, whether the model takes BGR).
-
-    Raises:
-      JobError: the processor does not take pictures, or its output is not (3, S, S), or not a
-        linear function of each channel.
+    Returns the attributes of a `Preprocessing` except `fixed_size`, and whether the model takes
+    BGR. Raises JobError if the processor does not take pictures, or its output is not (3, S, S), or
+    not a linear function of each channel.
     """
 
     def processed(red: int, green: int, blue: int) -> torch.Tensor:

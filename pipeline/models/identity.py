@@ -84,13 +84,12 @@ class Preprocessing:
 
         Args:
           settings: some of the attributes, by name.
-          num_outputs: number of the model's outputs; a model with one output per superclass of
-            ImageNet-9 gets `IN9_MEAN` and `IN9_STD`.
+          num_outputs: a model with one output per superclass of ImageNet-9 gets `IN9_MEAN` and
+            `IN9_STD`.
           where: the source of the settings, for the error message.
           taxonomy: taxonomy of the outputs, None for ImageNet-9's.
 
-        Raises:
-          JobError: a setting's name is unknown, or its value is out of range.
+        Raises JobError if a setting's name is unknown, or its value is out of range.
         """
         nine_way = is_nine_way(num_outputs, taxonomy or imagenet9())
         values: dict[str, Any] = {
@@ -271,10 +270,7 @@ class WeightsFolder:
         return cls(Store.at(path))
 
     def models(self) -> dict[str, StoredModel]:
-        """Returns the stored models by name.
-
-        Raises UsageError if the folder has no index, or the index cannot be read.
-        """
+        """Returns the stored models by name; raises UsageError without a readable index."""
         if not self.store.exists(INDEX):
             raise UsageError(
                 f"{self.store.root} holds no weights; fetch some with: "
@@ -314,8 +310,7 @@ class WeightsFolder:
     def find(self, name: str) -> StoredModel | None:
         """Returns the stored model with this name, None if the folder does not have it.
 
-        Raises:
-          UsageError: for the reasons of `models`, or the file of tensors is missing.
+        Raises UsageError for the reasons of `models`, or if the file of tensors is missing.
         """
         stored = self.models().get(name)
         if stored is not None and not self.store.exists(stored.file):
@@ -384,10 +379,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit(repository: str) -> str | None:
-    """Returns the commit that would be loaded.
-
-    It is the hub's current one or, if the hub does not answer, the one fetched last.
-    """
+    """Returns the hub's current commit; the one fetched last if the hub does not answer."""
     from huggingface_hub import HfApi, constants
 
     if not constants.HF_HUB_OFFLINE and constants.ENDPOINT not in _unreachable_hubs:
@@ -434,11 +426,7 @@ class KnownModels:
         return known.identity if known.stamp == self._stamp(known.origin, known.identity) else None
 
     def store_identity(self, entry: str, identity: ModelIdentity, origin: Origin | None) -> None:
-        """Stores the identity of an entry.
-
-        Args:
-          origin: origin of its weights; if it is None, nothing is stored.
-        """
+        """Stores the identity of an entry, unless the origin of its weights is None."""
         if origin and (stamp := self._stamp(origin, identity)):
             known = _RememberedModel(entry, stamp, origin, identity)
             self.store.update(self._path(entry), json_bytes(dataclasses.asdict(known)))

@@ -272,7 +272,7 @@ _TENSORS_ALONE = (
 
 
 def read_state(path: str) -> dict[str, torch.Tensor]:
-    """Reads the state dict of a checkpoint file, and removes wrappers that training scripts add.
+    """Reads a checkpoint file's state dict without the wrappers that training scripts add.
 
     Raises JobError if the file cannot be read, or holds no state dict.
     """
@@ -292,10 +292,7 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
 
 
 def _read_shapes(path: str) -> dict[str, Sequence[int]]:
-    """Reads the shapes of a checkpoint's tensors without reading their values.
-
-    A PyTorch file must be local, because it is memory-mapped.
-    """
+    """Reads the shapes of a checkpoint's tensors; a PyTorch file is memory-mapped, so local."""
     if path.endswith(SUFFIX):
         shapes: dict[str, Sequence[int]] = clean_state_dict(
             {name: entry.get("shape") for name, entry in read_header(path).items()}

@@ -280,11 +280,7 @@ def _kept_head(digest: str, compute: Callable[[], torch.Tensor]) -> torch.Tensor
 
 
 def _head(spec: str, model: Any, tokenizer: Any, prompts: Prompts) -> torch.Tensor:
-    """Computes the mean direction of each class's prompts, times the logit scale.
-
-    Returns:
-      (classes, width) float32.
-    """
+    """Computes mean directions of prompts, times logit scale: (classes, width) float32."""
     import open_clip
 
     if model.logit_scale.numel() != 1:

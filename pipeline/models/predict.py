@@ -41,13 +41,9 @@ R = TypeVar("R")
 
 
 def device_of(name: str, block: int) -> torch.device:
-    """Returns the device of this machine that runs a block.
+    """Returns the device of this machine, `cpu` or `cuda`, that runs a block.
 
-    Args:
-      name: `cpu` or `cuda`.
-
-    Raises:
-      ModelError: no GPU is available.
+    Raises ModelError if no GPU is available.
     """
     if name != "cuda":
         return torch.device(name)
@@ -78,11 +74,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 class Fetched:
-    """A tensor on its way to host memory. Its device does other work meanwhile.
-
-    Args:
-      tensor: the tensor, whose computation may have only been launched.
-    """
+    """A tensor on its way to host memory, perhaps not computed yet; its device does other work."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._host, self._done = tensor, None
@@ -118,12 +110,7 @@ class ReusedMemory:
 
 
 class NetworkInput:
-    """Resizes and normalises pictures for a network.
-
-    Args:
-      preprocessing: preprocessing of the network, of which the mean and the standard deviation
-        count.
-    """
+    """Resizes and normalises pictures for a network, by the mean and std of its preprocessing."""
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
         self._mean = torch.tensor(preprocessing.mean, device=device)
@@ -131,17 +118,15 @@ class NetworkInput:
         self._normalised = ReusedMemory()
 
     def __call__(self, pictures: torch.Tensor, side: int) -> torch.Tensor:
-        """Returns the network's input. The operation is differentiable.
+        """Returns the network's input, (n, 3, side, side) float32 in memory format `channels_last`.
 
-        On a CPU in torch's inference mode, the next call overwrites the result.
+        The operation is differentiable. On a CPU in torch's inference mode, the next call
+        overwrites the result.
 
         Args:
           pictures: (n, 3, S, S) float32 in [0, 1], RGB.
-          side: side of the network's input in pixels. Pictures of another size are resized by a
-            bicubic filter (`torch.nn.functional.interpolate` with `antialias`).
-
-        Returns:
-          (n, 3, side, side) float32 in torch's memory format `channels_last`.
+          side: side of the input in pixels. Pictures of another size are resized by a bicubic
+            filter (`torch.nn.functional.interpolate` with `antialias`).
         """
         if side != pictures.shape[-1]:
             pictures = functional.interpolate(
@@ -287,15 +272,13 @@ class Predictor:
     def logits(
         self, sets: Iterable[P], stored: int
     ) -> Generator[tuple[Batch[P], NDArray[np.float32]], None, None]:
-        """Yields the logits of sets of pictures, batch by batch.
+        """Yields (batch, logits) of sets of pictures in order, with logits (n, outputs) float32.
+
+        The batch's pixels are overwritten once the next batch is requested.
 
         Args:
           stored: side of the stored pictures, in pixels; ignored if `eval_input` is `native`,
             because the model's own resize takes pictures of any size.
-
-        Yields:
-          (batch, logits) in order, with logits (n, outputs) float32. The batch's pixels are
-          overwritten once the next batch is requested.
 
         Raises:
           ModelError: for the reasons of `forward`, or outputs are not numbers.
@@ -364,14 +347,10 @@ class Predictor:
     def in_fitting_batches(
         self, run: Callable[..., R], *inputs: torch.Tensor | NDArray[Any]
     ) -> list[R]:
-        """Runs a function on inputs, in batches that are halved until memory suffices.
+        """Runs a function on inputs of one length, >= 1, in batches halved until memory suffices.
 
         The size that suffices is kept for the calls after, so that they do not try again what has
-        failed.
-
-        Args:
-          run: the function; it takes the same n elements of each of `inputs`.
-          inputs: arrays of the same length, at least 1.
+        failed. The function takes the same n elements of each input.
 
         Raises:
           ModelError: memory does not suffice for a single picture.
@@ -399,11 +378,7 @@ class Predictor:
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Runs a batch through the model, in as many steps as memory requires.
 
-        Args:
-          pictures: (n, 3, S, S) float32 in [0, 1], RGB, on `device`.
-
-        Returns:
-          (n, outputs) float32 logits, on `device`.
+        From (n, 3, S, S) float32 in [0, 1], RGB, it makes (n, outputs) float32, both on `device`.
 
         Raises:
           ModelError: the model fails, its output is not (n, outputs), or memory does not suffice
@@ -427,9 +402,7 @@ class Predictor:
         *inputs: torch.Tensor,
         pictures_of: Callable[..., torch.Tensor] = _unchanged,
     ) -> torch.Tensor:
-        """Does the same as `forward`, but never splits the batch.
-
-        An out-of-memory error is raised as it is.
+        """Does the same as `forward`, but never splits the batch, and raises out-of-memory errors.
 
         Args:
           *inputs: arguments of `pictures_of`, the last of which has n elements.
@@ -458,20 +431,14 @@ class Predictor:
         return logits.to(torch.float32, copy=True)
 
     def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Resizes and normalises pictures for the module. The operation is differentiable.
-
-        Args:
-          pictures: (n, 3, S, S) float32 in [0, 1], RGB.
-        """
+        """Makes the module's input from (n, 3, S, S) float32 in [0, 1], RGB, differentiably."""
         is_resized = self.config.eval_input == "native" or self._preprocessing.fixed_size
         side = self._preprocessing.input_size if is_resized else pictures.shape[-1]
         return self._input(pictures, side)
 
 
 def are_numbers(outputs: torch.Tensor) -> torch.Tensor:
-    """Returns for which of n pictures the outputs, (n, ...), can be compared: (n,) bool.
-
-    The result is on the outputs' device.
+    """Returns which of n pictures' outputs, (n, ...), can be compared: (n,) bool on their device.
 
     They cannot if one of them is NaN or +infinity, or if all are -infinity. A single -infinity is
     fine, because models mask classes with it.
@@ -481,12 +448,9 @@ def are_numbers(outputs: torch.Tensor) -> torch.Tensor:
 
 
 def refuse_broken(valid: torch.Tensor | NDArray[np.bool_], what: str = "outputs") -> None:
-    """Raises ModelError unless what a model gave for each of n pictures is valid.
+    """Raises ModelError unless `what` a model gave for each of n pictures is valid.
 
-    Args:
-      valid: (n,) bool in host memory, from `are_numbers`. On a device it would have to be waited
-        for.
-      what: what the model gave, for the message.
+    (n,) bool of `are_numbers` are in host memory: on a device they would have to be waited for.
     """
     broken = len(valid) - int(valid.sum())
     if broken:

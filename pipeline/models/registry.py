@@ -73,8 +73,7 @@ def _state(folder: WeightsFolder, stored: StoredModel) -> dict[str, torch.Tensor
 def load_stored(source: Source, folder: WeightsFolder, stored: StoredModel) -> LoadedModel:
     """Loads a model from a folder of weights.
 
-    Raises:
-      JobError: the tensors have changed since they were fetched, or do not fit the architecture.
+    Raises JobError if the tensors have changed since they were fetched, or do not fit.
     """
     state = _state(folder, stored)
     digest = state_hash(state)
@@ -138,15 +137,13 @@ def full_name(spec: str) -> str:
 
 
 def check_model(spec: str, weights: str | None = None, *, needs_network: bool = False) -> None:
-    """Checks a `--models` entry without loading weights.
+    """Checks a `--models` entry without loading weights; one in folder `weights` needs no source.
 
-    Args:
-      weights: folder of `in9 models fetch`, if any. A model in this folder needs no other source.
-      needs_network: whether to refuse a file of answers, because a network must be run.
+    `needs_network` refuses a file of answers, because a network must be run.
 
     Raises:
-      UsageError: the name is unknown (the message suggests similar ones), the file does not
-        exist, a library is missing, or the folder lacks weights that only a hub has.
+      UsageError: the name is unknown (the message suggests similar ones), the file does not exist,
+        a library is missing, or the folder lacks weights that only a hub has.
     """
     if needs_network:
         refuse_answers(spec)
@@ -163,10 +160,9 @@ def check_model(spec: str, weights: str | None = None, *, needs_network: bool = 
 
 
 def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None:
-    """Checks that the number of a model's outputs fits the taxonomy.
+    """Raises UsageError if the number of a model's outputs does not fit the taxonomy.
 
-    An entry passes if its number of outputs is only known from the weights. Raises UsageError if
-    the number does not fit; the message says which numbers would.
+    The message says which would. An entry passes if only the weights tell its number.
     """
     source = source_of(spec)
     stored = WeightsFolder.from_path(weights).find(full_name(spec)) if weights else None

@@ -130,16 +130,10 @@ def measured_model(
 
 
 def state_hash(state: Mapping[str, Any]) -> str:
-    """Computes the SHA-256 of a module's state dict.
+    """Computes the SHA-256 of a module's state dict, in hexadecimal digits.
 
     It covers names, dtypes, shapes and values of the module's parameters, of the buffers that are
-    stored with it, and of its extra state.
-
-    Returns:
-      Hexadecimal digits.
-
-    Raises:
-      JobError: an entry of the state dict is not a tensor.
+    stored with it, and of its extra state. Raises JobError if an entry is not a tensor.
     """
     digest = hashlib.sha256()
     for name, value in sorted(state.items()):
@@ -154,13 +148,9 @@ def state_hash(state: Mapping[str, Any]) -> str:
 def module_with(
     name: str, make: Callable[[], torch.nn.Module], state: Mapping[str, torch.Tensor]
 ) -> torch.nn.Module:
-    """Builds a module, and gives it its weights, as `built_on_meta` does.
+    """Builds a module by `make`, and gives it its weights, as `built_on_meta` does.
 
-    The module uses the tensors of `state` themselves.
-
-    Args:
-      make: builds the module; its weights are replaced.
-      state: the weights, as the module's state dict.
+    The module uses the tensors of `state`, its state dict, themselves.
     """
 
     def load() -> torch.nn.Module:
@@ -254,13 +244,9 @@ def _is_on_meta(module: torch.nn.Module) -> bool:
 
 @torch.inference_mode()
 def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
-    """Determines the size of a model's head by a forward pass.
+    """Determines the size of a model's head by a forward pass on a picture of `side` pixels.
 
-    Args:
-      side: side of the picture to try, in pixels.
-
-    Raises:
-      JobError: the module fails, or does not map a picture to a row of logits.
+    Raises JobError if the module fails, or does not map a picture to a row of logits.
     """
     try:
         outputs = call_own(module, torch.zeros(1, 3, side, side))
@@ -337,14 +323,10 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
-        """Loads a checked entry.
+        """Loads a checked entry, whose outputs must fit the classes.
 
-        Args:
-          taxonomy: classes that the outputs must fit. A source that knows the names of its models'
-            classes compares them with the taxonomy's.
-
-        Raises:
-          JobError: the weights cannot be fetched or read, or do not fit the architecture.
+        A source that knows the names of its models' classes compares them with the taxonomy's.
+        Raises JobError if the weights cannot be fetched or read, or do not fit the architecture.
         """
 
     @abc.abstractmethod
@@ -370,10 +352,7 @@ class Source(abc.ABC):
         return None
 
     def full_name(self, spec: str) -> str:
-        """Returns the name of an entry's model in results; the entry itself if it is unknown.
-
-        It may also raise UsageError if the entry is not valid.
-        """
+        """Returns an entry's name in results, else itself; raises UsageError if it is not valid."""
         return spec
 
     def needs_hub(self, spec: str) -> bool:
@@ -381,10 +360,7 @@ class Source(abc.ABC):
         return False
 
     def catalogue(self) -> list[str]:
-        """Lists the entries with weights for ImageNet, which wildcards match.
-
-        The list is empty if the source has no list of its models.
-        """
+        """Lists the entries with ImageNet weights, which wildcards match; empty without a list."""
         return []
 
     @property
@@ -416,10 +392,7 @@ def is_installed(library: str) -> bool:
 
 
 def closest(wanted: str, known: Iterable[str]) -> str:
-    """Returns the end of an error message: up to three known names that resemble the wanted one.
-
-    It is empty if no name does.
-    """
+    """Returns the end of a message: up to three known names like the wanted one; "" if none is."""
     close = difflib.get_close_matches(wanted, list(dict.fromkeys(known)), n=3)
     return f"; close to it: {', '.join(close)}" if close else ""
 
