@@ -63,14 +63,7 @@ class Augmentation:
         )
 
     def apply(self, pixels: NDArray[np.uint8], seed: int) -> torch.Tensor:
-        """Augments a picture.
-
-        Args:
-          pixels: (H, W, 3) uint8 RGB.
-
-        Returns:
-          (3, size, size) uint8 RGB.
-        """
+        """Augments a picture, (H, W, 3) uint8 RGB, to (3, size, size) uint8 RGB."""
         picture = torch.from_numpy(pixels).permute(2, 0, 1)
         # Restores the generator's state, because without workers the network draws from it, too.
         with torch.random.fork_rng(devices=[]):
@@ -132,15 +125,7 @@ class Schedule:
 
 
 def permutation(hashes: NDArray[np.uint64], epoch: int) -> Indices:
-    """Returns the order of the images in an epoch.
-
-    Args:
-      hashes: (n,) uint64, a hash of each image.
-      epoch: number of the epoch, counted from 0.
-
-    Returns:
-      (n,) int64, the index of each image once.
-    """
+    """Returns the order of n images in an epoch, counted from 0: (n,) int64, each index once."""
     return np.argsort(substream(hashes, epoch), kind="stable").astype(np.int64)
 
 
@@ -159,10 +144,7 @@ def even_batches(order: Indices, batch_size: int) -> list[Indices]:
 def learning_rate(start: float, epoch: int, epochs: int) -> float:
     """Computes the learning rate of an epoch. It is divided by 10 after each quarter of the epochs.
 
-    Args:
-      start: learning rate of the first epoch.
-      epoch: number of the epoch, counted from 0.
-      epochs: number of epochs; the paper trains for 200, so its quarters are 50 epochs long.
+    `epoch` counts from 0. The paper trains for 200, so its quarters are 50 epochs long.
 
     >>> [learning_rate(0.1, epoch, 200) for epoch in (0, 49, 50, 199)]
     [0.1, 0.1, 0.01, 0.0001]
@@ -240,11 +222,8 @@ def training_batches(
 ) -> Iterator[tuple[Schedule, Iterator[Batch]]]:
     """Loads batches while the block runs, which gets their schedule and an iterator over them.
 
-    Args:
-      validation: pictures to validate on after each epoch, None without validation.
-
-    Raises:
-      JobError: the pictures cannot be read, or the disk has no room for them.
+    The `validation` pictures, if any, follow each epoch. Raises JobError if the pictures cannot be
+    read, or the disk has no room for them.
     """
     schedule = Schedule(
         keyed_hashes(plan.seed, "order", training.keys.tolist()),
@@ -312,10 +291,7 @@ def check_shared_memory(workers: int, batch_bytes: int) -> None:
     """Raises UsageError if the batches of the loader's processes do not fit into shared memory.
 
     Without this check, the processes would be killed at the first batch without an explanation.
-    Containers often have only 64 MB of shared memory.
-
-    Args:
-      batch_bytes: size of the largest batch, in bytes.
+    Containers often have only 64 MB of shared memory. `batch_bytes` is the largest batch's size.
     """
     if not workers or not os.path.isdir(_SHARED_MEMORY):
         return

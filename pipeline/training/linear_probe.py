@@ -53,11 +53,9 @@ _ACCURACY = 0.1
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LinearProbe:
-    """A linear layer: logits = features @ weight.T + bias.
+    """A linear layer, logits = features @ weight.T + bias, of float64.
 
-    Attributes:
-      weight: (classes, features) float64.
-      bias: (classes,) float64.
+    `weight` is (classes, features), `bias` (classes,).
     """
 
     weight: Floats
@@ -165,10 +163,9 @@ def choose_penalty(
 
 
 def _coordinates(inputs: torch.Tensor) -> torch.Tensor:
-    """Turns (n, features) inputs to their principal axes, and appends a column of ones.
+    """Turns (n, features) to their principal axes, and appends a column of ones.
 
-    Returns:
-      (n, min(n, features) + 1) coordinates, which have the scalar products of the inputs.
+    The (n, min(n, features) + 1) coordinates have the scalar products of the inputs.
     """
     is_wide = inputs.shape[0] <= inputs.shape[1]
     squares, vectors = torch.linalg.eigh(inputs @ inputs.T if is_wide else inputs.T @ inputs)

@@ -133,10 +133,7 @@ def train(
 
 
 def holds_other_training(dataset: Dataset, plan: TrainPlan, store: Store) -> bool:
-    """Returns whether a folder holds a training that `train` would not resume.
-
-    The arguments are those of `train`.
-    """
+    """Returns whether a folder holds a training that `train`, thus called, would not resume."""
     try:
         state = read_state_file(store)
         if state is not None:
@@ -219,11 +216,7 @@ class _TrainingRun:
         return text + (f"; resuming after epoch {done} of {plan.epochs}" if done else "")
 
     def _write(self, epochs: int, rows: list[dict[str, object]]) -> None:
-        """Writes the model, the log and then the state.
-
-        The state is written last, because an epoch counts as complete as soon as the state includes
-        it.
-        """
+        """Writes the model, the log and then the state, which makes an epoch count as complete."""
         self._write_model(epochs)
         columns = [field.name for field in dataclasses.fields(EpochLog)]
         self.store.write(LOG, csv_bytes(columns, rows))
@@ -316,14 +309,9 @@ def run_epoch(
     schedule: Schedule,
     batches: Iterator[Batch],
 ) -> EpochLog:
-    """Trains one epoch, and then validates.
+    """Trains one epoch, counted from 0, and then validates.
 
-    Args:
-      epoch: number of the epoch, counted from 0.
-      batches: iterator over the schedule's batches, whose next batch is the first of this epoch.
-
-    Raises:
-      ModelError: the loss or the weights are no longer finite.
+    The next of `batches` is the epoch's first. Raises ModelError if loss or weights are not finite.
     """
     started = time.perf_counter()
     lr = learning_rate(plan.lr, epoch, plan.epochs)

@@ -46,11 +46,9 @@ class Network:
 
 
 class Learner:
-    """A network with its optimizer.
+    """A network, moved to the device and not copied, with its optimizer.
 
-    Args:
-      network: the network; its module is moved to the device, not copied.
-      size: side of the network's input, in pixels.
+    `size` is the side of the network's input, in pixels.
     """
 
     def __init__(self, network: Network, plan: TrainPlan, size: int) -> None:
@@ -108,11 +106,7 @@ class Learner:
         return bool(torch.stack(finite).all())
 
     def step(self, pictures: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Takes one step of the optimizer.
-
-        Args:
-          pictures: (n, 3, S, S) uint8 RGB, a batch of n pictures.
-          labels: (n,) int64.
+        """Takes one step of the optimizer, on (n, 3, S, S) uint8 RGB and (n,) int64 labels.
 
         Returns:
           (4,) float64, on the device: summed cross entropy, number of correct answers, number of
@@ -195,10 +189,8 @@ def build_network(
 
     Args:
       arch: timm's name, or one of `EFFICIENTNETS`, which `check_architecture` has accepted.
-      taxonomy: taxonomy; the network gets one output for each of its superclasses.
-      seed: seed of the random weights.
-      pretrained: whether to start from weights for ImageNet. The head starts from random weights in
-        any case.
+      taxonomy: its superclasses get one output each.
+      pretrained: whether to start from weights for ImageNet, except the head's.
 
     Raises:
       JobError: the weights cannot be fetched or read, or the network's head cannot be replaced.

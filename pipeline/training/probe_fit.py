@@ -53,13 +53,7 @@ _SCHEMA = pa.schema(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """Features of n pictures.
-
-    Attributes:
-      keys: (n,) keys of the images.
-      labels: (n,) int64 superclass labels.
-      values: (n, features) float32.
-    """
+    """Features of n pictures: (n,) keys, (n,) int64 labels, (n, features) float32 values."""
 
     keys: tuple[str, ...]
     labels: NDArray[np.int64]
@@ -153,11 +147,7 @@ class Backbone:
     ) -> Features:
         """Computes the features of a variant's pictures, or reads them from the cache.
 
-        Args:
-          keys: keys of the images to use, None for all.
-
-        Returns:
-          The features of the images, in the dataset's order.
+        They are in the dataset's order, of the images `keys`, or of all.
 
         Raises:
           ModelError: the network's forward pass fails, or a feature is NaN or infinite.
@@ -248,13 +238,9 @@ def probe_file(backbone: Backbone, plan: ProbePlan) -> str:
 
 
 def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | None = None) -> str:
-    """Fits a probe on a variant, unless a checkpoint of the same probe exists.
+    """Fits a probe on a variant, unless it has a checkpoint; returns the checkpoint's full path.
 
-    Args:
-      path: path of the checkpoint in the folder; None for the path that `probe_file` returns.
-
-    Returns:
-      Absolute path of the checkpoint.
+    `path` is the checkpoint's in the folder, by default what `probe_file` returns.
 
     Raises:
       UsageError: there are no pictures to train on.

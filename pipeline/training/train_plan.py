@@ -44,15 +44,10 @@ _MACHINE_FIELDS = ("device", "workers", "weights")
 
 @dataclasses.dataclass(eq=False)
 class Samples:
-    """Pictures in a fixed order, which can be read while `fetched` is active.
+    """Pictures in a fixed order, (n,) keys and labels, which can be read while `fetched` is active.
 
-    Attributes:
-      pictures: maps the key of each image to the variant to use.
-      keys: (n,) str, keys of the images.
-      labels: (n,) int64, labels of the images.
-
-    Raises:
-      UsageError: there are no pictures.
+    `pictures` maps the key of each image to the variant to use. Raises UsageError if there are
+    none.
     """
 
     dataset: Dataset
@@ -197,22 +192,16 @@ class TrainPlan:
         return "-".join([*parts, f"seed{self.seed}"])
 
     def identity(self, dataset: Dataset) -> dict[str, object]:
-        """Returns the settings and the dataset's fingerprint, as JSON-serialisable values.
-
-        They decide the trained weights on a given machine.
-        """
+        """Returns what decides weights on a machine: dataset and settings, JSON-serialisable."""
         fields = dataclasses.asdict(self).items()
         kept = {name: value for name, value in fields if name not in _MACHINE_FIELDS}
         return {**kept, "dataset": dataset.manifest.fingerprint}
 
 
 def check_same(stored: Mapping[str, object], requested: Mapping[str, object], folder: str) -> None:
-    """Raises UsageError if a folder holds another training than the requested one.
+    """Raises UsageError, which names `folder`, if it holds another training than the requested.
 
-    Args:
-      stored: `TrainPlan.identity` of the training in the folder.
-      requested: `TrainPlan.identity` of the plan.
-      folder: the folder, for the error message.
+    Both trainings are given by `TrainPlan.identity`.
     """
     differing = sorted(name for name in requested if stored.get(name) != requested[name])
     if differing:
@@ -262,18 +251,10 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
 def choose_splits(
     dataset: Dataset, train_split: str | None, eval_split: str | None, holdout: float
 ) -> tuple[str, str | None]:
-    """Chooses the splits to train and to validate on.
+    """Chooses (train_split, eval_split), two different splits, by the values of the flags.
 
-    Args:
-      train_split: value of `--train_split`, None for the default.
-      holdout: value of `--holdout`, the share of images that are held out; 0 holds out none.
-
-    Returns:
-      (train_split, eval_split), two different splits. `eval_split` is None with `--holdout`, or if
-      the dataset has no split for validation.
-
-    Raises:
-      UsageError: the dataset does not have the splits, or the flags contradict each other.
+    `eval_split` is None with `--holdout`, or if the dataset has no split for validation. Raises
+    UsageError if the dataset does not have the splits, or the flags contradict each other.
     """
     splits = dataset.manifest.config.split
     for flag, name in (("train_split", train_split), ("eval_split", eval_split)):
