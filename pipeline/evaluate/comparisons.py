@@ -54,15 +54,10 @@ def picture_roles(
     images: EvalImages,
     variants: Iterable[VariantName],
 ) -> Roles:
-    """Returns the sampling unit of each picture's foreground and background.
+    """Returns the sampling unit of each picture's foreground and background, by `bg_units`.
 
-    The variants are concatenated in order. Pictures of an image in the same draw of different
-    variants are one paired difference.
-
-    Args:
-      bg_units: for each variant whose backgrounds are other images or scenes, (n,) unit of each
-        background; see `Predictions.bg_units`.
-      variants: the variants of the pictures; the draws of each stand together.
+    The variants are concatenated in order; the draws of each stand together. Pictures of an image
+    in the same draw of different variants are one paired difference.
     """
     names = list(variants)
     foregrounds = np.tile(images.unit_numbers, len(names))
@@ -91,12 +86,10 @@ class Measured:
     correct: Correct | None
 
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> tuple[float, float]:
-        """Computes the two-way interval (low, high).
+        """Computes the two-way interval (low, high) at a confidence in (0, 1).
 
-        Args:
-          confidence: probability with which the interval should cover the truth, in (0, 1).
-          growth: gives the interval that so many times as many images would have if the estimate
-            and its spread, by image, stayed the same; > 0.
+        `growth` > 0 gives the one that so many times as many images would have if the estimate and
+        its spread, by image, stayed the same.
         """
         if self.correct is not None:
             return wilson_of_pictures(self.correct, self.roles, confidence, growth)
@@ -173,12 +166,8 @@ class ModelsOnSameImages:
     ) -> Measured | None:
         """Measures a quantity of a model, or what it exceeds another model's by.
 
-        Args:
-          other: for the other model: variant -> (n,) bool, True where right; None to measure the
-            first model alone.
-
-        Returns:
-          The quantity or the difference; None if predictions of some of its pictures are missing.
+        `other` is for the other model: variant -> (n,) bool, True where right. Returns None if
+        predictions of some of the pictures are missing.
         """
         needed = self.draws.get(quantity, ())
         correct = self.correct[self.summaries.index(summary)].get(rule, {})
@@ -212,10 +201,9 @@ class ModelsOnSameImages:
 def correct_by_rule(
     dataset: Dataset, images: EvalImages, run: ModelRun
 ) -> tuple[dict[str, dict[VariantName, Correct]], dict[VariantName, NDArray[np.int64]]]:
-    """Reads which pictures a model recognises.
+    """Reads which pictures a model recognises, and `Predictions.bg_units`.
 
-    Returns:
-      (label rule -> variant -> (n,) bool, True where right; `Predictions.bg_units`).
+    They are label rule -> variant -> (n,) bool, True where right.
     """
     by_rule = read_predictions(dataset, images, run).by_rule
     bg_units = {k: units for one in by_rule.values() for k, units in one.bg_units.items()}
@@ -226,11 +214,10 @@ def correct_by_rule(
 
 
 def read_contributions(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameImages]:
-    """Reads the predictions of models, grouped by the images that the models were tested on.
+    """Reads the predictions of models, grouped by the images that they were tested on.
 
-    Models that were tested on no images are left out.
-
-    The last result is cached, because comparisons, conditions and the trend need it.
+    Models without images are left out. The last result is cached, because comparisons, conditions
+    and the trend need it.
     """
     key = (dataset.store.root, tuple(map(id, summaries)))
     if key not in _cached:
@@ -267,11 +254,7 @@ def _read(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameIm
 
 
 class ComparisonRow(Struct, frozen=True, kw_only=True):
-    """The difference of two models.
-
-    The figure compared is the accuracy on `variant` or, if that is `bg_gap`, BG-Gap (the mean over
-    replicates).
-    """
+    """The difference of two models in accuracy on `variant`, or in BG-Gap, the mean of draws."""
 
     first: Annotated[str, Meta(description="name of a model")]
     second: Annotated[str, Meta(description="name of the model that it is compared with")]
@@ -337,8 +320,7 @@ def compare_models(
 def read_rows(dataset: Dataset, table: Table, kind: type[_Row]) -> list[_Row]:
     """Reads the rows of a CSV table that are on the present dataset; none if the file is missing.
 
-    Args:
-      kind: type of the table's rows. Its fields that may be empty have a default.
+    Fields of `kind` that may be empty have a default.
     """
     path = f"results/{table.name}.csv"
     if not dataset.store.exists(path):
@@ -351,14 +333,11 @@ def read_rows(dataset: Dataset, table: Table, kind: type[_Row]) -> list[_Row]:
 
 
 def mark_best(summaries: Iterable[Summary], compared: Iterable[ComparisonRow]) -> list[Summary]:
-    """Marks the accuracies that do not differ measurably from the best on the same images.
+    """Marks accuracies that do not differ measurably from the best on the same images.
 
     These are the highest accuracy, and those whose difference from it is known and not significant.
     The differences are adjusted for all pairs, so it does not matter that the best one was
     selected. If a single model was tested on the images, nothing is marked.
-
-    Returns:
-      The summaries, with `among_best` in the rows of their accuracies.
     """
     summaries = list(summaries)
     rivals: dict[tuple[object, ...], list[tuple[float, str]]] = {}
@@ -388,11 +367,7 @@ def mark_best(summaries: Iterable[Summary], compared: Iterable[ComparisonRow]) -
 def _differences(
     models: ModelsOnSameImages, rule: str, quantity: str
 ) -> dict[tuple[int, int], dict[str, float]]:
-    """Computes the differences of all pairs of models that have predictions for a quantity.
-
-    Returns:
-      Positions of the two models in `models.summaries` -> fields of a `ComparisonRow`.
-    """
+    """Computes fields of a `ComparisonRow` for pairs of models with predictions, by position."""
     positions, figures, contributions = models.contributions(rule, quantity)
     if len(positions) < 2:
         return {}

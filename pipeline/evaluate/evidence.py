@@ -48,12 +48,7 @@ class ModelResults:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The results of a dataset.
-
-    Attributes:
-      models: the models, in the order of the page.
-      of_dataset: results that belong to no single model, by type.
-    """
+    """The results of a dataset: of models, in the page's order, and of no single one, by type."""
 
     models: tuple[ModelResults, ...]
     of_dataset: Mapping[type, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
@@ -82,8 +77,7 @@ class Results:
 class Evidence(Results):
     """Everything that the page is made from.
 
-    Attributes:
-      stale: names of models whose predictions all belong to an earlier state of the dataset.
+    `stale` names models whose predictions all belong to an earlier state of the dataset.
     """
 
     dataset: Dataset

@@ -64,11 +64,7 @@ class Block:
 
 @dataclasses.dataclass(frozen=True)
 class BlockDone:
-    """A block whose chunks are all done.
-
-    Attributes:
-      run: the model and its settings; None if the stage does not apply to the model.
-    """
+    """A block whose chunks are all done; `run` is None if the stage does not apply to the model."""
 
     order: int
     run: ModelRun | None
@@ -80,10 +76,7 @@ _Result = BlockDone | FailedModel
 
 @dataclasses.dataclass(eq=False)
 class _Step(beam.DoFn):
-    """A step of the stage.
-
-    It opens the dataset again in every bundle, because the dataset may have changed since the last.
-    """
+    """A step, which opens the dataset in every bundle, because it may have changed since."""
 
     work: PlannedAnalysis
     _dataset: Dataset | None = None
@@ -364,10 +357,7 @@ class FinishModels(_Step):
 
 
 class ModelStage(beam.PTransform):
-    """Fingerprint of a finished dataset -> the same fingerprint; runs models on the dataset.
-
-    It emits the fingerprint when all results are written.
-    """
+    """Fingerprint of a finished dataset -> the same, once all results of models are written."""
 
     def __init__(self, work: PlannedAnalysis) -> None:
         super().__init__()

@@ -131,10 +131,7 @@ class Evaluation:
         )
 
     def check_stored(self, why: str) -> None:
-        """Raises UsageError if `--eval_input` is not `stored`.
-
-        An analysis that needs the stored pixels calls it; `why` explains the need.
-        """
+        """Raises UsageError, which says `why`, unless `--eval_input` is `stored`."""
         if self.predict.eval_input != "stored":
             raise UsageError(f"{why}; leave --eval_input {self.predict.eval_input} out")
 
@@ -211,11 +208,7 @@ model, and `done` pictures were finished; `done` includes pictures found in an e
 
 
 class ChunkOutput(NamedTuple):
-    """The output of a chunk, to be written to its file.
-
-    Attributes:
-      is_complete: whether the table has all rows of the chunk; if not, the complete output follows.
-    """
+    """The output of a chunk, to be written to its file; a complete one follows a partial one."""
 
     chunk: int
     table: pa.Table
@@ -242,25 +235,16 @@ class AnalysisOfModel(abc.ABC):
         return metadata is not None and metadata.fingerprint == self.fingerprint(chunk)
 
     def fingerprint_to_store(self, output: ChunkOutput) -> str:
-        """Returns the fingerprint to write into a chunk's file.
-
-        It is empty for a partial output, so that the chunk does not count as done.
-        """
+        """Returns a chunk's fingerprint; "" for a partial output, so that the chunk is not done."""
         return self.fingerprint(output.chunk) if output.is_complete else ""
 
     @abc.abstractmethod
     def run(
         self, predictor: Predictor, chunks: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[ChunkOutput, None, None]:
-        """Runs the model on the missing chunks, and yields their outputs.
+        """Runs the model on a block's missing chunks, all in rising order; yields their outputs.
 
-        Args:
-          chunks: all chunks of the block, in rising order.
-          missing: the chunks that are not done, in rising order.
-          note: called with the progress after each batch.
-
-        Raises:
-          JobError: a picture cannot be decoded.
+        It notes the progress after each batch. Raises JobError if a picture cannot be decoded.
         """
 
 

@@ -273,10 +273,7 @@ class _ShardInProgress:
     tables: dict[VariantName, list[pa.Table]]
 
     def picture_sets(self) -> Iterator[ShardPictures]:
-        """Yields the pictures that have no valid predictions, variant by variant.
-
-        So the batches of a variant do not depend on which other variants exist.
-        """
+        """Yields pictures to predict by variant, so that batches depend on no other variant."""
         settings = self.run.evaluation
         for variant in self.fingerprints:
             keys = every = self.tested[variant]
@@ -295,9 +292,8 @@ class _ShardInProgress:
     def add(self, variant: VariantName, rows: pa.Table, answers: NDArray[Any]) -> None:
         """Scores a batch under each label rule, and adds its predictions.
 
-        Args:
-          rows: n rows that describe the pictures, with the columns of `ShardPictures`.
-          answers: (n, outputs) float32 logits, or (n,) int64 outputs or labels, as the run says.
+        `rows` describe n pictures, with the columns of `ShardPictures`. `answers` are (n, outputs)
+        float32 logits, or (n,) int64 outputs or labels, as the run says.
         """
         labels = rows["label"].to_numpy()
         no_logits = pa.nulls(len(rows), PREDICTION_SCHEMA.field("logits").type)

@@ -39,10 +39,7 @@ from transforms.variants import ONLY_BG_T, VariantName
 
 
 def evaluated_variants(dataset: Dataset, run: ModelRun | None = None) -> tuple[VariantName, ...]:
-    """Returns the variants that a model is evaluated on, replicates included.
-
-    They are the ones that its run names, else all variants of the dataset that are pictures.
-    """
+    """Returns the variants, with replicates, that a run names, else all that are pictures."""
     if run is not None and run.variants is not UNSET:
         return tuple(map(VariantName.parse, run.variants))
     return tuple(name for name in dataset.variants if name.is_picture)
@@ -86,15 +83,11 @@ MAX_PICTURES = 5000
 
 
 def keys_to_keep(tested: Iterable[str], shards: int, most: int = MAX_PICTURES) -> frozenset[str]:
-    """Chooses the images of an output shard whose logits are kept.
+    """Chooses the images of an output shard whose logits are kept, about `most` in all shards.
 
     Images are dealt to shards by a hash of their keys, so all shards hold about the same number.
-    Every shard keeps an equal share of `most`, namely its images with the lowest keyed hashes. So
-    the choice depends on no other shard, and an unchanged shard keeps the same images.
-
-    Args:
-      tested: keys of the shard's images that models are tested on.
-      most: approximate number of images to choose in all shards together.
+    Every shard keeps an equal share of `most`, namely its tested images with the lowest keyed
+    hashes. So the choice depends on no other shard, and an unchanged shard keeps the same images.
     """
     return frozenset(_lowest_hashes(tested, max(1, most // shards)))
 
@@ -182,11 +175,7 @@ class EvalImages:
 
     @classmethod
     def read(cls, dataset: Dataset, split: str, holdout: float = 0.0) -> Self:
-        """Reads the images from a split's index.
-
-        Args:
-          holdout: share of the images to test on (0 to 1), 0 to test on all images.
-        """
+        """Reads the images from a split's index; `holdout` is the share to test on, 0 for all."""
         tables = [
             dataset.index_table(split, shard, ["key", "label", "fg_fraction", "selected", "group"])
             for shard in dataset.shards(split)
@@ -254,9 +243,8 @@ def read_current_results(
 ) -> tuple[list[_R], list[str]]:
     """Reads the results of all models, and separates valid results from outdated ones.
 
-    Returns:
-      (results on the dataset's present pictures, in order of their folders; names of models whose
-      results are on earlier pictures).
+    Returns results on the present pictures, in order of their folders, and names of models whose
+    results are on earlier ones.
     """
     expected = functools.cache(functools.partial(split_fingerprint, dataset))
     current, stale = [], []
@@ -326,10 +314,7 @@ COLUMNS = [
 
 
 def read_predictions(dataset: Dataset, images: EvalImages, run: ModelRun) -> ModelPredictions:
-    """Reads a model's valid predictions on a dataset.
-
-    Raises JobError if a background is not in the index.
-    """
+    """Reads a model's valid predictions; raises JobError if a background is not in the index."""
     tables = [
         PREDICTION_SCHEMA.empty_table().select(COLUMNS),
         *(_read_current(dataset, run, shard) for shard in dataset.shards(run.evaluation.split)),
@@ -340,10 +325,7 @@ def read_predictions(dataset: Dataset, images: EvalImages, run: ModelRun) -> Mod
 
 
 def _read_current(dataset: Dataset, run: ModelRun, shard: int) -> pa.Table:
-    """Reads the predictions on a shard's present pictures.
-
-    Returns an empty table if the file is missing or damaged.
-    """
+    """Reads predictions on a shard's present pictures; none if the file is missing or damaged."""
     store, path = dataset.store, prediction_file(run, shard)
     table = read_intact(store, path, lambda: read_table(store, path, columns=COLUMNS))
     if table is None:
@@ -362,17 +344,10 @@ def _read_current(dataset: Dataset, run: ModelRun, shard: int) -> pa.Table:
 def predictions_in_table(
     predictions: pa.Table, images: EvalImages, variants: Iterable[VariantName], rules: Sequence[str]
 ) -> ModelPredictions:
-    """Sorts a model's predictions by label rule and variant.
+    """Sorts a model's valid predictions by label rule and variant, replicates included.
 
-    A variant is missing if one of the label rules lacks an image.
-
-    Args:
-      predictions: valid predictions, with the columns `label_rule`, `variant`, `fg_key`, `bg_key`,
-        `prediction`, `output` and `device`.
-      variants: variants to look for, replicates included.
-
-    Raises:
-      JobError: a background is not in the index.
+    A variant is missing if one of the label rules lacks an image. Raises JobError if a background
+    is not in the index.
     """
     foregrounds = images.positions(predictions["fg_key"])
     backgrounds = _positions(predictions["bg_key"], images.background_keys)

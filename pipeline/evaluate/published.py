@@ -137,15 +137,10 @@ def published_for(architecture: str) -> tuple[Published, ...]:
 
 
 def trained_on(model: str, num_outputs: int) -> str | None:
-    """Finds the variant that a checkpoint was trained on, by the name of its file.
+    """Finds the variant that a checkpoint, `ARCH=FILE`, was trained on, by the name of its file.
 
-    Args:
-      model: `ARCH=FILE`, such as `resnet50=models/only_bg_t.pth`.
-      num_outputs: number of the model's outputs; figures are published only for models with one
-        output per superclass.
-
-    Returns:
-      The name of a row of the paper's table 5; None if the model corresponds to no row.
+    It is the name of a row of the paper's table 5; None if the model corresponds to no row.
+    Figures are published only for models with one output per superclass.
 
     >>> trained_on("resnet50=models/resnet50-mixed_rand.pth", 9)
     'mixed_rand'

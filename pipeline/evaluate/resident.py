@@ -46,12 +46,8 @@ def in_memory(
 ) -> Iterator[LoadedModel]:
     """Loads a model as soon as there is room for it; drops it when the context ends.
 
-    Args:
-      evaluation: settings, and the dataset whose earlier results the model's weights must match.
-      block: number of the block, which decides the device.
-
-    Raises:
-      ModelError: the model cannot be loaded, or must not be used.
+    The block's number decides the device. Raises ModelError if the model cannot be loaded, or must
+    not be used, for example if its weights are not those of the dataset's earlier results.
     """
     with _IN_MEMORY[_device(evaluation, block)], contextlib.ExitStack() as stack:
         # Frees the previous model, whose caller held it until its context ended.

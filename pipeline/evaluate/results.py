@@ -50,9 +50,8 @@ Label = Annotated[int, Meta(ge=-1, lt=2**15)]
 class RunSettings(Struct, frozen=True, kw_only=True):
     """The settings that tell two runs of a model apart. The name of its folder depends on them.
 
-    Attributes:
-      precision: `--precision`, followed by `-compiled` with `--compile`.
-      holdout: share of the split that was tested on; 0 means all of it.
+    `precision` ends with `-compiled` with `--compile`; `holdout` is 0 if all of the split was
+    tested.
     """
 
     split: Name
@@ -89,11 +88,7 @@ class EvaluationSettings(RunSettings, frozen=True, kw_only=True):
 
 
 class Trained(Struct, frozen=True, kw_only=True):
-    """What a checkpoint says of its training; see `pipeline.models.checkpoint.TrainedOn`.
-
-    Attributes:
-      keys_sha256: digest of the training images' keys.
-    """
+    """What a checkpoint says of its training; see `pipeline.models.checkpoint.TrainedOn`."""
 
     variant: str
     dataset: str
@@ -184,22 +179,13 @@ class ModelRun(Named, frozen=True, kw_only=True):
 
 
 class PicturesResult(ModelRun, frozen=True, kw_only=True):
-    """A stored result on the pictures of a split.
-
-    Attributes:
-      of: `split_fingerprint` of what it was computed from.
-    """
+    """A stored result on a split's pictures; `of` is the `split_fingerprint` it was made from."""
 
     of: str
 
 
 class Failure(Named, frozen=True, kw_only=True):
-    """A model that failed to run.
-
-    Attributes:
-      stage: name of the analysis that it failed in.
-      error: error message, one line.
-    """
+    """A model that failed to run in the analysis `stage`; `error` is one line."""
 
     entry: str
     stage: str
@@ -267,30 +253,20 @@ and `device` the type of the device that computed it."""
 
 
 def result_file(folder: str, name: str) -> str:
-    """Returns the path of a model's result.
-
-    Args:
-      name: name of the file without `.json`.
-    """
+    """Returns the path of a model's result, by its name without `.json`."""
     return f"results/{folder}/{name}.json"
 
 
 def result_shard(folder: str, name: str, split: str, shard: int) -> str:
-    """Returns the path of the file that holds a model's results on one shard.
+    """Returns the path of the file that holds a model's results on one shard, or another chunk.
 
-    Args:
-      name: name of the folder in it that holds the shards, such as `predictions`.
-      shard: number of the output shard, or of another chunk.
+    `name` is that of the folder that holds the shards, such as `predictions`.
     """
     return f"results/{folder}/{name}/{split}-{shard:05d}.parquet"
 
 
 def read_result(store: Store, path: str, kind: type[_R]) -> _R | None:
-    """Reads the JSON file of a result as its type.
-
-    Returns None if the file is missing or damaged, or is of a model whose results belong in another
-    folder.
-    """
+    """Reads a JSON file as its type; None if missing, damaged, or of another folder's model."""
     return read_intact(store, path, lambda: _parse_result(store, path, kind))
 
 
@@ -311,12 +287,9 @@ def write_result(store: Store, path: str, content: object) -> bool:
 
 
 def read_results(store: Store, name: str, kind: type[_N], model: str | None = None) -> list[_N]:
-    """Reads the results of all models, in order of their folders.
+    """Reads the results of all models, or all of `model`'s, in order of their folders.
 
     Results on earlier versions of the dataset are included.
-
-    Args:
-      model: name of the only model whose results to read, under all settings; None for all models.
     """
     paths = [path.split("/") for path in store.walk("results")]
     results = [
@@ -336,7 +309,7 @@ class FailedModel:
 
     Attributes:
       order: position of the model in `--models`.
-      model: name of the model; its entry if it was not loaded.
+      model: its name; its entry if it was not loaded.
     """
 
     order: int
@@ -390,8 +363,7 @@ def _read_all(store: Store) -> list[Failure]:
 def read_failures(store: Store, dataset: str, stage: str) -> tuple[list[Failure], list[str]]:
     """Reads the models whose last attempt in a stage failed, in order of their entries.
 
-    Returns:
-      (failures on this version of the dataset; names of models that failed on an earlier version).
+    Those that failed on an earlier version of the dataset are returned apart, by name.
     """
     failures = [failure for failure in _read_all(store) if failure.stage == stage]
     current = [failure for failure in failures if failure.dataset == dataset]
@@ -464,11 +436,9 @@ class Table:
         }
 
     def write(self, store: Store, rows: Iterable[Iterable[Struct]]) -> None:
-        """Writes the table.
+        """Writes rows, each of values that have the columns as fields.
 
-        Args:
-          rows: for each row, values that have its columns as fields; a column that none of them has
-            is empty, and further fields are left out.
+        A column that none of them has is empty; further fields are left out.
         """
         store.update(f"results/{self.name}.csv", csv_bytes(self.columns, self.lines(rows)))
 

@@ -131,10 +131,8 @@ def measure_accuracy(
 ) -> Accuracy:
     """Computes an accuracy, its interval, and the numbers of images and pictures.
 
-    Args:
-      correct: (p,) bool, whether the prediction on each of p pictures is right; pictures may share
-        foregrounds or backgrounds.
-      images: (p,) integers, a number for the image whose foreground each picture shows.
+    `correct`, (p,) bool, is whether each prediction is right, and `images`, (p,) integers, the
+    image whose foreground each picture shows. Pictures may share foregrounds or backgrounds.
     """
     pictures, hits = len(correct), int(correct.sum())
     low, high = wilson_of_pictures(correct, roles)
@@ -381,12 +379,9 @@ _STATISTICS: dict[str, Callable[[str, Predictions, EvalImages, Taxonomy], Iterat
 def read_summaries(dataset: Dataset) -> tuple[list[Summary], list[str]]:
     """Summarizes all models except those that were trained for a matrix, in order of their folders.
 
-    The last result is cached, because the tables, the page and the closing lines of a job all need
-    the same summaries.
-
-    Returns:
-      (summaries, without `power` if its variant is missing; names of models that have complete
-      valid predictions on no variant, or whose split is gone).
+    They lack `power` if its variant is missing. Returned, too, are names of models that have
+    complete valid predictions on no variant, or whose split is gone. The last result is cached,
+    because the tables, the page and the closing lines of a job all need the same summaries.
     """
     summaries, stale = _summarize_models(dataset, _state(dataset))
     return list(summaries), list(stale)

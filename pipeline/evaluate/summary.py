@@ -38,10 +38,7 @@ class VariantRow(RuleRow, frozen=True, kw_only=True):
 
 
 class Accuracy(Struct, frozen=True, kw_only=True):
-    """An accuracy with its interval.
-
-    Without pictures, the accuracy is None and the interval is (0, 1).
-    """
+    """An accuracy with its interval; without pictures, it is None and the interval is (0, 1)."""
 
     n: int
     pictures: int
@@ -270,11 +267,7 @@ class StoredPower(PowerRow, frozen=True, kw_only=True):
 
 
 class MatrixRow(Struct, frozen=True, kw_only=True):
-    """The row of a matrix that a model is.
-
-    Attributes:
-      row: variant that the model was trained on.
-    """
+    """The row of a matrix that a model is, named after the variant that it was trained on."""
 
     name: Name
     row: str
@@ -363,18 +356,12 @@ class Summary(ModelRun, frozen=True, kw_only=True):
         return (row for row in rows if row.label_rule == (rule or self.headline))
 
     def accuracy_on(self, variant: str, rule: str = "") -> AccuracyRow | None:
-        """Returns the row of a variant, by default under the headline's rule.
-
-        Returns None if the model was tested on no picture of the variant.
-        """
+        """Returns a variant's row, by default of the headline's rule; None if not tested."""
         rows = self.by_rule(self.accuracy, rule)
         return next((row for row in rows if row.variant == variant and row.n), None)
 
     def estimate(self, variant: str) -> Estimate | None:
-        """Returns the accuracy on a variant and its interval, under the headline's rule.
-
-        Returns None if the model was tested on no picture of the variant.
-        """
+        """Returns a variant's accuracy by the headline's rule; None if not tested."""
         row = self.accuracy_on(variant)
         return row.estimate if row else None
 
@@ -390,10 +377,7 @@ class Summary(ModelRun, frozen=True, kw_only=True):
 
 
 def rules_of(summaries: Iterable[Summary]) -> tuple[str, ...]:
-    """Returns the label rules of the models in the order of `ALL_RULES`.
-
-    Without models, these are the rules of logits.
-    """
+    """Returns models' label rules, in the order of `ALL_RULES`; without models, those of logits."""
     known = {rule for summary in summaries for rule in summary.label_rules} or set(LABEL_RULES)
     return tuple(rule for rule in ALL_RULES if rule in known)
 
