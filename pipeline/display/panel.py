@@ -37,12 +37,7 @@ SMALL = 128
 
 
 def data_uri(image: bytes, side: int = SHOWN) -> str:
-    """Encodes a picture as a WebP data URI.
-
-    Args:
-      image: an encoded picture of the dataset or its results.
-      side: longest side of the result, in pixels; smaller pictures are not enlarged.
-    """
+    """Encodes a picture's file as a WebP data URI; its longest side is at most `side` pixels."""
     try:
         small = Image.fromarray(decode_image(image))
     except (UndecodableError, TooManyPixelsError) as error:
@@ -182,10 +177,9 @@ class Finding:
 
 
 def overall(findings: Sequence[Finding]) -> Verdict:
-    """Combines findings into one verdict.
+    """Combines findings into one verdict: their common one if they agree.
 
-    It is their common verdict if they agree; open if none of them is decisive; not run if there are
-    none; otherwise mixed.
+    It is open if none of them is decisive, not run if there are none, and otherwise mixed.
     """
     verdicts = {finding.verdict for finding in findings}
     if not verdicts:

@@ -57,11 +57,7 @@ class Plot:
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """A model's points.
-
-    Attributes:
-      values: estimates as fractions, one for each row or position of the figure; None if missing.
-    """
+    """A model's points: an estimate for each row or position of the figure; None if missing."""
 
     name: str
     values: tuple[Estimate | None, ...]
@@ -81,12 +77,9 @@ def spoken(series: Sequence[Series], labels: Sequence[str]) -> str:
 
 
 def worst_classes(scores: Mapping[int, float], count: int, most: int) -> list[int]:
-    """Selects the labels that a figure shows, and returns them in ascending order.
+    """Selects the up to `most` labels that a figure shows, and returns them in ascending order.
 
-    Args:
-      scores: scores by label. Labels with the lowest scores are selected first, labels without a
-        score last.
-      most: number of labels that the figure has room for.
+    Labels with the lowest scores are selected first, labels without a score last.
 
     >>> worst_classes({0: 0.9, 1: 0.2, 2: 0.5}, 4, 2)
     [1, 2]
@@ -107,14 +100,10 @@ def by_class(
     *,
     is_high_worse: bool = False,
 ) -> tuple[list[int], list[Series]]:
-    """Selects the classes that a figure has as rows.
+    """Selects the labels that a figure has as rows, and the models that have one of them.
 
-    Args:
-      models: (name, figures by label) of each model.
-
-    Returns:
-      (labels to show: if there are many, those that are worst for the first model with figures;
-      the models that have a figure for one of them).
+    Of many, it shows those that are worst for the first of the `models`, (name, figures by label),
+    that has figures.
     """
     first = next((figures for _, figures in models if figures), {})
     scores = {label: 1 - one[0] if is_high_worse else one[0] for label, one in first.items()}
@@ -183,13 +172,7 @@ def lines_figure(
     x_label: str,
     log: bool = False,
 ) -> Drawn:
-    """Draws accuracies against a quantity on the x axis, joined by lines.
-
-    Args:
-      positions: x coordinates of the values.
-      labels: tick labels at the positions.
-      series: up to `len(MODELS)` models, with a value for each position.
-    """
+    """Draws accuracies of up to `len(MODELS)` models at labelled positions, joined by lines."""
     with styled():
         figure, axes = titled_axes(title, 270 + 12 * len(series), "y")
         if log:

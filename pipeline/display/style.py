@@ -113,10 +113,7 @@ def new_figure(width: int, height: int) -> Figure:
 
 
 def percent_axis(axes: Axes, axis: Literal["x", "y"], locator: Locator | None = None) -> None:
-    """Shows fractions as percent along the whole of an axis, `x` or `y`.
-
-    Ticks are where `locator` puts them, by default at quarters.
-    """
+    """Shows fractions as percent along an axis, with ticks at quarters if there is no locator."""
     scale = axes.xaxis if axis == "x" else axes.yaxis
     (axes.set_xlim if axis == "x" else axes.set_ylim)(0, 1)
     scale.set_major_locator(locator or MultipleLocator(0.25))
@@ -159,10 +156,7 @@ class Drawn:
     figure: Figure
 
     def pdf(self) -> bytes:
-        """Returns the content of the PDF file.
-
-        It is made on demand, because embedding fonts takes longer than drawing.
-        """
+        """Returns a PDF, made on demand, because embedding fonts takes longer than drawing."""
         file = io.BytesIO()
         metadata = dict.fromkeys(("CreationDate", "Creator", "Producer"))
         with styled(), _small_fonts():
@@ -225,15 +219,10 @@ _WIDTH, _GAP, _HEADING = 396.0, 2.5, 12.0
 def versions_figure(
     names: Sequence[str], rows: Sequence[Sequence[NDArray[np.uint8]]], kind: str
 ) -> bytes:
-    """Draws the figure.
+    """Draws the images' versions, with their names above the columns, as one of `KINDS`.
 
-    Args:
-      names: names of the versions, written above their columns.
-      rows: for each image, its pictures in all versions; all pictures have the same size.
-      kind: format of the file, one of `KINDS`.
-
-    Returns:
-      The file without a date, so that the same pictures give the same bytes.
+    Pictures of an image in all versions have the same size. The file has no date, so that the same
+    pictures give the same bytes.
     """
     side = (_WIDTH + _GAP) / len(names) - _GAP
     height = _HEADING + len(rows) * (side + _GAP) - _GAP

@@ -32,10 +32,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def aligned(table: Sequence[Sequence[str]]) -> str:
-    """Aligns the cells of a table: the first column to the left, the others to the right.
-
-    Columns for which a line of `LINE` characters has no room follow below.
-    """
+    """Aligns a table's cells, the first column to the left; wraps columns at `LINE` characters."""
     first, *others = zip(*table, strict=True)
     names = [shorten(name, _FIRST) for name in first]
     left = max(map(len, names))
@@ -50,10 +47,7 @@ def aligned(table: Sequence[Sequence[str]]) -> str:
 
 
 def describe_chance(chances: Iterable[float | None]) -> str:
-    """Says what a constant answer would score on the pictures tested; "" if none were tested.
-
-    `chances` are its accuracies on each set of pictures.
-    """
+    """Says what constant answers score on sets of pictures tested; "" if none were tested."""
     levels = sorted({f"{100 * chance:.1f}" for chance in chances if chance is not None}, key=float)
     if not levels:
         return ""
@@ -86,10 +80,7 @@ class ShortName(NamedTuple):
 
 
 def names_of(models: Sequence[Named]) -> list[ShortName]:
-    """Returns the short names of models.
-
-    Folders of their files are left out, unless two names would then be the same.
-    """
+    """Returns the short names of models, without their files' folders if they are then unique."""
     short = [_name(one, with_folders=False) for one in models]
     return [
         name if short.count(name) == 1 else _name(one, with_folders=True)
