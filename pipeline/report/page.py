@@ -42,15 +42,9 @@ _COLOUR = re.compile(rf"(?:{'|'.join(THEME)})\b", re.IGNORECASE)
 
 
 def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
-    """Turns a figure into an element of the page.
+    """Turns a figure's SVG into an element, up to `_GROWS` times its own width, of the page.
 
-    Args:
-      data: content of the SVG file, from `pipeline.display.style.Drawn`.
-      prefix: start of all of its ids, unique within the page.
-      label: what the figure shows, for readers who cannot see it.
-
-    Returns:
-      An `svg` element, as wide as its container, up to `_GROWS` times its own width.
+    Its ids begin with `prefix`, unique within the page; `label` says what it shows.
     """
     root = ElementTree.fromstring(data)
     named = set(_NAMED.findall(data.decode()))
@@ -136,10 +130,9 @@ class CheckedClaim:
 
 
 def check_claims(evidence: Evidence) -> tuple[CheckedClaim, ...]:
-    """Judges every claim by the results.
+    """Judges every claim by the results, unless it is of an analysis that the dataset cannot have.
 
-    Returns none if the pictures or classes are not those that the claims are about. The claims of
-    an analysis that this dataset cannot have are left out.
+    Returns none if the pictures or classes are not those that the claims are about.
     """
     if not evidence.dataset.is_comparable:
         return ()
@@ -216,11 +209,7 @@ def find_not_run(
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """A file or folder beside the page.
-
-    Attributes:
-      href: its path relative to the page, quoted.
-    """
+    """A file or folder beside the page; `href` is its quoted relative path."""
 
     href: str
     name: str

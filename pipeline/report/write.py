@@ -47,10 +47,7 @@ class _Note:
 
 @functools.cache
 def _code() -> str:
-    """Returns a fingerprint of the libraries that render the page, and of this project's code.
-
-    All of them may have a part in the page.
-    """
+    """Returns a fingerprint of this project's code and of all libraries that render the page."""
     digest = hashlib.sha256()
     for path in code_files():
         digest.update(text_bytes(f"{path.relative_to(_ROOT)}\0"))
@@ -207,9 +204,8 @@ def write_results(
 ) -> str:
     """Writes the tables and the page at the end of a job; passes the dataset's fingerprint on.
 
-    Args:
-      has_run_models: whether the job ran models. If not, the page is written only if there are
-        results of models or an old page, which may now belong to an earlier state of the dataset.
+    A job that has run no models writes the page only if there are results of models or an old page,
+    which may now belong to an earlier state of the dataset.
     """
     with locked(store, TABLES_LOCK, wait=60) as fenced:
         has_results = write_tables(Dataset.open(fenced))
@@ -221,11 +217,8 @@ def write_results(
 def write_tables(dataset: Dataset, columns: Sequence[str] = ()) -> bool:
     """Rebuilds all tables from the stored results. The caller must hold the lock of the tables.
 
-    Args:
-      columns: columns of LaTeX tables; empty for the default.
-
-    Returns:
-      Whether there are results of models, also of an earlier state of the dataset.
+    `columns` are those of LaTeX tables, empty for the default. Returns whether there are results of
+    models, also of an earlier state of the dataset.
     """
     for analysis in ANALYSES:
         analysis.parts.write(dataset, columns)
