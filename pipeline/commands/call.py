@@ -90,9 +90,7 @@ class EvaluatedModel:
     def to_pandas(self, table: str = "summary") -> Any:
         """Returns one of `tables`, or `predictions`, as a pandas DataFrame.
 
-        Raises:
-          ValueError: there is no such table.
-          ImportError: there is no pandas.
+        Raises ValueError if there is no such table, ImportError if there is no pandas.
         """
         rows = self.predictions if table == "predictions" else self.tables.get(table)
         if rows is None:
@@ -350,10 +348,7 @@ def _ask(
 
 @contextlib.contextmanager
 def _torch_as_by_default(gpu: int) -> Iterator[None]:
-    """Lets torch compute as in `in9 evaluate`, and leaves the process as it was.
-
-    A training goes on bit for bit as without it.
-    """
+    """Lets torch compute as in `in9 evaluate`; leaves a training as it was, bit for bit."""
     import torch
 
     backends: Any = torch.backends

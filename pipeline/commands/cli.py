@@ -22,10 +22,7 @@ terminal that is closed."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command.
-
-    Args:
-      argv: the words after `in9`; None takes them from `sys.argv`.
+    """Runs a command; `argv` holds the words after `in9`, None those of `sys.argv`.
 
     Returns:
       The exit code:
@@ -166,10 +163,7 @@ def _prepare() -> None:
 
 
 class _ReadableStream:
-    """Standard output that escapes invisible characters, and wraps lines that are too long.
-
-    It shows each line at once, in files too.
-    """
+    """Standard output that escapes invisible characters, wraps lines, and shows them at once."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -195,10 +189,7 @@ def _report_error(prefix: str, error: object, code: int) -> int:
 
 
 def _report_shortage(name: str, error: RuntimeError) -> int:
-    """Reports that the machine gives the process no more threads; returns the exit code.
-
-    Any other error is raised.
-    """
+    """Reports a shortage of threads, returning the exit code; raises any other error."""
     if "can't start new thread" not in str(error):
         raise error
     return _report_error(

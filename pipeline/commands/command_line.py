@@ -1,9 +1,8 @@
 """The command line: commands, their flags and help, the `--config` file, and running a command.
 
 A command's module is imported only when the command runs, so that `in9 verify`, for example, does
-not wait for Beam and torch.
-
-Words that a command does not take are refused, and the message suggests what was meant.
+not wait for Beam and torch. Words that a command does not take are refused, and the message
+suggests what was meant.
 """
 
 import argparse
@@ -285,12 +284,7 @@ def flags_as(kind: type[T], arguments: argparse.Namespace) -> T:
 def check_device(device: str | None, otherwise: str, *, is_compiled: bool = False) -> None:
     """Refuses `--device cuda` on a machine without CUDA, and `--compile` without a compiler.
 
-    Args:
-      otherwise: what the command can do on a CPU instead, as a verb for the message, such as
-        `train`.
-
-    Raises:
-      UsageError: CUDA or a compiler is missing; the message says why.
+    Raises UsageError, which says why. `otherwise`, such as `train`, is what a CPU can do instead.
     """
     if device != "cuda" and not is_compiled:
         return
@@ -310,13 +304,9 @@ def check_device(device: str | None, otherwise: str, *, is_compiled: bool = Fals
 
 
 def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parses a command line.
+    """Parses a command line; returns the arguments, and the words that are flags of Beam.
 
-    Returns:
-      (parsed arguments, the words that are flags of Beam).
-
-    Raises:
-      UsageError: a word is wrong, or the `--config` file is unreadable or wrong.
+    Raises UsageError if a word is wrong, or the `--config` file is unreadable or wrong.
     """
     parser = build_parser()
     arguments, rest = parser.parse_known_args(words or ["--help"])
@@ -367,11 +357,7 @@ def _words(command: str, flag: str, value: object) -> Iterator[str]:
 
 
 def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """Runs a parsed command.
-
-    Args:
-      rest: the words that the parser did not know, which are flags for Beam.
-    """
+    """Runs a parsed command; `rest` are the words that the parser did not know, flags for Beam."""
     command = arguments.command
     # Checked here because argparse would name a missing flag before a misspelt one.
     for flag in flags_of(command):

@@ -195,11 +195,7 @@ def _check(dataset: Dataset, target: Store, *, is_ours: bool) -> None:
 
 @contextlib.contextmanager
 def _single_file(path: str) -> Iterator[tuple[Store, str]]:
-    """Opens the folder of a file to write, without leaving a new work folder in it.
-
-    Yields:
-      (the folder, name of the file in it).
-    """
+    """Yields a file's folder, without a new work folder in it, and the file's name."""
     folder, name = os.path.split(path)
     target = Store.at(folder or ".")
     target.remove_temporary()
@@ -238,11 +234,9 @@ def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
 
 
 def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str) -> int:
-    """Writes a figure of images in all their variants; returns the exit code.
+    """Writes a figure with a row for each key's image in all variants; returns the exit code.
 
-    Args:
-      keys: keys of the images, one for each row of the figure.
-      path: path of the figure, whose ending decides its format.
+    The ending of the path decides its format.
 
     Raises:
       UsageError: an image is not in the dataset, or the format is unknown.
@@ -339,24 +333,16 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 
 def _job_at_work(folder: str, store: Store) -> str | None:
-    """Describes the job that makes or publishes the dataset now; None if no job is at work.
-
-    Args:
-      folder: the folder that the user named: the dataset, or the folder where its versions are
-        published.
-    """
+    """Describes the job at work on the dataset, or on its versions in a folder; None if none is."""
     holders = (current_holder(store, DATASET_LOCK), current_holder(Store.at(folder), PUBLISH_LOCK))
     return next((f"{holder} is at work" for holder in holders if holder), None)
 
 
 def verify(dataset: Dataset) -> Iterator[str]:
-    """Checks that the files of the manifest are intact, and that the data folders hold no others.
+    """Yields a line for each file of the manifest that is not intact, and for each foreign one.
 
     A file is intact if it exists with the manifest's size and SHA-256. The number of samples per
     file is not checked; it was counted before the manifest was written.
-
-    Yields:
-      A line for each fault; none for a sound dataset.
     """
     store, files = dataset.store, dataset.manifest.files
     for _, fault in read_ahead(functools.partial(_fault_of, store), files):

@@ -181,11 +181,7 @@ def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, second
 
 
 def _background_lines(dataset: Dataset, split: str) -> Iterator[str]:
-    """Describes the true backgrounds that were found for each variant.
-
-    A line tells how many were found, how clear the matches are, and how many file names state a
-    wrong background.
-    """
+    """Yields a line per variant on true backgrounds: number found, clarity, wrong file names."""
     selected = selected_rows(dataset, split)
     for variant in dataset.manifest.config.compose.mixed:
         found = [row for row in selected if row[f"{variant}_bg_key"] is not None]

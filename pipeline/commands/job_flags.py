@@ -1,7 +1,6 @@
-"""Turns flags into jobs, checked before anything starts.
+"""Turns flags into the job that makes a dataset, the evaluation, and what each analysis plans.
 
-Makes the job that generates a dataset, the evaluation (which models to run and how), and the work
-that each analysis plans for the models.
+All are checked before anything starts.
 """
 
 import argparse
@@ -132,10 +131,9 @@ def evaluation_from_flags(
 
 
 def _labels(store: Store, models: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
-    """Returns the label of each model that has one: the given one, or else the stored one.
+    """Returns the given label, else the stored one, of each model that has one.
 
-    Raises:
-      UsageError: tables already show another model by the name that a model would have in them.
+    Raises UsageError if tables already show another model by the name that one would have.
     """
     stored = {run.model: run.label for run in read_results(store, "model", ModelRun)}
     labels = {model: label for model, label in stored.items() if label} | dict(given)
@@ -152,10 +150,9 @@ def _labels(store: Store, models: Sequence[str], given: Mapping[str, str]) -> di
 def analyses_from_flags(
     arguments: argparse.Namespace, store: Store, config: DatasetConfig, taxonomy: Taxonomy
 ) -> dict[str, PlannedAnalysis]:
-    """Plans the analyses that flags ask for, which are checked against each other and the dataset.
+    """Plans the analyses that flags ask for, in order by name; none for `generate`.
 
-    Returns:
-      The plans by name of their analysis, in order; none for `generate`.
+    They are checked against each other and the dataset.
     """
     if arguments.command == "generate":
         return {}
@@ -173,10 +170,7 @@ def analyses_from_flags(
 
 
 def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
-    """Makes the job of `run` and `generate`.
-
-    It finds the input, and checks the flags against each other, the input and the output.
-    """
+    """Makes the job of `run` and `generate`; checks flags against each other, input and output."""
     flags = flags_as(DatasetFlags, arguments)
     taxonomy, recipe = read_taxonomy(flags.taxonomy), _find_recipe(flags, store)
     config = (
@@ -326,10 +320,7 @@ def _check_input(input_flag: str | None, note: str, store: Store) -> None:
 
 
 def _check_splits(layouts: Sequence[SplitLayout]) -> None:
-    """Refuses to make several splits from one manifest that does not tell them apart.
-
-    Otherwise each split would get all of its images.
-    """
+    """Refuses a manifest that does not tell its splits apart: each would get all of its images."""
     files = [layout.files for layout in layouts if layout.kind == ImageManifest.kind]
     for one in set(files):
         if files.count(one) > 1 and not tells_splits(one[0], layouts[0].columns):

@@ -36,8 +36,7 @@ class ModelsFlags(msgspec.Struct, frozen=True, kw_only=True):
 def run_models(arguments: argparse.Namespace) -> int:
     """Runs `in9 models list` or `in9 models fetch`; returns the exit code.
 
-    Raises:
-      UsageError: flags do not fit together, an entry is not valid, or a pattern matches nothing.
+    Raises UsageError if flags conflict, an entry is not valid, or a pattern matches nothing.
     """
     flags = flags_as(ModelsFlags, arguments)
     fetches, pattern, to = flags.action == "fetch", flags.pattern, flags.to
@@ -126,11 +125,10 @@ def _list_matching(pattern: str) -> None:
 
 
 def _remark(name: str) -> str:
-    """Returns what to print after a model's name.
+    """Returns what to print after a model's name; "" for most.
 
     For a packaged model, it says that its package is installed or how to install it. For a timm
-    model, it gives the input size and, if a plain name such as `resnet50` stands for the model,
-    that name. For other models, it is empty.
+    model, it gives the input size and any plain name, such as `resnet50`, that stands for it.
     """
     if name in PACKAGED.catalogue():
         is_here = PACKAGED.has_package(name)
@@ -143,10 +141,7 @@ def _remark(name: str) -> str:
 
 
 def _list_sources(weights: str | None) -> None:
-    """Prints each kind of entry for `--models`, and whether its library is installed.
-
-    If the folder `weights` is given, the models that are stored in it follow.
-    """
+    """Prints each kind of `--models` entry, whether its library is installed, and stored models."""
     print(PACKAGED.text)
     for name in PACKAGED.catalogue():
         print(f"  {name:<20}{_remark(name)}")

@@ -136,10 +136,7 @@ def reference() -> str:
 
 
 def _flags() -> Iterator[str]:
-    """Yields the headings and tables of flags, by the titles of their sections.
-
-    Commands that have exactly the same flag share a row.
-    """
+    """Yields headings and tables of flags, by section; commands share rows of equal flags."""
     sections: dict[str, dict[tuple[str, ...], list[str]]] = {}
     for command in COMMANDS:
         for title, _, flags in sections_of(command):
@@ -157,10 +154,7 @@ def _flags() -> Iterator[str]:
 
 
 def _columns() -> str:
-    """Returns the table of the columns in `results/`; tables in which one means the same share it.
-
-    It is in order of the columns' names.
-    """
+    """Returns the table of columns, by name; those that mean the same share a row."""
     columns: dict[tuple[str, str], list[str]] = {}
     for name, table in TABLES.items():
         for column in table.columns:
@@ -316,13 +310,10 @@ REASONS: Mapping[Reason, str] = MappingProxyType(
 
 
 def meaning(table: str, column: str) -> str:
-    """Returns the meaning of a column of a table.
+    """Returns the meaning of a column of a table; raises KeyError if it has none here.
 
     >>> meaning("gaps", "gap")
     'accuracy on `mixed_same` - accuracy on `mixed_rand`'
-
-    Raises:
-      KeyError: the column is not described here.
     """
     if table in TABLES and column in TABLES[table].meanings:
         return TABLES[table].meanings[column]

@@ -95,15 +95,13 @@ class MainFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
-    """Runs a command of the main job.
+    """Runs a command of the main job; returns the exit code.
 
-    Returns:
-      The exit code: 3 if a condition of `--fail_if` holds, else 0, also if a job was only
-      submitted.
+    It is 3 if a condition of `--fail_if` holds, else 0, also if a job was only submitted.
 
     Raises:
-      JobError: the job failed, every model failed in an analysis, the dataset holds no
-        image to run models on, or `--fail_if` could not be tested.
+      JobError: the job failed, every model failed in an analysis, the dataset holds no image to run
+        models on, or `--fail_if` could not be tested.
     """
     options, engine, submission = _choose_workers(arguments, rest)
     flags = flags_as(MainFlags, arguments)
@@ -121,8 +119,7 @@ def _choose_workers(
 ) -> tuple[PipelineOptions, Engine | None, Submission | None]:
     """Decides what runs the job, and thereby `--device` and `--gpus`, where they were left open.
 
-    Returns:
-      (Beam's options, an engine for steps on pixels, a job for Dataflow).
+    Returns Beam's options, an engine for steps on pixels, and a job for Dataflow.
     """
     flags, options = flags_as(WorkerFlags, arguments), pipeline_options(rest)
     engine = engine_of(options, rest, flags.dask, flags.gpus or 1)
@@ -186,10 +183,9 @@ def _plan_job(
 def _run_job(
     main: MainJob, options: PipelineOptions, engine: Engine | None, submission: Submission | None
 ) -> tuple[dict[str, int], float, str] | None:
-    """Runs a planned job to its end; returns None if this process does not wait for that.
+    """Runs a planned job to its end; None if this process does not wait for that.
 
-    Returns:
-      (the job's counters, its time in seconds, the path of its log).
+    Returns the job's counters, its time in seconds, and the path of its log.
     """
     ending, store = main.ending, main.ending.store
     with contextlib.ExitStack() as stack:
@@ -250,10 +246,7 @@ def _say_result(main: MainJob, counters: dict[str, int], seconds: float, log: st
 
 
 def _lock(store: Store, stack: contextlib.ExitStack) -> None:
-    """Holds the lock of the dataset until the stack unwinds.
-
-    The files of the lock are the first that a run writes.
-    """
+    """Holds the dataset's lock, whose files a run writes first, until the stack unwinds."""
     try:
         stack.enter_context(locked(store, DATASET_LOCK))
     except OSError as error:

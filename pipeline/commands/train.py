@@ -110,13 +110,9 @@ def _refuse_network_flags(arguments: argparse.Namespace) -> None:
 
 
 def refuse_foreign(store: Store, names: Sequence[str], is_ours: Callable[[], bool]) -> None:
-    """Refuses a folder for trained models that holds a foreign file under a name that is needed.
+    """Raises UsageError if a folder for models is a file, or has a foreign one under a needed name.
 
-    Args:
-      is_ours: returns whether the existing ones were written by an earlier training.
-
-    Raises:
-      UsageError: they were not, or the folder is a file.
+    `is_ours` returns whether an earlier training wrote the existing ones.
     """
     store.refuse_file("--output")
     if (existing := [name for name in names if store.exists(name)]) and not is_ours():
@@ -127,10 +123,7 @@ def refuse_foreign(store: Store, names: Sequence[str], is_ours: Callable[[], boo
 
 
 def default_workers(device: str) -> int:
-    """Returns how many processes load pictures.
-
-    On a CPU it is one, because these processes take cores from the network.
-    """
+    """Returns how many processes load pictures; on a CPU one, as they share the network's cores."""
     return 1 if device == "cpu" else min(_MAX_WORKERS, usable_cores())
 
 
