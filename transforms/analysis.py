@@ -98,8 +98,9 @@ def decompose(original: Correct, mixed_rand: Correct, only_bg_t: Correct) -> NDA
 def size_buckets(fg_fraction: NDArray[np.floating]) -> NDArray[np.int64]:
     """Assigns foregrounds to buckets of `SIZE_EDGES`: (n,) int64 in [0, len(SIZE_EDGES) - 1).
 
-    Bucket i holds [SIZE_EDGES[i], SIZE_EDGES[i + 1]), and the last bucket also holds 1. The (n,)
-    shares are of each picture's pixels, in [0, 1], else ValueError is raised, also for NaN.
+    Bucket i holds [SIZE_EDGES[i], SIZE_EDGES[i + 1]), and the last bucket also holds 1.
+    `fg_fraction` is the (n,) share of each picture's pixels that are foreground. Raises ValueError
+    if a share is not in [0, 1], or is NaN.
     """
     if len(fg_fraction) and not 0 <= fg_fraction.min() <= fg_fraction.max() <= 1:
         raise ValueError("foregrounds are fractions of the picture, in [0, 1]")
@@ -130,7 +131,7 @@ def groups(labels: Labels, bg_labels: Labels, num_labels: int) -> list[Group]:
 
     Args:
       labels: (n,) class of each picture's foreground.
-      bg_labels: (n,) class of each picture's background; `OUTSIDE`, if it is unknown, is no group.
+      bg_labels: (n,) class of each picture's background; `OUTSIDE`, if unknown, is in no group.
 
     Returns:
       The groups that have pictures, in order of label and background label.

@@ -127,7 +127,7 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def check_narrow(width: int, height: int, resize: int) -> str:
-    """Returns what exceeds the pixel limit if the shorter side becomes `resize`; "" if nothing."""
+    """Returns a message if the shorter side of `resize` would exceed the pixel limit; else ""."""
     if resize**2 * max(width, height) / min(width, height) <= MAX_PIXELS:
         return ""
     return f"{width} x {height} is too narrow: more than {MAX_PIXELS} pixels when resized"

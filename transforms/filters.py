@@ -116,7 +116,7 @@ def choose_boxes(
 def check_box(box: Box, *, width: int, height: int, rules: Rules = Rules()) -> Reason | None:
     """Returns the reason to reject a box by filters 5 and 6, or because it is empty; else None.
 
-    The box is clipped to the image, in native pixels, as are the image's width and height.
+    The box is clipped to the image. It and the image's width and height are in native pixels.
     """
     if box.area == 0:
         return Reason.INVALID_BOX

@@ -134,7 +134,7 @@ class ResizeCrop:
         return np.asarray(resized.crop(box))
 
     def mask(self, mask: Mask) -> Mask:
-        """Transforms a (H, W) bool mask to (crop, crop) bool by nearest; the padding is False."""
+        """Transforms a (H, W) bool mask to (crop, crop) bool by nearest; padding is False."""
         return self._nearest(mask)
 
     def _nearest(self, native: NDArray[_Pixel]) -> NDArray[_Pixel]:

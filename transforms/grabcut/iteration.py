@@ -78,7 +78,7 @@ def _split(
 def _pull(
     excess: NDArray[np.int32], pulls: NDArray[np.int32], applied: NDArray[np.int32], width: int
 ) -> None:
-    """Adds to the excesses how new pulls differ from `applied`, and copies these to it."""
+    """Adds to the excesses the change of the pulls since `applied`, and updates `applied`."""
     for y in range(len(pulls) // width):
         node = (y + 1) * (width + 2) + 1
         row = excess[node : node + width]
