@@ -22,12 +22,10 @@ if TYPE_CHECKING:
 
 
 class Found(NamedTuple):
-    """The results of an analysis on the present dataset.
+    """The results of single models on the present dataset, in order of their folders.
 
-    Attributes:
-      of_models: results of single models, in order of their folders.
-      stale: names of models that the page says are not shown, because their results belong to an
-        earlier state of the dataset.
+    `stale` names models that the page says are not shown, because their results belong to an
+    earlier state of the dataset.
     """
 
     of_models: Sequence[ModelRun] = ()
@@ -89,27 +87,18 @@ class Parts(Generic[F]):
         config: DatasetConfig,
         taxonomy: Taxonomy,
     ) -> PlannedAnalysis | None:
-        """Plans what flags ask for.
+        """Plans what the models are to do; None if the flags do not ask for the analysis.
 
-        Returns:
-          What the models are to do; None if the flags do not ask for the analysis.
-
-        Raises:
-          UsageError: a flag is wrong, or the dataset lacks what the analysis needs.
+        Raises UsageError if a flag is wrong, or the dataset lacks what the analysis needs.
         """
         return None
 
     def expected_pictures(
         self, work: PlannedAnalysis, images: float, variants: Sequence[VariantName]
     ) -> int | None:
-        """Estimates how many pictures a model will be shown.
+        """Estimates how many pictures a model is shown; None if the time does not follow from it.
 
-        Args:
-          images: expected number of images to test on.
-          variants: variants of the dataset, replicates included.
-
-        Returns:
-          The number of pictures; None if the time does not follow from it.
+        `images` are those expected to be tested; `variants` are the dataset's, replicates included.
         """
         return None
 
@@ -128,19 +117,10 @@ class Parts(Generic[F]):
         return ()
 
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
-        """Rebuilds the tables from stored results. The caller must hold the lock of the tables.
-
-        Args:
-          columns: the user's choice of `columns`; empty for the default.
-        """
+        """Rebuilds the tables; empty `columns` are the default. The caller must hold their lock."""
 
     def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
-        """Yields what a job prints.
-
-        Args:
-          dataset: the dataset after the job.
-          work: what the job's models did; None if the job did not run the analysis.
-        """
+        """Yields what a job prints at its end; `work` is None if it did not run the analysis."""
         yield from ()
 
     def report(self, dataset: Dataset) -> Iterator[str]:
@@ -152,18 +132,11 @@ class Parts(Generic[F]):
         return {}
 
     def changes(self, before: Dataset, after: Dataset, causes: Sequence[str]) -> Changed | None:
-        """Describes what differs between the results on two states of a dataset.
-
-        Returns:
-          The changes; None if changes.md says nothing of the analysis.
-        """
+        """Describes how results on two states differ; None if changes.md says nothing of them."""
         return None
 
     def plots(self, evidence: Evidence) -> Iterator[Plot]:
-        """Makes the figures for which there are results.
-
-        If the analysis names any figures, `make_plots` of its module `figures` makes them.
-        """
+        """Makes the figures with results, by `make_plots` of its module `figures` if it has any."""
         if self.figures:
             # Imported here, because Matplotlib is slow to import.
             package = type(self).__module__.rpartition(".")[0]

@@ -42,10 +42,7 @@ T = TypeVar("T")
 def load_backgrounds(
     dataset: Dataset, split: str, backgrounds: GridAxis, device: torch.device
 ) -> torch.Tensor:
-    """Decodes the backgrounds, which are pictures of the variant `only_bg_t`.
-
-    Returns:
-      (B, S, S, 3) uint8 on the device, RGB.
+    """Decodes the backgrounds, pictures of `only_bg_t`: (B, S, S, 3) uint8 RGB on the device.
 
     Raises:
       JobError: a file is broken, or a stored picture cannot be decoded.
@@ -76,12 +73,7 @@ class Cutouts:
     def from_arrays(
         cls, originals: NDArray[np.uint8], masks: NDArray[np.bool_], device: torch.device
     ) -> Self:
-        """Cuts foregrounds out of images.
-
-        Args:
-          originals: (F, S, S, 3) uint8 RGB.
-          masks: (F, S, S) bool, True on the foreground.
-        """
+        """Cuts foregrounds out of (F, S, S, 3) uint8 RGB, where (F, S, S) bool masks are True."""
         holes = np.repeat(np.where(masks, 0, 255).astype(np.uint8)[..., np.newaxis], 3, axis=3)
         pixels = originals & ~holes
         return cls(torch.from_numpy(pixels).to(device), torch.from_numpy(holes).to(device))
@@ -94,15 +86,9 @@ def put_on(
     foreground: torch.Tensor,
     background: torch.Tensor,
 ) -> torch.Tensor:
-    """Composites n pairs of foregrounds and backgrounds.
+    """Composites n pairs, (n,) int64 positions each, of foregrounds and backgrounds.
 
-    Args:
-      backgrounds: (B, S, S, 3) uint8, RGB.
-      foreground: (n,) int64, position of each pair's foreground in the cutouts.
-      background: (n,) int64, position of each pair's background in `backgrounds`.
-
-    Returns:
-      (n, S, S, 3) uint8 RGB, the same pixels as `transforms.adversarial.composites`.
+    Returns (n, S, S, 3) uint8 RGB, the same pixels as `transforms.adversarial.composites`.
     """
     # `holes` is 0 or 255, so bitwise operations select whole pixels.
     composites = backgrounds.index_select(0, background)
@@ -118,13 +104,9 @@ def stream_cutouts(
     chunks: Sequence[int],
     device: torch.device,
 ) -> Generator[Cutouts, None, None]:
-    """Decodes the foregrounds of chunks, one chunk at a time.
+    """Decodes the foregrounds of chunks, in rising order, one chunk at a time.
 
-    Args:
-      chunks: numbers of the chunks, in rising order.
-
-    Raises:
-      JobError, OSError: for the reasons of `load_backgrounds`.
+    Raises JobError or OSError, for the reasons of `load_backgrounds`.
     """
     foregrounds = grid.foregrounds.take([at for chunk in chunks for at in grid.positions(chunk)])
     with (
@@ -204,16 +186,11 @@ class GridModel:
     def predict(
         self, cutouts: Cutouts, foreground: torch.Tensor, background: torch.Tensor
     ) -> torch.Tensor:
-        """Predicts n pairs of foregrounds and backgrounds.
+        """Predicts n pairs, given by (n,) int64 positions, under each rule of `LABEL_RULES`.
 
-        Args:
-          foreground: (n,) int64 on the device, position of each pair's foreground.
-          background: (n,) int64 on the device, position of each pair's background.
-
-        Returns:
-          (rules, n) int16 on the device, for `_checked`: labels under each rule of `LABEL_RULES`,
-          -1 outside the taxonomy. The functions in `LABEL_RULES` would give the same labels. Among
-          equal outputs, the first wins.
+        Returns (rules, n) int16, for `_checked`: labels, -1 outside the taxonomy. All is on the
+        device. The functions in `LABEL_RULES` would give the same labels. Among equal outputs, the
+        first wins.
         """
 
         def run(*pairs: torch.Tensor) -> torch.Tensor:
@@ -245,10 +222,7 @@ def try_all(
     batch_size: int,
     note: Callable[[int], None],
 ) -> Callable[[], Grid]:
-    """Launches the prediction of all pairs of a chunk, without waiting for the device.
-
-    Args:
-      size: (F, B), number of foregrounds and of backgrounds.
+    """Launches the prediction of all pairs, (F, B), of a chunk, without waiting for the device.
 
     Returns:
       A function that waits for the predicted labels, and not for what was launched later: (rules,
@@ -277,14 +251,9 @@ def stop_early(
 ) -> Generator[None, None, Grid]:
     """Tries backgrounds on each foreground of a chunk until one turns it under every label rule.
 
-    A foreground is turned when its prediction is wrong.
-
-    Args:
-      labels: (F,) int64, labels of the foregrounds.
-      order: (B,) int64, positions of the backgrounds in the order to try them.
-
-    Yields:
-      Nothing, but lets others launch their work before it waits for what it has launched.
+    A foreground, of (F,) int64 labels, is turned when its prediction is wrong. `order`, (B,) int64,
+    are positions of the backgrounds in the order to try them. It yields
+    before it waits for what it has launched, so that others can launch their work.
 
     Returns:
       (rules, F, B) int16, the predicted labels, -1 outside the taxonomy; `UNTRIED` for pairs that
@@ -312,15 +281,9 @@ def stop_early(
 def in_turns(jobs: Iterator[Generator[None, None, T]]) -> Iterator[T]:
     """Runs jobs in turns, two at a time, so that a device works for one while the other waits.
 
-    Args:
-      jobs: the jobs. A job begins when the result of the last but one has been used, no sooner and
-        no later, so what it learns from results does not depend on how long jobs take.
-
-    Yields:
-      What the jobs return, in order.
-
-    Raises:
-      Exception: that of a job, once the results of those before it have been used.
+    A job begins when the result of the last but one has been used, no sooner and no later, so what
+    it learns from results does not depend on how long jobs take. Yields what the jobs return, in
+    order, and raises the error of a job once the results of those before it have been used.
     """
     running: collections.deque[tuple[Generator[None, None, None], Future[T]]] = collections.deque()
 

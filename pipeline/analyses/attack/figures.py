@@ -19,10 +19,7 @@ from transforms.taxonomy import Taxonomy
 
 
 def make_plots(evidence: Evidence) -> Iterator[Plot]:
-    """Makes the figures for which there are results.
-
-    Models are named with the size of their grid if sizes differ.
-    """
+    """Makes the figures with results; models are named with their grid's size if sizes differ."""
     attacked = evidence.models_with(AttackResult)[:COMPARED]
     has_sizes = len({attack.size for _, attack in attacked}) > 1
     named = [

@@ -86,8 +86,7 @@ class AdversarialPanel:
 def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> AdversarialPanel | None:
     """Collects the panel's content; None if no attack has ended or failed.
 
-    The pictures are tiled backgrounds, `only_bg_t`, because an attack puts these behind
-    foregrounds.
+    Pictures are of `only_bg_t`, because an attack puts tiled backgrounds behind foregrounds.
     """
     attacked = evidence.models_with(AttackResult)
     budget = Budget(_BYTES if with_pictures else 0)

@@ -68,12 +68,9 @@ class GridAxis:
         return len(self.keys)
 
     def sample(self, count: int | None, purpose: str) -> Self:
-        """Draws images, spread evenly over the classes.
+        """Draws `count` images, or all for None, spread evenly over the classes.
 
-        Args:
-          count: number of images; None for all images.
-          purpose: part of the hash that images are drawn by, so that draws for different purposes
-            are independent.
+        Draws for different purposes are independent.
         """
         if count is None or count >= len(self):
             return self
@@ -237,11 +234,7 @@ _Rule = Literal["argmax_then_map", "mapped_only"]
 
 
 class AttackResult(PicturesResult, frozen=True, kw_only=True):
-    """attack.json: the last attack on a model.
-
-    Attributes:
-      forwards: number of composites that the model classified.
-    """
+    """attack.json: the last attack on a model; `forwards` counts the composites it classified."""
 
     split: Name
     foregrounds: int
@@ -335,10 +328,8 @@ class AttackRow(Struct, frozen=True, kw_only=True):
 class BackgroundRow(Struct, frozen=True, kw_only=True):
     """A row of backgrounds.csv: what a background does to a model under one label rule.
 
-    There is no row if there are no foregrounds of other classes.
-
-    Attributes:
-      success: share of the other classes' foregrounds that the model takes for its class.
+    There is no row without foregrounds of other classes, of which `success` is the share that the
+    model takes for the background's class.
     """
 
     model: str
@@ -366,18 +357,13 @@ BACKGROUNDS_TABLE = Table("backgrounds", (BackgroundRow,), "effect of one backgr
 def read_attacks(dataset: Dataset) -> tuple[list[AttackResult], list[str]]:
     """Reads the attack.json of every model, in order of the models' folders.
 
-    Returns:
-      (attacks on the dataset's present pictures; names of models that were attacked on earlier
-      pictures).
+    Models that were attacked on other than the present pictures are returned apart, by name.
     """
     return read_current_results(dataset, "attack", AttackResult, lambda _: ATTACK_VARIANTS)
 
 
 def write_attack_tables(dataset: Dataset) -> None:
-    """Rebuilds attack.csv and backgrounds.csv from all attacks.
-
-    Writes nothing if no model was ever attacked. The caller must hold the lock of the tables.
-    """
+    """Rebuilds both tables if a model was ever attacked; the caller must hold the tables' lock."""
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     attacks, stale = read_attacks(dataset)
     failed, failed_before = read_failures(store, fingerprint, "attack")
@@ -423,10 +409,7 @@ def _background_rows(store: Store, attacks: Sequence[AttackResult]) -> Iterator[
 
 
 def attack_table(attacks: Sequence[AttackResult]) -> str:
-    """Formats a table of each model's measures, with the size of the grid.
-
-    Measures are in percent, under the label rule of the model's headline.
-    """
+    """Formats models' measures in percent, by the headline's label rule, with the grid's size."""
     heads = ["adversarial backgrounds, %", "challenge accuracy", "fooled", "grid", "forwards"]
     rows = (
         [

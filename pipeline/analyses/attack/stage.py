@@ -278,13 +278,7 @@ def grid_name(grid: AttackGrid, plan: PlannedAttack) -> str:
 
 
 def chunk_table(foregrounds: GridAxis, predictions: Grid, device: str) -> pa.Table:
-    """Builds a chunk's table.
-
-    Args:
-      foregrounds: the F foregrounds of the chunk.
-      predictions: (rules, F, B) int16, predictions on each of the grid's B backgrounds.
-      device: type of the device that computed the predictions.
-    """
+    """Builds a chunk's table from (rules, F, B) int16 predictions for its F foregrounds."""
     offsets = np.arange(len(foregrounds) + 1, dtype=np.int32) * predictions.shape[2]
     lists = [
         pa.ListArray.from_arrays(offsets, pa.array(values, mask=values == UNTRIED))
@@ -297,10 +291,7 @@ def chunk_table(foregrounds: GridAxis, predictions: Grid, device: str) -> pa.Tab
 
 
 def predictions_of(table: pa.Table) -> tuple[Grid, Labels]:
-    """Returns (predictions, labels) of a chunk's table, for F foregrounds on B backgrounds.
-
-    They are (rules, F, B) int16 and (F,) int64.
-    """
+    """Returns a chunk's (rules, F, B) int16 predictions and its foregrounds' (F,) int64 labels."""
     grids = [
         table[rule]
         .combine_chunks()
@@ -376,10 +367,7 @@ def measure_rule(
 def _measure_class(
     tallied: GridTally, backgrounds: GridAxis, label: int, name: str
 ) -> FooledClass | None:
-    """Measures the backgrounds of one class.
-
-    Returns None if the class has no backgrounds, or if there are no foregrounds of other classes.
-    """
+    """Measures a class's backgrounds; None without any, or without foregrounds of other classes."""
     count = int((backgrounds.labels == label).sum())
     share = fooled_by_class(tallied, label)
     if not count or share.value is None:
@@ -392,11 +380,8 @@ def tally_chunks(
 ) -> tuple[dict[str, GridTally], str]:
     """Tallies the predictions of chunks. Only one chunk is in memory at a time.
 
-    Args:
-      bg_labels: (B,) int64, labels of the backgrounds.
-
-    Returns:
-      (tally by label rule; types of the devices that computed the predictions, joined by `+`).
+    Returns the tally by label rule, and the types of the devices that predicted, joined by `+`.
+    `bg_labels` are (B,) int64.
     """
     tallies: dict[str, list[GridTally]] = {rule: [] for rule in LABEL_RULES}
     devices: set[str] = set()
@@ -416,13 +401,10 @@ def write_attack(
     run: ModelRun,
     paths: Sequence[str],
 ) -> None:
-    """Writes a model's attack.json and its table of backgrounds.
+    """Writes a model's attack.json and its table of backgrounds, from its files of chunks in order.
 
     Removes files of the split that were computed from other pixels or weights, and files of this
     grid that it no longer needs.
-
-    Args:
-      paths: paths of the files of all chunks, in order of the chunks.
     """
     store, taxonomy = dataset.store, dataset.taxonomy
     tallies, devices = tally_chunks(store, paths, grid.backgrounds.labels, taxonomy.num_labels)

@@ -66,9 +66,8 @@ class Choice(Struct, frozen=True, kw_only=True):
 class Baseline:
     """A model that others are compared with.
 
-    Attributes:
-      is_own: whether this is the folder of the dataset itself, or its tables show the model so.
-      correct: label rule -> variant -> (n,) bool, True where it is right.
+    `is_own` says that this folder, or its tables, have it; `correct` is label rule -> variant ->
+    (n,) bool, True where it is right.
     """
 
     run: Evaluated
@@ -121,14 +120,10 @@ def _tested_on(split: str, holdout: float) -> str:
 
 
 def open_results(flag: str, folder: str) -> tuple[Dataset, list[Evaluated]]:
-    """Opens a folder that has results.
+    """Opens a folder that has results; returns its dataset, and its models without a matrix's rows.
 
-    Args:
-      folder: a folder of a dataset, a folder of its published versions (the newest is opened), or
-        `results/MODEL` in one of these.
-
-    Returns:
-      (its dataset, its models without rows of a matrix).
+    It is a dataset's folder, a folder of its published versions (the newest is opened), or
+    `results/MODEL` in one of these.
     """
     above, model = os.path.split(absolute(folder))
     is_of_model = above.endswith("/results")
@@ -142,10 +137,7 @@ def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[
 
     A model that shares its name with another is named with its folder, unless that is the
     dataset's. If their predictions have the same bytes, through a link or in a copy, they are one
-    model.
-
-    Returns:
-      (the dataset's folder with the results of the others; a line on each of the others).
+    model. Returned, too, is a line on each of the others.
     """
     own, lines = dataset.store, []
     models = [(own, run) for run in _runs(own)]
@@ -213,12 +205,10 @@ def known_names(store: Store) -> list[str]:
 
 
 def models_named(store: Store, name: str, settings: RunSettings | None = None) -> list[Evaluated]:
-    """Returns the models of a dataset folder that a name means.
+    """Returns models by their entry of `--models`, name or label, with the settings or without.
 
-    Args:
-      name: a model's entry of `--models`, or its name or label, with its settings or without.
-      settings: the settings of a job. A model that was run with them takes precedence; next comes
-        the one that has this name, settings included, in tables.
+    A model that was run with a job's `settings` takes precedence; next comes the one that has this
+    name, settings included, in tables.
     """
     runs = _runs(store)
     by_entry = [run for run in runs if name in (run.entry, run.model, run.title)]
@@ -234,14 +224,9 @@ def open_baseline(
 ) -> tuple[Dataset | None, Evaluated]:
     """Finds the one model that a baseline means, without reading its predictions.
 
-    Args:
-      store: the dataset folder, which needs no manifest yet.
-      name: value of `--baseline`: a model (`models_named`), else a folder (`open_results`).
-
-    Returns:
-      (the dataset of the other folder that has its results, or None; the model).
-
-    Raises UsageError if it names no model, or several, or a folder without a finished dataset.
+    The folder needs no manifest yet. `name` is a model's (`models_named`), else a folder
+    (`open_results`), whose dataset is returned, too. Raises UsageError if it names no model, or
+    several, or a folder without a finished dataset.
     """
     where, runs = None, models_named(store, name, settings)
     if not runs and Store.at(name).has_folder(""):
@@ -285,8 +270,7 @@ def baseline_or_reason(
 ) -> Baseline | str:
     """Finds a baseline as `find_baseline` does; returns why it cannot be read if that fails.
 
-    Args:
-      was_run: whether the job ran the baseline. If it failed then, earlier results do not count.
+    If the job ran the baseline, and that failed, earlier results do not count.
     """
     failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")
     for one in failed if was_run else ():

@@ -21,11 +21,7 @@ that as many images would show; None if that is not said."""
 
 @dataclasses.dataclass(frozen=True)
 class Differences:
-    """A table of pairs of models.
-
-    Attributes:
-      rows: (first, second, cells by column).
-    """
+    """A table of pairs of models, as (first, second, cells by column)."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, str, dict[str, Cell]], ...]
@@ -87,10 +83,7 @@ def _in_words(column: str, difference: float) -> str:
 
 
 def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences:
-    """Reads the differences between each two of the `COMPARED` best models.
-
-    There are no rows if the file is missing.
-    """
+    """Reads how any two of the `COMPARED` best models differ; no rows if the file is missing."""
     evaluated = evidence.models_with(Summary)
     names = {summary.name: model.name for model, summary in evaluated[:COMPARED]}
     headlines = {(summary.name, summary.headline) for _, summary in evaluated[:COMPARED]}

@@ -224,11 +224,7 @@ def _groups(model: ModelResults, summary: Summary, taxonomy: Taxonomy) -> Iterat
 
 
 def forest_figure(title: str, rows: Sequence[tuple[str, Estimate]]) -> Drawn:
-    """Draws an interval in points for each model, beneath its name.
-
-    Args:
-      rows: (name, estimate) of each model, from the top.
-    """
+    """Draws an interval in points for each model, from the top, beneath its name."""
     with styled():
         locator = MaxNLocator(7, steps=[1, 2, 5, 10])
         figure, axes = titled_axes(title, 66 + 27 * len(rows), "x", locator)
@@ -253,11 +249,7 @@ _LABELLED = 0.06
 
 
 def decomposition_figure(title: str, models: Sequence[tuple[str, Mapping[str, float]]]) -> Drawn:
-    """Draws a stacked bar for each model.
-
-    Args:
-      models: (name, share of images by kind) of each bar, from the top.
-    """
+    """Draws a stacked bar for each model, from the top, of shares of images by kind."""
     with styled():
         figure, axes = titled_axes(title, 120 + 58 * len(models), "x")
         for row, (name, shares) in enumerate(models):

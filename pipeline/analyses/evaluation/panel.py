@@ -42,10 +42,7 @@ COMMAND = "in9 evaluate --dataset . --models MODELS"
 
 
 def pretrained_models(results: Results) -> Iterator[tuple[ModelResults, Summary]]:
-    """Returns evaluated models that are taken for models trained on ImageNet.
-
-    These have more outputs than ImageNet-9 has classes.
-    """
+    """Returns models with more outputs than ImageNet-9, which are taken for trained on ImageNet."""
     return (
         (model, summary)
         for model, summary in results.models_with(Summary)
@@ -55,11 +52,7 @@ def pretrained_models(results: Results) -> Iterator[tuple[ModelResults, Summary]
 
 @dataclasses.dataclass(frozen=True)
 class HeadlineCell:
-    """One number of the table.
-
-    Attributes:
-      value, low, high: fractions; None where nothing was measured.
-    """
+    """One number of the table, with its bounds, as fractions; None where nothing was measured."""
 
     value: float | None = None
     low: float | None = None
@@ -177,12 +170,9 @@ def _published(
 
 
 def reading(gaps: Sequence[HeadlineCell], p_values: Floats, images: str) -> str:
-    """Says in words what the intervals of BG-Gap show.
+    """Says in words what the intervals of BG-Gap show, of all models that have one.
 
-    Args:
-      gaps: BG-Gaps of all models that have one.
-      p_values: their p values, of which chance makes some of many small.
-      images: number of images that the intervals are based on, in words.
+    Of many p values, chance makes some small. `images` is the number of images, in words.
     """
     above = sum(gap.low is not None and gap.low > 0 for gap in gaps)
     below = sum(gap.high is not None and gap.high < 0 for gap in gaps)

@@ -168,12 +168,10 @@ def _figures(summary: Summary) -> dict[str, float]:
 
 
 class AccuracyChange(NamedTuple):
-    """Difference of the accuracies on a variant, or of BG-Gaps: after minus before.
+    """Difference of the accuracies on `variant`, or of BG-Gaps (`bg_gap`): after minus before.
 
-    Attributes:
-      variant: name of the variant, or `bg_gap`.
-      difference: the difference, -1 to 1, over the images that both states have.
-      ci_low, ci_high: 95 % interval of a paired bootstrap.
+    It lies in -1 to 1, over the images that both states have, with the 95 % interval of a paired
+    bootstrap.
     """
 
     variant: str
@@ -213,9 +211,7 @@ def compare_accuracies(
 ) -> tuple[list[ModelChange], list[str]]:
     """Compares the accuracies of models in two states of a dataset.
 
-    Returns:
-      (differences of each model that was evaluated in both states; names of the models that were
-      evaluated only in the second).
+    Models that were evaluated only in the second are returned apart, by name.
     """
     models, new_models = [], []
     earlier = {summary.folder: summary for summary in read_summaries(before)[0]}

@@ -21,10 +21,7 @@ _LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
 
 @dataclasses.dataclass(eq=False)
 class PlannedEvaluation(PlannedAnalysis):
-    """The stage that predicts all pictures of output shards.
-
-    The tables of accuracy and BG-Gap are computed from these predictions.
-    """
+    """The stage that predicts all pictures of output shards, for tables of accuracy and BG-Gap."""
 
     stage = "evaluate"
     refuses_overlap = True

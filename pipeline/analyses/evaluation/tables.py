@@ -79,11 +79,10 @@ def latex_tables(
     class_names: Sequence[str],
     columns: Sequence[str] = HEADLINE,
 ) -> dict[str, str]:
-    """Makes all tables.
+    """Makes LaTeX sources of all tables, by file name without `.tex`.
 
-    Returns:
-      LaTeX source by file name without `.tex`: `headline`, `decomposition` and
-      `per_class_<variant>` under the first label rule, and `headline_<rule>` under each other rule.
+    `headline`, `decomposition` and `per_class_<variant>` are under the first label rule,
+    `headline_<rule>` under each other rule.
     """
     first, *others = rules_of(summaries)
     return {
@@ -100,11 +99,8 @@ def latex_tables(
 def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) -> str:
     """Makes a `tabular` of models x variants and BG-Gap, in percent with 95 % intervals.
 
-    Args:
-      columns: variants and `bg_gap`, in order; columns that no model has are left out.
-
-    Returns:
-      LaTeX source. Figures of mixed variants and BG-Gap are means over their draws.
+    Columns that no model has are left out. Figures of mixed variants and BG-Gap are means over
+    their draws.
     """
     rows_of_models = [
         {
@@ -197,14 +193,8 @@ def measure_power(
     """Fits the probe to a model's stored logits; returns the rows of `power` for its summary.
 
     Because fitting a probe to 5,000 pictures takes a second, its row is stored in model.json, and
-    reused while the logits and the images' units are the same.
-
-    Args:
-      predictions: all its predictions; None to read the stored ones.
-
-    Returns:
-      One row; none if there are no stored logits, or too few to hold some out for the test of the
-      probe.
+    reused while the logits and the images' units are the same. There is none without stored logits,
+    or with too few to hold some out for the test. `predictions` default to the stored ones.
     """
     store, shards = dataset.store, dataset.shards(run.evaluation.split)
     kept = (
@@ -295,10 +285,7 @@ def rows_of_models(table: Table, summaries: Iterable[Summary]) -> list[list[msgs
 
 
 def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
-    """Rebuilds the tables from the stored predictions.
-
-    Writes nothing if nothing was ever evaluated. The caller must hold the lock of the tables.
-    """
+    """Rebuilds the tables if there are evaluations; the caller must hold the tables' lock."""
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     summaries, stale = read_summaries(dataset)
     failed, failed_before = read_failures(store, fingerprint, "evaluate")

@@ -58,9 +58,7 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
 def trend_figure(trend: Trend) -> Drawn:
     """Draws accuracy on each variant with its best-fit line, and BG-Gap below.
 
-    Args:
-      trend: content of trend.json. Points without an accuracy on ImageNet are left out; at least
-        one point must have an accuracy on ImageNet.
+    Points without an accuracy on ImageNet are left out; at least one must have it.
     """
     points = [(point, known) for point in trend.points if (known := point.top1)]
     lines = {line.variant: line for line in trend.lines}
@@ -238,10 +236,7 @@ def _label_models(axes: Axes, models: Sequence[tuple[float, str]], pixels: float
 def apart(wanted: Sequence[float], sizes: Sequence[float], length: float) -> list[float]:
     """Moves labels apart so that they do not overlap, each as little as possible.
 
-    Args:
-      wanted: positions of the labels' centres.
-      sizes: extents of the labels, in the same units.
-      length: end of the room for labels, which begins at 0; they stay within it if they fit.
+    `wanted` are their centres, `sizes` their extents. They stay within 0 to `length` if they fit.
     """
     order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
     extents = np.asarray(sizes, np.float64)[order]

@@ -36,10 +36,7 @@ AT_LEAST_THREE = (
 
 
 def slopes(*variants: str) -> Callable[[Results], list[Measurement]]:
-    """Returns a function that finds the slopes of accuracy on these variants, or of BG-Gap.
-
-    They are slopes against accuracy on ImageNet.
-    """
+    """Returns a function that finds slopes, against ImageNet accuracy, of variants or BG-Gap."""
     return lambda results: [
         Measurement(line.variant, (line.slope, line.slope_low, line.slope_high))
         for trend in results.get(Trend)

@@ -81,11 +81,9 @@ class ImageNetResult(ModelRun, frozen=True, kw_only=True):
 
 @dataclasses.dataclass(frozen=True)
 class Top1:
-    """A model's accuracy on ImageNet.
+    """A model's accuracy on ImageNet, a fraction.
 
-    Attributes:
-      value: top-1 accuracy, as a fraction.
-      source: `measured: ...` with the number of images, or `published: ...` with the publication.
+    `source` is `measured: ...` with the number of images, or `published: ...` with the publication.
     """
 
     value: float
@@ -153,12 +151,9 @@ def _measured(store: Store, summary: Summary) -> ImageNetResult | None:
 
 
 def published_top1(model: str, size: int) -> Top1 | None:
-    """Looks up the published figure of a model; returns None if there is none.
+    """Looks up a model's published figure, by its full tag; None if there is none.
 
-    Args:
-      model: name of the model in results, with the full tag of its weights.
-      size: side of the model's input in pixels; the figure for the closest published size is
-        returned.
+    Of several input sizes, it is the closest to `size`, in pixels.
     """
     # On the hub, each repository of timm holds the weights whose timm name and tag it bears.
     sizes = _published().get(model.removeprefix("hf:timm/"))
@@ -283,9 +278,8 @@ def write_trend(
 ) -> Trend:
     """Rebuilds the trend from the summaries. The caller holds the lock of the tables.
 
-    Args:
-      measured: contributions of the models, from `read_contributions` with these summaries; lines
-        are fitted over those of the models whose accuracy on ImageNet is known.
+    Lines are fitted over `measured`, `read_contributions` of these summaries, of the models whose
+    accuracy on ImageNet is known.
     """
     kept, left_out = _alike(summaries)
     top1, choice = comparable_top1(store, kept, len(taxonomy.wnids))

@@ -83,11 +83,7 @@ class ImageNetImage:
 
 @dataclasses.dataclass(frozen=True)
 class ImageNetListing:
-    """The images of the split.
-
-    Attributes:
-      images: images of the taxonomy's classes, in order of `name`.
-    """
+    """The split's images of the taxonomy's classes, in order of `name`."""
 
     images: tuple[ImageNetImage, ...]
     num_unknown: int
@@ -112,15 +108,10 @@ def listing_digest(images: Sequence[ImageNetImage]) -> str:
 
 
 def list_imagenet(root: str, taxonomy: Taxonomy) -> ImageNetListing:
-    """Lists the images of the validation set.
+    """Lists the images of the validation set whose wnid the taxonomy maps to an output.
 
-    Args:
-      root: folder with `val/<wnid>/*.JPEG`, or with `val/*.JPEG` and annotations; or the folder
-        `val` itself.
-      taxonomy: maps each wnid to an output index.
-
-    Raises:
-      UsageError: there are no images, or no image has a known class.
+    The root has `val/<wnid>/*.JPEG`, or `val/*.JPEG` and annotations; or it is `val` itself. Raises
+    UsageError if there are no images, or no image has a known class.
     """
     folder = find_images(root, SPLIT, "--imagenet")
     found = list(image_classes(folder, find_annotations(root, folder, SPLIT)))
@@ -193,12 +184,7 @@ class PlannedImageNet(PlannedAnalysis):
 
 @dataclasses.dataclass(eq=False)
 class ImageNetShards(AnalysisOfModel):
-    """Predictions of a model on shards of ImageNet images.
-
-    Attributes:
-      folder: name of the folder of the model's results on the dataset.
-      root: value of `--imagenet`.
-    """
+    """Predictions of a model on shards of ImageNet images, beside its results on the dataset."""
 
     model: ModelRun
     folder: str

@@ -192,10 +192,7 @@ def _accuracies(
 
 
 def all_trained_on(results: Results, *variants: str) -> Iterator[TrainedModel]:
-    """Yields models trained on these variants.
-
-    A model that is also a row of a matrix is yielded only once, as the row.
-    """
+    """Yields models trained on these variants; rows of a matrix only once, as the row."""
     matrices = results.get(Matrix)
     rows = [trained for matrix in matrices for trained in trained_in(matrix)]
     known = {row.weights_sha256 for matrix in matrices for row in matrix.rows}
@@ -242,10 +239,7 @@ def gaps_in9(results: Results) -> Iterator[Measurement]:
 
 
 def gains(variant: str) -> Callable[[Results], Iterator[Measurement]]:
-    """Returns a function that yields gains in accuracy on a variant.
-
-    The gains come from training on `mixed_rand` instead of `original`.
-    """
+    """Returns what yields gains on a variant by training on `mixed_rand` instead of `original`."""
 
     def measurements(results: Results) -> Iterator[Measurement]:
         # Rows of a matrix share their test images, so they are compared by their paired gains, and

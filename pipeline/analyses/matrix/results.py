@@ -408,10 +408,7 @@ def _roles(*cells: MatrixCell) -> Roles:
 def _paired_differences(
     first: MatrixCell | None, second: MatrixCell | None
 ) -> Iterator[PairedDifference]:
-    """Yields the accuracy of the first cell minus that of the second.
-
-    Yields nothing unless both cells exist and hold the same images.
-    """
+    """Yields the accuracy of the first cell minus the second's, if both hold the same images."""
     if first and second and first.keys == second.keys and first.keys:
         gap = bg_gap(first.correct[np.newaxis], second.correct[np.newaxis], _roles(first, second))
         yield PairedDifference(
@@ -420,10 +417,7 @@ def _paired_differences(
 
 
 def write_matrix_tables(dataset: Dataset) -> list[Matrix]:
-    """Rebuilds matrix.csv and matrix.json.
-
-    Writes nothing if there never was a matrix. The caller must hold the lock of the tables.
-    """
+    """Rebuilds both tables if there ever was a matrix; the caller must hold the tables' lock."""
     store, matrices = dataset.store, read_matrices(dataset)
     if matrices or store.exists(MATRICES):
         lines = (pick(MatrixLine, row, matrix) for matrix in matrices for row in matrix.rows)
@@ -443,9 +437,6 @@ def matrix_file(name: str, kind: str) -> str:
 
 
 def sort_names(dataset: Dataset, names: Collection[str]) -> tuple[str, ...]:
-    """Sorts the names of rows or columns as in the paper's table 5; drops duplicates.
-
-    Other names follow in the order of the dataset's variants.
-    """
+    """Sorts names of rows or columns as the paper's table 5, then the dataset; drops duplicates."""
     order = list(dict.fromkeys((*TABLE_5_NAMES, *map(str, dataset.variants), *sorted(names))))
     return tuple(sorted(set(names), key=order.index))

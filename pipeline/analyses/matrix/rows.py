@@ -251,8 +251,7 @@ class ProbeTrainer:
 class NetworkTrainer:
     """A trainer that trains a network on each variant, from scratch or from pretrained weights.
 
-    Args:
-      overwrite: whether to start over if a row's folder holds a training with other flags.
+    With `overwrite`, it starts over where a row's folder holds a training with other flags.
     """
 
     def __init__(self, plan: MatrixPlan, training: TrainPlan, *, overwrite: bool = False) -> None:
@@ -304,13 +303,9 @@ Trainer = ProbeTrainer | NetworkTrainer
 
 
 def make_matrices(plan: MatrixPlan, trainers: Iterable[Trainer]) -> tuple[list[Matrix], int]:
-    """Trains and tests the models of matrices.
+    """Trains and tests the models of matrices; also returns the number of rows newly predicted.
 
-    After every new row, it prints a line and writes the tables.
-
-    Returns:
-      (the matrices of the trainers, computed by `read_matrices`; number of rows with new
-      predictions).
+    After every new row, it prints a line and writes the tables. `read_matrices` computes them.
 
     Raises:
       UsageError: a model would be tested on images that it was trained on, and the plan does not
@@ -349,13 +344,9 @@ def make_row(
 ) -> tuple[list[ModelRun], TrainedOn, bool]:
     """Trains a row's model, and predicts the pictures of all columns that are not predicted yet.
 
-    Returns:
-      (the model's run on each dataset that it is tested on; how it was trained; whether any
-      predictions are new).
-
-    Raises:
-      UsageError: the model would be tested on images that it was trained on, and the plan does not
-        allow that.
+    Returns the model's run on each dataset that it is tested on, how it was trained, and whether
+    any predictions are new. Raises UsageError if it would be tested on images that it was trained
+    on, and the plan does not allow that.
     """
     path = trainer.train(row)
     trained = read_metadata(path)
@@ -407,11 +398,7 @@ def make_row(
 def _tests(
     plan: MatrixPlan, model: ModelIdentity, name: str
 ) -> Iterator[tuple[Dataset, ModelRun, dict[str, str] | UnsetType]]:
-    """Yields what each dataset needs that a row is tested on.
-
-    Yields:
-      (the dataset, the model's run on it under a name, `Evaluated.groups`).
-    """
+    """Yields each dataset that a row is tested on, with the row's run and `Evaluated.groups`."""
     run = plan.evaluation.describe(plan.dataset, model)
     yield plan.dataset, replace(run, model=name, variants=plan.variants), UNSET
     if plan.in9l is not None:

@@ -199,12 +199,9 @@ def mean_of_models(
 ) -> RenderingsResult | None:
     """Computes the mean of all models; the table, the page and the closing lines of a job need it.
 
-    Its intervals are over images alone: the models are those that were chosen, not a sample.
-
-    Returns:
-      The mean; None unless there are several models, all were run with the same settings, draws and
-      renderings, and the predictions of each are those of its rows, which they are not if a later
-      run was killed.
+    Its intervals are over images alone: the models are those that were chosen, not a sample. It is
+    None unless there are several models, all were run with the same settings, draws and renderings,
+    and the predictions of each are those of its rows, which they are not if a later run was killed.
     """
     models = {(one.model, one.weights_sha256): one for one in reversed(results)}
     if len(models) < 2 or len({pick(RunSettings, one.evaluation) for one in models.values()}) > 1:

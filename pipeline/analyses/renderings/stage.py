@@ -35,10 +35,7 @@ from transforms.variants import VariantName, select_variants
 def renderings_config(
     config: ComposeConfig, replicates: int | None, renderings: Sequence[str]
 ) -> ComposeConfig:
-    """Returns how a dataset would compose `PAIRS` in all renderings.
-
-    Args:
-      replicates: number of draws; None for the dataset's.
+    """Returns how a dataset would compose `PAIRS` in all renderings, in its or other replicates.
 
     Raises:
       UsageError: a function is not found, or its name or version is not valid.

@@ -172,12 +172,7 @@ def measure_mass(store: Store, paths: Iterable[str], unit_of: Mapping[str, str])
 def map_rows(
     store: Store, paths: Iterable[str], keys: Sequence[str], folder: str
 ) -> tuple[SaliencyMap, ...]:
-    """Returns the images with a map.
-
-    Args:
-      keys: keys of the images with a map, in the order of the rows.
-      folder: name of the model's folder.
-    """
+    """Returns the images with a map in a model's folder, in the order of rows."""
     rows = {row["key"]: row for path in paths for row in read_table(store, path).to_pylist()}
     return tuple(
         SaliencyMap(
@@ -197,10 +192,7 @@ def nan_to_null(value: float) -> float | None:
 
 
 def read_saliency(dataset: Dataset) -> list[SaliencyResult]:
-    """Reads the saliency.json of each model, in order of the models' folders.
-
-    Those that were not computed on the dataset's present pictures are left out.
-    """
+    """Reads each model's saliency.json, in order of folders, if it is of the present pictures."""
     return read_current_results(
         dataset,
         "saliency",
@@ -210,10 +202,7 @@ def read_saliency(dataset: Dataset) -> list[SaliencyResult]:
 
 
 def write_saliency_table(dataset: Dataset) -> None:
-    """Rebuilds saliency.csv from all results.
-
-    Writes nothing if there never were any. The caller must hold the lock of the tables.
-    """
+    """Rebuilds saliency.csv if there ever were results; the caller must hold the tables' lock."""
     store, fingerprint = dataset.store, dataset.manifest.fingerprint
     results = read_saliency(dataset)
     failed, _ = read_failures(store, fingerprint, "saliency")
@@ -230,11 +219,7 @@ def write_saliency_table(dataset: Dataset) -> None:
 
 
 def saliency_table(results: Sequence[SaliencyResult]) -> str:
-    """Formats a table of where each model's saliency lies.
-
-    It gives the share of saliency inside the mask, the mask's share of the pixels, and the ratio of
-    the two.
-    """
+    """Formats shares of saliency inside the mask, the mask's share of pixels, and their ratio."""
     rows = (
         [
             one.name,

@@ -98,11 +98,8 @@ class PlannedSaliency(PlannedAnalysis):
     def shown_images(self, dataset: Dataset) -> dict[str, int]:
         """Chooses the images to draw maps of; reads the index only once for all models.
 
-        Returns:
-          Key of an image -> number of its output shard, in order of labels.
-
-        Raises:
-          UsageError: there are no images to test on.
+        Returns key -> number of its output shard, in order of labels. Raises UsageError without
+        images to test on.
         """
         split, of = self.evaluation.split, dataset.manifest.fingerprint
         if of not in self._shown:
@@ -215,11 +212,7 @@ class SaliencyShards(AnalysisOfModel):
     def _explain(
         self, predictor: Predictor, shard: int, keys: frozenset[str] | None, note: NoteDone
     ) -> Iterator[dict[str, object]]:
-        """Writes the missing maps of a shard, and yields the measures of its images.
-
-        Args:
-          keys: keys of the only images to explain; None for all tested images.
-        """
+        """Writes a shard's missing maps; yields measures of its images, or of `keys` alone."""
         missing, expected_fingerprint = self._missing_maps(shard), self.fingerprint(shard)
         output_labels = labels_of_outputs(self.model.num_outputs, self.dataset.taxonomy)
         decoded = (
@@ -276,11 +269,8 @@ def winning_logit_gradients(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Computes n pictures' logits, and each winning logit's gradient with respect to the pixels.
 
-    Args:
-      pictures: (n, 3, S, S) float32 in [0, 1], RGB, on the model's device.
-
-    Returns:
-      (logits, gradients), (n, outputs) and (n, 3, S, S) float32.
+    Pictures are (n, 3, S, S) float32 in [0, 1], RGB, on the model's device; results are (n,
+    outputs) and (n, 3, S, S) float32.
 
     Raises:
       ModelError: the model fails or gives no gradient, its outputs or gradients are not numbers, or
@@ -294,10 +284,7 @@ def winning_logit_gradients(
 def _fetched(
     predictor: Predictor, pictures: torch.Tensor
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Does the same as `winning_logit_gradients`, but never splits the batch.
-
-    An out-of-memory error is raised as it is.
-    """
+    """Does the same as `winning_logit_gradients` in one batch; raises out-of-memory errors."""
     # Imported here, so that only machines that compute saliency wait for torch.
     from pipeline.models.predict import are_numbers, is_out_of_memory, refuse_broken
 
