@@ -1,8 +1,4 @@
-"""Annotations of many images: XML files, the table of the Kaggle download, and COCO's JSON.
-
-XML files lie in a folder or an archive. COCO's JSON is a table of images (`images`, `annotations`
-with boxes, `categories`).
-"""
+"""Annotations of many images: XML files in a folder or an archive, Kaggle's table, COCO's JSON."""
 
 import csv
 import dataclasses
@@ -30,13 +26,9 @@ _COLUMNS = ["ImageId", "PredictionString"]
 
 
 def index_annotations(path: str | None) -> FileIndex:
-    """Indexes the annotations in a folder, an archive or a table.
+    """Indexes the annotations in a folder, an archive or a table; None stands for an empty index.
 
-    Args:
-      path: absolute path of the folder, archive or table; None for an empty index.
-
-    Raises:
-      UsageError: the archive or the table is not valid, or is refused.
+    Raises UsageError if the archive or the table is not valid, or is refused.
     """
     if path is None:
         return FileIndex(())
@@ -61,10 +53,7 @@ def annotation_by(parse: Callable[[T], Annotation], content: T) -> Location:
 
 
 def annotated_wnid(annotation: Location | None) -> str:
-    """Returns the class that an annotation names, given the annotation's location.
-
-    Returns "" if there is no annotation, if it cannot be parsed, or if it names no class.
-    """
+    """Returns the class that an annotation names; "" if there is none, or it cannot be parsed."""
     if annotation is None:
         return ""
     try:
@@ -87,10 +76,7 @@ def _in_archive(path: str) -> Iterator[KeyedFile]:
 
 
 def _in_table(path: str) -> Iterator[KeyedFile]:
-    """Reads `LOC_<split>_solution.csv`.
-
-    Each box of an image takes five words: its class and its four corner coordinates.
-    """
+    """Reads `LOC_<split>_solution.csv`: five words for each box, its class and four coordinates."""
     text = TextLines(path, "", errors="replace")
     rows = csv.reader(text)
     try:
@@ -184,12 +170,7 @@ def coco_objects(path: str, content: Content) -> Iterator[tuple[dict[str, Any], 
 
 
 def mask_text(height: int, width: int, segmentations: Sequence[object]) -> str:
-    """Returns a mask as text, which `transforms.masks` decodes.
-
-    Args:
-      height: height of the image, in pixels.
-      width: width of the image, in pixels.
-    """
+    """Returns a mask as text, which `transforms.masks` decodes; height and width are in pixels."""
     mask = {"height": height, "width": width, "segmentations": segmentations}
     return json.dumps(mask, sort_keys=True, separators=(",", ":"))
 
@@ -202,10 +183,7 @@ def _value(path: str, entry: object, kind: str, name: str) -> int | str:
 
 
 def _corners(box: Any) -> object:
-    """Returns the corners of a box (x, y, width, height), where (x, y) is its upper left corner.
-
-    A box that is not four numbers is returned unchanged.
-    """
+    """Returns the corners of (x, y, width, height), or what is not four numbers unchanged."""
     try:
         x, y, width, height = (float(value) for value in box)
     except (TypeError, ValueError, OverflowError):

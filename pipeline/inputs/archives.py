@@ -1,8 +1,7 @@
 """Tar archives, read in place: the names of their members, and each member's offset in the file.
 
-Nothing is unpacked to disk. An archive is refused as a whole if a member could point outside it (an
-absolute path, a path with `..`, a link, a device), because an archive of images has no such
-members.
+An archive is refused as a whole if a member could point outside it (an absolute path, a path with
+`..`, a link, a device), because an archive of images has no such members.
 """
 
 import bz2
@@ -28,8 +27,8 @@ COMPRESSED = (".tar.gz", ".tgz")
 ARCHIVES = (".tar", *COMPRESSED)
 
 _MAX_HEADER_BYTES = 1 << 20
-"""Largest size of one member's headers, which are held in memory. Most members have headers of 512
-bytes, and a long name takes a few thousand."""
+"""Largest size of one member's headers, which are held in memory. Most have 512 bytes, and a long
+name takes a few thousand."""
 _MAX_UNPACKED_BYTES = 2 << 30
 """Largest size to which an archive of annotations may unpack, including all archives inside it. The
 boxes of ImageNet's train split have 20 MB compressed, and about 1 GB unpacked."""
@@ -50,10 +49,7 @@ _COMPRESSIONS: dict[bytes, Unpacker] = {
 
 
 def unpacker_of(start: bytes) -> Unpacker | None:
-    """Returns the function that opens a compressed file, given its first bytes.
-
-    Returns None if the file is not compressed.
-    """
+    """Returns what opens a compressed file, given its first bytes; None if it is not compressed."""
     return next((each for magic, each in _COMPRESSIONS.items() if start.startswith(magic)), None)
 
 
@@ -99,10 +95,7 @@ class _Allowance:
 
 @dataclasses.dataclass(eq=False)
 class _Guarded:
-    """A tar file for `tarfile` to read.
-
-    It raises UsageError where a member's headers, or the unpacked content, would exceed their
-    limits.
+    """A tar file for `tarfile` to read; raises UsageError where headers or content exceed a limit.
 
     Attributes:
       name: name of the tar, for messages.
@@ -161,11 +154,8 @@ Reading = Callable[[int], bytes]
 def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, Reading]]:
     """Yields the files in an uncompressed archive, each with a function that reads its content.
 
-    Args:
-      inside: a member that is an archive itself; if given, its files are yielded instead.
-
-    Raises:
-      UsageError: the file is not an archive, is incomplete, or is refused.
+    If the member `inside` is given, which is an archive itself, its files are yielded instead.
+    Raises UsageError if the file is not an archive, is incomplete, or is refused.
     """
     name = path if inside is None else f"{path}/{inside.name}"
     start, length = (0, None) if inside is None else (inside.offset, inside.length)
@@ -194,11 +184,8 @@ def stream(path: str) -> Iterator[tuple[str, bytes]]:
     """Yields the name and content of each file in an archive and in the archives inside it.
 
     The archives may be compressed. The content is `Unread` if it has more bytes than an annotation
-    may have.
-
-    Raises:
-      UsageError, OSError: as for `members`; UsageError also if the archive unpacks to more bytes
-        than the limit.
+    may have. Raises the errors of `members`, and UsageError if the archive unpacks to too many
+    bytes.
     """
     with files_of(path).open(path) as file:
         yield from _stream(cast(IO[bytes], file), path, _Allowance(_MAX_UNPACKED_BYTES), 1)

@@ -35,11 +35,8 @@ _COLUMNS = ("image", "class", *CORNERS, "boxes", *_IMAGE_COLUMNS)
 def named_columns(words: Sequence[str]) -> dict[str, str]:
     """Returns the names that a table has for columns, by ours, from the value of a flag.
 
-    Args:
-      words: words such as `image=filename`, ours first, where `label` also stands for `class`.
-
-    Raises:
-      UsageError: a word is wrong, or names a column again.
+    Words are such as `image=filename`, ours first, where `label` also stands for `class`. Raises
+    UsageError if a word is wrong, or names a column again.
     """
     columns: dict[str, str] = {}
     for word in words:
@@ -57,10 +54,7 @@ def named_columns(words: Sequence[str]) -> dict[str, str]:
 
 
 def _names(columns: Mapping[str, str]) -> dict[str, str | None]:
-    """Returns a table's names of all columns by ours, from the result of `named_columns`.
-
-    A column that is read for another has None, because no column is read for two.
-    """
+    """Returns a table's names of all columns by ours; None for one that is read for another."""
     taken = columns.values()
     return {name: columns.get(name, None if name in taken else name) for name in _COLUMNS}
 
@@ -79,8 +73,8 @@ class ImageManifest(InputFormat):
         """Yields the images of a split, in the order of the table.
 
         The split only matters if the table has a column `split`. UsageError is also raised if a
-        file that a row names is missing. Boxes that are not valid raise no error: they are noted in
-        the annotation, and the image is rejected later.
+        file that a row names is missing. Boxes that are not valid reject the image later, and raise
+        no error.
         """
         (path,), root = layout.files, layout.root
         content = content_of_coco(path)
@@ -117,10 +111,7 @@ class ListedImage:
 
 
 def find_manifest(root: str, split: str, columns: Mapping[str, str]) -> SplitLayout | None:
-    """Finds a split in a table; arguments and errors as for `InputFormat.find`.
-
-    `columns` are those of the table that have other names than usual, from `named_columns`.
-    """
+    """Finds a split in a table, by columns of `named_columns`; raises as `InputFormat.find`."""
     path = _find_table(root, split, columns.get("image", "image"))
     if path is None:
         return None
@@ -131,10 +122,7 @@ def find_manifest(root: str, split: str, columns: Mapping[str, str]) -> SplitLay
 
 
 def _find_table(root: str, split: str, column: str) -> str | None:
-    """Returns the path of the table: the input itself, or a file in it; None if there is none.
-
-    `column` is that of the paths.
-    """
+    """Returns the path of the table with this column: the input, or a file in it; None if none."""
     lower = root.lower()
     if files_of(root).info(root) is not None:
         is_other_parquet = lower.endswith(".parquet") and holds_pictures(root, column)
@@ -149,11 +137,7 @@ def _find_table(root: str, split: str, column: str) -> str | None:
 
 
 def check_manifest(path: str, columns: Mapping[str, str]) -> None:
-    """Checks the columns of a table.
-
-    Raises:
-      UsageError: a column is missing, boxes are given in two ways, or the file is not a table.
-    """
+    """Checks a table; UsageError if it is none, lacks a column, or gives boxes in two ways."""
     if content_of_coco(path) is not None:
         if columns:
             raise UsageError(f"--input_columns: {path} is COCO's JSON, which has no columns")
@@ -190,10 +174,7 @@ def is_coco_manifest(path: str) -> bool:
 
 
 def _file_infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo | None]:
-    """Looks up the files that rows name; returns their `FileInfo` by path.
-
-    Raises UsageError if a file does not exist.
-    """
+    """Returns the `FileInfo` of files that rows name, by path; UsageError if one does not exist."""
     named: dict[str, tuple[TableRow, str]] = {}
     for image in images:
         column = "image" if image.row.text("image") else "file_name"
@@ -280,19 +261,13 @@ def _annotation(image: ListedImage) -> Location | None:
 
 @functools.lru_cache(maxsize=1)
 def _parse_json(path: str, identity: str) -> object:
-    """Reads JSON once for several calls in a row.
-
-    A file that was rewritten has another `identity`, so it is read again.
-    """
+    """Reads JSON once for several calls in a row; a rewritten file has another `identity`."""
     del identity
     return read_json(path, FLAG)
 
 
 def content_of_coco(path: str) -> Content | None:
-    """Reads COCO's JSON; returns None for other tables.
-
-    Raises UsageError if the file is JSON, but neither COCO's nor a list of rows.
-    """
+    """Reads COCO's JSON; returns None for other tables, and raises UsageError for other JSON."""
     if not path.lower().endswith(".json"):
         return None
     info = files_of(path).info(path)
@@ -314,12 +289,8 @@ def content_of_coco(path: str) -> Content | None:
 def images_of_rows(path: str, root: str, columns: Mapping[str, str]) -> Iterator[ListedImage]:
     """Reads the images of a table with a row for each box, in order of their first rows.
 
-    Args:
-      root: the folder that paths in the table are relative to.
-      columns: result of `named_columns`.
-
-    Raises:
-      UsageError: a row names no file, or contradicts another row of the same image.
+    Paths in the table are relative to the folder `root`; `columns` are those of `named_columns`.
+    Raises UsageError if a row names no file, or contradicts another row of the same image.
     """
     images: dict[str, ListedImage] = {}
     names = _names(columns)
@@ -340,8 +311,7 @@ def images_of_rows(path: str, root: str, columns: Mapping[str, str]) -> Iterator
 def images_of_coco(path: str, root: str, content: Content) -> Iterator[ListedImage]:
     """Yields the images of COCO's JSON, in its order.
 
-    Raises:
-      UsageError: as for `coco_objects`, or if an image names no file.
+    Raises UsageError as `coco_objects` does, or if an image names no file.
     """
     for number, (entry, objects) in enumerate(coco_objects(path, content), 1):
         row = TableRow(path, number, entry, "image")

@@ -55,13 +55,9 @@ class ImageFolder(InputFormat):
 
 
 def find_images(root: str, split: str, flag: str = "--input", suffixes: Sequence[str] = ()) -> str:
-    """Finds the folder of a split's images.
+    """Finds the folder of a split's images in the input folder, or in the split's own.
 
-    Args:
-      root: the input folder, or the split's own folder.
-
-    Raises:
-      UsageError: there is no such folder; the message lists the folders that were tried.
+    Raises UsageError if there is no such folder; the message lists the folders that were tried.
     """
     root = absolute(root)
     if not files_of(root).is_folder(root):
@@ -86,10 +82,10 @@ def _image_folder(root: str, split: str) -> str | None:
 
 
 def files_in(folder: str, suffixes: Sequence[str]) -> Iterator[KeyedFile]:
-    """Yields the files with these suffixes in a folder and one level below it.
+    """Yields the files with these suffixes in a folder and one level below it, but no hidden ones.
 
     Files with other suffixes are yielded only beside images, without a key, so that they can be
-    counted. Hidden files are skipped, but a name that begins with two dots is not hidden.
+    counted. A name that begins with two dots is not hidden.
     """
     files = _list_remote(folder) if is_remote(folder) else _list_local(folder, "")
     for subfolder, name, path, info in files:

@@ -1,7 +1,4 @@
-"""The interface of an input format, and how the files of a split are found by their names.
-
-An input format finds and lists images in one layout of the input.
-"""
+"""The interface of an input format, and how the files of a split are found by their names."""
 
 import abc
 import dataclasses
@@ -30,8 +27,7 @@ class SplitLayout:
       root: the input folder; image paths are recorded relative to it.
       images: folder of the images, or of the files that hold them.
       files: the files that hold or name the images, in order; empty for a folder of images.
-      annotations: folder, archive or table of annotations; None if the images bring their own
-        boxes, or there are no boxes.
+      annotations: folder, archive or table; None if the images bring their own boxes, or have none.
       columns: the columns of a table that have other names than usual, by usual name.
     """
 
@@ -45,11 +41,9 @@ class SplitLayout:
 
 
 class InputFormat(abc.ABC):
-    """One layout of the input.
+    """One layout of the input, in which an input format finds and lists images.
 
-    Attributes:
-      may_hold_boxes: whether the images can bring their own boxes, so that missing annotations
-        are no error.
+    `may_hold_boxes` says that images can bring their boxes, so missing annotations are no error.
     """
 
     kind: ClassVar[str]
@@ -60,8 +54,7 @@ class InputFormat(abc.ABC):
     def find(self, root: str, split: str) -> SplitLayout | None:
         """Finds a split, without its annotations; returns None if the input has no such layout.
 
-        Args:
-          root: absolute path of the input folder, of the split's own folder, or of a file.
+        The root is the absolute path of the input folder, of the split's own folder, or of a file.
         """
 
     @abc.abstractmethod
@@ -75,10 +68,9 @@ class FileFormat(InputFormat):
     suffix: ClassVar[str]
 
     def recognizes(self, path: str) -> bool:
-        """Returns whether the first file of a split has this format.
+        """Returns whether the first file of a split has this format; raises the errors of `find`.
 
-        Subclasses override this where the suffix alone does not decide. Raises the errors of
-        `find`.
+        Subclasses override this where the suffix alone does not decide.
         """
         return True
 

@@ -46,10 +46,9 @@ FORMATS: dict[str, InputFormat] = {
 
 
 class InputFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """Flags that name what a dataset is made from. Folders and files are absolute paths.
+    """Flags that name what a dataset is made from, by absolute paths.
 
-    Attributes:
-      taxonomy: a file as it was typed, or WordNet ids.
+    `taxonomy` is a file as it was typed, or WordNet ids.
     """
 
     input: str | None
@@ -95,8 +94,7 @@ def find_layout(
 
     Args:
       root: the input folder, the split's own folder, or a file with its images.
-      annotations: a folder, an archive or a table of annotations; None to look beside the
-        images.
+      annotations: a folder, an archive or a table; None to look beside the images.
       takes_any_folder: whether the input itself may hold the images, or its subfolders, because
         something else than a folder says which of them are of the split.
       columns: result of `named_columns`; with any, the images must be those of a manifest.
@@ -160,11 +158,7 @@ def _find_images(root: str, split: str, takes_any_folder: bool) -> SplitLayout:
 
 
 def find_annotations(root: str, images: str, split: str) -> str | None:
-    """Finds a split's annotations beside its images; returns None if there are none.
-
-    Args:
-      images: folder of the images, or of the files that hold them.
-    """
+    """Returns a split's annotations beside `images`, the folder of its images or of their files."""
     return _annotations_in([root, parent(images), parent(root)], images, split)
 
 
@@ -199,16 +193,9 @@ def _annotations_in(bases: Sequence[str], images: str, split: str) -> str | None
 
 
 def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, int, str]]:
-    """Yields (path, size in bytes, wnid) for every image in a split's folder.
+    """Yields (path, size in bytes, wnid or "" if unknown) for every image in a split's folder.
 
-    The wnid is empty if neither a folder nor an annotation tells it.
-
-    Args:
-      images: folder of the images.
-      annotations: result of `find_annotations`; None without annotations.
-
-    Raises:
-      UsageError: the archive or the table of annotations is not valid.
+    `annotations` is the result of `find_annotations`. Raises UsageError if they are not valid.
     """
     index = index_annotations(annotations)
     for file in files_in(images, IMAGE_SUFFIXES):
@@ -236,14 +223,13 @@ def list_images(
     """Lists the images of a split, in flat memory.
 
     Args:
-      limit: number of images to keep of each superclass, and of those without a class; the images
-        whose keys have the lowest hashes are kept. None keeps all images.
+      limit: number of images to keep of each superclass, and of those without a class, by the
+        lowest hashes of their keys. None keeps all images.
 
     Returns:
-      The images of the taxonomy's classes, and those of unknown class; counts: `outside`
-      for images of other classes, `other_files` for files that are not images; and the number of
-      images by class, before `limit`, where "" stands for no class, and for names beyond
-      `MAX_NAMES`.
+      The images of the taxonomy's classes, and those of unknown class; counts: `outside` for images
+        of other classes, `other_files` for files that are not images; and the number of images by
+        class, before `limit`, where "" stands for no class, and for names beyond `MAX_NAMES`.
     """
     skipped: Counter[str] = Counter()
     classes: Counter[str] = Counter()

@@ -58,9 +58,8 @@ class KeyList:
     def excludes(self, key: str, wnid: str) -> bool:
         """Returns whether an image is left out.
 
-        A list may name the key, or the class and the digits at the end of the key. Digits have
-        leading zeros in the validation set and none in the training set, so images of the two sets
-        are not confused.
+        A list may name the key, or the class and the digits at the end of the key. Leading zeros,
+        which only the validation set has, tell its images from those of the training set.
         """
         number = _NUMBER.search(key)
         is_named = key in self._keys or (number and f"{wnid}_{number[0]}" in self._keys)
@@ -89,9 +88,7 @@ def read_key_list(path: str, flag: str) -> KeyList:
 
 
 def _name(text: str) -> str:
-    """Returns the key, or the released name, that a line means.
-
-    The name of a mixed picture means the image of its foreground.
+    """Returns the key or released name that a line means: that of a mixed picture's foreground.
 
     >>> _name("mixed_rand/val/00_dog/fg_n02085620_7_bg_n02091134_9.JPEG")
     'n02085620_7'
@@ -110,12 +107,8 @@ _ROOT = re.compile(r"(n\d{8})(?:=(.*))?")
 def read_taxonomy(flag_value: str | None) -> Taxonomy | None:
     """Reads the taxonomy that `--taxonomy` names; returns None for ImageNet-9's own taxonomy.
 
-    Args:
-      flag_value: a file, or WordNet ids with commas between them, each optionally with `=NAME`;
-        None without the flag.
-
-    Raises:
-      UsageError: the file does not exist, or is not a taxonomy.
+    The value is a file, or WordNet ids with commas between them, each optionally with `=NAME`; None
+    without the flag. Raises UsageError if the file does not exist, or is not a taxonomy.
     """
     if flag_value is None:
         return None
@@ -203,10 +196,7 @@ def _names(rows: Sequence[TableRow], superclasses: Sequence[str]) -> tuple[str, 
 
 
 def _outputs(rows: Sequence[TableRow], names: Sequence[str]) -> tuple[int, ...]:
-    """Returns the index of each class among a model's outputs, from the column `index`.
-
-    Where the column is empty, ImageNet's index is used.
-    """
+    """Returns each class's index among a model's outputs; ImageNet's where none is given."""
     seen: dict[int, TableRow] = {}
     for row in rows:
         known = None if row.text("index") else imagenet_output(row.text("class"))

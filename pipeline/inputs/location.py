@@ -32,8 +32,7 @@ _UNPACKED = 20
 _ROWS_OF_TEXT, _BYTES_AT_ONCE = 65_536, 256 << 20
 """Largest number of rows, and of bytes, in a batch of a table."""
 MAX_TEXT = 131_072
-"""Largest number of characters of a value in a table, which is also the limit of Python's CSV
-reader."""
+"""Largest number of characters of a value in a table; also the limit of Python's CSV reader."""
 
 
 class Location(NamedTuple):
@@ -93,10 +92,7 @@ def shown(location: Location) -> str:
 
 
 def reads_ahead(locations: Iterable[Location]) -> int:
-    """Returns how many of some locations to read at the same time.
-
-    The number is 0 if all are on this machine, and small if reading each takes much memory.
-    """
+    """Returns how many locations to read at once: 0 if all are here, few if a read takes memory."""
     remote = (location for location in locations if is_remote(location.path))
     return max((_ROWS_IN_FLIGHT if each.row else REQUESTS_IN_FLIGHT for each in remote), default=0)
 
@@ -130,8 +126,7 @@ def read_location(location: Location) -> bytes:
 def changed(place: str) -> OSError:
     """Returns the error for content that differs from its listing or from an earlier read.
 
-    Args:
-      place: the path of its file, or its location as `shown`.
+    The place is the path of its file, or its location as `shown`.
     """
     return OSError(f"{place} has changed while it was read. Run the same command again")
 
@@ -173,14 +168,8 @@ def rows_of(
 ) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """Yields (number of the row group, number of the row in it, values) for each row.
 
-    The Parquet file is read in pieces that fit into memory.
-
-    Args:
-      file: the open file.
-      columns: paths of the columns to read; all columns if None.
-
-    Raises:
-      UsageError: a row group or a value is larger than the limit.
+    The Parquet file is read in pieces that fit into memory, and only its `columns`, unless None.
+    Raises UsageError if a row group or a value is larger than the limit.
     """
     for group in range(file.num_row_groups):
         chunks = column_chunks(file, path, group, columns)
@@ -209,13 +198,8 @@ def column_chunks(
     The first row is read before: an error in the metadata of a column is an exception then, and
     would end the process here (pyarrow 25; docs/sources.md says more).
 
-    Args:
-      file: the open file.
-      columns: paths of the columns; all columns if None.
-
-    Raises:
-      UsageError: the row group is too large to read a row. If only some columns are read, others
-        may hold pictures, which can hardly be compressed.
+    Raises UsageError if the row group is too large to read a row. If only some columns are read
+    (all if None), others may hold pictures, which can hardly be compressed.
     """
     metadata, schema, limit = file.metadata.row_group(group), file.schema, MAX_READ_BYTES
     if columns is not None and (info := files_of(path).info(path)) is not None:
@@ -265,10 +249,7 @@ def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str | bytes]]:
 
 
 def _read_row(path: str, group: int, row: int, column: str) -> bytes:
-    """Reads a value, b"" for null.
-
-    The values before it in its row group have to be decoded too, a few at a time.
-    """
+    """Reads a value, b"" for null; decodes those before it in its row group, a few at a time."""
     with open_parquet(path) as file:
         first = 0
         for batch in file.iter_batches(

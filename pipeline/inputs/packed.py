@@ -14,7 +14,7 @@ T = TypeVar("T")
 class Packed(Sequence[T]):
     """Objects that are pickled and compressed, and made again when they are asked for.
 
-    Each is compressed alone, with the first as the dictionary. So it takes no more than what tells
+    Each is compressed alone, with the first as the dictionary, so it takes no more than what tells
     it from the first, and can be read without the others.
     """
 

@@ -1,8 +1,5 @@
 """Source images: one form for the images of every input format, with their files and classes.
 
-It also tells what identifies the content of source files, and of parts of files, without reading it
-again.
-
 A memory is a JSON file with the MD5 of content. An entry is valid while the source file keeps its
 size and modification time. Memories are not part of the dataset: deleting them costs one more read
 of the input, and changes no result.
@@ -41,7 +38,6 @@ class Content(NamedTuple):
     """Content to identify.
 
     Attributes:
-      location: location of the content.
       describe: function that returns a text about the bytes, which is stored, too; None for no
         text.
       md5: hexadecimal MD5 of the content, if a listing gives it.
@@ -71,11 +67,7 @@ class _StoredFile(NamedTuple):
 
 
 class Checksums:
-    """Identifies content, with a memory.
-
-    Args:
-      split, shard: the source shard of the files; each shard has a memory of its own.
-    """
+    """Identifies content, with a memory of its own for each source shard of a split."""
 
     def __init__(self, store: Store, split: str, shard: int) -> None:
         self._store = store
@@ -92,10 +84,7 @@ class Checksums:
                 store.delete(path)
 
     def identify(self, content: Content) -> KnownContent:
-        """Returns what is known of the content; reads it if necessary.
-
-        Raises OSError if it cannot be read.
-        """
+        """Returns what is known of the content; reads it if necessary, which may raise OSError."""
         return self.known(content) or self.read(content)[1]
 
     def known(self, content: Content) -> KnownContent | None:
@@ -184,10 +173,7 @@ def _without_folder(location: Location) -> str:
 
 
 def stamp_of(path: str) -> str | None:
-    """Returns the stamp of a file in object storage, None for a file on this machine.
-
-    On this machine, the file's size and time serve instead. Raises OSError.
-    """
+    """Returns the stamp of an object; None on this machine, where size and time serve instead."""
     if not is_remote(path):
         return None
     info = files_of(path).info(path)
@@ -216,19 +202,15 @@ class SourceImage:
 
     Attributes:
       key: file name without its suffix, or the key that a table gives.
-      location: location of the image.
       name: path relative to the input, as shown in records, with forward slashes and archives as
         folders.
       wnid: class of the image; empty if neither folder, table, label nor annotation tells it.
       label: superclass label, `OUTSIDE` if `wnid` is empty.
-      annotation: location of the annotation; None if the image has no annotation.
-      md5, annotation_md5: hexadecimal MD5 of the image and of the annotation, if the listing tells
-        it.
+      annotation, mask: their locations; None if the image has none.
+      md5, annotation_md5, mask_md5: hexadecimal, if the listing tells them.
       stamp: text that changes with the content of a picture inside a larger file, if the listing
         tells it.
       is_excluded: whether `--exclude` or `--include` leaves the image out.
-      mask: location of the mask; None if the image has no mask.
-      mask_md5: hexadecimal MD5 of the mask, if the listing tells it.
       fault: why the class is unknown, if it should be known; else "".
       group: name of a group of images that share a scene, so that no image of the group becomes the
         background of another; "" for no group.
@@ -260,9 +242,7 @@ class KeyedFile:
 
     Attributes:
       folder: name of the folder that holds the file, "" if there is none.
-      key: file name without the suffix; "" if the file has another suffix than the search asked
-        for.
-      location: location of the file.
+      key: file name without the suffix; "" if it has another suffix than the search asked for.
       md5: hexadecimal MD5 of the content, if the listing tells it.
       size: size in bytes, if the listing tells it.
     """
@@ -299,10 +279,7 @@ class FileIndex:
 
 
 def wnid_of_folder(name: str, taxonomy: Taxonomy | None = None) -> str:
-    """Returns the class that the folder of a path in an archive is named after.
-
-    The class is a WordNet id or a class of the taxonomy; it is "" if the name is neither.
-    """
+    """Returns the WordNet id, or the taxonomy's class, of the folder in a path; else ""."""
     folder = name.rpartition("/")[0].rpartition("/")[2]
     return folder if is_wnid(folder) or (taxonomy and taxonomy.holds(folder)) else ""
 
@@ -319,11 +296,7 @@ def is_wnid(text: str) -> bool:
 def wnid_of_label(label: object, taxonomy: Taxonomy, name: str) -> str:
     """Returns the class that a label means; "" for a negative number, None or an empty text.
 
-    Args:
-      label: number or id of a class, as found in the input.
-
-    Raises:
-      UsageError: the label is neither a class nor a class number.
+    A label is the number or id of a class; for any other, UsageError is raised.
     """
     text = "" if label is None else str(label).strip()
     if not text or is_wnid(text) or taxonomy.holds(text):

@@ -1,8 +1,8 @@
 """Texts and tables that a user wrote, and Parquet files as on the Hugging Face hub.
 
-Texts and tables are read by line or by row, so that they may be of any size. A table is CSV,
-Parquet, JSON (a list of objects) or JSON lines. Parquet files as on the hub have `image` (struct of
-bytes and path) and `label`.
+Texts and tables are read by line or by row, so they may be of any size. A table is CSV, Parquet,
+JSON (a list of objects) or JSON lines. The hub's files have `image` (struct of bytes and path) and
+`label`.
 """
 
 import contextlib
@@ -33,14 +33,9 @@ of a picture with thousands of objects take a few million characters."""
 
 
 class TextLines(Iterator[str]):
-    """Iterator over the lines of a text in UTF-8, each with its line end.
+    """Iterator over the lines of a text in UTF-8; UsageError if one is too long, or not UTF-8.
 
-    Args:
-      newline: which line ends count, as in `open`.
-      errors: how to treat bytes that are not UTF-8, as in `open`.
-
-    Raises:
-      UsageError: a line is too long, or is not UTF-8.
+    Each line has its line end. `newline` and `errors` are those of `open`.
     """
 
     def __init__(
@@ -144,10 +139,7 @@ def read_rows(path: str, flag: str) -> Iterator[TableRow]:
 
 
 def column_names(path: str, flag: str) -> tuple[str, ...]:
-    """Returns the names of the columns, from the schema or else from the first row.
-
-    Arguments and errors are those of `read_rows`.
-    """
+    """Returns the columns' names, from the schema or the first row; raises as `read_rows` does."""
     if path.lower().endswith(".parquet"):
         with open_parquet(path, flag) as file:
             return tuple(file.schema_arrow.names)
@@ -217,8 +209,7 @@ def _object(path: str, number: int, values: Any, noun: str = "row") -> TableRow:
 
 
 _CLASS_AT_END = re.compile(r"(?<=.)_n\d{8}$")
-"""File names on the hub are ImageNet's file names with the class appended, such as
-ILSVRC2012_val_00000001_n01751748."""
+"""Ends of file names on the hub, such as ILSVRC2012_val_00000001_n01751748."""
 
 
 class HubParquet(FileFormat):
@@ -230,9 +221,9 @@ class HubParquet(FileFormat):
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage]:
         """Yields the images of all rows, without reading any.
 
-        The class comes from the column `wnid`, or else from `label`. A label is a class number or,
-        if the schema names the labels by WordNet ids, an index into these names. The key is the
-        name in `image.path`, without its suffix and without a class at its end.
+        The class comes from the column `wnid`, or else from `label`: a class number or, if the
+        schema names the labels by WordNet ids, an index into these. The key is the name in
+        `image.path`, without its suffix and without a class at its end.
         """
         list_file = functools.partial(_list_file, root=layout.root, taxonomy=taxonomy)
         for _, images in read_ahead(list_file, layout.files):
@@ -240,10 +231,7 @@ class HubParquet(FileFormat):
 
 
 def holds_pictures(path: str, column: str = "image") -> bool:
-    """Returns whether a column of a Parquet file holds pictures rather than paths.
-
-    Raises UsageError if the file is not Parquet.
-    """
+    """Returns whether a Parquet column holds pictures, not paths; UsageError if not Parquet."""
     with open_parquet(path) as file:
         schema = file.schema_arrow
         return column not in schema.names or not _is_text(schema.field(column).type)
@@ -293,11 +281,7 @@ def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage]:
 
 
 def _key(image: dict[str, str | None] | None, name: str) -> str:
-    """Returns the key of a row.
-
-    If the row has no file name, the key is the row's position, because no box can be found for such
-    a row anyway.
-    """
+    """Returns the key of a row; without a file name its position, as no box can be found then."""
     file = ((image or {}).get("path") or "").replace("\\", "/").rpartition("/")[2]
     stem = file.rpartition(".")[0] or file
     return _CLASS_AT_END.sub("", stem) or re.sub(r"[./\\]", "-", name)

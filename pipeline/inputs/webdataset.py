@@ -63,7 +63,7 @@ class _Sample:
 
     Attributes:
       images: pictures, of different suffixes.
-      others: contents of the other members that matter, by suffix, and None for those that do not.
+      others: contents of other members, by suffix; None for those that do not matter.
     """
 
     images: list[Member] = dataclasses.field(default_factory=list)
