@@ -70,8 +70,7 @@ def prepare_step(
 ) -> list[tuple[str, Moves]]:
     """Prepares the dataset; (None, all shards) -> (its fingerprint, files to move).
 
-    There is an element for each batch of moves; if there is nothing to move, one with an empty
-    list.
+    There is an element for each batch of moves, and at least one, which may be empty.
     """
     fingerprint, moves = prepare(
         config, fenced_for_job(store), taxonomy, filter(None, element[1]), about
@@ -126,12 +125,9 @@ def commit(
 
 
 def restate(store: Store, taxonomy: Taxonomy, manifest: Manifest) -> None:
-    """Writes the card and the manifest of the dataset in place anew, and no other file.
+    """Writes the card and the manifest, which has what the maker now states, and no other file.
 
     If it is killed, `read_prepared` has the new manifest, for which it is called again.
-
-    Args:
-      manifest: the dataset's manifest, with what its maker now states.
     """
     files = tuple(file for file in manifest.files if file.path not in CARD_FILES)
     prepared = dataclasses.replace(manifest, files=files)
@@ -203,10 +199,7 @@ def prepare(
 
 
 def read_prepared(store: Store) -> Manifest | None:
-    """Reads the manifest that a commit, perhaps a killed one, has prepared and not finished.
-
-    It is None if missing or damaged, because the job makes it again.
-    """
+    """Reads the manifest of an unfinished commit; None if missing or damaged: it is made again."""
     return read_intact(
         store, PREPARED_MANIFEST, lambda: Manifest.from_json(store.read(PREPARED_MANIFEST))
     )
@@ -267,11 +260,7 @@ def _is_record(path: str) -> bool:
 
 
 def _is_same(old: Manifest, new: Manifest) -> bool:
-    """Returns whether two manifests describe the same dataset.
-
-    The files of its card, which the new manifest does not list yet, and the versions of libraries
-    do not matter.
-    """
+    """Returns whether manifests describe the same dataset, except for card and library versions."""
     data = tuple(file for file in old.files if file.path not in CARD_FILES)
     return dataclasses.replace(old, files=data, libraries=new.libraries) == new
 
@@ -286,12 +275,8 @@ def _check_complete(
     """Checks the new dataset before anything is removed.
 
     No folder may be a link, every file must exist and have its size, and a file that stays in place
-    must be the one that the old manifest lists.
-
-    Args:
-      old: the manifest in place, None if there is none.
-      moves: the moves of all shards; when Commit is repeated, some files have been moved already.
-      sizes: sizes in bytes of the existing files by path, as `_file_sizes` returns them.
+    must be the one that the old manifest lists. When Commit is repeated, some moves are done
+    already. `sizes` are in bytes, as `_file_sizes` returns them.
     """
     known = {} if old is None else {file.path: file for file in old.files}
     sources = {target: source for shard in moves for source, target in shard}
@@ -361,15 +346,9 @@ def merge_shards(
 ) -> tuple[Manifest, list[Moves]]:
     """Builds the manifest from the shards of all splits, and lists the files to move.
 
-    Args:
-      shards: segmented source shards, which imported datasets lack, and composed output shards, in
-        any order.
-
-    Returns:
-      (manifest without the dataset card's files, moves of each shard, its record last).
-
-    Raises:
-      JobError: a split, a shard or an image is missing.
+    Shards come in any order; imported datasets have no source shards. Returns (manifest without the
+    card's files, moves of each shard, its record last). Raises JobError if a split, a shard or an
+    image is missing.
     """
     arrived: dict[str, _ArrivedSplit] = {}
     fingerprints: list[list[str | int]] = []

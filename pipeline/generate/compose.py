@@ -40,11 +40,7 @@ from transforms.variants import EXTERNAL, MIXED, VariantName, filled_bases, with
 
 
 def index_schema(replicates: int) -> pa.Schema:
-    """Returns the schema of the index.
-
-    The index has a row for every source image (with `--objects each`, for every object), accepted
-    or not. A value is null where the image has no such value.
-    """
+    """Returns the schema of the index: a row for every image (or object), accepted or not."""
     return pa.schema(
         [
             *(
@@ -159,8 +155,7 @@ class ComposeShard(JobStep):
     ) -> str:
         """Identifies everything that the files of a shard depend on.
 
-        This is the configuration, the classes, the number of the shard, the source shards, the
-        selection, and the backgrounds that were drawn, with their pixels and classes.
+        Of the backgrounds that were drawn, these are the pixels and classes.
         """
         backgrounds = {
             key: [[str(name), fields_of(each), each.layer_digest] for name, each in drawn.items()]
@@ -185,11 +180,7 @@ class ComposeShard(JobStep):
         images: Sequence[SelectedImage],
         tally: Tally,
     ) -> tuple[FileDigest, ...]:
-        """Writes all variants of a shard to the staging folder, in every format.
-
-        Returns:
-          Digests of the files, with their final paths.
-        """
+        """Writes all variants to the staging folder; returns digests by final paths."""
         with self.outputs.store.together() as store, contextlib.ExitStack() as stack:
             sinks = open_sinks(
                 stack,

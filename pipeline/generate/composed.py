@@ -1,7 +1,7 @@
 """A finished dataset that also has variants that it does not store.
 
 They are composed from the layers when they are read, and pass through the dataset's own encoder, so
-that their pictures are those that would have been stored, byte for byte.
+their pictures are, byte for byte, those that would have been stored.
 """
 
 import collections
@@ -33,12 +33,9 @@ from transforms.variants import (
 
 
 class _Images(NamedTuple):
-    """Images that pictures are composed of.
+    """Images that pictures are composed of: their keys, each with the key in `dataset`.
 
-    Attributes:
-      keys: their keys, each with the key in `dataset`.
-      drawn: the plan to draw pairs from.
-      found: the plan that finds the layers.
+    Pairs are drawn from the plan `drawn`; the plan `found` finds the layers.
     """
 
     dataset: Dataset
@@ -82,9 +79,8 @@ class ComposedDataset(Dataset):
     def images(self) -> dict[str, _Images]:
         """The images by what stands in place of a rendering: "" for all, `COMMON`, `AGAINST`.
 
-        Two datasets have an image in common if both have the same file, by its MD5, under the same
-        label, and if these images have backgrounds among themselves. If either has `--objects
-        each`, the box must be the same, too.
+        Two datasets have an image in common if both have the same file (by MD5), label and, if
+        either has `--objects each`, box, and if these images have backgrounds among themselves.
         """
         every = {row["key"]: row["key"] for row in selected_rows(self, self.split)}
         plan = plan_of_dataset(self, self.split, self.compose, list(every))
@@ -116,8 +112,8 @@ class ComposedDataset(Dataset):
     def _shown(self, variant: VariantName) -> tuple[str, VariantName, str] | None:
         """Finds out how a variant is composed; returns None if it is stored.
 
-        Returns:
-          (key in `images`, the variant that is composed of them, its entry of the configuration).
+        The result is (key in `images`, the variant composed of them, its entry of the
+        configuration).
         """
         kind = variant.rendering if variant not in self.compose.composed else ""
         name, stored = variant.pairs if kind else variant, self.manifest.config.compose
@@ -130,10 +126,7 @@ class ComposedDataset(Dataset):
     @functools.cached_property
     @functools.lru_cache(maxsize=4)  # noqa: B019
     def _files(self) -> dict[str, tuple[str, collections.Counter[int]]]:
-        """For each set of images: what their pictures depend on, and their number by shard.
-
-        Pictures depend on layers and flags, which decide the pairs, too.
-        """
+        """For each set of images: what pictures depend on, also pairs, and number by shard."""
         return {
             kind: (
                 fingerprint(
@@ -157,7 +150,7 @@ class ComposedDataset(Dataset):
     def shard_files(
         self, split: str, shard: int, variants: Iterable[VariantName]
     ) -> list[FileDigest]:
-        """Has an entry without bytes for a variant that is not stored, after those of files.
+        """Adds an entry without bytes for a variant that is not stored, behind those of files.
 
         Its digest is that of everything that the pictures depend on.
         """

@@ -4,10 +4,9 @@ A variant's function takes a `Layer` and returns a picture, and the variant is n
 function. A fill's function takes an image and its hole, which is the annotated box, and returns the
 filled image; it gives a variant for each of `FILLED`, named after the base and the function.
 
-The configuration of a dataset records `python:my_variants:silhouette@VERSION`, and for a fill
-`mixed_same=python:my_fills:mean@VERSION`. The version is the function's attribute `version`, 1 if
-it has none. The function's author raises it when the pictures change, so that they are composed
-again.
+The configuration records `python:my_variants:silhouette@VERSION`, and for a fill
+`mixed_same=python:my_fills:mean@VERSION`. The version is the function's attribute `version`, or 1.
+Its author raises it when the pictures change, so that they are composed again.
 """
 
 import copy
@@ -83,13 +82,9 @@ def _paint(entry: str, function: Callable[..., Any], shown: Layer | Pixels, *hol
 
 
 def _load(entry: str, flag: str) -> tuple[Callable[..., Any], str]:
-    """Imports the function that an entry of a flag names.
+    """Imports a flag's function; returns (the function, the entry with its present version).
 
-    Returns:
-      (the function, the entry with its present version).
-
-    Raises:
-      UsageError: there is no such function, or its name or version is not valid.
+    Raises UsageError if there is no such function, or its name or version is not valid.
     """
     entry, origin = entry.partition("@")[0], f"{flag} {entry}"
     function = import_function(

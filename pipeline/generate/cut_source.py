@@ -55,9 +55,7 @@ def by_content(
 ) -> tuple[SourceImage, ...]:
     """Sorts a shard's images by key; images of one key by MD5, as far as known, then by class.
 
-    Args:
-      images: the images, in order of their keys; made once each, if they are packed.
-      know: returns what is known of a content, None if nothing is.
+    The images come in order of their keys, and are made once each, if they are packed.
     """
     images = tuple(images)
     counts = Counter(image.key for image in images)
@@ -89,11 +87,7 @@ def _boxes_of(data: bytes) -> str:
 
 
 def _matched(boxes: str, size: str) -> object:
-    """Returns what matters of an annotation: the boxes, and whether its size is the picture's.
-
-    The size counts as the picture's if the annotation states none, or if the picture cannot be
-    opened.
-    """
+    """Returns an annotation's boxes, and whether its size is the picture's, or one is unknown."""
     fields = load_json(boxes)
     annotated = [fields.pop(side, None) for side in ("width", "height")]
     actual = [int(side) for side in size.split("x")] if size else annotated
@@ -101,10 +95,7 @@ def _matched(boxes: str, size: str) -> object:
 
 
 def printable(text: str) -> str:
-    """Escapes characters that are not printable, and shortens text to 300 characters.
-
-    Any file format can hold the result.
-    """
+    """Escapes unprintable characters, for any file format; shortens text to 300 characters."""
     text = escaped(text, keep="")
     return text if len(text) <= 300 else text[:297] + "..."
 
@@ -112,8 +103,7 @@ def printable(text: str) -> str:
 def reject_by_name(image: SourceImage, preceding: SourceImage | None) -> tuple[Reason, str] | None:
     """Returns (reason, detail) if an image is rejected without looking at its content, else None.
 
-    Args:
-      preceding: the image before it in its shard (`by_content`), None for the first.
+    It is compared with the preceding image in its shard (`by_content`), None for the first.
     """
     if image.status not in ("", ACCEPTED):
         return Reason(image.status), ""
@@ -148,10 +138,7 @@ class SourceBytes:
     location: Location = NOWHERE
 
     def read_again(self) -> None:
-        """Reads a picture in object storage again; raises OSError if it is another now.
-
-        Parts of objects come without a checksum, so they may have been corrupted on the way.
-        """
+        """Reads an object's picture again, as parts have no checksum; OSError if it changed."""
         if is_remote(self.location.path) and read_location(self.location) != self.image:
             raise changed(shown(self.location))
 
@@ -159,10 +146,7 @@ class SourceBytes:
 def read_source(
     image: Location, annotation: Location | None, mask: Location | None = None, number: int = 0
 ) -> SourceBytes:
-    """Reads an image, its annotation and its mask from their locations.
-
-    Raises OSError if a file cannot be read.
-    """
+    """Reads an image, its annotation and its mask; raises OSError if a file cannot be read."""
     return SourceBytes(
         read_location(image),
         None if annotation is None else read_location(annotation),
@@ -173,21 +157,16 @@ def read_source(
 
 
 class Identity(NamedTuple):
-    """What identifies a source image.
-
-    Attributes:
-      digest: digest of everything that its record row and layer depend on.
-    """
+    """What identifies a source image; `digest` covers all that its row and layer depend on."""
 
     digest: str
     md5: str
 
 
 class Cutter:
-    """Gives the layers of source images: segments and cuts them, with one configuration.
+    """Segments and cuts source images into layers, with one configuration.
 
-    Attributes:
-      has_layers: whether layers are written.
+    `has_layers` says whether layers are written.
     """
 
     def __init__(self, config: SegmentConfig) -> None:
@@ -207,13 +186,8 @@ class Cutter:
         """Identifies everything that an image's record row and layer depend on.
 
         This is its key, class, group, picture, annotation and mask, the configuration, and whether
-        a list leaves the image out. Its location and its input format do not matter.
-
-        Args:
-          know: returns the MD5 and the description of a content, None if they are not known.
-
-        Returns:
-          The identity; None if a content is not known.
+        a list leaves the image out; not its location and its input format. Returns None where a
+        content is not known to `know`.
         """
         if image.digest:
             return Identity(image.digest, image.md5 or "")
@@ -267,11 +241,7 @@ class Cutter:
             raise JobError(f"{shown(source.location)}: {error}") from error
 
     def crop(self, source: SourceBytes) -> Cut:
-        """Resizes and crops a source image as a whole.
-
-        An unsuitable or damaged image raises no error: the result holds a `Reason` instead. Raises
-        OSError like `cut`.
-        """
+        """Resizes and crops a source image as a whole; faults and errors are as for `cut`."""
         cropped = crop_whole(source.image, pad=self._rules.pad, **self._size)
         if cropped.reason is Reason.UNDECODABLE:
             source.read_again()
@@ -317,10 +287,7 @@ class MaskCutter(Cutter):
 
     @override
     def cut(self, source: SourceBytes) -> Iterator[Cut]:
-        """Cuts the object that the source is of.
-
-        Raises JobError if the recipe has no mask of it, or the layer is not the recipe's.
-        """
+        """Cuts the source's object; JobError if the recipe lacks its mask, or has another layer."""
         rows = self._recipe.rows(source.mask or b"")
         _, row, mask = next(each for each in rows if (each.row.object or 0) == source.number)
         if mask is None:
@@ -335,13 +302,9 @@ class MaskCutter(Cutter):
         return layer.only_bg_t
 
     def cut_along(self, picture: bytes, row: ImageRow, mask: bytes) -> Layer | None:
-        """Cuts a picture along the box and the mask that a recipe has for it.
+        """Cuts a picture, which may be any file, along the box and mask that a recipe has for it.
 
-        Args:
-          picture: content of the picture, which may be any file.
-
-        Returns:
-          The layer; None if it is not the recipe's.
+        Returns None if the layer is not the recipe's.
         """
         try:
             layer = cut_along(
@@ -366,9 +329,7 @@ class MaskCutter(Cutter):
     def finished(self, image: SourceImage) -> list[MadeRow]:
         """Makes the rows from the recipe's, and cuts the image, which takes no longer than reading.
 
-        Raises:
-          JobError: the image gives another layer than the recipe's.
-          OSError: it cannot be read.
+        Raises JobError if the image gives another layer than the recipe's, OSError if unreadable.
         """
         made: list[MadeRow] = []
         picture = b""

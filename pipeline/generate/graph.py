@@ -55,14 +55,10 @@ _SHOWN = 40
 
 
 def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceImage], SplitTotals]:
-    """Lists the images of a split, and chooses its numbers of shards.
+    """Lists the images of a split, with the files that the job uses, and totals its shards.
 
-    Returns:
-      (images with the files that the job uses, totals of the split).
-
-    Raises:
-      UsageError: there are no images that can be used, the input is not valid, or its images may
-        not be read.
+    Raises UsageError if there are no images that can be used, the input is not valid, or its images
+    may not be read.
     """
     split = layout.split
     try:
@@ -80,11 +76,7 @@ def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceIm
 def _list_input(
     job: GenerateJob, layout: SplitLayout
 ) -> tuple[Sequence[SourceImage], Mapping[str, int], str]:
-    """Lists the images of a split with the files that the job uses.
-
-    Returns:
-      (images, what was skipped, see `_describe_unmatched`).
-    """
+    """Returns the images with the files that are used, what was skipped, `_describe_unmatched`."""
     segment = job.config.segment
     masks = None if job.masks is None else index_masks(job.masks, layout.split)
     keeps_image_whole, keeps_masks = segment.keeps_image_whole, takes_masks(segment.segmenter)
@@ -109,12 +101,8 @@ def _list_input(
 def _describe_unmatched(classes: Mapping[str, int], taxonomy: Taxonomy) -> str:
     """Names classes that the taxonomy lacks, and classes of a user's taxonomy without an image.
 
-    Args:
-      classes: number of images by class, "" for no class.
-      taxonomy: the dataset's classes; one without a superclass is outside on purpose.
-
-    Returns:
-      A line that names the first of either; "" if there are none.
+    A class without a superclass is outside on purpose. The line names the first of either; it is ""
+    if there are none.
     """
     lacking = {n: count for n, count in classes.items() if n and not taxonomy.holds(n)}
     frequent = sorted(lacking, key=lambda name: (-lacking[name], name))
@@ -139,9 +127,8 @@ def _with_used_files(
 ) -> SourceImage:
     """Adds the mask of an image from `--masks`, and drops the files that are not used.
 
-    Not used are masks that the segmenter does not take, and boxes if images stay whole. So a change
-    in an unused file does not invalidate the layer. An image that stays whole, but has no class,
-    keeps its files, because its annotation decides the reason of its rejection.
+    So a change in an unused file does not invalidate the layer. An image that stays whole, but has
+    no class, keeps its files, because its annotation decides the reason of its rejection.
     """
     if masks is not None:
         mask = masks.find(image.wnid, image.key)
@@ -180,10 +167,7 @@ def _check_used(images: Sequence[SourceImage], layout: SplitLayout, config: Segm
 
 
 def _check_places(images: Sequence[SourceImage], store: Store) -> None:
-    """Raises UsageError if a file lies where Commit removes files.
-
-    Flags are checked at launch, but not the rows of a manifest.
-    """
+    """Raises UsageError if a file, such as one of a manifest, lies where Commit removes files."""
     cleared = tuple(store.path(f"{folder}/") for folder in (*DATA_FOLDERS, WORK_FOLDER))
     for image in images:
         for location in (image.location, image.mask, image.annotation):
@@ -256,8 +240,8 @@ _MAKE = timed("list")(ListedShard.packed)
 class IdentifySources(JobStep):
     """Listed SourceShard of a recipe -> the shard, its pictures found, or known to be missing.
 
-    Pictures are identified by their MD5. Only a picture with another MD5 is decoded: if it gives
-    the recipe's layers, it is the same picture in another file.
+    Pictures are identified by their MD5. One with another MD5 is decoded: if it gives the recipe's
+    layers, it is the same picture in another file.
     """
 
     @timed("list")

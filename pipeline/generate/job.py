@@ -31,8 +31,7 @@ class GenerateJob:
       guarded: stages of the existing dataset from its manifest, to stop a job that would make much
         of the dataset again (`pipeline.generate.previous_layers`); None to let any job run.
       masks: folder or file of masks, for a segmenter that takes them; None without `--masks`.
-      exclude, include: absolute paths of lists of images; None without such a list.
-      scenes: absolute path of the folder of scenes; None without `--backgrounds`.
+      exclude, include, scenes: absolute paths of lists of images, and of the folder of scenes.
       recipe: the recipe to make the dataset from; None to segment.
       allow_partial: whether a dataset is made from the recipe if pictures are missing.
     """
@@ -73,18 +72,13 @@ class GenerateJob:
         return MaskCutter(segment, recipe) if recipe else Cutter(segment)
 
     def layer_staging(self) -> Staging:
-        """Returns the staging folder of layers.
-
-        Its name depends on their configuration alone, so that a job that only draws other pairs
-        still finds the layers.
-        """
+        """Returns the staging folder of layers, which a job that draws other pairs still finds."""
         return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.segment.fingerprint()}")
 
     def output_staging(self) -> Staging:
         """Returns the staging folder of output shards.
 
-        Its name depends on the variants' configuration, and on the recipe, whose layers may differ
-        from those that were segmented.
+        Its name depends on the recipe, too, whose layers may differ from those that were segmented.
         """
         recipe = self.recipe.sha256 if self.recipe else ""
         return Staging(

@@ -47,9 +47,7 @@ _Decoded = TypeVar("_Decoded")
 class SelectedImage:
     """An image of an output shard that is part of the dataset.
 
-    Attributes:
-      backgrounds: what was drawn for each replicate of a mixed variant: another image, or for
-        `mixed_external` a scene.
+    `backgrounds` are what was drawn for each replicate of a mixed variant: an image, or a scene.
     """
 
     row: ImageRow
@@ -58,10 +56,9 @@ class SelectedImage:
 
 
 class Background(NamedTuple):
-    """The background of an image, or a scene.
+    """The background of an image, or a scene, by key.
 
     Attributes:
-      key: its key.
       tiled: (S, S, 3) uint8 RGB.
       layer: the layer whose hole is filled; None if no rendering fills it.
     """
@@ -73,9 +70,7 @@ class Background(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class LayerSource:
-    """Layers of planned images, read from tars, or cut again from the source images.
-
-    They are cut again if `--layers drop` has removed the tars.
+    """Layers of planned images, read from tars, or cut again if `--layers drop` has removed these.
 
     Attributes:
       scenes: the accepted scenes; None without `mixed_external`.
@@ -96,14 +91,10 @@ class LayerSource:
     def layers(
         self, images: Sequence[SelectedImage]
     ) -> Generator[tuple[SelectedImage, Layer, dict[VariantName, Background]], None, None]:
-        """Reads the layers of selected images, and the backgrounds that were drawn for them.
+        """Yields (image, layer, backgrounds by mixed variant), in the order of the images.
 
-        Yields:
-          (image, layer, backgrounds by mixed variant), in the order of the images.
-
-        Raises:
-          JobError: a tar is damaged, or cutting an image again gives another layer than before. A
-            background that is cut again is not compared.
+        Raises JobError if a tar is damaged, or cutting an image again gives another layer than
+        before. A background that is cut again is not compared.
         """
         ahead = REQUESTS_IN_FLIGHT * self.store.is_remote
         for image, (layer, source, backgrounds) in read_ahead(self._read, images, ahead):
@@ -177,10 +168,7 @@ class LayerSource:
     def cropped(
         self, images: Sequence[SelectedImage]
     ) -> Generator[tuple[SelectedImage, Pixels], None, None]:
-        """Yields (image, picture) for selected images that are not cut apart, in their order.
-
-        Raises like `layers`.
-        """
+        """Yields (image, picture) for images that are not cut apart; raises like `layers`."""
         # The number depends on the storage of the input, which may differ from the dataset's.
         first = (Location.parse(os.fsdecode(image.planned.source)) for image in images[:1])
         ahead = reads_ahead(first)
@@ -219,9 +207,7 @@ def _source(planned: PlannedImage) -> SourceBytes:
 class Fills:
     """Filled backgrounds of a shard, each painted once; they wait in a file, to save memory.
 
-    Attributes:
-      file: a temporary file, which is empty at first.
-      tiled: number of backgrounds that stay tiled, because the hole covers the whole picture.
+    `tiled` counts the backgrounds that stay tiled, because the hole covers the whole picture.
     """
 
     file: IO[bytes]
@@ -248,7 +234,6 @@ class Composer:
     """Composes and encodes the variants of selected images.
 
     Attributes:
-      config: seed of the noise, and encoding.
       names: the variants to compose, replicates included, in order.
       variants: what they show, by name without replicate.
     """
@@ -302,10 +287,7 @@ class Composer:
 
 
 def fields_of(background: PlannedImage | Scene | None) -> dict[str, Any]:
-    """Returns the columns of a sample about its background.
-
-    All are None if the variant draws no background; a scene has a key, but no class.
-    """
+    """Returns a sample's columns on its background: None without one; a scene has only a key."""
     return {
         f"bg_{name}": background and getattr(background, name) for name in ("key", "label", "wnid")
     }

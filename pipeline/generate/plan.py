@@ -92,9 +92,9 @@ def select_images(
 
     Returns:
       (whether each image is selected, whether each was left out because no other image can give it
-      a background), (n,) bool each. Images without such a partner are removed before classes are
-      balanced, so that a class of one image does not shrink all other classes, and once more
-      after it, because balancing may remove the last partner of an image.
+        a background), (n,) bool each. Images without such a partner are removed before classes are
+        balanced, so that a class of one image does not shrink all other classes, and once more
+        after it, because balancing may remove the last partner of an image.
     """
 
     def partners(rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -121,16 +121,14 @@ def select_images(
 
 @dataclasses.dataclass(frozen=True)
 class PlannedImage:
-    """An accepted image, as a plan knows it.
+    """An accepted image, as a plan knows it; most attributes are columns of its record.
 
     Attributes:
-      key, label, wnid, layer_digest, object: its columns in its record.
       no_background: whether it was left out because no other image can give it a background.
       tar: current path of the tar of its layer, None if the layer is cut again.
-      only_bg_t_offset, only_bg_t_length: where its tiled background lies in the tar, in bytes.
       source, annotation, mask: locations of its files as bytes, None if its layer is in a tar.
-      image_offset, image_length, mask_offset, mask_length, box: as in its record; None unless a
-        rendering fills backgrounds.
+      image_offset, image_length, mask_offset, mask_length, box: None unless a rendering fills
+        backgrounds.
     """
 
     key: str
@@ -165,11 +163,9 @@ class Plan:
     (array([0, 2]), {0: array([0]), 1: array([1])})
 
     Attributes:
-      table: n rows in order of the source shards, with the columns of `_schema` (`tar` is the
-        current path of the tar of layers), `selected`, `no_background`, `hash`, and `group_number`
-        if there are groups.
-      keys: the table's column `key` as one Arrow array, because Python strings would take ten times
-        the memory.
+      table: n rows in order of the source shards, with the columns of `_schema`, `selected`,
+        `no_background`, `hash`, and `group_number` if there are groups.
+      keys: column `key` as one Arrow array; Python strings would take ten times the memory.
       rows: position in `table` of each image of the pool, ascending.
     """
 
@@ -183,8 +179,7 @@ class Plan:
     def from_table(cls, table: pa.Table, config: ComposeConfig) -> Plan:
         """Builds a plan from the table that `PlanSplit` wrote.
 
-        Besides the table, a plan takes about 50 bytes of memory for each image, and copies no text
-        but the keys.
+        It adds about 50 bytes of memory for each image, and copies no text but the keys.
         """
         selected, by_key = table["selected"].to_numpy(), table["by_key"].to_numpy()
         rows = np.flatnonzero(selected)
@@ -227,15 +222,9 @@ class Plan:
     ) -> dict[VariantName, list[PlannedImage]]:
         """Draws a background for each selected key, for each replicate of each mixed variant.
 
-        Args:
-          names: the only replicates to draw for; empty for those of the configuration.
-
-        Returns:
-          Replicate -> the backgrounds, in the order of `keys`.
-
-        Raises:
-          JobError: an image has no partner, which would be a bug, since `select_images` drops such
-            images.
+        `names` are the only replicates to draw for; empty for those of the configuration.
+        Backgrounds are in the order of `keys`. Raises JobError if an image has no partner, which
+        would be a bug, since `select_images` drops such images.
         """
         foregrounds = np.searchsorted(self.rows, self._positions(keys))
         backgrounds = {}
@@ -263,10 +252,7 @@ def _strings(keys: pa.Array) -> Iterator[str]:
 
 
 def group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
-    """Returns the number of each image's group, (n,) int64; None if no image has a group.
-
-    An image without a group gets a number of its own.
-    """
+    """Returns each image's group number, (n,) int64, its own if in none; None without groups."""
     if column.null_count == len(column):
         return None
     groups = column.dictionary_encode()
@@ -291,10 +277,7 @@ def _accepted(store: Store, columns: Sequence[str], shard: SourceShard) -> pa.Ta
 def _batches(
     store: Store, columns: Sequence[str], shards: Sequence[SourceShard]
 ) -> Iterator[pa.Table]:
-    """Yields the accepted images of all source shards, in tables of many shards each.
-
-    The overhead of a table for each shard would take more memory than its rows.
-    """
+    """Yields the accepted images in tables of many shards, as more tables take more memory."""
     ahead = REQUESTS_IN_FLIGHT if store.is_remote else 0
     tables = []
     for shard, table in read_ahead(functools.partial(_accepted, store, columns), shards, ahead):
@@ -339,11 +322,7 @@ class PlanSplit(JobStep):
         ]
 
     def _write(self, file: HashingFile, shards: Sequence[SourceShard]) -> None:
-        """Writes the plan.
-
-        While images are selected, all columns wait in a temporary file on disk, and memory holds
-        only the columns that the selection needs.
-        """
+        """Writes the plan; memory holds only what the selection needs, the rest waits on disk."""
         columns = _columns(self.config.compose)
         with tempfile.TemporaryFile() as spool:
             needed = []
@@ -364,11 +343,7 @@ class PlanSplit(JobStep):
 
 
 def _decide(table: pa.Table, config: ComposeConfig) -> pa.Table:
-    """Computes the columns of a plan that depend on the whole split.
-
-    Args:
-      table: columns key, label and group of all accepted images.
-    """
+    """Computes the columns of a plan that depend on the whole split, from key, label and group."""
     keys, labels, groups = (column.combine_chunks() for column in table.columns)
     numbers = group_numbers(groups)
     labels = labels.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -385,11 +360,9 @@ def _decide(table: pa.Table, config: ComposeConfig) -> pa.Table:
 
 
 def plan_of_dataset(dataset: Dataset, split: str, config: ComposeConfig, keys: list[str]) -> Plan:
-    """Plans pairs among some images of a finished dataset, from its records.
+    """Plans pairs among some images of a finished dataset that keeps its layers, from its records.
 
-    Args:
-      dataset: the dataset, which keeps its layers.
-      keys: keys of the images; those without a background among them are not selected.
+    Keys without a background among them are not selected.
     """
     totals = SplitTotals(split, dataset.manifest.shards[split], 0, 0, 0)
     shards = [
@@ -413,9 +386,6 @@ def plan_of_dataset(dataset: Dataset, split: str, config: ComposeConfig, keys: l
 
 @functools.lru_cache(maxsize=4)
 def load_plan(store: Store, path: str, config: ComposeConfig, digest: str) -> Plan:
-    """Reads a plan, once in each worker process.
-
-    The argument `digest` is part of the cache's key, so that a rewritten file is read again.
-    """
+    """Reads a plan, once in each process; the `digest` makes it read a rewritten file again."""
     del digest
     return Plan.from_table(read_table(store, path), config)

@@ -5,10 +5,9 @@ stops a job early if the job would make much of a dataset again.
 
 A schedule may run the same command for years. If its input is moved, mounted empty or rewritten one
 day, the job would segment everything again and replace a good dataset. So List counts how many
-source shards of an existing dataset would be made again, and stops the job if they are more than a
-tenth, unless the user passes `--overwrite rebuild`. Shards that only gain images do not count,
-because nothing is lost then, and a small dataset may grow in all of them. For the count, names,
-records, and sizes and times of files are enough: no image is read.
+source shards would be made again, and stops the job if they are more than a tenth, unless the user
+passes `--overwrite rebuild`. Shards that only gain images do not count, because nothing is lost
+then, and a small dataset may grow in all of them. For the count, no image is read.
 """
 
 import dataclasses
@@ -42,8 +41,8 @@ from transforms.filters import Reason
 class Survey:
     """What is known of a source shard before any of its images is cut.
 
-    If it `may_read`, and the shard has a record, images that are not known are read, to see
-    whether the layers are up to date. Without a record, they are read only once, when they are cut.
+    If it `may_read`, and the shard has a record, images that are not known are read, to see whether
+    the layers are up to date. Without a record, they are read only once, when they are cut.
 
     >>> from pipeline.generate.shard_elements import SplitTotals
     >>> totals = SplitTotals("val", ShardCounts(4, 2), listed=1, outside=0, other_files=0)
@@ -56,8 +55,7 @@ class Survey:
     Attributes:
       path: final path of the shard's record.
       images: images of the shard, in order of `by_content`.
-      identities: identity of each image; None for an image that would have to be read for it.
-      digests: digest of each image, None if it is not known.
+      identities, digests: those of each image; None where it would have to be read for it.
       record: the record, in place or staged, if all layers are up to date; else None.
     """
 
@@ -85,10 +83,7 @@ class Survey:
         self.record = self.find(self.digests)
 
     def find(self, digests: Sequence[str | None]) -> Record | None:
-        """Finds the record of the shard if its images have these digests.
-
-        Returns None if its layers are not up to date, or if a digest is not known.
-        """
+        """Finds the shard's record by digests of images; None if outdated, or one is not known."""
         known = [digest for digest in digests if digest is not None]
         if len(known) < len(digests):
             return None
@@ -96,11 +91,7 @@ class Survey:
         return self._staging.find(self.path, checksum, need_files=self._need_files)
 
     def read_rows(self) -> list[ImageRow] | None:
-        """Reads the rows of the record.
-
-        Returns None if there is no record, or if it is damaged, or is not of as many images as the
-        shard has.
-        """
+        """Reads the record's rows; None if it is missing or damaged, or has too many or too few."""
         if self.record is None:
             return None
         store, path = self._staging.store, self.record.path
@@ -113,10 +104,7 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreviousLayers:
-    """Finds the layers of single images in the existing shards.
-
-    The images may now belong to shards of other numbers.
-    """
+    """Finds the layers of images in existing shards, which may be of other numbers than now."""
 
     store: Store
     split: str
@@ -126,11 +114,7 @@ class PreviousLayers:
     )
 
     def rows(self, key: str, source_digest: str) -> list[ImageRow]:
-        """Finds the record rows of an unchanged image; an empty list if the image has changed.
-
-        There is one row, or with `--objects each` a row for each object, in order of the objects'
-        numbers.
-        """
+        """Returns an unchanged image's rows, by number of object; none if it has changed."""
         shard = self.counts.source_shard(key)
         if shard not in self._records:
             self._records[shard] = self._read(shard)
@@ -146,9 +130,8 @@ class PreviousLayers:
     def _read(self, shard: int) -> dict[tuple[str, str | None], list[ImageRow]]:
         """Reads the rows of a record, by source key and digest.
 
-        Returns no rows if the record is missing or damaged, or a file of the shard is missing or of
-        another size. Images that were rejected for a duplicate key are left out, because that
-        status depends on other images.
+        There are none if the record is missing or damaged, or a file of the shard is missing or of
+        another size. Duplicate keys are left out, because their status depends on other images.
         """
         store, path = self.store, layer_record(self.split, shard)
         metadata = read_metadata(store, path)
@@ -180,8 +163,7 @@ def check_rebuild(
     Args:
       stages: versions and fingerprints of the existing dataset's stages, from its manifest.
       shards: the listed images of all splits that the dataset has, in its present source shards.
-      renumbered: the same images in the new source shards; empty if the numbers of shards stay the
-        same.
+      renumbered: the same images in the new source shards; empty if the numbers of shards stay.
 
     Raises:
       JobError: too many shards would be made again; the message says why.
@@ -218,13 +200,12 @@ def check_rebuild(
 def _count_work(
     config: DatasetConfig, staging: Staging, has_same_settings: bool, shard: ListedShard
 ) -> Counter[str]:
-    """Counts the work on a shard.
+    """Counts the work on a shard; empty if it is up to date, or its record is damaged.
 
-    The counter is empty if the shard is up to date, or if its record is damaged. Otherwise `shards`
-    is 1, or 0 if the shard only gains images, and `added`, `changed`, `removed` and `kept` (changed
-    or not) are numbers of images, compared with the record in place. An image counts as changed
-    even if only its segmentation has changed. `lost` is 1 if no image differs from the record,
-    because then the shard can only be out of date if one of its files is missing.
+    Otherwise `shards` is 1, or 0 if the shard only gains images, and `added`, `changed`, `removed`
+    and `kept` (changed or not) are numbers of images, compared with the record in place. An image
+    whose segmentation alone has changed is `changed`. `lost` is 1 if no image differs from the
+    record, because then the shard can only be out of date if one of its files is missing.
     """
     found = Survey(staging, config, shard.make())
     if found.record:

@@ -4,7 +4,7 @@
 lengths. The rows of an image stand together, its objects in order. The metadata holds the manifest,
 and a checksum of the whole file.
 
-A recipe comes from strangers. Its checksum is tested first, and then every value; nothing that it
+A recipe comes from strangers: its checksum is tested first, and then every value; nothing that it
 names is opened or imported.
 """
 
@@ -74,8 +74,8 @@ _LEAVES_INPUT = re.compile(r"[/\\]|(.*[/\\])?\.\.([/\\]|$)")
 def recipe_schema(*, has_layers: bool) -> pa.Schema:
     """Returns the columns of a recipe: those of a record, `split` and `mask`.
 
-    `mask` is the mask at output size (`transforms.masks.encode_runs`). It is null for a row that
-    was not accepted, and in a dataset without layers for an image that was not selected.
+    `mask` is at output size (`transforms.masks.encode_runs`). It is null for a row that was not
+    accepted, and without layers for an image that was not selected.
     """
     return pa.schema(
         [
@@ -116,11 +116,7 @@ def row_group(path: str, sha256: str, number: int) -> pa.Table:
 class RecipeImage(SourceImage):
     """An image of a recipe. `location` is `NOWHERE` if its picture is missing or not needed.
 
-    Its mask holds its place in the recipe.
-
-    Attributes:
-      is_needed: whether its picture must be there.
-      files: the pictures of the input that have its key.
+    Its mask holds its place in the recipe; `files` are the pictures of the input that have its key.
     """
 
     is_needed: bool
@@ -151,11 +147,9 @@ def recipe_images(images: Iterable[SourceImage]) -> list[RecipeImage]:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A recipe that was checked.
+    """A recipe that was checked, with its dataset's manifest.
 
-    Attributes:
-      manifest: manifest of the dataset. If it has no layers, the files include the tars that its
-        records name.
+    Without layers, the manifest's files include the tars that its records name.
     """
 
     path: str
@@ -164,13 +158,9 @@ class Recipe:
 
     @classmethod
     def open(cls, path: str, name: str = "") -> Self:
-        """Opens a recipe, and checks its checksum and then all of its content.
+        """Opens a recipe, which messages call `name`; checks its checksum and then all its content.
 
-        Args:
-          name: what messages call the file; the flag and the path if empty.
-
-        Raises:
-          UsageError: it is missing or damaged, or says what no recipe may say, in one line.
+        Raises UsageError if it is missing or damaged, or says what no recipe may say, in one line.
         """
         try:
             data = files_of(path).read(path)
@@ -200,10 +190,7 @@ class Recipe:
         return data
 
     def check(self, file: Any, size: int) -> None:
-        """Checks all but the rows, which are not read yet.
-
-        Raises ValueError if it says what no recipe may say.
-        """
+        """Checks all but the rows, which are not read yet; raises ValueError for what is wrong."""
         config, taxonomy = self.manifest.config, self.manifest.taxonomy
         groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
         faults = {
@@ -241,10 +228,7 @@ class Recipe:
         return self.manifest.taxonomy or imagenet9()
 
     def images(self) -> dict[str, list[RecipeImage]]:
-        """Lists the images of each split in the recipe's order, and checks their rows.
-
-        Raises ValueError if a row says what no recipe may say.
-        """
+        """Lists each split's images in the recipe's order; raises ValueError if a row is wrong."""
         images: dict[str, list[RecipeImage]] = {split: [] for split in self.manifest.config.split}
         with open_parquet(self.path, FLAG) as file:
             # Rows of one image have one place, from which the number of its object counts.
@@ -288,12 +272,9 @@ class Recipe:
     def list_images(
         self, layout: SplitLayout
     ) -> tuple[tuple[RecipeImage, ...], Mapping[str, int], str]:
-        """Lists the images of a split, with the pictures of the input that have their keys.
+        """Lists the images of a split, with the input's pictures of their keys; counts all others.
 
-        It counts those that the recipe does not have.
-
-        Returns:
-          (the images, what the recipe's dataset skipped, its line on unmatched classes).
+        Returns (the images, what the recipe's dataset skipped, its line on unmatched classes).
         """
         images, told = self.images()[layout.split], self.manifest.images[layout.split]
         files: dict[str, list[SourceImage]] = {image.key: [] for image in images}
@@ -349,11 +330,9 @@ def versions_of(libraries: Mapping[str, str]) -> str:
 
 
 def _fault_of(rows: Sequence[RecipeRow], position: int, dataset: DatasetConfig) -> str:
-    """Returns what is wrong with the last of an image's rows, "" if nothing is.
+    """Returns what is wrong with the last of an image's rows, in their order; "" if nothing is.
 
-    Args:
-      rows: the row, after those of the same image before it.
-      position: its distance from the place where the image's rows begin by its number.
+    The position is the row's distance from the place where the image's rows begin by its number.
     """
     split, row, mask = rows[-1]
     config, is_accepted, number = dataset.segment, row.status == ACCEPTED, row.object or 0

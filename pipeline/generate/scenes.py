@@ -1,8 +1,7 @@
 """Scenes: pictures from outside the dataset, which are the backgrounds of `mixed_external`.
 
 The worker that plans a split examines a folder of pictures (`--backgrounds`), and records the
-status of each file in a table of the dataset, `backgrounds/scenes.parquet`, unless that table is up
-to date. Drawing and composing use that table.
+status of each in `backgrounds/scenes.parquet`, unless that table is up to date.
 """
 
 import dataclasses
@@ -58,13 +57,7 @@ the folder of scenes, and `status` is `accepted` or the reason of the rejection,
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A file of a folder of scenes.
-
-    Attributes:
-      path: path relative to the folder, with forward slashes.
-      md5: MD5 of the content, hexadecimal.
-      label, wnid: None, because a scene has no class.
-    """
+    """A file of a folder of scenes, by its path in it with forward slashes; without a class."""
 
     path: str
     md5: str
@@ -84,12 +77,9 @@ class Scene:
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """The pictures of a folder of scenes.
+    """The pictures of a folder of scenes, in order of their paths.
 
-    Attributes:
-      folder: absolute path of the folder. It is not part of the dataset's configuration, because
-        the folder may move.
-      files: the pictures, in order of their paths.
+    The folder is not part of the dataset's configuration, because it may move.
     """
 
     folder: str
@@ -128,11 +118,7 @@ def list_scenes(folder: str) -> Scenes:
 
 @functools.lru_cache(maxsize=200_000)
 def _md5(info: FileInfo) -> str:
-    """Returns the MD5 of a file.
-
-    A launch lists the folder several times, but the cache reads a file only once while its
-    `FileInfo` stays the same.
-    """
+    """Returns a file's MD5, cached by `FileInfo`, as a launch lists the folder several times."""
     return _md5_of(read_location(Location(info.path)))
 
 
@@ -144,9 +130,7 @@ def _md5_of(data: bytes) -> str:
 class SceneTable:
     """The table of scenes, wherever it lies now: in its final place, or in the staging folder.
 
-    Attributes:
-      record: path and fingerprint of the table, in the form of a shard's record.
-      statuses: (status, number of files with it), sorted.
+    `record` has the form of a shard's; `statuses` are (status, number of files with it), sorted.
     """
 
     folder: str
@@ -159,15 +143,9 @@ def examine_scenes(
 ) -> SceneTable:
     """Makes the table of scenes, or finds it if it is up to date.
 
-    A picture that cannot be decoded is rejected.
-
-    Args:
-      summary: `Scenes.summary` when the job was launched.
-      config: configuration of the layers; scenes are resized and cropped in the same way.
-
-    Raises:
-      UsageError: there is no such folder, it has changed since the job was launched, or none of its
-        pictures can be a background.
+    A picture that cannot be decoded is rejected. `summary` is `Scenes.summary` at launch. Raises
+    UsageError if there is no such folder, it has changed since, or none of its pictures can be a
+    background.
     """
     scenes = list_scenes(folder)
     if scenes.summary != summary:
@@ -195,10 +173,7 @@ def examine_scenes(
 
 
 def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[Row]:
-    """Yields the rows of the table of scenes.
-
-    Among usable files of the same key, the one with the lowest path is accepted.
-    """
+    """Yields the table's rows; of usable files of one key, the lowest path is accepted."""
     accepted: set[str] = set()
 
     def read(scene: Scene) -> bytes:
@@ -234,11 +209,9 @@ def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[Row]:
 
 
 class DrawnScenes:
-    """The accepted scenes, from which backgrounds are drawn.
+    """The accepted scenes in order of their keys, from which backgrounds are drawn.
 
-    Attributes:
-      scenes: the scenes, in order of their keys.
-      picture: returns a scene, cropped; caches the last scenes.
+    `picture` returns a scene, cropped; it caches the last scenes.
     """
 
     def __init__(
@@ -263,10 +236,9 @@ class DrawnScenes:
         return drawn
 
     def _picture(self, scene: Scene) -> Pixels:
-        """Reads and crops a scene; returns (S, S, 3) uint8 RGB.
+        """Reads and crops a scene; returns (S, S, 3) uint8 RGB, with pictures of S pixels a side.
 
-        S is the side of the dataset's pictures in pixels. Raises JobError if the scene has changed
-        since it was examined.
+        Raises JobError if the scene has changed since it was examined.
         """
         path = join(self._folder, scene.path)
         data = read_location(Location(path))

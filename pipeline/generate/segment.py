@@ -1,8 +1,7 @@
 """Segment: cuts each source image into its layer. This is the most expensive stage.
 
-One call works on one source shard, one image at a time. It writes the layers, and then the record,
-to the staging folder. Layers that are up to date are not made again: whole shards are found by
-their record, and single images by their row in an older record.
+Layers that are up to date are not made again: whole shards are found by their record, and single
+images by their row in an older record.
 """
 
 from __future__ import annotations
@@ -52,8 +51,7 @@ from transforms.taxonomy import OUTSIDE
 class SegmentShard(JobStep):
     """Listed SourceShard -> the same shard, segmented. One call does all the work on a shard.
 
-    With `--layers keep`, a shard is only up to date if its tar of layers exists; with `drop`, it
-    needs no tar.
+    With `--layers keep`, a shard is only up to date if its tar of layers exists.
     """
 
     def setup(self) -> None:
@@ -163,11 +161,7 @@ def _read(
     by_object: bool,
     item: tuple[SourceImage, Identity | None, SourceImage | None],
 ) -> _ReadImage:
-    """Reads everything that an image's rows are made from.
-
-    Args:
-      item: (image, its identity or None if not known, the image before it in the shard or None).
-    """
+    """Reads all that an image's rows are made from; given (image, identity, image before it)."""
     image, identity, preceding = item
     # If a recipe tells its status, all is known of it.
     if image.status and (finished := cutter.finished(image)):
@@ -212,10 +206,9 @@ def _read_source(image: SourceImage, checksums: Checksums) -> SourceBytes:
 
 
 def _rows(cutter: Cutter, image: _ReadImage, tally: Tally) -> Iterator[MadeRow]:
-    """Yields the record rows of an image: one row, or one for each object.
+    """Yields the record rows of an image, or of its objects, with the encoded files of each layer.
 
-    Each row comes with the encoded files of its layer, which are empty if it has none. The
-    positions of the files in the tar are not filled in yet, or are those in an older tar.
+    The positions of the files in the tar are not filled in yet, or are those in an older tar.
     """
     if image.source is None:
         if image.row.status == ACCEPTED:

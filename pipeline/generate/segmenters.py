@@ -3,10 +3,9 @@
 They are the methods of `transforms.segmentation`, masks that come with the images, and custom
 functions: `--segmenter python:my_segmenters:salient`.
 
-A custom function takes a picture and a box, and returns a mask. The configuration of a dataset
-records two things that the function's masks depend on: the attribute `version` of the function (1
-without one), which its author raises when the masks change; and the SHA-256 of each file in the
-attribute `files`, such as weights.
+A custom function takes a picture and a box, and returns a mask. The configuration records what its
+masks depend on: its attribute `version` (1 without one), which its author raises when the masks
+change; and the SHA-256 of each file in its attribute `files`, such as weights.
 
 Given masks (`--masks`) are a folder of PNGs named by key, or by class and key (`CLASS/KEY.png`); or
 one COCO JSON file, in which `file_name` is read in the same way. COCO's masks are small, so each
@@ -38,10 +37,9 @@ from transforms.segmentation import Segmentation, SegmentationError, Segmenter, 
 
 
 def find_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
-    """Returns the segmenter of a configuration, with its function.
+    """Returns a configuration's segmenter; arguments and errors as for `describe_segmenter`.
 
-    Arguments and errors are those of `describe_segmenter`. A custom function is imported when the
-    first picture arrives.
+    A custom function is imported when the first picture arrives.
     """
     segmenter = describe_segmenter(name, parameters)
     if name.startswith(PREFIX):
@@ -50,25 +48,16 @@ def find_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
 
 
 def parameters_of(name: str) -> tuple[str, ...]:
-    """Returns the parameters of a custom function; empty for other segmenters.
-
-    `read_parameters` reads them, and may raise UsageError.
-    """
+    """Returns the `read_parameters` of a custom function; empty for other segmenters."""
     return read_parameters(name) if name.startswith(PREFIX) else ()
 
 
 def read_parameters(name: str) -> tuple[str, ...]:
-    """Checks a function before a job, and reads its parameters.
+    """Checks a function `python:MODULE:FUNCTION` before a job, and reads its parameters.
 
-    Args:
-      name: `python:MODULE:FUNCTION`.
-
-    Returns:
-      (`files=SHA256,SHA256,...`, only if the masks depend on files; `version=VERSION`).
-
-    Raises:
-      UsageError: there is no such function, its version or files are not valid, or a file cannot
-        be read.
+    These are `files=SHA256,SHA256,...`, only if the masks depend on files, and `version=VERSION`.
+    Raises UsageError if there is no such function, its version or files are not valid, or a file
+    cannot be read.
     """
     function = _function(name)
     version, files = getattr(function, "version", 1), getattr(function, "files", ())
@@ -104,11 +93,7 @@ class CustomFunction:
 
 @functools.cache
 def _checked_function(name: str, parameters: tuple[str, ...]) -> Callable[..., Any]:
-    """Imports a function, once in each process.
-
-    Raises JobError if the function is not found, or differs from the function that the job was
-    started with.
-    """
+    """Imports a function, once in each process; JobError if not found, or other than at launch."""
     try:
         current = read_parameters(name)
     except UsageError as error:
@@ -159,20 +144,12 @@ def check_coco(feature: str) -> None:
 
 
 def index_masks(masks: str, split: str) -> FileIndex:
-    """Indexes the masks of a split.
-
-    Args:
-      masks: absolute path of a COCO file, or of a folder, in which the split may have a folder of
-        its own.
-    """
+    """Indexes a split's masks: a COCO file, or a folder that may have one for the split."""
     return FileIndex(_in_coco_file(masks) if is_coco_file(masks) else _in_folder(masks, split))
 
 
 def no_mask(image: SourceImage, masks: str, split: str, index: FileIndex) -> UsageError:
-    """Returns the error for a split in which no image has a mask.
-
-    The given image serves as an example in the message.
-    """
+    """Returns the error for a split without masks, with the given image as an example."""
     expected = (
         f"file names such as {image.key}.JPEG"
         if is_coco_file(masks)

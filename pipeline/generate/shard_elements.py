@@ -38,7 +38,7 @@ class SplitTotals:
 
     Attributes:
       listed: number of images in the source shards.
-      outside: number of images of other classes, which are counted but not used.
+      outside: number of images of other classes, which are not used.
       other_files: number of files among the images that have no image suffix.
       unmatched: a line on classes that only the input has, or only the taxonomy; "" if none.
     """
@@ -51,11 +51,7 @@ class SplitTotals:
     unmatched: str = ""
 
     def check_complete(self, arrived: list[int], expected: int, images: int) -> None:
-        """Raises JobError if the runner lost or repeated shards or images of the split.
-
-        Args:
-          arrived: numbers of the shards that arrived, ascending.
-        """
+        """Raises JobError if shards or images were lost or repeated; `arrived` is ascending."""
         if arrived != list(range(expected)) or images != self.listed:
             raise JobError(
                 f"{self.split}: {len(arrived)} of {expected} shards with {images} of "
@@ -79,12 +75,12 @@ class SourceShard:
     (2, 0, True)
 
     Attributes:
-      images: the images, in order of (key, name). Segment sorts images of the same key by their
-        content (`by_content`), so the name decides only between equal ones; later it removes them.
-        They are packed, because the runner keeps all listed shards until they are segmented.
+      images: the images, in order of (key, name), packed, because the runner keeps all listed
+        shards until they are segmented. Segment sorts images of one key by content (`by_content`),
+        so the name decides only between equal ones; later it removes them.
       segmented: number of images in the record. Segment sets this and the following attributes.
-      sources: locations of the source files, packed by `pack_sources`; empty if the layers are
-        kept in a tar. Only Plan gets them.
+      sources: locations of the source files, packed by `pack_sources`; empty if the layers are kept
+        in a tar. Only Plan gets them.
     """
 
     totals: SplitTotals
@@ -100,10 +96,7 @@ class SourceShard:
         return self.record.locations.get(layer_tar(self.totals.split, self.shard))
 
     def for_plan(self) -> SourceShard:
-        """Returns the shard without the digests of its files.
-
-        Plan does not need them, and would hold them for all shards of a split at once.
-        """
+        """Returns the shard without digests of files, which Plan would hold for a whole split."""
         locations = {
             path: current for path, current in self.record.locations.items() if current == self.tar
         }
@@ -118,12 +111,7 @@ class SourceShard:
 
 @dataclasses.dataclass(frozen=True)
 class ListedShard:
-    """A source shard whose images are still in the list of its split.
-
-    Attributes:
-      listed: the images of the split.
-      rows: int array, the numbers of the shard's images among them.
-    """
+    """A source shard whose images are still in the list of its split, at the numbers in `rows`."""
 
     totals: SplitTotals
     shard: int
@@ -162,8 +150,7 @@ class OutputShard:
       record: the shard's index. Compose sets this and the following attributes.
       statuses: number of index rows by status.
       selected: number of selected images by label.
-      of_sample: number of selected images whose files equal pictures of the embedded sample, byte
-        for byte.
+      of_sample: number of selected images whose files equal pictures of the embedded sample.
     """
 
     totals: SplitTotals
@@ -205,10 +192,7 @@ class OutputShard:
 
 
 def pack_sources(rows: list[ImageRow], source_of: Callable[[ImageRow], SourceImage]) -> bytes:
-    """Packs the locations of the files that a source shard's accepted rows are cut from.
-
-    The result is a compressed table with the columns of `SOURCE_SCHEMA`.
-    """
+    """Packs the locations of accepted rows' files in a compressed table of `SOURCE_SCHEMA`."""
     accepted = (source_of(row) for row in rows if row.status == ACCEPTED)
     files = (
         # A text that is empty stands for a picture that no layer needs.

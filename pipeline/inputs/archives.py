@@ -69,12 +69,7 @@ def naming(name: str) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-    """A file in an archive.
-
-    Attributes:
-      name: the member's path in the archive.
-      offset, length: position and size of the member's content in `archive`, in bytes.
-    """
+    """A file in an archive, by its path there; offset and length are bytes in `archive`."""
 
     archive: str
     name: str

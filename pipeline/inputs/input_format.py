@@ -119,11 +119,7 @@ def has_boxes_by_name(path: str, split: str) -> bool:
 
 
 def find_files(root: str, split: str, suffix: str) -> tuple[str, ...]:
-    """Finds the files with a suffix that hold a split; returns their paths, sorted.
-
-    Args:
-      root: absolute path of the input folder, or of a file with this suffix.
-    """
+    """Returns the sorted paths of files with a suffix that hold a split; `root` may be one."""
     files = files_of(root)
     if root.lower().endswith(suffix) and files.info(root) is not None:
         return (root,)
