@@ -75,9 +75,7 @@ def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, by
 
 
 def markdown(text: str) -> str:
-    r"""Escapes text for the middle of a line of Markdown.
-
-    Unescaped, it could be HTML, a link, emphasis or the end of a table's cell.
+    r"""Escapes text that would be HTML, a link, emphasis or a cell's end within a line of Markdown.
 
     >>> markdown("a_b|<b> [x](y)")
     'a_b\\|\\<b> \\[x\\](y)'
@@ -250,10 +248,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 
 
 def _classes(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
-    """Counts the images of each class by split, in a table.
-
-    For classes other than ImageNet-9's, the table also lists what they contain.
-    """
+    """Counts each class's images by split; says what classes other than ImageNet-9's contain."""
     splits = list(manifest.samples)
     first_variant = str(manifest.config.compose.composed[0])
     is_custom = manifest.taxonomy is not None
@@ -277,10 +272,7 @@ def _members(taxonomy: Taxonomy, label: int) -> str:
 
 
 def notes_of(manifest: Manifest) -> list[str]:
-    """Returns notes that a reader needs before any numbers.
-
-    Each note begins in lower case and has no full stop.
-    """
+    """Returns notes to read before any numbers, in lower case and without a full stop."""
     notes = []
     if manifest.is_sample:
         notes.append(

@@ -1,7 +1,4 @@
-"""The configuration of a dataset, which the manifest stores, and the versions of stages.
-
-Both are part of fingerprints, which are digests of everything that files were made from.
-"""
+"""The configuration of a dataset and the versions of stages, both part of fingerprints."""
 
 from __future__ import annotations
 
@@ -58,7 +55,7 @@ def _fingerprinted(flags: dict[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class SegmentConfig:
-    """The flags that decide the layers. Field names are the flags' names.
+    """The flags that decide the layers; ValueError for a value out of range names its flag.
 
     Attributes:
       selection: `in9` takes images with boxes and cuts them apart; `in9l` takes all images and
@@ -68,9 +65,6 @@ class SegmentConfig:
       max_box: largest fraction of the crop that the box may cover.
       min_visible: smallest fraction of the box that must lie inside the crop.
       min_foreground: smallest fraction of the box that must be foreground.
-
-    Raises:
-      ValueError: a value is out of range; the message names its flag.
     """
 
     image_size: int = 224
@@ -139,13 +133,9 @@ class SegmentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ComposeConfig:
-    """The flags that decide how layers become variants. Field names are the flags' names.
+    """The flags that decide how layers become variants; raises as `SegmentConfig` does.
 
-    Attributes:
-      backgrounds: `Scenes.summary` of the folder of scenes; None without such a folder.
-
-    Raises:
-      ValueError: a value is out of range; the message names its flag.
+    `backgrounds` is `Scenes.summary` of the folder of scenes; None without such a folder.
     """
 
     variants: tuple[str, ...] = PAPER
@@ -191,8 +181,7 @@ class ComposeConfig:
     def fingerprint(self) -> str:
         """Identifies everything that a variant shard depends on, except the layers and scenes.
 
-        Scenes are fingerprinted per shard in `pipeline.generate.compose`, and only those used
-        there, so adding a scene does not invalidate every shard.
+        Shards fingerprint the scenes that they use, so adding a scene does not invalidate them all.
         """
         return fingerprint(_fingerprinted({**vars(self), "backgrounds": None}), COMPOSE_VERSION)
 
@@ -202,14 +191,11 @@ class DatasetConfig:
     """The whole configuration of a dataset. Field names are the flags' names.
 
     For an imported dataset only some flags are known; `flags` leaves out the others, whose values
-    here mean nothing.
+    here mean nothing. Raises as `SegmentConfig` does.
 
     Attributes:
       origin: `made` by this pipeline, or `imported` from data in the released layout.
       exclude, include: `KeyList.summary` of each list of images; None without that list.
-
-    Raises:
-      ValueError: a value is out of range; the message names its flag.
     """
 
     split: tuple[str, ...] = ("val",)
@@ -265,8 +251,7 @@ class DatasetConfig:
     def from_flags(cls, flags: Mapping[str, Any]) -> DatasetConfig:
         """Restores a configuration from the result of `flags`, or from a manifest's copy of it.
 
-        Raises ValueError if a flag is not known, or a value has the wrong type, is out of range, or
-        is not among the flag's choices.
+        Raises ValueError if a flag is not known, or a value has a wrong type or is not allowed.
         """
         values = dict(flags)
         if values.get("origin") == "imported" and "image_size" in values:

@@ -61,10 +61,8 @@ def croissant_metadata(
     """Returns the metadata file's bytes, which are the same for equal manifests.
 
     It has no date of publication, although validators recommend one, because a dataset that is made
-    again must be the same, byte for byte; and no address, which only its maker knows.
-
-    Args:
-      licence: the licence of its pictures; empty if it is not known.
+    again must be the same, byte for byte; and no address, which only its maker knows. `licence` is
+    that of its pictures; empty if it is not known.
     """
     text = (
         "Every image appears in several variants that differ in foreground and background. There "
@@ -87,7 +85,7 @@ def file_metadata(file: FileDigest, manifest: Manifest, cite: str) -> bytes:
 
 
 def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) -> Json:
-    """Returns metadata without files and record sets, in the form that `mlcroissant` writes.
+    """Returns metadata without files and record sets, as `mlcroissant` writes it.
 
     A list of one value is that value, and what is empty is left out.
     """

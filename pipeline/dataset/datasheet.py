@@ -215,8 +215,7 @@ def steps_of(config: DatasetConfig) -> list[str]:
 def datasheet(manifest: Manifest, shown: Callable[[str], str] = str) -> dict[str, list[str]]:
     """Returns what is said of a dataset, a sentence or two each, by property of Croissant.
 
-    Args:
-      shown: how texts that somebody wrote are shown, such as `markdown`.
+    `shown` is how texts that somebody wrote are shown, such as `markdown`.
     """
     config, about = manifest.config, manifest.about
     reasons = sum(map(Counter[str], manifest.rejections.values()), Counter[str]())

@@ -1,9 +1,9 @@
 """A finished dataset folder, read back: its shards, samples and index.
 
-The module also divides a split into pictures for training and pictures for the test. If a share is
-held out, a training picture shows nothing of a held-out image, neither as foreground nor as
-background. In a mixed variant, each foreground takes the first replicate whose background is not
-held out; a foreground without such a replicate is left out.
+It also divides a split into pictures for training and for the test. If a share is held out, a
+training picture shows nothing of a held-out image, neither as foreground nor as background. In a
+mixed variant, each foreground takes the first replicate whose background is not held out; one
+without such a replicate is left out.
 """
 
 import contextlib
@@ -44,11 +44,7 @@ def sample_folder() -> str:
 
 @functools.cache
 def sample_digests() -> frozenset[str]:
-    """Returns the hexadecimal MD5 of each picture of the embedded sample.
-
-    An index holds the MD5 of each image in `source_md5`, so the sample's pictures are recognised in
-    any input.
-    """
+    """Returns the hexadecimal MD5 of each picture of the sample, which tell it in any input."""
     return frozenset(
         hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
         for path in Path(sample_folder()).glob("val/*/*.JPEG")
@@ -107,11 +103,7 @@ class Dataset:
 
     @property
     def is_comparable(self) -> bool:
-        """Whether published results on ImageNet-9 can be compared.
-
-        They can if the classes are the same, and the pictures are not made from the embedded sample
-        images.
-        """
+        """Whether published results on ImageNet-9 compare: same classes, and not the sample."""
         return self.is_imagenet9 and not self.manifest.is_sample
 
     @property
@@ -132,10 +124,7 @@ class Dataset:
     def shard_files(
         self, split: str, shard: int, variants: Iterable[VariantName]
     ) -> list[FileDigest]:
-        """Returns the digests of a shard's files for the given variants.
-
-        The files are of the format that this class reads: Parquet if there is any.
-        """
+        """Returns digests of a shard's files for some variants: Parquet if there is any."""
         paths = (self._file(variant, split, shard) for variant in variants)
         return [self.digests[path] for path in paths if path in self.digests]
 
@@ -147,10 +136,7 @@ class Dataset:
     def samples(
         self, split: str, shard: int, variant: VariantName
     ) -> Generator[Sample, None, None]:
-        """Yields the samples of a shard in order. Raises JobError if a file is broken.
-
-        The file is verified before the first sample.
-        """
+        """Yields a shard's samples in order, once its file is verified; JobError if broken."""
         path = self._file(variant, split, shard)
         read = read_webdataset if path.endswith(".tar") else read_parquet
         return self._whole(path, lambda store: read(store, path))
@@ -160,13 +146,9 @@ class Dataset:
     ) -> Generator[pa.Table, None, None]:
         """Yields columns of a shard's samples in order, in tables of a few MB.
 
-        The file is verified first; in object storage, only if its pictures are read.
-
-        Args:
-          columns: `key`, names of `SAMPLE_FIELDS`, and `image` for the encoded bytes (binary).
-
-        Raises:
-          JobError: a file is broken.
+        The file is verified first; in object storage, only if its pictures are read. Columns are
+        `key`, names of `SAMPLE_FIELDS`, and `image` for the encoded bytes. Raises JobError if a
+        file is broken.
         """
         path = self._file(variant, split, shard)
         return self._whole(
@@ -185,8 +167,7 @@ class Dataset:
     ) -> Generator[T, None, None]:
         """Yields the pieces of a file, which is verified before, unless `is_verified` is False.
 
-        Raises JobError if the file is broken, or if the pieces have not as many samples as the
-        manifest lists.
+        Raises JobError if it is broken, or has not as many samples as the manifest lists.
         """
         count = 0
         with (
@@ -204,10 +185,10 @@ class Dataset:
 
     @contextlib.contextmanager
     def _verified(self, path: str) -> Iterator[Store]:
-        """Yields the folder from which to read a file, whose content is verified.
+        """Yields the folder to read a file from, whose content is verified, once in each process.
 
-        A process does so once for each file. It reads a file on this machine twice then, the second
-        time from the system's cache, and downloads an object once, to a temporary folder.
+        So it reads a file on this machine twice, the second time from the system's cache, and
+        downloads an object once, to a temporary folder.
         """
         file, store = self.digests.get(path), self.store
         with contextlib.ExitStack() as stack:
@@ -219,10 +200,9 @@ class Dataset:
             yield store
 
     def verify(self, file: FileDigest, store: Store | None = None) -> None:
-        """Checks that the content of a file is that which was committed, once in a process.
+        """Checks that a file has the content that was committed, once in a process.
 
-        Args:
-          store: the folder that holds it; None for the dataset's own.
+        `store` is the folder that holds it; None for the dataset's own.
         """
         known = (self.store.path(file.path), file.sha256)
         if known not in _verified and (store or self.store).digest(file.path) != file.sha256:
@@ -272,10 +252,7 @@ class Dataset:
     def chosen_samples(
         self, split: str, shard: int, variant: VariantName, keys: Sequence[str]
     ) -> Generator[Sample, None, None]:
-        """Yields the samples of some keys, in the order of the shard; stops once all are found.
-
-        Raises JobError if a file is broken.
-        """
+        """Yields the samples of some keys, in the shard's order; raises as `samples` does."""
         wanted = set(keys)
         with contextlib.closing(self.samples(split, shard, variant)) as samples:
             found = (sample for sample in samples if sample.key in wanted)
@@ -385,8 +362,7 @@ def sample_of(key: str, members: dict[str, bytes]) -> Sample:
 class Holdout:
     """The part of a split that is held out for the test.
 
-    Attributes:
-      share: fraction of the split's groups of images to hold out; 0 holds nothing out.
+    `share` is the fraction of the split's groups of images to hold out; 0 holds nothing out.
     """
 
     share: float = 0.0
@@ -411,15 +387,7 @@ ALL = Holdout()
 def selected_rows(
     dataset: Dataset, split: str, holdout: Holdout = ALL, shard: int | None = None
 ) -> list[Row]:
-    """Reads index rows of selected images.
-
-    Args:
-      holdout: decides which images are for the test; only their rows are returned.
-      shard: number of an output shard; None for all shards.
-
-    Returns:
-      The rows, in the dataset's order.
-    """
+    """Reads selected index rows for the test, in order; of all shards if `shard` is None."""
     rows = dataset.index(split) if shard is None else dataset.index_of_shard(split, shard)
     return holdout.test_rows(row for row in rows if row["selected"])
 
@@ -447,12 +415,8 @@ def training_pictures(
 ) -> dict[str, VariantName]:
     """Chooses the pictures that a model is trained on.
 
-    Args:
-      variant: variant of the pictures, without the number of a replicate.
-
-    Returns:
-      For the key of each picture, the variant to take it from: `variant` itself or one of its
-      replicates. Keys are in the dataset's order.
+    Returns, for the key of each picture in the dataset's order, the variant to take it from:
+    `variant`, which has no number of a replicate, or one of its replicates.
     """
     rows = selected_rows(dataset, split)
     test_keys = {row["key"] for row in holdout.test_rows(rows)} if holdout.share else set()

@@ -1,7 +1,6 @@
 """The manifest, whose presence makes a dataset valid, and published versions of a dataset.
 
-This module finds published versions, and refuses to write to them. It does not import Beam, because
-readers use it, too. `pipeline.jobs.publish` makes the versions.
+It does not import Beam, because readers use it, too.
 """
 
 import dataclasses
@@ -44,9 +43,7 @@ _Stated = Annotated[str, msgspec.Meta(max_length=MAX_STATED)]
 class About:
     """What only its maker knows of a dataset. Field names are those of flags; "" is not stated.
 
-    Attributes:
-      contact: address of who maintains it.
-      terms: terms of its pictures and masks.
+    `contact` is the address of who maintains it, `terms` are those of its pictures and masks.
     """
 
     creator: _Stated = ""
@@ -80,8 +77,7 @@ class Manifest:
       files: all files of the dataset except the manifest, in order of path.
       stages: `stage_versions` when the dataset was made; ignored when manifests are compared.
       taxonomy: its classes and superclasses, None for ImageNet-9's.
-      backgrounds: number of scene pictures (external backgrounds) by status; empty if none are
-        used.
+      backgrounds: number of scenes by status; empty if none are used.
       unmatched: by split, a line on classes that only the input has, or only the taxonomy.
       about: what its maker states; no part of the fingerprint.
     """
@@ -152,9 +148,8 @@ class Manifest:
     def from_json(cls, data: bytes) -> Self:
         """Parses a manifest file's bytes.
 
-        Raises:
-          NotJsonError: they are not JSON.
-          ValueError: they are not a manifest of this release; the message says why.
+        Raises NotJsonError if they are not JSON; ValueError, which says why, if they are not a
+        manifest of this release.
         """
         content = parse_json(data, dict[str, Any])
         header = convert(content, _FormatSchema)
@@ -194,7 +189,7 @@ def _check(stored: Manifest) -> None:
 
 
 def stage_versions(config: DatasetConfig) -> dict[str, int | str]:
-    """Returns the versions of the stages and the fingerprint of the layers' configuration.
+    """Returns the versions of stages and the fingerprint of the layers' configuration.
 
     From them, a later release can tell whether it would produce the same files.
     """
@@ -213,13 +208,9 @@ def library_versions() -> dict[str, str]:
 
 
 def read_manifest(store: Store, path: str = MANIFEST) -> Manifest | None:
-    """Reads the manifest of a dataset folder; returns None if it is missing or not JSON.
+    """Reads a folder's manifest, or `PREVIOUS_MANIFEST`; returns None if it is missing or not JSON.
 
-    Args:
-      path: `MANIFEST` or `PREVIOUS_MANIFEST`.
-
-    Raises:
-      UsageError: the file is not a manifest of this release.
+    Raises UsageError if the file is not a manifest of this release.
     """
     return read_commit(store, path, Manifest.from_json)
 
@@ -246,12 +237,7 @@ VersionName = Annotated[str, msgspec.Meta(pattern=rf"\A{VERSION.pattern}\Z")]
 
 @dataclasses.dataclass(frozen=True)
 class Latest:
-    """The content of `latest.json`.
-
-    Attributes:
-      fingerprint: fingerprint of the dataset in the newest version.
-      versions: names of the versions' folders, the newest first.
-    """
+    """The content of `latest.json`: the newest fingerprint, and version folders, newest first."""
 
     fingerprint: str
     versions: Annotated[tuple[VersionName, ...], msgspec.Meta(min_length=1)]
@@ -269,10 +255,7 @@ class Latest:
 
 
 def read_latest(folder: Store) -> Latest | None:
-    """Reads `latest.json` of a folder; returns None if it is missing or not JSON.
-
-    Raises UsageError if its content has another structure.
-    """
+    """Reads `latest.json`; None if missing or not JSON, UsageError if of another structure."""
     return read_commit(folder, LATEST, _parse)
 
 
@@ -286,9 +269,9 @@ def _parse(data: bytes) -> Latest:
 def finished_versions(folder: Store) -> list[str]:
     """Lists the folders of complete versions, which have a manifest, the newest first.
 
-    `latest.json` may lack versions, because it was damaged, or because a job was killed before
-    writing it. Such versions follow the listed ones, by the time of their manifests. But an
-    unlisted version that is older than `latest.json` was taken off the list, and counts as removed.
+    Versions that `latest.json` lacks, because it was damaged or a job was killed before writing it,
+    follow the listed ones, by the time of their manifests. But an unlisted version that is older
+    than `latest.json` was taken off the list, and counts as removed.
     """
     latest = read_latest(folder)
     info = folder.files.info(folder.path(LATEST)) if latest else None
@@ -305,10 +288,7 @@ def finished_versions(folder: Store) -> list[str]:
 
 
 def reading_store(dataset: str) -> Store:
-    """Returns the dataset to read for a folder that a user named.
-
-    It is the folder itself, or the newest version in a folder of published versions.
-    """
+    """Returns the dataset to read: a folder, or the newest version in one of published versions."""
     folder = Store.at(dataset)
     latest = read_latest(folder)
     if latest is not None:

@@ -91,10 +91,8 @@ class DatasetReader(Sequence[Example]):
     def __getitem__(self, index: int | str) -> Example:  # type: ignore[override]
         """Returns an image by its position or its key.
 
-        Raises:
-          IndexError, KeyError: there is no such image.
-          TypeError: this is neither a position nor a key.
-          JobError: the file that holds it is broken.
+        Raises IndexError or KeyError if there is no such image, TypeError if this is neither a
+        position nor a key, JobError if the file that holds it is broken.
         """
         if isinstance(index, str):
             if (found := self._locate(index)) is None:

@@ -1,13 +1,11 @@
 """Shards (hash buckets of the key, and the paths of their files), and their records.
 
-A record is a table with a row for every image or object, accepted or not.
+A record is a table with a row for every image or object, accepted or not. Source and output shards
+use the same hash, and the number of output shards divides the number of source shards. So an output
+shard is a union of whole source shards.
 
-Source and output shards use the same hash, and the number of output shards divides the number of
-source shards. So an output shard is a union of whole source shards.
-
-A source shard's record is a Parquet file beside the tar of layers. Its presence marks the tar as
-complete, because it is written last. Its metadata holds the fingerprint of everything that the
-shard was made from.
+A source shard's record is a Parquet file beside the tar of layers, which it marks as complete,
+because it is written last. Its metadata holds the fingerprint of all that the shard was made from.
 """
 
 import dataclasses
@@ -47,10 +45,7 @@ def bucket_hash(key: str) -> int:
 
 
 def check_data_paths(files: Iterable[FileDigest]) -> None:
-    """Checks that paths that were read from a file can belong to files of a dataset.
-
-    Raises ValueError if a path leads elsewhere.
-    """
+    """Raises ValueError if a path that was read from a file cannot be that of a dataset's file."""
     for file in files:
         if file.path not in CARD_FILES and not _BELOW_DATA_FOLDERS.fullmatch(file.path):
             raise ValueError(f"{file.path!r} is not the path of a dataset's file")
@@ -224,8 +219,7 @@ class Record:
       fingerprint: fingerprint of everything that the shard was made from.
       files: digests of the shard's other files, under their final paths. After
         `Staging.with_record` or `Staging.write` they include the record's own digest.
-      locations: maps final path to current path, for files that exist; empty if the files have not
-        been looked for.
+      locations: final path -> current path of existing files; empty if they were not looked for.
     """
 
     fingerprint: str
@@ -248,11 +242,7 @@ def write_table(
     fingerprint: str,
     files: Sequence[FileDigest] = (),
 ) -> FileDigest:
-    """Writes a record.
-
-    Args:
-      files: digests of the shard's other files, which the record marks as complete.
-    """
+    """Writes a record, which marks the shard's other files as complete."""
     meta = {"fingerprint": fingerprint, "files": [dataclasses.asdict(file) for file in files]}
     table = table.replace_schema_metadata({_METADATA_KEY: json.dumps(meta, sort_keys=True)})
     with (
@@ -264,10 +254,7 @@ def write_table(
 
 
 def read_small(source: object, columns: list[str] | None = None) -> pa.Table:
-    """Reads a small Parquet file, such as a record, for `parse_parquet`.
-
-    It takes half the time of `pyarrow.parquet.read_table`.
-    """
+    """Reads a small Parquet file for `parse_parquet`, in half the time that `read_table` takes."""
     with parquet_reader(source) as file:
         return file.read(columns, use_threads=False)
 
@@ -302,11 +289,7 @@ def read_image_rows(store: Store, path: str) -> list[ImageRow]:
 
 @dataclasses.dataclass(frozen=True)
 class Staging:
-    """The folder in which new shards wait for Commit.
-
-    Attributes:
-      folder: relative path of the staged files, such as `.in9/staging/<fingerprint>`.
-    """
+    """The folder in which new shards wait for Commit, such as `.in9/staging/<fingerprint>`."""
 
     store: Store
     folder: str
@@ -316,23 +299,18 @@ class Staging:
         return f"{self.folder}/{path}"
 
     def digest_of(self, current: str, final: str, samples: int | None) -> FileDigest:
-        """Returns the digest of the file at `current`, with `final` as its path.
-
-        Raises OSError if the file cannot be read.
-        """
+        """Returns the digest of the file at `current` under the path `final`; may raise OSError."""
         size = self.store.size(current)
         if size is None:
             raise FileNotFoundError(f"{current} is gone")
         return FileDigest(final, size, self.store.digest(current), samples)
 
     def find(self, record: str, fingerprint: str, *, need_files: bool = True) -> Record | None:
-        """Finds a shard that is up to date, with all of its files.
+        """Finds a shard that is up to date, with all of its files and their locations.
 
-        Returns:
-          The record with its files' locations, None if the shard must be made. Because Commit may
-          have been killed half-way, some files of a staged record may be in place already. Files
-          that a killed run staged without a record never count, nor do files that a power cut left
-          with other content.
+        Because Commit may have been killed half-way, some files of a staged record may be in place
+        already. Files that a killed run staged without a record never count, nor do files that a
+        power cut left with other content.
         """
         for path, path_functions in ((self.staged(record), (self.staged, str)), (record, (str,))):
             candidate = read_metadata(self.store, path)
@@ -363,10 +341,7 @@ class Staging:
         return False
 
     def with_record(self, record: Record, path: str, num_rows: int) -> Record:
-        """Returns the record with its own digest, under its final path, added to `files`.
-
-        Raises OSError if the record cannot be read.
-        """
+        """Returns the record with its own digest, under its final path; may raise OSError."""
         digest = self.digest_of(record.path, path, num_rows)
         locations = {**record.locations, path: record.path}
         return dataclasses.replace(record, files=(*record.files, digest), locations=locations)
@@ -374,11 +349,7 @@ class Staging:
     def write(
         self, path: str, table: pa.Table, fingerprint: str, files: Sequence[FileDigest] = ()
     ) -> Record:
-        """Writes the record of a shard whose other files are staged.
-
-        From then on, `find` returns this record. The arguments are those of `write_table`, with
-        final paths.
-        """
+        """Writes the record of a shard whose other files are staged, by final paths, for `find`."""
         staged = self.staged(path)
         digest = write_table(self.store, staged, table, fingerprint, files)
         files = (*files, dataclasses.replace(digest, path=path))

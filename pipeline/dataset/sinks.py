@@ -1,9 +1,8 @@
 """Files of samples and of layers.
 
-A sink writes one variant's output shard as a Parquet file or a WebDataset tar. It appends samples
-to one new file, which becomes visible, complete, when the `with` block of `open` ends, or later
-with a store from `Store.together`. All samples have the same fields in both formats. Tars, also
-those of layers, have reproducible bytes and known offsets.
+A sink writes one variant's output shard as a Parquet file or a WebDataset tar, with the same
+fields. The file becomes visible, complete, when the `with` block of `open` ends, or later with a
+store from `Store.together`. Tars, also those of layers, have reproducible bytes and known offsets.
 """
 
 import abc
@@ -95,9 +94,7 @@ def sample_schema(label_names: Sequence[str]) -> pa.Schema:
 class Sink(abc.ABC):
     """A file that takes the samples of one shard, in order.
 
-    Attributes:
-      path: the file's final path.
-      file: the open file; None until there is one.
+    `path` is the file's final path; `file` is None until it is open.
     """
 
     path: str
@@ -116,11 +113,7 @@ class Sink(abc.ABC):
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class ParquetSink(Sink):
-    """A Parquet file with row groups of about `ROW_GROUP_BYTES`; an empty shard has no rows.
-
-    Attributes:
-      write: writes a row group.
-    """
+    """A Parquet file with row groups of about `ROW_GROUP_BYTES`; an empty shard has no rows."""
 
     schema: pa.Schema
     write: Callable[[pa.Table], object]
@@ -232,9 +225,7 @@ def open_sinks(
 ) -> dict[VariantName, list[Sink]]:
     """Opens the sinks of an output shard: one for each variant and format.
 
-    Args:
-      store: where to write: `staging.store`, or the batching store from `Store.together`.
-      staging: gives the path of each file until it is committed.
+    The store is that of `staging`, which gives the paths until commit, or `Store.together` of it.
     """
     sinks: dict[VariantName, list[Sink]] = {}
     for variant in variants:
@@ -311,10 +302,7 @@ def layer_ranges(row: Row) -> list[tuple[int, int]]:
 
 
 def read_layer(store: Store, tar_path: str, row: Row) -> dict[str, bytes]:
-    """Reads the encoded files of a layer, by the columns of its record row.
-
-    Raises JobError if a file is damaged, or OSError if it cannot be read.
-    """
+    """Reads a layer's encoded files, by columns of its record row; JobError if one is damaged."""
     files = store.read_ranges(tar_path, layer_ranges(row))
     try:
         for file in files:
