@@ -294,10 +294,10 @@ class FencedLocalFiles(LocalFiles):
     """Files for the holder of a claim.
 
     Every file that is written, moved or removed passes through the claim's own folder by an atomic
-    rename. A process that takes the claim over moves that folder away, so that the rename fails.
+    rename, which fails once another process has taken the claim over and moved that folder away.
     Check and change are thus a single step, and no process can be suspended between them. They are
-    two steps only where that is impossible: for folders, and on file systems without hard
-    links or where a rename fails.
+    two steps only where that is impossible: for folders, and on file systems without hard links or
+    where a rename fails.
     """
 
     def __init__(self, fence: Fence) -> None:
@@ -419,10 +419,10 @@ def is_remote(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """Returns a path that a user typed as an absolute path.
+    """Returns a typed path as an absolute one; only that of a root or bucket ends with a slash.
 
-    Only the root of a file system or bucket ends with a slash. Raises UsageError if the path is on
-    a storage that is not supported, names no bucket, or is remote and not UTF-8.
+    Raises UsageError if it is on a storage that is not supported, names no bucket, or is remote and
+    not UTF-8.
     """
     if not is_remote(path):
         if scheme := _SCHEME.match(path):
@@ -472,11 +472,10 @@ def files_of(path: str) -> Files:
 
 
 def arrow_source(path: str) -> str | BinaryIO:
-    """Returns what pyarrow can read a file from: its path, or the opened file.
+    """Returns what pyarrow can read a file from: its path if local and UTF-8, or the opened file.
 
-    It is the path if the path is local and valid UTF-8. A path is not valid UTF-8 if a folder's
-    name is in another encoding, or if it has other characters than ASCII in the C locale. Raises
-    OSError or UsageError if the file cannot be opened.
+    A path is not UTF-8 if a folder's name is in another encoding, or if it is not ASCII in the C
+    locale. Raises OSError or UsageError if the file cannot be opened.
     """
     file = files_of(path).open(path)
     if is_remote(path) or not path.isprintable():  # Lone surrogates are not printable.

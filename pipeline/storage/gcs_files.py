@@ -1,8 +1,7 @@
 """Objects of Google Cloud Storage, as files.
 
-The client library retries transient errors with growing pauses. This module adds what the library
-leaves to its users: repeats of requests whose responses end early, and an OSError for every failure
-(UsageError if there are no credentials).
+The client library retries transient errors. This module adds repeats of requests whose responses
+end early, and an OSError for every failure (UsageError if there are no credentials).
 """
 
 import base64
@@ -77,10 +76,7 @@ def client() -> storage.Client:
 
 
 def with_retries(call: Callable[[], T], path: str) -> T:
-    """Calls a function, up to six times, until its response does not end early.
-
-    Raises OSError if the call fails.
-    """
+    """Calls a function, up to six times, until its response ends in full; may raise OSError."""
     for pause in _PAUSES:
         time.sleep(pause)
         with contextlib.suppress(IncompleteError), translated(path):
@@ -111,8 +107,7 @@ def translated(path: str) -> Iterator[None]:
 
 
 _MEMORY_BYTES = 64 << 20
-"""Size in bytes up to which an object is read into memory when it is opened. A larger object is
-read in pieces."""
+"""Size in bytes up to which an opened object is read into memory; a larger one in pieces."""
 _CHUNK_BYTES = 8 << 20
 _SPOOLED_BYTES = 1 << 20
 """Size in bytes above which a file that is being written moves from memory to disk. The limit is
@@ -344,8 +339,7 @@ class FencedGcsFiles(GcsFiles):
 
     A process may be suspended between the check and the request. So a file whose presence says that
     other files are complete has a second safeguard: it replaces only the generation that its writer
-    saw first, or wrote itself. If two processes then write the same file, only the first of them
-    finds that generation, and the second is refused.
+    saw first, or wrote itself. Of two processes that write the same file, the second is refused.
     """
 
     def __init__(self, fence: Fence) -> None:
@@ -418,10 +412,7 @@ class _FullError(Exception):
 
 
 class _Limited(io.BytesIO):
-    """A file in memory that takes at most `limit` bytes, or any number if the limit is None.
-
-    Asking for the object's size before reading it would cost one more request.
-    """
+    """A file in memory of at most `limit` bytes, or any if None; saves a request for the size."""
 
     def __init__(self, limit: int | None) -> None:
         super().__init__()

@@ -1,9 +1,4 @@
-"""The interface of a kind of storage, and calls in threads, which hide the latency of storage.
-
-The kinds are this machine's files and Google Cloud Storage. The interface offers only what a
-dataset needs: writing files that appear whole, reading files or parts of them, listing folders,
-copying, moving and removing files, and claiming paths.
-"""
+"""The interface of a kind of storage, and calls in threads, which hide the latency of storage."""
 
 from __future__ import annotations
 
@@ -30,8 +25,7 @@ class FileInfo:
 
     Attributes:
       path: absolute path of the file.
-      identity: text that changes with the content: the time of the last change, or an object's
-        generation.
+      identity: text that changes with the content: the time of the last change, or a generation.
       time: time of the last change, in seconds since the epoch.
       md5: hexadecimal MD5 of the content; None where the storage does not keep it.
     """
@@ -81,10 +75,9 @@ class Files(Protocol):
     """
 
     def info(self, path: str) -> FileInfo | None:
-        """Returns what is known about a file without reading it.
+        """Returns what is known about a file without reading it; None for a folder or no file.
 
-        Returns None for a folder, or if there is no such file that may be used. Raises OSError if a
-        failing disk or network does not tell.
+        Raises OSError if a failing disk or network does not tell.
         """
 
     def is_folder(self, path: str) -> bool:
@@ -100,10 +93,7 @@ class Files(Protocol):
         """Lists the sorted paths of the files directly in a folder; empty without such a folder."""
 
     def folder_names(self, folder: str) -> list[str]:
-        """Lists the names of folders in a folder, except links, in any order.
-
-        The list is empty if there is no such folder.
-        """
+        """Lists the folders in a folder, except links, in any order; none if it does not exist."""
 
     def read(self, path: str, limit: int | None = MAX_READ_BYTES) -> bytes:
         """Reads a whole file; raises TooLargeError if it has more than `limit` bytes.
@@ -115,10 +105,7 @@ class Files(Protocol):
         """Opens a file for reading at any position."""
 
     def read_ranges(self, path: str, ranges: list[tuple[int, int]]) -> list[bytes]:
-        """Reads parts of a file, each given as (offset, length) in bytes.
-
-        Raises OSError if the file ends before a part does.
-        """
+        """Reads parts of a file, (offset, length) in bytes; OSError if it ends before one does."""
 
     def create(
         self,
@@ -134,7 +121,7 @@ class Files(Protocol):
           path: final path of the file.
           temporary: path of the unfinished file, for storage that needs one.
           deferred: list to which storage with slow uploads adds the call that makes the file
-            appear, instead of making that call itself.
+            appear.
           durable: whether the content must reach the disk before the file gets its final name, and
             that name before the block ends, so that a power cut cannot leave the file truncated.
         """
@@ -152,10 +139,7 @@ class Files(Protocol):
         """Makes an empty folder, where the storage has folders."""
 
     def prune(self, folder: str) -> None:
-        """Removes the empty folders below a folder, and the folder itself if it is empty.
-
-        Does nothing if the folder is a link, or the storage has no folders.
-        """
+        """Removes empty folders below and including a folder, unless it is a link."""
 
     def delete(self, path: str) -> None:
         """Removes a file if it exists."""
@@ -166,18 +150,12 @@ class Files(Protocol):
     def claim(self, path: str, token: str, metadata: bytes, temporary: str) -> bool:
         """Claims a path unless it is claimed already; returns whether this call has claimed it.
 
-        Args:
-          path: the path to claim, which is used for nothing else.
-          token: hexadecimal digits that no other claim ever has.
-          metadata: bytes to store with the claim.
-          temporary: path at which the claim is prepared, for storage that needs one.
+        `token` is hexadecimal digits that no other claim ever has. The claim is prepared at the
+        path `temporary`, where storage needs one.
         """
 
     def current_claim(self, path: str) -> PathClaim | None:
-        """Returns the claim on a path, None if the path is not claimed.
-
-        Raises JobError if something else stands at a local path.
-        """
+        """Returns a path's claim, None without one; JobError if something else is at the path."""
 
     def renew(self, path: str, claim: PathClaim) -> bool:
         """Renews a claim, unless its state has changed; returns whether the claim was renewed."""
@@ -185,14 +163,11 @@ class Files(Protocol):
     def unclaim(self, path: str, claim: PathClaim, temporary: str) -> bool:
         """Removes a claim, unless its state has changed; returns whether the claim was removed.
 
-        If several processes try, only one of them succeeds, and a newer claim is never touched.
+        Of several processes, only one succeeds, and a newer claim is never touched.
         """
 
     def fenced(self, fence: Fence) -> Files:
-        """Returns the same storage for the holder of a claim.
-
-        Writing and removing raise JobError once the claim is gone.
-        """
+        """Returns the storage for a claim's holder; writes raise JobError after its loss."""
 
 
 def too_large(path: str, size: int, limit: int) -> TooLargeError:
@@ -217,8 +192,8 @@ _END = object()
 def in_parallel(call: Callable[[T], R], items: Iterable[T]) -> list[R]:
     """Calls a function on each item, several at a time; returns the results in order.
 
-    Raises Exception if the error of the first item that has one, after the calls that had begun
-    have ended. The other calls are not made.
+    Raises the error of the first item that has one, after the calls that had begun have ended. The
+    other calls are not made.
     """
     with concurrent.futures.ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
         return list(pool.map(call, items))
@@ -229,13 +204,9 @@ def read_ahead(
 ) -> Generator[tuple[T, R], None, None]:
     """Yields each item with the result of a call on it, in order; calls run ahead in threads.
 
-    Args:
-      ahead: how many calls may run ahead of the consumer; if 0, the function is called without
-        threads.
-
-    Raises:
-      Exception: the first error, after the calls that had begun have ended. KeyboardInterrupt is
-        raised without waiting, because it ends the process.
+    At most `ahead` calls run ahead of the consumer; if 0, without threads. Raises the first error,
+    after the calls that had begun have ended, but KeyboardInterrupt without waiting, because it
+    ends the process.
     """
     if not ahead:
         for item in items:
@@ -263,10 +234,7 @@ def read_ahead(
 class InBackground(Generic[T]):
     """Items of a generator that runs in a thread, ahead of the consumer; can be iterated once.
 
-    Args:
-      items: the generator, which starts to run in the thread at once, and is closed with this
-        object.
-      ahead: how many items the thread may be ahead of the consumer.
+    The generator starts at once, is at most `ahead` items ahead, and is closed with this object.
     """
 
     def __init__(self, items: Generator[T, None, None], ahead: int) -> None:

@@ -88,11 +88,7 @@ def _place() -> str:
 
 
 def _start_of(pid: int) -> str:
-    """Returns when a process started.
-
-    Returns `_ENDED` if the process has ended, and its parent has not asked how. Returns an empty
-    text where the system does not report the start.
-    """
+    """Returns when a process started, "" where the system hides it; `_ENDED` for an ended one."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()

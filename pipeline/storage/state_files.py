@@ -1,10 +1,9 @@
 """Files that one job leaves for the next, JSON and Parquet, and CSV files for people.
 
-JSON and Parquet files may be damaged or forged. After a power cut, the newest files may be empty or
-truncated under their final names. A file that cannot be parsed counts as missing: a warning names
-the file, and the job that needs it makes it again. Content is checked against types, so a file with
-another structure counts as damaged, too. `read_commit` and `read_table` are stricter, and raise
-errors.
+JSON and Parquet files may be damaged or forged; after a power cut, the newest may be empty or
+truncated under their final names. A file that cannot be parsed, or whose content has other types,
+counts as missing: a warning names the file, and the job that needs it makes it again. `read_commit`
+and `read_table` are stricter, and raise errors.
 
 CSV files have fixed columns, and the same bytes for the same rows. Spreadsheets take text that
 begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a formula, and a formula may start
@@ -65,12 +64,12 @@ class NotJsonError(ValueError):
 def convert(content: object, kind: type[T], *, strict: bool = True) -> T:
     """Converts parsed JSON as `msgspec.convert` does, which must not be called directly.
 
-    If not `strict`, text may stand for a number.
+    If not `strict`, text may stand for a number. Raises ValueError, which says where, if the
+    content has another structure.
 
     msgspec keeps what it learns about a type in the type, where other threads find it before it is
     complete. If the first two conversions to a type run at once, this can end the process with
-    signal 11 (msgspec 0.22.0), so only one thread at a time lets msgspec learn. Raises ValueError
-    if the content has another structure; the message says where.
+    signal 11 (msgspec 0.22.0), so only one thread at a time lets msgspec learn.
     """
     if kind not in _known:
         with _learning:
@@ -82,9 +81,8 @@ def convert(content: object, kind: type[T], *, strict: bool = True) -> T:
 def parse_json(data: bytes, kind: type[T]) -> T:
     """Parses JSON into a type, which may turn objects into dataclasses and lists into tuples.
 
-    Raises:
-      NotJsonError: the bytes are not JSON.
-      ValueError: the content has another structure; the message says where.
+    Raises NotJsonError if the bytes are not JSON; ValueError, which says where, if the content has
+    another structure.
     """
     try:
         # Not msgspec's own parser, because it refuses file names that are not valid UTF-8.
@@ -107,14 +105,8 @@ def read_json(store: Store, path: str, kind: type[T]) -> T | None:
 def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | None:
     """Reads a JSON file of content stored nowhere else, which must not be overwritten unasked.
 
-    Args:
-      parse: parses the content and raises the errors of `parse_json`.
-
-    Returns:
-      The content; None if the file is missing, too large, or not JSON (`NotJsonError`).
-
-    Raises:
-      UsageError: the content has another structure.
+    `parse` raises the errors of `parse_json`. Returns None if the file is missing, too large, or
+    not JSON (`NotJsonError`). Raises UsageError if the content has another structure.
     """
 
     def read() -> T:
@@ -135,7 +127,7 @@ def read_commit(store: Store, path: str, parse: Callable[[bytes], T]) -> T | Non
 def read_table(
     store: Store, path: str, columns: list[str] | None = None, **options: Any
 ) -> pa.Table:
-    """Reads a Parquet file; takes the columns and options of `pyarrow.parquet.read_table`.
+    """Reads a Parquet file, with options of pyarrow's `read_table`.
 
     Raises DamagedError if it is not a Parquet file, or lacks a column.
     """
@@ -174,9 +166,8 @@ def tells_damage(error: Exception) -> bool:
 def read_intact(store: Store, path: str, read: Callable[[], T]) -> T | None:
     """Calls a function that reads a file; returns None if the file is missing or damaged.
 
-    Args:
-      read: reads the file; raises FileNotFoundError or NotADirectoryError if it is missing,
-        ValueError, DamagedError or TooLargeError if it is damaged.
+    It raises FileNotFoundError or NotADirectoryError for a missing file, ValueError, DamagedError
+    or TooLargeError for a damaged one.
     """
     try:
         return read()
@@ -203,8 +194,8 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 class _LineFeedRows(io.StringIO):
     """A text buffer whose rows end with a line feed.
 
-    Setting the csv module's `lineterminator` would not work, because values with carriage returns
-    would lose the quotes that the module's reader needs.
+    The csv module's `lineterminator` would leave values with carriage returns without the quotes
+    that the module's reader needs.
     """
 
     def write(self, row: str, /) -> int:
@@ -212,12 +203,7 @@ class _LineFeedRows(io.StringIO):
 
 
 def csv_bytes(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
-    """Returns the content of a CSV file.
-
-    Args:
-      columns: names of the columns, in order. Other entries of a row are left out, and missing
-        entries become empty.
-    """
+    """Returns a CSV file with these columns; further entries are left out, missing ones empty."""
     text = _LineFeedRows()
     writer = csv.DictWriter(text, columns, extrasaction="ignore")
     writer.writeheader()

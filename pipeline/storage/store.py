@@ -53,8 +53,7 @@ class FileDigest:
 class HashingFile(io.RawIOBase):
     """A binary file that is being written, with its size and SHA-256 so far.
 
-    Closing it has no effect on the file below, which is closed when the block of `Store.create`
-    ends.
+    Closing it leaves the file below open until the block of `Store.create` ends.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -91,13 +90,12 @@ class Store:
 
     Attributes:
       root: absolute path of the folder, on this machine or in object storage.
-      output: absolute path of the folder that the user named, if this folder lies below it; empty
-        if the user named this folder. The named folder may be a link, but no folder below it may be
-        one, because a link could lead a job elsewhere.
-      job: token of the job that this store is made for (`for_job`). The job's steps hold locks
-        together by it. Empty outside of a job.
+      output: absolute path of the folder that the user named, if this folder lies below it; else
+        empty. The named folder may be a link, but no folder below it may be one, because a link
+        could lead a job elsewhere.
+      job: token by which a job's steps hold locks together (`for_job`); empty outside of a job.
       fence: the claim that must be held to write or remove files; None if no claim is needed.
-      deferred: list in which `create` leaves uploads for later (`together`); None if it uploads at
+      deferred: list in which `create` leaves uploads for later (`together`); None to upload at
         once.
       elsewhere: folders of the form `A/B` that are read from another place in the same kind of
         storage, and never written there: path in this store -> absolute path.
@@ -127,10 +125,9 @@ class Store:
         return files if self.fence is None else files.fenced(self.fence)
 
     def path(self, relative: str) -> str:
-        """Returns the absolute path of a file.
+        """Returns the absolute path of a file; UsageError if it would lie outside the folder.
 
-        Raises UsageError if the file would lie outside the folder. Names that are read from files
-        are checked where they are parsed; this is the last line of defence.
+        Names in files are checked where they are parsed; this is the last line of defence.
         """
         if relative.startswith("/") or ".." in relative.split("/"):
             raise UsageError(f"{relative!r} leads out of {self.root}")
@@ -142,8 +139,8 @@ class Store:
     def writable_path(self, relative: str) -> str:
         """Returns the absolute path of a file or folder that is to be written or removed.
 
-        Raises:
-          UsageError: a folder on the way is a link, so its target is not part of the dataset.
+        Raises UsageError if a folder on the way is a link, as its target is not part of the
+        dataset.
         """
         path = dataclasses.replace(self, elsewhere={}).path(relative)
         if self.is_remote:
@@ -162,9 +159,8 @@ class Store:
     def log(self, name: str) -> str:
         """Returns the local path of the log of a job that is launched here.
 
-        If the dataset lies in object storage, the log is a new file in the system's folder for
-        temporary files. Its name is unpredictable, because other users can write to that folder,
-        too.
+        For object storage, it is in the system's temporary folder, under an unpredictable name,
+        because other users can write to that folder, too.
         """
         if self.is_remote:
             file, path = tempfile.mkstemp(prefix=f"in9-{name}-", suffix=".log")
@@ -181,10 +177,7 @@ class Store:
         return dataclasses.replace(self, job=job)
 
     def fenced(self, lock: str, token: str) -> Self:
-        """Returns the same folder for the holder of a lock.
-
-        Writing and removing raise JobError once the lock is lost.
-        """
+        """Returns the folder for a lock's holder; writes raise JobError once the lock is lost."""
         return dataclasses.replace(self, fence=Fence(self.path(lock), token))
 
     def exists(self, relative: str) -> bool:
@@ -200,10 +193,7 @@ class Store:
         return self.files.is_folder(self.path(relative))
 
     def is_empty(self) -> bool:
-        """Returns whether there is no file or folder directly in the folder.
-
-        It looks no deeper, because a user may have named the root of a disk.
-        """
+        """Returns whether the folder is empty; looks no deeper, as it may be the root of a disk."""
         return not (self.files.file_paths(self.root) or self.files.folder_names(self.root))
 
     def size(self, relative: str) -> int | None:
@@ -227,10 +217,7 @@ class Store:
         return self.files.read(self.path(relative), limit)
 
     def read_ranges(self, relative: str, ranges: list[tuple[int, int]]) -> list[bytes]:
-        """Reads parts of a file, each given as (offset, length) in bytes.
-
-        Raises OSError if the file cannot be read, or ends before a part does.
-        """
+        """Reads parts of a file, (offset, length) in bytes; OSError if it ends before one does."""
         return self.files.read_ranges(self.path(relative), ranges)
 
     def open(self, relative: str) -> BinaryIO:
@@ -243,10 +230,10 @@ class Store:
 
     @contextlib.contextmanager
     def create(self, relative: str, *, durable: bool = False) -> Iterator[HashingFile]:
-        """Writes a new file that appears, whole, when the block ends.
+        """Writes a new file that appears, whole, when the block ends, unless the block raises.
 
-        A block that raises leaves nothing behind. A file whose presence says that other files are
-        complete is `durable`: even after a power cut it is whole or absent.
+        A file whose presence says that other files are complete is `durable`: even after a power
+        cut it is whole or absent.
         """
         path, temporary = self.writable_path(relative), self.temporary()
         with self.files.create(path, temporary, self.deferred, durable=durable) as file:
@@ -254,11 +241,9 @@ class Store:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[Self]:
-        """Yields a view of the store that defers uploads.
+        """Yields a view of the store that uploads objects several at a time when the block ends.
 
-        In object storage, files that are created through it are uploaded several at a time when the
-        block ends, and are missing if the block raises. On this machine, the view makes no
-        difference.
+        They are missing if the block raises. On this machine, the view makes no difference.
         """
         uploads: list[Callable[[], object]] = []
         yield dataclasses.replace(self, deferred=uploads)
@@ -282,8 +267,7 @@ class Store:
     def temporary(self) -> str:
         """Returns a unique absolute path for a file that is being written.
 
-        The process is part of the name, so that the leftovers of a killed process can be
-        recognised.
+        The process is part of the name, so that leftovers of a killed process can be recognised.
         """
         return self.writable_path(f"{TEMPORARY}/{this_process().name}+{uuid.uuid4().hex}")
 
@@ -297,10 +281,7 @@ class Store:
         self.files.move(self.writable_path(source), self.writable_path(target))
 
     def move_all(self, moves: Iterable[tuple[str, str]]) -> None:
-        """Renames files, given as (source, target), and makes the new names reach the disk.
-
-        Missing files are skipped.
-        """
+        """Renames files, (source, target), except missing ones; the new names reach the disk."""
         moves = list(moves)
 
         def move(paths: tuple[str, str]) -> None:
@@ -312,11 +293,7 @@ class Store:
             self.files.sync_folder(folder)
 
     def copy_into(self, other: Self, copies: Iterable[tuple[str, str]]) -> None:
-        """Copies files, each given as (source, target in the other store).
-
-        Within one kind of storage, the storage itself makes the copies. Between two kinds, the
-        content passes through this process.
-        """
+        """Copies files, (source, target in the other store); one storage copies by itself."""
 
         def copy(paths: tuple[str, str]) -> None:
             source, target = paths
@@ -367,17 +344,11 @@ class Store:
         self.files.make_folder(self.writable_path(relative))
 
     def prune(self, relative: str) -> None:
-        """Removes the empty folders below a folder, and the folder itself if it is empty.
-
-        Does nothing in object storage, or if the folder is a link.
-        """
+        """Removes empty folders below and including a folder, unless it is a link or in `gs://`."""
         self.files.prune(self.writable_path(relative))
 
     def _for_each(self, call: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Calls a function on each item, several at a time in object storage.
-
-        Returns the results in order.
-        """
+        """Returns a call's results for items, in order; several at a time in object storage."""
         return in_parallel(call, items) if self.is_remote else [call(item) for item in items]
 
 
