@@ -45,8 +45,10 @@ class Survey:
     the layers are up to date. Without a record, they are read only once, when they are cut.
 
     >>> from pipeline.generate.shard_elements import SplitTotals
+    >>> from pipeline.inputs.location import Location
     >>> totals = SplitTotals("val", ShardCounts(4, 2), listed=1, outside=0, other_files=0)
-    >>> image = SourceImage("cat_3", "/data/val/cat/cat_3.jpg", "cat/cat_3.jpg", "cat", 0)
+    >>> location = Location("/data/val/cat/cat_3.jpg")
+    >>> image = SourceImage("cat_3", location, "cat/cat_3.jpg", "cat", 0)
     >>> staging = Staging(Store.at("dataset"), ".in9/staging/layers")
     >>> survey = Survey(staging, DatasetConfig(), SourceShard(totals, 0, (image,)))
     >>> survey.path, survey.digests, survey.record  # The image was never read.
