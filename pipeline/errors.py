@@ -16,8 +16,7 @@ class UsageError(Exception):
 class TooLargeError(UsageError):
     """A file is larger than the limit for its kind.
 
-    `size` is its size in bytes, or 0 if the error passed through a runner, which keeps only its
-    text.
+    `size` is in bytes, or 0 if the error passed through a runner, which keeps only its text.
     """
 
     def __init__(self, message: str, size: int = 0) -> None:
@@ -42,10 +41,7 @@ class BrokenPictureError(JobError):
 
 
 def plain(error: Exception) -> Exception:
-    """Returns an error with the same message, of a class that can be pickled.
-
-    UsageError and JobError keep their class; any other becomes a RuntimeError that names its class.
-    """
+    """Returns an error of the same message that can be pickled; a foreign one as a RuntimeError."""
     if isinstance(error, UsageError | JobError):
         return (UsageError if isinstance(error, UsageError) else JobError)(str(error))
     return RuntimeError(f"{type(error).__name__}: {error}")
@@ -71,11 +67,7 @@ def one_line(error: Exception) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Returns a number with its noun, such as `1 image`, `2 images` or `3 classes`.
-
-    Args:
-      noun: the noun in the singular, whose last word is the one that has a plural.
-    """
+    """Returns a number with its noun, such as `1 image`, `2 images` or `3 classes`."""
     plural = "" if number == 1 else "es" if noun.endswith("s") else "s"
     return f"{number} {noun}{plural}"
 
@@ -84,7 +76,7 @@ def did_you_mean(wanted: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Returns the end of an error message that names the known word closest to an unknown one.
 
     It is empty if no word has at least `cutoff` as difflib's ratio (0 to 1), or for a flag if none
-    has three letters in the same order. The dashes that all flags begin with do not count.
+    has three letters in the same order, without the dashes that all flags begin with.
 
     >>> did_you_mean("--modles", ["--models"]), did_you_mean("--nope", ["--zone"])
     ('; did you mean --models?', '')
@@ -98,9 +90,7 @@ def did_you_mean(wanted: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 
 def escaped(text: str, keep: str = "\n\t") -> str:
-    r"""Escapes unprintable characters, which could disturb a terminal.
-
-    The name of a file or class could move the cursor or reverse the direction of a line.
+    r"""Escapes unprintable characters, which could move a terminal's cursor or reverse a line.
 
     >>> escaped("red\x1b[31m")
     'red\\x1b[31m'
@@ -113,10 +103,7 @@ def escaped(text: str, keep: str = "\n\t") -> str:
 
 
 def wrapped(text: str) -> str:
-    """Breaks lines of more than `LINE` characters between words, where possible.
-
-    A line that ends in JSON stays whole, because programs read it.
-    """
+    """Breaks long lines between words, but not those that end in JSON, which programs read."""
     return "\n".join(
         textwrap.fill(line, LINE, subsequent_indent="  ", break_on_hyphens=False)
         if len(line) > LINE and not line.endswith("}")
@@ -131,9 +118,7 @@ def escaped_line(text: str) -> str:
 
 
 def escaped_texts(content: Any, escape: Callable[[str], str] = escaped_line) -> Any:
-    r"""Escapes all texts in JSON content, names of fields included.
-
-    Every file format, or the one that `escape` is for, can then hold them.
+    r"""Escapes all texts in JSON content and names of fields, for any format, or that of `escape`.
 
     >>> escaped_texts({"bad\udcff": ["a\nb", 1]})
     {'bad\\udcff': ['a\\nb', 1]}
@@ -148,10 +133,9 @@ def escaped_texts(content: Any, escape: Callable[[str], str] = escaped_line) -> 
 
 
 def shown_bytes(text: str) -> bytes:
-    r"""Encodes text for files that people or other programs read.
+    r"""Encodes text for files that people or programs read, in UTF-8 with lone surrogates escaped.
 
-    The encoding is UTF-8 in which lone surrogates, such as undecodable bytes of file names, are
-    escaped. Hashes use `transforms.hashing.text_bytes` instead.
+    Such are undecodable bytes of file names. Hashes use `transforms.hashing.text_bytes` instead.
 
     >>> shown_bytes("bad\udcff.pth")
     b'bad\\udcff.pth'

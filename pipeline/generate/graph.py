@@ -55,7 +55,7 @@ _SHOWN = 40
 
 
 def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceImage], SplitTotals]:
-    """Lists the images of a split, with the files that the job uses, and totals its shards.
+    """Lists a split's images with the files that the job uses; chooses its numbers of shards.
 
     Raises UsageError if there are no images that can be used, the input is not valid, or its images
     may not be read.
@@ -229,8 +229,7 @@ def deal_guarded(
     if job.guarded is not None:
         renumbered = shards if job.reshard else ()
         check_rebuild(job.guarded, existing, job.config, job.layer_staging(), renumbered)
-    # Local runners deal the shards to their workers once, in turn. Because the largest shards
-    # come first, all workers get about the same number of images.
+    # Local runners deal shards in turn; the largest come first, so that workers get equal shares.
     return map(_MAKE, sorted(shards, key=lambda shard: -len(shard.rows)))
 
 

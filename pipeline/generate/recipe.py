@@ -330,7 +330,7 @@ def versions_of(libraries: Mapping[str, str]) -> str:
 
 
 def _fault_of(rows: Sequence[RecipeRow], position: int, dataset: DatasetConfig) -> str:
-    """Returns what is wrong with the last of an image's rows, in their order; "" if nothing is.
+    """Returns what is wrong with the last of an image's rows so far; "" if nothing is.
 
     The position is the row's distance from the place where the image's rows begin by its number.
     """

@@ -217,8 +217,7 @@ def _rows(cutter: Cutter, image: _ReadImage, tally: Tally) -> Iterator[MadeRow]:
         return
     if cutter.keeps_image_whole:
         tally.counts["images_cropped"] += 1
-        # No layer is stored, because cropping the image again in Compose takes no longer than
-        # writing and reading it would.
+        # No layer is stored, as Compose crops the image as fast as it would read it.
         cropped = cutter.crop(image.source)
         yield _completed(image.row, cropped, layer_digest=cropped.digest), {}
         return

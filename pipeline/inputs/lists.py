@@ -208,8 +208,7 @@ def _outputs(rows: Sequence[TableRow], names: Sequence[str]) -> tuple[int, ...]:
         seen[index] = row
     if max(seen) < len(names):
         for index, row in seen.items():
-            # With this few outputs, a model might have an output for each class or for each
-            # superclass.
+            # With so few outputs, a model might have one for each class, or for each superclass.
             name = row.text("superclass")
             if not name or names.index(name) != index:
                 raise row.error(

@@ -1,7 +1,4 @@
-"""Differences between two states of a dataset, and their causes: changes.md, and a closing line.
-
-Data flow: two states -> changes of images, changes of results, their causes -> text
-"""
+"""Differences between two states of a dataset, and their causes: changes.md, and a closing line."""
 
 import dataclasses
 from collections import Counter
@@ -26,10 +23,7 @@ _Image = tuple[str, int]
 class IndexedImage(NamedTuple):
     """What the index says of an image or object.
 
-    Attributes:
-      key, path, status: columns of the index.
-      selected: whether the variants have the image.
-      backgrounds: for each mixed variant, the key of its background; None where there is none.
+    `backgrounds` are the keys of its backgrounds by mixed variant; None where there is none.
     """
 
     key: str
@@ -45,12 +39,11 @@ class ImageChanges:
 
     Attributes:
       removed: images that are gone, with their last status.
-      changed: images whose picture, annotation or class differs; None if this is unknown, because
-        layers are now made in another way.
+      changed: images whose picture, annotation or class differs; None if unknown, because layers
+        are now made in another way.
       rejected: images that are rejected now, but were accepted or absent before.
       accepted: images that are accepted now, but were rejected before.
-      repaired: for each mixed variant, the number of images in both states that have another
-        background.
+      repaired: by mixed variant, the number of images in both states that have another background.
     """
 
     added: list[IndexedImage] = dataclasses.field(default_factory=list)
@@ -119,8 +112,7 @@ def _pairs(
 ) -> Iterator[tuple[T, T]]:
     """Yields what `read` returns for files before and after, of the same images, that may differ.
 
-    If the states have different numbers of shards, all files are one pair, because an image may be
-    in any of them.
+    If the numbers of shards differ, all files are one pair, because an image may be in any.
     """
     old, new = (
         files(side, split) if split in side.manifest.shards else [] for side in (before, after)
@@ -169,12 +161,9 @@ LISTED = 100
 
 @dataclasses.dataclass(frozen=True)
 class Changes:
-    """Content of changes.md.
+    """Content of changes.md: fingerprints of the datasets, and details of each cause.
 
-    Attributes:
-      before, after: fingerprints of the datasets.
-      causes: details of each cause of their difference: `data`, `configuration` (flags), `code`
-        (stages, libraries).
+    Causes are `data`, `configuration` (flags), `code` (stages, libraries).
     """
 
     before: str
@@ -215,8 +204,7 @@ def _dataset_causes(
     ]
     stages = ["segment", "compose"]
     if not flags and old.stages.get("segment") == new.stages.get("segment"):
-        # If the fingerprint differs all the same, something else has changed, such as the
-        # segmenter.
+        # If the fingerprint differs, something else has changed, such as the segmenter.
         stages.append("segment_fingerprint")
     code = [
         f"{name} {before[name]} -> {after[name]}"
@@ -262,10 +250,7 @@ def _by_kind(images: ImageChanges) -> dict[str, list[IndexedImage]]:
 
 
 def _one_line(changes: Changes) -> str:
-    """Sums up the changes: numbers of images, and what each analysis finds most important.
-
-    If no image changes in another way, the number is that of replaced backgrounds.
-    """
+    """Sums up the changes: of images, or if there are none of backgrounds, and of each analysis."""
     splits = changes.images.values()
     images = [
         f"{count} {kind}"

@@ -1,13 +1,13 @@
 """The gate of a job: `--fail_if` has conditions on accuracies and BG-Gap that end it with code 3.
 
 A condition holds if the whole interval satisfies it, and does not hold if no part of the interval
-does; else it is open. `bg_gap>0.1` is decided by the interval of the gap, and
-`bg_gap > baseline + 0.02` by that of the difference from the baseline. The conditions of a job on
-all of its models are one family: with m of them, intervals are at 1 - 0.05 / m, so that a job in
-which none of them is true seldom fails by chance. If a model is right on all of a few images, or
-wrong on all of them, even the interval may satisfy a condition by chance, so every condition is
-open on fewer than `MIN_IMAGES` images, or groups of images that are sampled together. Groups of
-unequal size count as fewer (`transforms.two_way`).
+does; else it is open. `bg_gap>0.1` is decided by the interval of the gap, and `bg_gap > baseline +
+0.02` by that of the difference from the baseline. The conditions of a job on all of its models are
+one family: with m of them, intervals are at 1 - 0.05 / m, so that a job in which none of them is
+true seldom fails by chance. If a model is right, or wrong, on all of a few images, even the
+interval may satisfy a condition by chance, so every condition is open on fewer than `MIN_IMAGES`
+images, or groups of images that are sampled together. Groups of unequal size count as fewer
+(`transforms.two_way`).
 """
 
 from __future__ import annotations
@@ -83,17 +83,13 @@ class Condition:
     def parse(cls, text: str, custom: Iterable[VariantName] = ()) -> Condition:
         """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`, where LIMIT may begin with `baseline`.
 
-        Args:
-          custom: names of variants that are not built in, such as the user's own.
+        `custom` are names of variants that are not built in. Raises UsageError if the text has
+        another form, an unknown label rule or measure, or a limit out of range.
 
         >>> Condition.parse("bg_gap>0.1").measure
         'bg_gap'
         >>> Condition.parse("original < baseline - 0.02").limit
         -0.02
-
-        Raises:
-          UsageError: the text has another form, an unknown label rule or measure, or a limit out of
-            range.
         """
         match = _EXPRESSION.fullmatch(text.strip())
         if match is None:
@@ -145,15 +141,10 @@ def parse_conditions(
     variants: Sequence[VariantName] | None = None,
     custom: Iterable[VariantName] = (),
 ) -> tuple[Condition, ...]:
-    """Parses all values of `--fail_if`.
+    """Parses all values of `--fail_if`, None without it.
 
-    Args:
-      texts: the values; None if the flag was not given.
-      variants: variants that the dataset has or will have; None if they are not known yet.
-      custom: names of the user's variants, if they are known already.
-
-    Raises:
-      UsageError: a condition is wrong, or needs a variant that the dataset lacks.
+    `variants` are those that the dataset has or will have, None if not known yet; `custom` are the
+    user's. Raises UsageError if a condition is wrong, or needs a variant that the dataset lacks.
     """
     names = (*custom, *(variants or ()))
     conditions = tuple(Condition.parse(text, names) for text in texts or ())
@@ -320,11 +311,10 @@ class Judgement:
 
 
 def judge(gate: Gate, dataset: Dataset) -> list[Judgement]:
-    """Judges the models of a gate by its conditions.
+    """Judges the models of a gate, also those without results, by its conditions.
 
-    A model that failed, or has no results, counts as a model. A gate of all models that have
-    results passes over those that lack the label rule of a condition, such as models that gave only
-    labels, if it can judge others.
+    A gate of all models that have results passes over those that lack the label rule of a
+    condition, such as models that gave only labels, if it can judge others.
     """
     if not gate.conditions:
         return []
@@ -350,9 +340,8 @@ def judge_models(
 ) -> list[Judgement]:
     """Judges each model, except for the baseline itself, by each condition, in this order.
 
-    Args:
-      models: (name, summary) of each model; (entry, why) of one without results.
-      baseline: the baseline, why it cannot be read, or None.
+    Models are (name, summary), or (entry, why) without results; a baseline may be why it cannot be
+    read.
     """
     judged = [
         (name, found)

@@ -74,8 +74,7 @@ class Trial:
       selected: number of the accepted images that were composed.
       segment_seconds: mean time to segment an image, in seconds.
       segment_error: half-width of the 95 % interval of `segment_seconds`; 0 for a single image.
-      compose_seconds: mean time to compose all variants of a selected image, in seconds; 0 if no
-        image was selected.
+      compose_seconds: mean time to compose all variants of a selected image; 0 if there is none.
       layer_bytes: mean size of an accepted image's layer.
       output_bytes: mean size of all variants of a selected image, by folder of the dataset.
     """
@@ -114,25 +113,17 @@ def choose(forecast: Forecast) -> list[SourceImage]:
 
 
 def run_trial(job: GenerateJob, forecast: Forecast, folder: str) -> Trial | None:
-    """Runs the stages of a job on a few images; each image becomes a shard of its own.
+    """Runs the stages of a job on a few images, a shard each; None if no image can be accepted.
 
-    Args:
-      folder: an empty temporary folder.
-
-    Returns:
-      What was measured; None if no image can be accepted.
-
-    Raises:
-      OSError: an image cannot be read, or the temporary folder is full.
-      JobError: a custom segmenter or variant failed.
+    The folder is an empty temporary one. Raises OSError if an image cannot be read, or the folder
+    is full; JobError if a custom segmenter or variant failed.
     """
     images = choose(forecast)
     if not images:
         return None
     print(f"dry run: measuring {counted(len(images), 'image')}", file=sys.stderr)
     store = Store(folder)
-    # So few images must find partners among themselves, so rules are relaxed, and --per_class must
-    # not leave any of them out.
+    # So few images find partners only if rules are relaxed and --per_class leaves none out.
     lenient = dataclasses.replace(
         job.config.compose, own_background=True, mixed_rand="any", per_class="all"
     )
@@ -161,8 +152,7 @@ def run_trial(job: GenerateJob, forecast: Forecast, folder: str) -> Trial | None
         (composed,) = compose.process(output)
     accepted = composed.statuses.get(ACCEPTED, 0)
     selected = sum(composed.selected.values())
-    # Without records and index. For a few images these are mostly overhead that the many images of
-    # a real shard share.
+    # Without records and index, whose overhead the many images of a real shard share.
     sizes = bytes_written(counters)
     error = 1.96 * statistics.stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else 0.0
     folders = [f"{lenient.formats[0]}/{name}" for name in lenient.composed if name.is_picture]
@@ -188,15 +178,10 @@ _EVALUATE_SECONDS = 5.0
 
 
 def dry_run(job: GenerateJob, plans: Mapping[str, PlannedAnalysis], workers: int) -> None:
-    """Prints what a job would do.
+    """Prints what a job would do; `plans` are those of analyses that would run models, by name.
 
-    Args:
-      plans: the `PlannedAnalysis`s that would run models, by name of their analysis.
-
-    Raises:
-      UsageError, OSError: the input cannot be used; the job would raise the same error.
-      JobError: a custom function failed on an image that was measured; or all was printed, and the
-        job would be refused.
+    Raises UsageError or OSError if the input cannot be used, as the job would; JobError if a custom
+    function failed on an image that was measured, or all was printed, and the job would be refused.
     """
     print("dry run: reading names and annotations", file=sys.stderr)
     forecast = make_forecast(job)

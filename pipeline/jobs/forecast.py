@@ -1,7 +1,7 @@
 """Forecasts what a job would find and do, from names, annotations and records alone.
 
-No picture is opened. Work of an earlier run counts as done if that run has stored checksums of its
-inputs; without them, the inputs would have to be read to tell whether they have changed.
+Work of an earlier run counts as done if that run has stored checksums of its inputs; without them,
+the inputs would have to be read.
 """
 
 import dataclasses
@@ -56,8 +56,7 @@ class SplitForecast:
     Attributes:
       classes: number of listed images by superclass name.
       rejected: number of images by reason for rejection, as far as names and annotations show it.
-      accepted: images that an earlier run has accepted; an image with several accepted objects is
-        repeated for each.
+      accepted: images that an earlier run has accepted, once for each accepted object.
       has_partner: for each of `candidates`, whether it would find a background for every mixed
         variant if all candidates were accepted.
       is_up_to_date: whether all records are up to date and in the dataset.
@@ -79,11 +78,7 @@ class SplitForecast:
 
 @dataclasses.dataclass(frozen=True)
 class Forecast:
-    """What a job would do, from its input and its output folder.
-
-    Attributes:
-      listed: the listed images of each split.
-    """
+    """What a job would do, from its output folder and input, with the listed images by split."""
 
     splits: tuple[SplitForecast, ...]
     listed: dict[SplitTotals, Sequence[SourceImage]]
@@ -96,10 +91,7 @@ class Forecast:
 
 
 def make_forecast(job: GenerateJob) -> Forecast:
-    """Makes the forecast of a job from its input and its output folder; writes nothing.
-
-    Raises UsageError if the input is empty, or cannot be read.
-    """
+    """Makes a job's forecast, writing nothing; UsageError if the input is empty or unreadable."""
     manifest = read_manifest(job.store)
     has_same_flags = (
         manifest is not None
@@ -161,10 +153,7 @@ def _forecast_split(
 
 
 def _has_partner(images: Sequence[SourceImage], config: DatasetConfig) -> tuple[bool, ...]:
-    """Returns for each image whether every mixed variant has a background for it.
-
-    See `SplitForecast.has_partner`.
-    """
+    """Returns for each image whether every mixed variant has a background for it."""
     # Images of one group cannot be each other's background. Neither can objects of one image, whose
     # group is its key in the job, too.
     by_object = config.segment.objects == "each"

@@ -57,7 +57,7 @@ class JobSummary:
       before: fingerprint of the dataset before the job; None if there was none.
       plans: what the job's models do, by analysis, in order.
       is_detached: whether no process waits for the job. Then only the job itself can remove its
-        progress notes, and fail if a condition holds.
+        notes, and fail if a condition holds.
       gate: what the models are judged by; None if the job does not evaluate models.
     """
 
@@ -91,7 +91,7 @@ class JobSummary:
 def finish_job(dataset: str, ending: JobSummary) -> str:
     """Writes the summary and cleans up; passes the dataset's fingerprint on.
 
-    Raises JobError if no process waits for the job, and would end with the exit code of `conclude`.
+    Raises JobError if no process waits for the job, and would end with the code of `conclude`.
     """
     current = Dataset.open(ending.store)
     summary, judgements = ending.summary(current), []
@@ -116,10 +116,7 @@ def _summary_line(summary: Mapping[str, object]) -> str:
 
 
 def print_summary(store: Store) -> None:
-    """Prints the summary of the job that has just ended, unless standard output is a terminal.
-
-    In a terminal, the closing text has told the reader the same.
-    """
+    """Prints the ended job's summary, but not in a terminal, which has the closing text."""
     if not sys.stdout.isatty():
         print(_summary_line(load_json(store.read(LAST_RUN))["summary"]))
 
@@ -135,8 +132,8 @@ class MainJob:
       ending: what the last step needs, the dataset's folder, and the analyses that run models.
       pictures: value of `--pictures`, see `write_report`.
       job: the job that makes the dataset; None if the dataset exists.
-      lock: the step that takes the dataset's lock, unless the launcher holds it; None if the job
-        makes no dataset.
+      lock: the step that takes the dataset's lock; None if the launcher holds it, or the job makes
+        no dataset.
     """
 
     ending: JobSummary
@@ -149,14 +146,10 @@ class MainJob:
     def build(
         self, start: beam.Pipeline | beam.pvalue.PBegin | beam.pvalue.PCollection
     ) -> beam.pvalue.PCollection:
-        """Adds all steps to a pipeline, or behind one element, whose arrival starts the work.
+        """Adds all steps; returns a collection of the dataset's fingerprint, for when all is done.
 
-        Args:
-          start: the pipeline or its root; or a collection of the dataset's fingerprint, or of any
-            element if the job makes the dataset.
-
-        Returns:
-          A collection of the dataset's fingerprint, which arrives when everything is done.
+        They start with a pipeline or its root, or behind one element: the dataset's fingerprint, or
+        any element if the job makes the dataset.
         """
         if not isinstance(start, beam.pvalue.PCollection):
             start = start | "Start" >> beam.Create([self.ending.before], reshuffle=False)
@@ -220,9 +213,7 @@ def check_unchanged(store: Store, seen: list[str | None]) -> None:
 
 @dataclasses.dataclass(eq=False)
 class TakeLock(beam.DoFn):
-    """Any element -> the same element, once the job holds the dataset's lock.
-
-    This is the first step of a job whose launcher does not hold the lock.
+    """Any element -> the same element, once the job, whose launcher does not, holds the lock.
 
     Attributes:
       owner: the job, or the process that built it.
@@ -245,7 +236,6 @@ class TakeLock(beam.DoFn):
                 release(store, DATASET_LOCK, job)
                 raise
         if "dataflow" not in self.owner:
-            # Only Dataflow can be asked whether an owner still runs, so other owners keep renewing
-            # the lock.
+            # Only Dataflow tells whether an owner still runs, so other owners renew the lock.
             Renewal(store, DATASET_LOCK, job)
         yield element

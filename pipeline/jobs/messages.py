@@ -67,8 +67,7 @@ _HELP: dict[str, str] = {
 def describe_images(manifest: Manifest, *, may_advise: bool = True) -> list[str]:
     """Returns notes on the dataset, then lines that count each split's images.
 
-    The lines count accepted, rejected and selected images, with advice if too many were rejected. A
-    line on `--backgrounds` follows.
+    Advice follows if too many were rejected, and a line on `--backgrounds`.
     """
     lines = notes_of(manifest)
     for split, images in manifest.images.items():
@@ -94,12 +93,9 @@ def describe_images(manifest: Manifest, *, may_advise: bool = True) -> list[str]
 
 
 def advise(rejected: Mapping[str, int], total: int) -> list[str]:
-    """Returns a line of advice if over half of the images are rejected, else an empty list.
+    """Returns a line of advice if over half are rejected, and a frequent reason has a remedy.
 
-    The list is also empty if no frequent reason has a remedy.
-
-    Args:
-      rejected: number of images (with `--objects each`, of objects) by reason.
+    The numbers by reason are of images, with `--objects each` of objects.
     """
     if 2 * sum(rejected.values()) <= total:
         return []
@@ -135,10 +131,7 @@ def _why_empty(manifest: Manifest, split: str) -> str:
 def describe_dataset(
     manifest: Manifest, counters: dict[str, int], seconds: float, *, may_advise: bool = True
 ) -> str:
-    """Describes in a few lines the images, what was done and written, and how long it took.
-
-    Images are counted as accepted or rejected. If there was nothing to do, a line says so.
-    """
+    """Describes in a few lines the images, what was done and written, and how long it took."""
     lines = describe_images(manifest, may_advise=may_advise)
     names = [name for name, n in counters.items() if n]
     if not any(name.endswith("_made") or name in _ALSO_MADE for name in names):

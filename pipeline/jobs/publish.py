@@ -40,11 +40,7 @@ _LOCK_SECONDS = 600.0
 
 @dataclasses.dataclass(frozen=True)
 class PublishPlan:
-    """Where a dataset is published.
-
-    Attributes:
-      keep: how many versions to keep besides the newest; None for all.
-    """
+    """Where a dataset is published, and how many versions to keep besides the newest; None: all."""
 
     store: Store
     target: Store
@@ -52,12 +48,7 @@ class PublishPlan:
 
 
 def check_publishing(store: Store, directory: str | None, keep: int | None) -> PublishPlan | None:
-    """Checks `--publish` and `--keep`.
-
-    Args:
-      store: the dataset folder, which need not exist yet.
-      directory: folder to publish to; None if the dataset is not published.
-    """
+    """Checks `--publish` and `--keep` for a dataset folder, which need not exist yet."""
     if directory is None:
         if keep is not None:
             raise UsageError("--keep N needs --publish DIR, whose versions it counts")
@@ -92,23 +83,17 @@ def _foreign_names(target: Store) -> list[str]:
 
 
 def publish(publishing: PublishPlan) -> bool:
-    """Publishes the dataset and its results as the newest version.
+    """Publishes the dataset with its results as the newest version; returns whether it is new.
 
-    A runner may repeat this, because a second call changes nothing.
-
-    Returns:
-      Whether the version is new.
-
-    Raises:
-      JobError: another job is changing the dataset, or publishing.
+    A runner may repeat this, because a second call changes nothing. Raises JobError if another job
+    is changing the dataset, or publishing.
     """
     with locked(publishing.target, PUBLISH_LOCK, wait=_LOCK_SECONDS) as target:
         remove_leftovers(target)
         name = _version_name(publishing.store)
         versions = finished_versions(target)
         for version in dict.fromkeys((*versions[:1], name)):
-            # Only the newest version, and the one to write, must be complete; other versions are
-            # not read.
+            # Only the newest version, and the one to write, must be complete; others are not read.
             if version in versions and read_manifest(target.below(version)) is None:
                 versions.remove(version)
         for folder in target.files.folder_names(target.root):
@@ -133,7 +118,7 @@ def _remove(target: Store, version: str) -> None:
 
 
 def _version_name(store: Store) -> str:
-    """Returns the folder name of a version, a hash of the manifest and all JSON files of results.
+    """Returns a version's folder name, a hash of the manifest and all JSON files of results.
 
     All other files (predictions, tables, figures) follow from those that are hashed.
     """

@@ -1,7 +1,4 @@
-"""Lists the images of a released archive, each with its files, one for each version.
-
-An archive is a folder, a tar or a compressed tar.
-"""
+"""Lists the images of a released archive (a folder or a tar), each with a file for each version."""
 
 import dataclasses
 import itertools
@@ -38,7 +35,7 @@ class ArchiveLocation:
       name: path inside the archive, with forward slashes.
       path: absolute path of the file that holds the content: the file itself, or the tar.
       offset, length: position and size of the content in that file, in bytes.
-      identity: identity of the file, the tar or the compressed tar, which changes with its content.
+      identity: text that changes with the content of the file, the tar or the compressed tar.
     """
 
     name: str
@@ -59,15 +56,10 @@ def _unpacker(source: str) -> Unpacker | None:
 
 
 def list_files(source: str, store: Store) -> list[ArchiveLocation]:
-    """Lists the files of a folder or a tar.
+    """Lists the files of a folder or a tar; unpacks a compressed tar into the store's work folder.
 
-    Args:
-      source: absolute path of the folder or tar.
-      store: folder of the dataset to make; a compressed tar is unpacked into its work folder.
-
-    Raises:
-      UsageError: the source is neither a folder nor a tar, or the tar is damaged or refused (a
-        member could point outside it, or it unpacks to too many bytes).
+    Raises UsageError if the source is neither a folder nor a tar, or the tar is damaged or refused
+    (a member could point outside it, or it unpacks to too many bytes).
     """
     files = files_of(source)
     info = files.info(source)
@@ -134,8 +126,7 @@ class ReleasedFile:
     """A picture or mask of an image.
 
     Attributes:
-      named_background: stem of the background that a mixed picture's file name claims; None if it
-        claims none.
+      named_background: stem of the background that a mixed picture's file name claims, or None.
       double: whether the archive has another file for the same image and version.
     """
 
@@ -146,12 +137,7 @@ class ReleasedFile:
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedImage:
-    """An image of the archive.
-
-    Attributes:
-      stem: `<wnid>_<number>`, the key of the image.
-      label: index of its superclass.
-    """
+    """An image of the archive, by `<wnid>_<number>`, with the label of its superclass."""
 
     stem: str
     wnid: str
@@ -161,11 +147,7 @@ class ReleasedImage:
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedShard:
-    """A shard of images.
-
-    Attributes:
-      images: its images, in order of their stems.
-    """
+    """A shard of images, in order of their stems."""
 
     totals: SplitTotals
     shard: int
@@ -185,11 +167,7 @@ class ReleasedShard:
 
 @dataclasses.dataclass(frozen=True)
 class ReleasedArchive:
-    """The listing of everything that is imported.
-
-    Attributes:
-      ignored: names of the versions in the archive that are not imported.
-    """
+    """The listing of everything that is imported, and the names of versions that are `ignored`."""
 
     config: DatasetConfig
     shards: tuple[ReleasedShard, ...]
@@ -266,10 +244,7 @@ Tree = dict[str, dict[str, dict[str, list[ArchiveLocation]]]]
 
 
 def _tree(source: str, locations: list[ArchiveLocation], splits: tuple[str, ...]) -> Tree:
-    """Finds the folder that holds the versions, and sorts the files below it.
-
-    Raises UsageError if there is no such folder, or several.
-    """
+    """Sorts files below the folder that holds the versions; UsageError if there is not just one."""
     roots = {
         "/".join(parts[:-4])
         for parts in (location.name.split("/") for location in locations)
@@ -300,12 +275,7 @@ def _tree(source: str, locations: list[ArchiveLocation], splits: tuple[str, ...]
 
 
 def _replicates(base: Iterable[VariantName], present: Sequence[Collection[str]]) -> int:
-    """Counts the draws that all mixed versions have in all splits.
-
-    Args:
-      base: versions to import, without replicates.
-      present: names of the versions in each split.
-    """
+    """Counts the draws that all mixed versions to import have in all splits."""
     mixed = [name for name in base if name.is_mixed]
     return next(
         draw
@@ -326,9 +296,8 @@ def _images(
 ) -> tuple[list[ReleasedImage], int, int]:
     """Collects images from their files.
 
-    Returns:
-      (images in order of their stems; number of images that have no superclass, or a file in the
-      folder of another class; number of files that are not pictures or masks of the layout).
+    Returns (images in order of their stems; number of images without a superclass, or with a file
+    in another class's folder; number of files that are no pictures or masks of the layout).
     """
     images: dict[str, ReleasedImage] = {}
     outside = set()
@@ -366,7 +335,7 @@ def _parse(variant: VariantName, location: ArchiveLocation) -> tuple[str, str, s
 
 
 def _size(source: str, images: list[ReleasedImage]) -> int:
-    """Returns the side of the pictures in pixels, from the first original that can be decoded.
+    """Returns the pictures' side in pixels, from the first original that can be decoded.
 
     Raises UsageError if this picture is not square, or none of the first can be decoded.
     """

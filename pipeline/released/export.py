@@ -3,12 +3,12 @@
 A picture is `<variant>/<split>/<NN_class>/<wnid>_<number>.JPEG`. In mixed versions the file name is
 `fg_<wnid>_<number>_bg_<wnid>_<number>.JPEG`; masks, in `fg_mask/`, end in `.npy`.
 
-Pictures keep their bytes. A record for each shard lists its files; a note at the root, written
-last, marks the export as complete.
+A record for each shard lists its files; a note at the root, written last, marks the export as
+complete.
 
-The table to fill with answers has a row for each picture that models are evaluated on.
-`answers:FILE` of `--models` reads it once a column with the answers is added. A Parquet file holds
-the pictures; a CSV names each by its path in an export.
+The table to fill with answers has a row for each picture that models are evaluated on;
+`answers:FILE` of `--models` reads it then. A Parquet file holds the pictures; a CSV names each by
+its path in an export.
 """
 
 import contextlib
@@ -53,9 +53,6 @@ _NUMBER = re.compile(r"\d+$")
 def class_folder(label: int, name: str, num_labels: int) -> str:
     """Returns the name of a superclass's folder; these names sort in the order of labels.
 
-    Args:
-      num_labels: number of superclasses. With over 100, labels have more than two digits.
-
     >>> class_folder(2, "wheeled vehicle", 9), class_folder(2, "fern", 101)
     ('02_wheeled vehicle', '002_fern')
     """
@@ -70,11 +67,9 @@ def label_of_folder(folder: str) -> int | None:
 
 
 def stem_of(key: str, wnid: str, clashes: frozenset[str] = frozenset()) -> str:
-    """Returns the released name of an image, without suffix.
+    """Returns the released name of an image, without suffix; a key of this form is kept.
 
-    Args:
-      clashes: keys from `find_clashes`. For these, and for keys without a number, a hash takes the
-        number's place. A key that is `<wnid>_<number>` itself is always kept.
+    For other keys without a number, or in `find_clashes`, a hash takes the number's place.
 
     >>> stem_of("ILSVRC2012_val_00000293", "n02084071"), stem_of("n02084071_7", "n02084071")
     ('n02084071_00000293', 'n02084071_7')
@@ -88,11 +83,7 @@ def stem_of(key: str, wnid: str, clashes: frozenset[str] = frozenset()) -> str:
 
 
 def find_clashes(images: Iterable[tuple[str, str]]) -> frozenset[str]:
-    """Finds keys that would share their released name with another key.
-
-    Args:
-      images: (key, wnid) of all images of a split.
-    """
+    """Finds the keys of a split's (key, wnid) that would share a released name."""
     keys = defaultdict(list)
     for key, wnid in images:
         keys[stem_of(key, wnid)].append(key)
@@ -107,7 +98,7 @@ def mixed_stem(foreground: str, background: str | None) -> str:
 def parse_name(name: str, *, is_mixed: bool) -> tuple[str, str, str | None] | None:
     """Parses a file name without suffix into stem, wnid and, if mixed, the background's stem.
 
-    The background is None if the name says that it is unknown. Returns None for any other name.
+    That is None if the name says that it is unknown. Returns None for any other name.
 
     >>> parse_name("fg_n02084071_1_bg_n01503061_2", is_mixed=True)
     ('n02084071_1', 'n02084071', 'n01503061_2')
@@ -166,11 +157,10 @@ class ExportPlan:
     progress: Progress
 
     def record(self, shard: int) -> str:
-        """Returns the path of a shard's record.
+        """Returns the path of a shard's record, another for another state of the dataset.
 
-        Another state of the dataset has another record. So what an earlier export wrote stays known
-        until `_sweep` has removed it, even if this export is killed; but not what it wrote of a
-        shard in whose middle it was killed.
+        So what an earlier export wrote stays known until `_sweep` has removed it, even if this
+        export is killed; but not what it wrote of a shard in whose middle it was killed.
         """
         files = self.dataset.shard_files(self.split, shard, self.dataset.variants)
         names = [self.dataset.taxonomy.names, sorted(self.clashes)]
@@ -203,12 +193,9 @@ class ExportPlan:
 def take_folder(target: Store, dataset: Dataset, folder: str) -> None:
     """Notes that a folder is the export of a dataset, before its first file is written.
 
-    Args:
-      folder: the folder that the user named: the dataset, or the folder of its published versions.
-
-    Raises:
-      UsageError: the folder holds the export of another dataset. A dataset that has changed since
-        is the same if it lies where it was.
+    The user named the dataset's folder, or that of its published versions. Raises UsageError if the
+    folder holds the export of another dataset. One that has changed is the same if it lies where it
+    was.
     """
     new = {"dataset": dataset.manifest.fingerprint, "folder": absolute(folder)}
     old = read_json(target, _SOURCE, dict[str, str])
@@ -223,9 +210,8 @@ def take_folder(target: Store, dataset: Dataset, folder: str) -> None:
 def export_split(job: ExportPlan) -> tuple[int, int, list[str]]:
     """Writes the missing files of an export, and removes obsolete files of an earlier export.
 
-    Returns:
-      (number of files written, number of files removed, paths of the files that no export wrote and
-      that readers take for pictures).
+    Returns (number of files written, number of files removed, paths of files that no export wrote
+    and that readers take for pictures).
     """
     shards = job.dataset.shards(job.split)
     written = sum(map_shards(functools.partial(_export_shard, job), shards))
@@ -282,10 +268,7 @@ def _write_one(
 
 
 def _finish(job: ExportPlan, shards: Iterable[int]) -> tuple[int, list[str]]:
-    """Removes obsolete files, and writes the table of images and the note.
-
-    It also makes folders of classes without images. Returns what `_sweep` returns.
-    """
+    """Removes obsolete files, writes the table of images and, last, the note."""
     target = job.target
     wanted: set[str] = set()
     images: dict[str, dict[str, object]] = {}
@@ -325,9 +308,8 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> tuple[int, list[str]]:
 def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> tuple[int, list[str]]:
     """Removes files of the split that an earlier export wrote and that are not part of this one.
 
-    Returns:
-      (number of pictures and masks removed, sorted paths of the other files in the folders of every
-      variant of this project or of the dataset).
+    Returns (number of pictures and masks removed, sorted paths of the other files in the folders of
+    every variant of this project or of the dataset).
     """
     target = job.target
     variants = {
@@ -356,12 +338,7 @@ def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> tuple[int, l
 
 
 def write_answer_table(plan: ExportPlan, name: str) -> int:
-    """Writes the table; returns its number of rows.
-
-    Args:
-      plan: dataset, split, and the folder of the table.
-      name: name of the file, which ends in one of `TABLE_SUFFIXES`.
-    """
+    """Writes the table, named by one of `TABLE_SUFFIXES`; returns its number of rows."""
     dataset, with_pixels = plan.dataset, name.endswith(".parquet")
     picture = ("image", pa.binary()) if with_pixels else ("path", pa.string())
     columns = [("key", pa.string()), ("variant", pa.string()), picture, ("dataset", pa.string())]

@@ -42,14 +42,10 @@ from transforms.variants import EXTERNAL, MASK
 
 
 def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
-    """Writes the recipe of a dataset to a folder.
+    """Writes a dataset's recipe to a folder; returns (digest of `recipe.parquet`, number of masks).
 
-    Returns:
-      (digest of `recipe.parquet`, number of masks in it).
-
-    Raises:
-      UsageError: the dataset has no masks, or says what no recipe may say.
-      JobError: a file of the dataset is missing or damaged.
+    Raises UsageError if the dataset has no masks, or says what no recipe may say; JobError if a
+    file of it is missing or damaged.
     """
     config, has_layers = dataset.manifest.config, dataset.manifest.config.layers == "keep"
     refuse_first(

@@ -1,9 +1,7 @@
 """Decodes and checks every picture of an archive's shard, and writes the imported output shards.
 
-The published pixels stay unchanged.
-
-The true backgrounds of mixed pictures are recovered, because the release does not reliably name
-them. They are searched for among the tiled backgrounds of the whole split, which form the pool.
+The published pixels stay unchanged. The release does not reliably name the true backgrounds of
+mixed pictures, so they are searched for among the tiled backgrounds of the whole split, the pool.
 """
 
 from __future__ import annotations
@@ -82,11 +80,7 @@ class ImportPlan:
 
 @dataclasses.dataclass(frozen=True)
 class ExaminedShard:
-    """A shard after examination.
-
-    Attributes:
-      rows: rows of its record, in order of their keys.
-    """
+    """A shard after examination, with the rows of its record in order of their keys."""
 
     listed: ReleasedShard
     rows: list[Row]
@@ -153,16 +147,11 @@ def read_image(image: ReleasedImage, variants: Iterable[VariantName]) -> dict[Va
 def check_pictures(
     contents: dict[VariantName, bytes], size: int
 ) -> tuple[tuple[Reason, str] | None, Row]:
-    """Decodes all files of an image and checks their sizes.
+    """Decodes all files of an image, by version, and checks that they have this side in pixels.
 
-    Args:
-      contents: the encoded files of the image, by version.
-      size: side that all of its pictures must have, in pixels.
-
-    Returns:
-      ((reason, detail) of the first fault, or None; columns of the image's row, as far as the files
-      up to the fault give them: width and height of the original, fg_fraction, and the description
-      of the tiled background).
+    Returns ((reason, detail) of the first fault, or None; columns of the image's row, as far as the
+    files up to the fault give them: width and height of the original, fg_fraction, and the
+    description of the tiled background).
     """
     columns: Row = {}
     for variant, data in contents.items():
@@ -216,10 +205,7 @@ class BackgroundPool:
     With pictures of 224 pixels a side, a background's description takes 2.4 KB and its
     `ReleasedImage` 4.5 KB; that is 0.3 GB for the 45,405 images of the largest released split.
 
-    Attributes:
-      images: the N images that the backgrounds come from.
-      described: their `block_means`, (N, B, 3) uint8: mean colours of B blocks for
-        each background.
+    `described` are the `block_means` of the N images, (N, B, 3) uint8: mean colours of B blocks.
     """
 
     images: list[ReleasedImage]
@@ -252,7 +238,7 @@ _AT_ONCE = 16
 def imported_index_schema(config: DatasetConfig) -> pa.Schema:
     """Returns the columns of the index: those of any dataset, and three for each mixed variant.
 
-    The three are the background that the name claims, and how well the best two backgrounds match.
+    They are the background that the name claims, and how well the best two backgrounds match.
     """
     types = {"named": pa.string(), "difference": pa.float64(), "next_difference": pa.float64()}
     return pa.schema(
@@ -275,10 +261,7 @@ class ShardWriter:
     pool: BackgroundPool
 
     def write(self, examined: ExaminedShard) -> OutputShard:
-        """Writes a shard's files unless they exist.
-
-        Raises OSError if a file cannot be read or written.
-        """
+        """Writes a shard's files unless they exist; may raise OSError."""
         totals, shard = examined.listed.totals, examined.listed.shard
         staging = self.job.staging
         rows = sorted(examined.rows, key=lambda row: (bucket_hash(row["key"]), row["key"]))
@@ -358,12 +341,10 @@ class ShardWriter:
         contents: list[dict[VariantName, bytes]],
         masks: list[Mask],
     ) -> dict[tuple[str, VariantName], ReleasedImage]:
-        """Finds the backgrounds of mixed pictures in the pool; adds them to the rows.
+        """Finds backgrounds of mixed pictures in the pool; returns certain ones by (key, variant).
 
         A row gets the name that the picture claims and, unless the mask leaves too few pixels to
         compare, the mean differences outside the mask of the best and the next best background.
-
-        Returns the backgrounds that are certain, by (key, variant).
         """
         mixed = [
             (row, variant, content[variant], mask)

@@ -48,10 +48,7 @@ class _BeamParser(argparse.ArgumentParser):
 
 
 class _Options(PipelineOptions):
-    """Options that make each of their views once.
-
-    Beam asks for hundreds while it builds a graph, and a new view parses all flags again.
-    """
+    """Options that make each view once: a new one parses all flags, and Beam asks for hundreds."""
 
     @override
     @functools.lru_cache(maxsize=128)  # noqa: B019
@@ -61,11 +58,7 @@ class _Options(PipelineOptions):
 
 
 def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Finds arguments that Beam does not know.
-
-    Returns:
-      (the arguments that Beam does not know, all flags that Beam knows).
-    """
+    """Returns (the arguments that Beam does not know, all flags that it knows)."""
     parser = _BeamParser(add_help=False, conflict_handler="resolve", allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)
@@ -73,10 +66,7 @@ def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _known_runner(name: str) -> str:
-    """Returns the full name of a runner: `FlinkRunner` for `flink` or `flinkrunner`.
-
-    Beam accepts these names, too. An unknown name is returned as it is.
-    """
+    """Returns a runner's full name: `FlinkRunner` for `flink` or `flinkrunner`, as Beam does."""
     spellings = (name.lower(), f"{name.lower()}runner")
     matching = (known for known in StandardOptions.KNOWN_RUNNER_NAMES if known.lower() in spellings)
     return next(matching, name)
@@ -86,9 +76,9 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
     """Parses and checks Beam's options, and completes them with our defaults for a local run.
 
     Every local runner becomes `FnApiRunner`, because for `DirectRunner` Beam would first try to
-    download another runner. By default, it gets a worker for each core that this process may use.
-    Raises UsageError if the runner is unknown, the runner or its running mode gives wrong results,
-    the number of workers is negative, or flags of a portable runner are missing or wrong.
+    download another runner, with a worker for each core that this process may use. Raises
+    UsageError if the runner is unknown, it or its running mode gives wrong results, the number of
+    workers is negative, or flags of a portable runner are missing or wrong.
     """
     options = _Options(arguments)
     runner = _known_runner(options.view_as(StandardOptions).runner or "DirectRunner")
@@ -107,8 +97,7 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
         if not chosen or direct.direct_num_workers == 0:
             direct.direct_num_workers = usable_cores()
         return options
-    # `prepare` comes before `create_runner`, because it refuses runners whose results are wrong,
-    # whether or not they can be created.
+    # `prepare` is first, because it refuses runners with wrong results, creatable or not.
     prepare(options, arguments)
     try:
         create_runner(runner)
@@ -122,16 +111,10 @@ def engine_of(
 ) -> Engine | None:
     """Chooses the workers of the steps that work on pixels, if they are not Beam's own.
 
-    Args:
-      options: Beam's options from `pipeline_options`. Their running mode becomes `in_memory`, since
-        Beam's own processes would be called by servers at ports of this machine.
-      arguments: flags as the user wrote them.
-      dask: value of `--dask`.
-      gpus: number of GPUs of this machine. Several have a process each, because one process would
-        launch the work of all from one interpreter, which keeps them waiting.
-
-    Raises:
-      UsageError: flags exclude each other, or no scheduler answers.
+    The options' running mode becomes `in_memory`, since Beam's own processes would be called by
+    servers at ports of this machine. Several GPUs of this machine have a process each, because one
+    would launch the work of all from one interpreter, which keeps them waiting. Raises UsageError
+    if flags exclude each other, or no scheduler answers.
     """
     direct = options.view_as(DirectOptions)
     is_local = options.view_as(StandardOptions).runner == "FnApiRunner"
@@ -168,8 +151,7 @@ _NEEDS_CORRECTION = re.compile(
     rf"\[Errno (?:{errno.ENOENT}|{errno.EACCES}|{errno.EEXIST}|{errno.ENOTDIR}|{errno.EISDIR}"
     rf"|{errno.ENOTEMPTY}|{errno.ELOOP})\]"
 )
-"""Errors that do not go away by trying again: a file is missing or may not be read, or its path is
-taken by something else."""
+"""Errors that stay if tried again: a file is missing or may not be read, or its path is taken."""
 _WORKER_GONE = (
     *("Channel closed prematurely", "StatusRuntimeException: CANCELLED"),
     "IllegalStateException: call already closed",
@@ -182,7 +164,7 @@ _WHERE = re.compile(r" \[while running .*\]$", re.DOTALL)
 def _translate(error: Exception) -> Exception:
     """Returns the UsageError or JobError to raise for an error from a runner.
 
-    An error of ours keeps its own message. Otherwise, the last line of its text that names an error
+    An error of ours keeps its message. Otherwise, the last line of its text that names an error
     decides, because runners put the traceback of a worker's error into that text.
     """
     if isinstance(error, UsageError | JobError):
@@ -214,17 +196,11 @@ def _translate(error: Exception) -> Exception:
 def run_pipeline(
     pipeline: beam.Pipeline, progress: Progress, log: str, submission: Submission | None = None
 ) -> dict[str, int] | None:
-    """Runs a pipeline to its end, and shows its progress.
+    """Runs a pipeline to its end, and shows its progress; returns our counters' values by name.
 
-    Args:
-      log: path of a file for tracebacks and Beam's warnings, which is kept if the job fails.
-      submission: how to submit the job to Dataflow; None for any other runner.
-
-    Returns:
-      Values of our counters by name; None if this process does not wait for the job.
-
-    Raises:
-      UsageError, JobError: raised in the pipeline; other errors become a JobError.
+    It returns None if this process does not wait for the job; only Dataflow has a submission. The
+    log of tracebacks and Beam's warnings is kept if the job fails. Errors become UsageError or
+    JobError.
     """
     waits = submission is None or submission.waits
     items = {one.name: one.items for one in ANALYSES if one.runs_models}

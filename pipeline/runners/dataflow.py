@@ -85,13 +85,10 @@ class Gpu:
 
     @classmethod
     def parse(cls, text: str) -> Gpu:
-        """Parses the flag's value.
+        """Parses the flag's value; raises UsageError if it is malformed, or contradicts itself.
 
         >>> Gpu.parse("nvidia-l4:g2-standard-8").hint
         'type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver:5xx;use_nvidia_mps'
-
-        Raises:
-          UsageError: the value is malformed, or contradicts itself.
         """
         first, *words = text.split(",")
         match = _GPU.fullmatch(first)
@@ -133,11 +130,7 @@ class Gpu:
         return ("accelerator", self.hint), ("max_active_bundles_per_worker", str(self.count))
 
     def check_machine(self, chosen: str | None) -> None:
-        """Raises UsageError if the machine cannot have this GPU.
-
-        Args:
-          chosen: value of `--machine_type`; None if it is not given.
-        """
+        """Raises UsageError if `--machine_type`, None without it, cannot have this GPU."""
         prefixes = _MACHINES[self.type]
         example = f"{prefixes[0]}*"
         machine = self.machine or chosen
@@ -277,17 +270,13 @@ def submission_from_flags(
     typed: Mapping[str, object],
     paths: Iterable[str],
 ) -> Submission | None:
-    """Checks the flags of a Dataflow job, and completes Beam's options.
+    """Checks the flags of a Dataflow job, and completes Beam's options; None for other runners.
 
     Args:
-      flags: what the job says of its workers.
-      options: Beam's options, whose package, disk, labels and job name are set here, and which
-        are told not to pickle the main session.
+      options: Beam's options, whose package, disk, labels and job name are set here, and which are
+        told not to pickle the main session.
       typed: all values by name of their flag, as they were typed.
       paths: names of the flags that name folders or files, which workers must be able to reach.
-
-    Returns:
-      The job to launch; None if it is not for Dataflow.
     """
     standard = options.view_as(StandardOptions)
     if not is_dataflow(standard.runner):
@@ -310,19 +299,15 @@ def submission_from_flags(
     # Workers import our package, so Beam need not pickle the main session of this process.
     options.view_as(SetupOptions).save_main_session = False
     is_template = bool(google.template_location)
-    # A template's launcher submits the job only after this process has ended, so this process
-    # cannot wait for it.
+    # This process cannot wait, because a template's launcher submits the job once it has ended.
     waits = not standard.no_wait_until_finish and not is_template
     return Submission(job=job_of(options), waits=waits, is_template=is_template)
 
 
 def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> PipelineResult:
-    """Submits a pipeline, prints the job's address in the console, and waits for its end.
+    """Submits a pipeline, prints its address in the console, and waits if `submission` says so.
 
-    It does not wait if `submission` says not to.
-
-    Args:
-      store: the dataset folder; a failed job still holds its lock, which is then released.
+    A failed job still holds its lock of the dataset in the store, which is then released.
     """
     result = pipeline.run()
     if submission.is_template:
@@ -430,10 +415,10 @@ def _check_options(options: PipelineOptions) -> None:
 
 
 def _check_buckets(publish: str | None, options: PipelineOptions) -> None:
-    """Checks that some buckets exist.
+    """Checks that some buckets exist; `job_from_flags` checks those that are read.
 
     These are the buckets that are written to only while the job runs, and those that Beam would
-    otherwise retry for many minutes. `job_from_flags` checks the buckets that are read.
+    otherwise retry for many minutes.
     """
     google = options.view_as(GoogleCloudOptions)
     for name, location in (
@@ -452,10 +437,9 @@ def _check_buckets(publish: str | None, options: PipelineOptions) -> None:
 
 
 def _job_name(flags: WorkerFlags, typed: Mapping[str, object]) -> str:
-    """Makes a job name that is the same for jobs with the same output.
+    """Makes the same name for jobs with the same output, so that Dataflow refuses a second one.
 
-    So Dataflow refuses the second one while the first runs. Evaluations may run side by side, so
-    all of their flags are part of the name.
+    Evaluations may run side by side, so all of their flags are part of the name.
     """
     if flags.output:
         return f"in9-{fingerprint(flags.output)[:12]}"

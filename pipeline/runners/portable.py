@@ -60,13 +60,8 @@ def is_portable(runner: str | None) -> bool:
 def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     """Checks and completes the flags of a job server; leaves other runners' flags unchanged.
 
-    Args:
-      options: Beam's options, changed in place.
-      arguments: flags as the user wrote them.
-
-    Raises:
-      UsageError: the runner is refused, a flag is missing, wrong or refused, or no job server
-        answers.
+    Raises UsageError if the runner is refused, a flag is missing, wrong or refused, or no job
+    server answers.
     """
     runner = (options.view_as(StandardOptions).runner or "").rpartition(".")[2]
     if runner in _REFUSED:
@@ -109,8 +104,7 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
             endpoint,
             portable.job_server_timeout if "--job_server_timeout" in given else _ANSWER_SECONDS,
         )
-    # Beam would apply the user's limit also to the stream of the job's states, and so to the whole
-    # job.
+    # Beam would apply the user's limit to the stream of states, too, and so to the whole job.
     portable.job_server_timeout = _JOB_SECONDS
     if "--environment_cache_millis" not in given:
         portable.environment_cache_millis = CACHE_MILLIS
@@ -155,14 +149,10 @@ class _FlinkJob:
 
 
 def run_to_end(pipeline: beam.Pipeline, progress: Progress) -> dict[str, int]:
-    """Runs a graph on a job server to its end.
+    """Runs a graph on a job server to its end; workers note in `progress` that it has begun.
 
-    Args:
-      progress: the folder in which workers note that the job has begun.
-
-    Raises:
-      KeyboardInterrupt: this process is to stop; the message says so, and what may still run.
-      JobError: Flink's workers never begin.
+    Raises KeyboardInterrupt if this process is to stop, which says what may still run; JobError if
+    Flink's workers never begin.
     """
     name = pipeline.options.view_as(GoogleCloudOptions).job_name
     master = pipeline.options.view_as(FlinkRunnerOptions).flink_master
@@ -190,10 +180,7 @@ def run_to_end(pipeline: beam.Pipeline, progress: Progress) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _ended_if_idle(flink: _FlinkJob | None, progress: Progress) -> Iterator[None]:
-    """Cancels Flink's job if none of its steps begins, as Flink itself waits for ever.
-
-    A worker pool may be unable to start workers, for example.
-    """
+    """Cancels Flink's job if no step begins, such as without workers; Flink would wait for ever."""
     ended, idle = threading.Event(), threading.Event()
 
     def watch(flink: _FlinkJob) -> None:
@@ -221,11 +208,7 @@ def _ended_if_idle(flink: _FlinkJob | None, progress: Progress) -> Iterator[None
 
 
 def _stop_with(stack: contextlib.ExitStack, runner: PortableRunner) -> None:
-    """Has a stack stop the job server that a runner starts.
-
-    Beam would stop it when the interpreter ends, which never happens in a process that exits by
-    `os._exit`.
-    """
+    """Has a stack stop a runner's job server; Beam does not if a process ends by `os._exit`."""
     start = runner.default_job_server
 
     def start_and_stop(options: PipelineOptions) -> JobServer:

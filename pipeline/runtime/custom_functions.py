@@ -40,9 +40,7 @@ def digest_of_module(name: str) -> str:
 def call_own(code: Callable[..., T], *args: Any) -> T:
     """Calls code of the user's, whose `sys.exit` must not end the process of a job.
 
-    Raises:
-      KeyboardInterrupt: the process is to stop.
-      RuntimeError: the code raised a BaseException that is neither, which would end the process.
+    Raises RuntimeError for a BaseException that would end the process, except KeyboardInterrupt.
     """
     try:
         return code(*args)
@@ -55,12 +53,9 @@ def call_own(code: Callable[..., T], *args: Any) -> T:
 
 
 def import_function(target: str, origin: str, example: str) -> Callable[..., Any]:
-    """Imports a function.
+    """Imports `MODULE:FUNCTION` from PYTHONPATH.
 
-    Args:
-      target: `MODULE:FUNCTION`; the module is found on PYTHONPATH.
-      origin: the flag and entry that name the function, for messages.
-      example: a valid entry, for messages.
+    `origin`, the flag and entry that name it, and `example`, a valid entry, are for messages.
     """
     path, colon, name = target.partition(":")
     reasons = {
@@ -98,12 +93,8 @@ def call_for_array(
 ) -> NDArray[Any]:
     """Calls a function and checks that it returns an array with the right dtype and shape.
 
-    Args:
-      origin: how messages refer to the function.
-      passed_on: type of an error that is raised unchanged, as MemoryError is.
-
-    Raises:
-      JobError: the function raised another error, or returned anything else.
+    Messages call the function `origin`. Errors of `passed_on` are raised unchanged. Raises JobError
+    if the function raised another error, or returned anything else.
     """
     try:
         result = call_own(call)

@@ -44,8 +44,8 @@ _LOOPBACK = re.compile(r"localhost|::1|127(\.[0-9]+){3}")
 class DaskWorkers(Engine):
     """An engine of the workers of a Dask cluster.
 
-    Raises:
-      UsageError: the address is wrong or unsafe; or, where the block begins, no scheduler answers.
+    Raises UsageError if the address is wrong or unsafe; or, where the block begins, no scheduler
+    answers.
     """
 
     def __init__(self, address: str) -> None:
@@ -135,7 +135,7 @@ def _run(call: Call, hosts: Mapping[str | None, int]) -> Answer:
 def _end_if_unwanted(worker: distributed.Worker, key: str, ended: threading.Event) -> None:
     """Ends this process when nobody wants a call any more; its nanny starts another one.
 
-    So no call of a job that was stopped or killed goes on, such as one that runs a model for hours.
+    So no call of a job that was stopped goes on, such as one that runs a model for hours.
     """
     while not ended.wait(1):
         task = worker.state.tasks.get(key)
@@ -147,10 +147,7 @@ def _end_if_unwanted(worker: distributed.Worker, key: str, ended: threading.Even
 
 
 def _scheduler_address(text: str) -> str:
-    """Returns the scheduler's address for a value of `--dask`.
-
-    Raises UsageError if it is not an address, or is one where strangers could run code.
-    """
+    """Returns the address in `--dask`; UsageError if wrong, or where strangers could run code."""
     place = text.removeprefix(_INSECURE)
     if place == "auto":
         place = os.environ.get("DASK_SCHEDULER_ADDRESS", "DASK_SCHEDULER_ADDRESS, which is not set")

@@ -1,8 +1,7 @@
 """Dataflow jobs: their identity, and whether they have ended.
 
-A job is identified by project, region and name, because its workers find these in their options,
-whereas only the process that submitted the job knows its id. No two running jobs in a region have
-the same name.
+A job is identified by project, region and name, which are in its workers' options, whereas only the
+process that submitted it knows its id. Names of running jobs in a region differ.
 """
 
 import logging
@@ -45,15 +44,11 @@ def _job(option: Callable[[str], Any]) -> dict[str, str]:
 
 
 def is_over(job: Mapping[str, Any]) -> bool:
-    """Returns whether a job has ended, successfully or not.
+    """Returns whether a job is known to have ended, successfully or not.
 
-    Args:
-      job: identity from `job_of`. If `job_id` has been added to it, only that job is checked,
-        otherwise all jobs of that name.
-
-    Returns:
-      True if the job is known to have ended. False also if the service does not respond, or no
-      longer knows the job, because it forgets jobs after a while.
+    If `job_id` has been added to the identity, only that job is checked, otherwise all jobs of that
+    name. False also if the service does not respond, or has forgotten the job, as it does after a
+    while.
     """
     try:
         from google.cloud import dataflow_v1beta3 as dataflow  # Takes a second to import.

@@ -16,10 +16,7 @@ def given(text: str) -> str:
 
 
 class Flag(NamedTuple):
-    """A command-line flag: the arguments of argparse's `add_argument`.
-
-    A name without dashes makes a positional argument.
-    """
+    """A command-line flag, or positional argument: the arguments of argparse's `add_argument`."""
 
     name: str
     metavar: str
@@ -49,10 +46,7 @@ class Flag(NamedTuple):
 
     @property
     def is_path(self) -> bool:
-        """Whether the flag's value is always a path, and the job reads or writes it.
-
-        `--config` is not one, because the command line itself reads that file.
-        """
+        """Whether its value is a path for the job; that of `--config` is for the command line."""
         return self.metavar in ("DIR", "FILE") and self.name != "--config"
 
     @property
@@ -61,11 +55,10 @@ class Flag(NamedTuple):
 
 
 class Section(NamedTuple):
-    """Flags of a group, and the commands that have them.
+    """Flags of a group, and the commands that have them; None for every command.
 
     In a command's help, sections with the same title share a heading; they must be adjacent, so
-    that the flags have the same order everywhere. An empty title means no heading. `commands` is
-    None if every command has the flags.
+    that the flags have the same order everywhere. An empty title means no heading.
     """
 
     title: str
@@ -130,10 +123,9 @@ def share(text: str) -> float:
 
 
 def grid(text: str) -> tuple[int | None, int | None]:
-    """Parses the numbers of foregrounds and of backgrounds that are combined.
+    """Parses numbers of foregrounds and backgrounds: one value, or two as in 100x200.
 
-    Each is `all` (returned as None) or a number of images. One value applies to both; two are
-    joined by an x, as in 100x200.
+    Each is `all` (returned as None) or a number of images.
     """
     sides = text.split("x")
     if len(sides) > 2 or not all(

@@ -1,7 +1,6 @@
 """The log of a job, which keeps Beam's messages and tracebacks off the terminal.
 
-The file is kept only if the job, or a model in it, fails. The error line that the user sees then
-names the file.
+It is kept only if the job, or a model in it, fails; the error line then names it.
 """
 
 import contextlib
@@ -25,13 +24,9 @@ class EscapingFormatter(logging.Formatter):
 
 
 class _Handler(logging.StreamHandler[io.TextIOWrapper]):
-    """A handler that ignores failed writes.
+    """A handler that ignores failed writes: errors of a full disk would bury the line for the user.
 
-    The errors of a full disk would bury the line that the user should see.
-
-    Attributes:
-      has_traceback: whether it has written a traceback of this package, so that the log is worth
-        keeping.
+    `has_traceback` says that it has a traceback of this package, so the log is worth keeping.
     """
 
     has_traceback = False
@@ -45,19 +40,13 @@ class _Handler(logging.StreamHandler[io.TextIOWrapper]):
 
 
 def _is_our_traceback(record: logging.LogRecord) -> bool:
-    """Returns whether a record is a traceback of this package.
-
-    The terminal does not need it, because a separate line reports what it means for the user.
-    """
+    """Returns whether a record is our traceback, whose meaning for the user another line tells."""
     # Those of workers have only their text.
     return bool(record.exc_info or record.exc_text) and record.name.startswith("pipeline")
 
 
 def is_for_terminal(record: logging.LogRecord) -> bool:
-    """Returns whether a record is a message of this package.
-
-    Those of libraries tell users nothing that they could act on; the log has them.
-    """
+    """Returns whether a message is ours; users could not act on libraries', which the log has."""
     return record.name.startswith(("pipeline", "transforms")) and not _is_our_traceback(record)
 
 
@@ -66,8 +55,7 @@ def job_log(path: str) -> Iterator[None]:
     """Keeps a job's log while the block runs."""
     root = logging.getLogger()
     keep = False
-    # Unbuffered, so that text that a full disk refuses is lost at once, and is not written again at
-    # the end.
+    # Unbuffered, so that text that a full disk refuses is not written again at the end.
     with _create(path) as stream:
         file = _Handler(io.TextIOWrapper(stream, "utf-8", write_through=True))
         file.setFormatter(EscapingFormatter(_FORMAT))
@@ -107,9 +95,7 @@ def _create(path: str) -> BinaryIO:
 def in_one_line(log: str, translate: Callable[[Exception], Exception]) -> Iterator[None]:
     """Translates errors of the block into errors for the user.
 
-    Args:
-      log: path of the `job_log` inside the block; a `JobError` names the log unless it is empty.
-      translate: turns the block's error into a UsageError or JobError.
+    A JobError names the `job_log` inside the block, unless the path is empty.
     """
     try:
         yield

@@ -270,10 +270,7 @@ def current_holder(store: Store, lock: str) -> str | None:
 
 
 def remove_dead_locks(store: Store) -> None:
-    """Removes locks of holders that are known to have ended.
-
-    A lock that no later job wants would otherwise stay forever.
-    """
+    """Removes locks of holders that are known to have ended, which might stay forever."""
     files, folder = files_of(store.root), store.path(WORK_FOLDER)
     names = (posixpath.basename(path) for path in files.file_paths(folder))
     paths = (f"{WORK_FOLDER}/{name}" for name in (*names, *files.folder_names(folder)))
@@ -318,13 +315,11 @@ class Renewal:
 
 @contextlib.contextmanager
 def locked(store: Store, lock: str, wait: float = 0.0) -> Iterator[Store]:
-    """Holds a lock while the block runs; takes the arguments of `acquire`, and raises its errors.
+    """Yields the store, which can be written to while the lock is held: see `Store.fenced`.
 
-    Two threads of a process are two holders. The dataset's lock is held with the token of the
-    store's job, if it has one, so that the job's steps recognise it (`fenced_for_job`).
-
-    Yields:
-      The store, which can be written to for as long as the lock is held: see `Store.fenced`.
+    Arguments and errors are those of `acquire`. Two threads of a process are two holders. The
+    dataset's lock is held with the token of the store's job, if it has one, so that the job's steps
+    recognise it (`fenced_for_job`).
     """
     token = (lock == DATASET_LOCK and store.job) or uuid.uuid4().hex
     # Registered before the lock is taken, because an interruption may come in between.
@@ -345,26 +340,17 @@ def locked(store: Store, lock: str, wait: float = 0.0) -> Iterator[Store]:
 
 
 def fenced_for_job(store: Store) -> Store:
-    """Returns a job's dataset folder, writable for as long as the job holds the dataset's lock.
-
-    See `Store.fenced`. Returns the store itself if it belongs to no job.
-    """
+    """Returns the folder `Store.fenced` by its job's lock of the dataset; itself without a job."""
     return store.fenced(DATASET_LOCK, store.job) if store.job else store
 
 
 def with_new_job(store: Store) -> Store:
-    """Returns the dataset folder for a job that is about to be submitted.
-
-    It has a new token by which the job's steps are recognised.
-    """
+    """Returns the folder for a job to be submitted, with a new token that its steps recognise."""
     return store.for_job(uuid.uuid4().hex)
 
 
 def with_job_of_this_process(store: Store) -> Store:
-    """Returns the dataset folder for a job that this process may submit again.
-
-    Therefore its token is always the same.
-    """
+    """Returns the folder for a job that this process may submit again, with the same token."""
     return store.for_job(hashlib.sha256(text_bytes(processes.this_process().name)).hexdigest()[:32])
 
 
@@ -394,10 +380,8 @@ _NOTES = re.compile(r".+\+[0-9]+(\+[0-9]*)?")
 def removed_if_refused(store: Store, *notes: str) -> Iterator[None]:
     """Removes a new folder again if the block fails before it has written a file.
 
-    Later commands take a work folder for a sign that the folder is ours.
-
-    Args:
-      notes: relative paths of folders whose files do not count as written, and are removed as well.
+    Later commands take a work folder for a sign that the folder is ours. Files in folders `notes`
+    do not count as written, and are removed as well.
     """
     topmost = store.root
     while not store.is_remote and not os.path.exists(os.path.dirname(topmost)):
@@ -418,11 +402,7 @@ def removed_if_refused(store: Store, *notes: str) -> Iterator[None]:
 
 
 def remove_leftovers(store: Store) -> None:
-    """Removes leftovers of killed processes. Other jobs may be running.
-
-    Args:
-      store: a dataset folder, or the folder of its published versions.
-    """
+    """Removes killed processes' leftovers in a folder of a dataset or of versions; jobs may run."""
     store.remove_temporary()
     remove_dead_locks(store)
     notes = posixpath.dirname(Progress.for_store(store).folder)

@@ -22,8 +22,8 @@ _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 def open_standard_streams() -> None:
     """Opens standard input, output and error on the null device, as far as they are closed.
 
-    Otherwise the next file, such as one of the dataset, would get their number, and with it all
-    that libraries and child processes print. Python itself has None in place of a closed stream.
+    Otherwise the next file, such as one of the dataset, would get their number, and all that
+    libraries and child processes print. Python itself has None in place of a closed stream.
     """
     # The system gives each new file the lowest number that is free.
     while (number := os.open(os.devnull, os.O_RDWR)) < len(_STREAMS):
@@ -37,8 +37,7 @@ def open_standard_streams() -> None:
 def usable_cores(root: Path = Path("/")) -> int:
     """Returns the number of cores that this process's affinity and control groups allow.
 
-    Args:
-      root: the folder below which the system's `proc` and `sys` lie.
+    The system's `proc` and `sys` lie below the root.
     """
     has_affinity = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
@@ -52,11 +51,7 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def usable_memory(root: Path = Path("/")) -> int:
-    """Returns the bytes of memory that this process may use.
-
-    That is the memory of the machine, or the lowest limit of the process's control groups if that
-    is lower.
-    """
+    """Returns the bytes of memory that the machine and this process's control groups allow."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for group in _control_groups(root):
         for name in ("memory.max", "memory.limit_in_bytes"):
@@ -74,19 +69,14 @@ def share_with(processes: int) -> None:
 
 
 def similar_processes() -> int:
-    """Returns how many processes like this one the machine has.
-
-    Beam starts a worker for each core. A job whose steps run in the launcher has one process.
-    """
+    """Returns how many processes like this one there are: Beam's worker for each core, or one."""
     # What Beam's runners start, and what the workers of its pool import.
     is_worker = any("apache_beam.runners.worker.sdk_worker" in word for word in sys.orig_argv)
     return usable_cores() if is_worker else _processes
 
 
 def see_one_gpu(number: int, count: int) -> None:
-    """Hides all GPUs from this process except its own, whatever library it uses.
-
-    CUDA must not have been used before.
+    """Hides all GPUs from this process but its own, whatever library it uses, before CUDA is used.
 
     Args:
       number: number of the process, from 0. No two of them see the same GPU as long as they are not
@@ -102,9 +92,8 @@ def see_one_gpu(number: int, count: int) -> None:
 def _control_groups(root: Path) -> Iterator[Path]:
     """Yields the folders of this process's control groups, versions 2 and 1, and of those above.
 
-    The limits of the groups above apply, too. Batch systems and systemd limit groups at any depth.
-
-    The formats are those of proc_pid_cgroup(5), proc_pid_mountinfo(5) and cgroups(7).
+    Their limits apply, too. Batch systems and systemd limit groups at any depth. The formats are
+    those of proc_pid_cgroup(5), proc_pid_mountinfo(5) and cgroups(7).
     """
     groups = {}
     try:
@@ -157,18 +146,14 @@ _NEVER = 2**31 - 1
 
 
 def give_back_freed_memory() -> None:
-    """Releases whole free pages to the system.
-
-    Called between two models, because the next model's tensors have other sizes and would not fit
-    into the gaps.
-    """
+    """Releases whole free pages, whose gaps would not fit the next model's tensors."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Makes the allocator keep freed memory for the life of the process, if it is glibc's.
+    """Makes glibc's allocator keep freed memory for the life of the process.
 
     All threads share the main arena, because other arenas cannot hold blocks of more than 64 MiB.
     """

@@ -1,12 +1,11 @@
 """Counters and progress of a job, and the loop over shards of commands that need no Beam.
 
-Counters tell what was done, what was written, and how long each stage took. Workers count through
-Beam, so on any runner the counters are sums over all workers.
+Workers count through Beam what was done, what was written, and how long each stage took, so on any
+runner the counters are sums over all workers.
 
-From time to time, workers note how much of each shard is done. Each note is an empty file in the
-work folder, and its name holds the count. A thread of the launching process counts these notes and
-shows how far the job is, on any runner that shares the dataset folder. Notes are not part of the
-dataset, and nothing relies on them.
+From time to time, workers note how much of each shard is done: an empty file in the work folder,
+whose name holds the count. A thread of the launching process shows how far the job is, on any
+runner that shares the dataset folder. Nothing relies on notes.
 """
 
 from __future__ import annotations
@@ -77,8 +76,7 @@ def count(name: str, by: int = 1) -> None:
 def count_inference(pictures: int, seconds: float) -> None:
     """Counts a batch under the names of Beam's RunInference, which dashboards know.
 
-    Args:
-      seconds: time from its launch until its outputs are used.
+    The seconds are those from its launch until its outputs are used.
     """
     if beam := sys.modules.get("apache_beam"):
         beam.metrics.Metrics.counter(_INFERENCE, "num_inferences").inc(pictures)
@@ -110,11 +108,8 @@ def count_written(files: Iterable[FileDigest]) -> None:
 def count_shard(counter: str, files: Sequence[FileDigest], *, is_new: bool) -> None:
     """Counts a shard that this job has made, or has kept because it was up to date.
 
-    Args:
-      counter: `source_shards` or `output_shards`, to which `_made` or `_kept` is added.
-      files: the shard's files, with its record last.
-      is_new: whether this job has made the shard. If so, the bytes of its files are counted, too,
-        except those of the record.
+    Adds `_made` or `_kept` to the counter `source_shards` or `output_shards`, and counts the bytes
+    of a new shard's files, but the last, its record.
     """
     count(f"{counter}_made" if is_new else f"{counter}_kept")
     if is_new:
@@ -131,10 +126,6 @@ class Tally:
     Args:
       progress: the job's progress; the notes are stored in its folder, and removed with it.
       submit: calls what writes a note, perhaps in another thread; calls must keep their order.
-
-    Attributes:
-      path: path of the note, relative to the dataset folder.
-      counts: the counts so far, by name.
     """
 
     def __init__(
@@ -208,8 +199,7 @@ def counters_of(result: PipelineResult) -> dict[str, int]:
     totals: Counter[str] = Counter()
     for counter in result.metrics().query()["counters"]:
         if counter.key.metric.namespace == _NAMESPACE:
-            # Beam gives None for 0, which a worker reports for counters that only its other bundles
-            # use.
+            # Beam gives None for 0 of a counter that only a worker's other bundles use.
             totals[counter.key.metric.name] += counter.result or 0
     return dict(totals)
 
@@ -252,11 +242,7 @@ listing over the network."""
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """The folder in which the workers of one job leave their notes.
-
-    Attributes:
-      folder: relative path of this job's own folder.
-    """
+    """The folder in which the workers of one job leave their notes."""
 
     store: Store
     folder: str
@@ -276,10 +262,9 @@ class Progress:
         self.note_done(f"{stage}/{_TOTAL}", name, count)
 
     def note_done(self, stage: str, name: str, count: int, replaced: int = 0) -> None:
-        """Writes a note that `count` items of a task are done so far.
+        """Writes a note that `count` items of a task are done so far; removes that of `replaced`.
 
-        It removes the note of `replaced` items, if there were any. A note holds the sum and not the
-        increase, so that a repeated note changes nothing.
+        It holds the sum and not the increase, so that a repeated note changes nothing.
         """
         task = f"{self.folder}/{stage}/{name}"
         self.write(f"{task}.{count}", b"")
@@ -342,10 +327,7 @@ def _make_bar() -> rich.progress.Progress:
 
 
 def _rate(task: rich.progress.Task) -> str:
-    """Returns text such as `, 2.1/s, 5 min left`; "" while nothing is done.
-
-    The clock starts when something is first done, long after the total is known.
-    """
+    """Returns text such as `, 2.1/s, 5 min left`, from when something is first done; "" before."""
     left = task.time_remaining
     return f", {task.speed:.1f}/s, {duration(left)} left" if task.speed and left else ""
 
@@ -354,12 +336,8 @@ def _rate(task: rich.progress.Task) -> str:
 def live_bar(name: str, total: int, noun: str) -> Iterator[Callable[[int], None]]:
     """Shows a bar while the block runs, if standard error is a terminal, and in a notebook.
 
-    Args:
-      name: text before the bar, such as `epoch 3 of 200`.
-      noun: what is counted, in the plural.
-
-    Yields:
-      A function that advances the bar by a number of items.
+    Yields a function that advances it by a number of items. The name, such as `epoch 3 of 200`,
+    stands before the bar; the noun is a plural.
     """
     if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
         yield lambda count: None
@@ -378,10 +356,8 @@ def live_bar(name: str, total: int, noun: str) -> Iterator[Callable[[int], None]
 def show_progress(progress: Progress, items: Mapping[str, str] = {}) -> Iterator[None]:
     """Shows progress while the block runs: a live bar on a terminal, otherwise occasional lines.
 
-    A line is such as `segment: 640 of 1300 images, 2.1/s, 5 min left`.
-
-    Args:
-      items: what is counted in each stage that runs models, in the plural.
+    A line is such as `segment: 640 of 1300 images, 2.1/s, 5 min left`. `items` are the plural nouns
+    of stages that run models.
     """
     out = sys.stderr
     terminal = out.isatty()
@@ -430,13 +406,9 @@ def show_progress(progress: Progress, items: Mapping[str, str] = {}) -> Iterator
 
 @contextlib.contextmanager
 def run_locally(progress: Progress, log: str) -> Iterator[None]:
-    """Shows the progress of a block, and translates its errors.
+    """Shows the progress of a block; translates its errors to UsageError and JobError.
 
-    Args:
-      log: path of a file for tracebacks, which is kept only if the block fails.
-
-    Raises:
-      UsageError, JobError: raised by the block; any other error becomes a JobError.
+    The log of tracebacks is kept only if the block fails.
     """
     with in_one_line(log, _translate), job_log(log), show_progress(progress):
         yield
@@ -448,12 +420,8 @@ def _translate(error: Exception) -> Exception:
 
 
 def map_shards(work: Callable[[T], R], shards: Iterable[T]) -> list[R]:
-    """Calls a function on each shard, as many at a time as there are cores.
+    """Returns a call's results for shards, in order, as many at a time as there are cores.
 
-    Returns:
-      The results in the order of the shards.
-
-    Raises:
-      Exception: the first error, after the calls that had begun have ended.
+    Raises the first error, after the calls that had begun have ended.
     """
     return [result for _, result in read_ahead(work, shards, usable_cores())]

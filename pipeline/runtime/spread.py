@@ -71,11 +71,7 @@ class Call:
 
 
 class Answer(NamedTuple):
-    """What came of a call.
-
-    Attributes:
-      error: the error to raise, of a class that can be unpickled.
-    """
+    """What came of a call; its error is of a class that can be unpickled."""
 
     outputs: Sequence[object] = ()
     counters: Mapping[str, int] = {}
@@ -86,8 +82,7 @@ class Answer(NamedTuple):
 class Engine(contextlib.AbstractContextManager["Engine"]):
     """Workers that run calls, from the beginning of a block to its end.
 
-    Attributes:
-      has_cards: whether they have a card each, and so run only steps with a `card`.
+    If it `has_cards`, workers have one each, and so run only steps with a `card`.
     """
 
     has_cards = False
@@ -102,11 +97,7 @@ _engine: Engine | None = None
 
 @contextlib.contextmanager
 def spread_over(engine: Engine | None) -> Iterator[None]:
-    """Spreads steps over the workers of an engine in graphs that are built and run in the block.
-
-    Args:
-      engine: the engine; None for Beam's own workers.
-    """
+    """Spreads the steps of graphs that the block runs over an engine, None for Beam's workers."""
     global _engine
     with engine or contextlib.nullcontext():
         _engine = engine
@@ -119,8 +110,7 @@ def spread_over(engine: Engine | None) -> Iterator[None]:
 class Spread(beam.PTransform):
     """Elements -> the step's outputs; the step is a DoFn without tagged outputs.
 
-    Args:
-      card: returns the number of an element's block, for workers with a card each.
+    `card` returns the number of an element's block, for workers with a card each.
     """
 
     def __init__(
@@ -188,11 +178,7 @@ _steps: dict[int, tuple[str, beam.DoFn]] = {}
 
 
 def run_call(call: Call, peers: int) -> Answer:
-    """Runs a call, in a worker.
-
-    Args:
-      peers: number of workers of this machine, which share its memory.
-    """
+    """Runs a call in one of `peers` workers of this machine, which share its memory."""
     sys.path[:] = [*call.path, *(folder for folder in sys.path if folder not in call.path)]
     if why := refusal(tuple(call.code.items())):
         return Answer(error=JobError(f"the worker {socket.gethostname()} {why}"))
@@ -268,8 +254,7 @@ def refusal(code: tuple[tuple[str, str], ...]) -> str:
 class LocalWorkers(Engine):
     """An engine of worker processes, which start when calls come.
 
-    Args:
-      has_cards: whether each has a card of its own, and runs the calls of its place.
+    If it `has_cards`, each has one of its own, and runs the calls of its place.
     """
 
     def __init__(self, number: int, has_cards: bool = False) -> None:

@@ -125,8 +125,7 @@ class LocalFiles(Files):
             temporary = self._intermediate(temporary)
             try:
                 with open(temporary, "wb") as file:
-                    # The folder is made only now, because a writer without its claim must not leave
-                    # folders.
+                    # Made only now, because a writer without its claim must not leave folders.
                     _make_folder_of(path)
                     yield cast(BinaryIO, file)
                     if durable:
@@ -157,8 +156,7 @@ class LocalFiles(Files):
                     raise
                 shutil.copyfile(source, aside)
             os.replace(aside, target)
-        # If both names already belong to the same file, `os.replace` does nothing and leaves
-        # `aside`.
+        # `os.replace` does nothing, and leaves `aside`, if both names belong to the same file.
         with contextlib.suppress(FileNotFoundError):
             os.remove(aside)
 
@@ -245,8 +243,7 @@ class LocalFiles(Files):
                 with open(os.path.join(path, token, _METADATA), "rb") as file:
                     return PathClaim(token, file.read(), state)
             except FileNotFoundError:
-                # The claim is being removed at this moment, or a power cut has left only a part of
-                # it.
+                # The claim is being removed now, or a power cut has left only a part of it.
                 if os.path.isdir(os.path.join(path, token)):
                     return PathClaim(token, b"", "")
                 return None
@@ -273,8 +270,7 @@ class LocalFiles(Files):
     def unclaim(self, path: str, claim: PathClaim, temporary: str) -> bool:
         if self.current_claim(path) != claim:
             return False
-        # A renewal between the two steps is not seen: the holder loses its claim, and stops at its
-        # next write.
+        # A renewal between the steps is not seen: the holder stops at its next write.
         os.makedirs(os.path.dirname(temporary), exist_ok=True)
         try:
             os.rename(os.path.join(path, claim.token), temporary)

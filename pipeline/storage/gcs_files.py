@@ -58,8 +58,7 @@ def client() -> storage.Client:
     with _clients_lock:
         if os.getpid() not in _clients:
             try:
-                # Objects belong to no project, but unless a project is named, the library looks for
-                # one.
+                # Objects belong to no project, but without a name the library looks for one.
                 project = os.environ.get("GOOGLE_CLOUD_PROJECT", "none")
                 new_client = storage.Client(project=project)
             except google.auth.exceptions.DefaultCredentialsError as error:

@@ -56,8 +56,7 @@ class Process:
         started = _start_of(self.pid)
         if started == self.started:
             return True
-        # If there is no start time, the process has just ended, or the system hides it from this
-        # user.
+        # Without a start time, it has just ended, or is hidden from this user.
         return False if started else None
 
 

@@ -177,7 +177,7 @@ class Store:
         return dataclasses.replace(self, job=job)
 
     def fenced(self, lock: str, token: str) -> Self:
-        """Returns the folder for a lock's holder; writes raise JobError once the lock is lost."""
+        """Returns the folder for a lock's holder; changes raise JobError once the lock is lost."""
         return dataclasses.replace(self, fence=Fence(self.path(lock), token))
 
     def exists(self, relative: str) -> bool:
@@ -293,7 +293,10 @@ class Store:
             self.files.sync_folder(folder)
 
     def copy_into(self, other: Self, copies: Iterable[tuple[str, str]]) -> None:
-        """Copies files, (source, target in the other store); one storage copies by itself."""
+        """Copies files, each given as (source, target in the other store).
+
+        The storage itself makes the copies within one kind of it; else this process reads them.
+        """
 
         def copy(paths: tuple[str, str]) -> None:
             source, target = paths
