@@ -103,7 +103,7 @@ def escaped(text: str, keep: str = "\n\t") -> str:
 
 
 def wrapped(text: str) -> str:
-    """Breaks long lines between words, but not those that end in JSON, which programs read."""
+    """Breaks lines over `LINE` characters at words; not if they end in JSON, for programs."""
     return "\n".join(
         textwrap.fill(line, LINE, subsequent_indent="  ", break_on_hyphens=False)
         if len(line) > LINE and not line.endswith("}")

@@ -167,7 +167,7 @@ class Files(Protocol):
         """
 
     def fenced(self, fence: Fence) -> Files:
-        """Returns the storage for a claim's holder; writes raise JobError after its loss."""
+        """Returns the storage for a claim's holder; changes raise JobError once it is gone."""
 
 
 def too_large(path: str, size: int, limit: int) -> TooLargeError:
