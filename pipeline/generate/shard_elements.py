@@ -69,7 +69,7 @@ class SourceShard:
     """A hash bucket of source images: List -> Segment -> Plan.
 
     >>> totals = SplitTotals("val", ShardCounts(4, 2), listed=1, outside=0, other_files=0)
-    >>> image = SourceImage("cat_3", "/data/val/cat/cat_3.jpg", "cat/cat_3.jpg", "cat", 0)
+    >>> image = SourceImage("cat_3", Location("/data/cat/cat_3.jpg"), "cat/cat_3.jpg", "cat", 0)
     >>> shard = SourceShard(totals, totals.counts.source_shard(image.key), (image,))
     >>> shard.shard, shard.segmented, shard.record == NO_RECORD
     (2, 0, True)
