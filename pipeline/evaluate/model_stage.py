@@ -28,7 +28,7 @@ import apache_beam as beam
 
 from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test
 from pipeline.dataset.records import write_table
-from pipeline.errors import JobError, ModelError, UsageError
+from pipeline.errors import JobError, ModelError, UsageError, escaped_line
 from pipeline.evaluate.planned import AnalysisOfModel, PlannedAnalysis
 from pipeline.evaluate.results import FailedModel, ModelRun, note_failures, result_folder
 from pipeline.models.identity import KnownModels
@@ -306,8 +306,9 @@ def _count_when_written(writing: Future[FileDigest], is_complete: bool) -> None:
 class SummarizeModel(_Step):
     """(order of a model, results of its blocks) -> names of the model, or a FailedModel.
 
-    The names are its entry of `--models`, and its own if that is known. A model has them if its
-    result is written, or if the stage does not apply to it.
+    The names are its entry of `--models`, escaped because Beam passes text on as UTF-8, and its own
+    if that is known. A model has them if its result is written, or if the stage does not apply to
+    it.
     """
 
     def process(self, element: tuple[int, Iterable[_Result]]) -> list[str | FailedModel]:
@@ -331,10 +332,10 @@ class SummarizeModel(_Step):
             )
         run = runs.pop()
         if run is None:
-            return [entry]
+            return [escaped_line(entry)]
         with timed(work.stage):
             work.summarize(self.dataset(), run, entry)
-        return [entry, run.model]
+        return [escaped_line(entry), run.model]
 
 
 class FinishModels(_Step):
