@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
 
@@ -238,18 +237,29 @@ def apart(wanted: Sequence[float], sizes: Sequence[float], length: float) -> lis
 
     `wanted` are their centres, `sizes` their extents. They stay within 0 to `length` if they fit.
     """
-    order = sorted(range(len(wanted)), key=lambda i: (wanted[i], i))
-    extents = np.asarray(sizes, np.float64)[order]
-    offsets = np.cumsum(extents) - extents / 2
-    room = length - extents.sum()
-    # Less the extents before it, a label's position is no smaller than that of the one before, so
-    # this is isotonic regression: the largest of the smallest means of neighbours around a label.
-    moved = np.asarray(wanted, np.float64)[order] - offsets
-    ends = range(1, len(order) + 1)
-    fitted = [
-        max(min(moved[first:last].mean() for last in ends[i:]) for first in range(i + 1))
-        for i in range(len(order))
-    ]
-    positions = np.empty(len(order))
-    positions[order] = np.clip(fitted, min(0.0, room), room) + offsets
-    return positions.tolist()
+
+    def start(block: Sequence[int]) -> float:
+        """Returns the position where a block of touching labels begins."""
+        total = sum(sizes[i] for i in block)
+        before, starts = 0.0, []
+        for i in block:
+            starts.append(wanted[i] - sizes[i] / 2 - before)
+            before += sizes[i]
+        return max(min(sum(starts) / len(starts), length - total), min(0.0, length - total))
+
+    # Neighbours that touch form a block, which is placed where its labels want to be on average.
+    blocks: list[list[int]] = []
+    for i in sorted(range(len(wanted)), key=lambda i: (wanted[i], i)):
+        blocks.append([i])
+        while len(blocks) > 1 and start(blocks[-1]) < (
+            start(blocks[-2]) + sum(sizes[i] for i in blocks[-2])
+        ):
+            last = blocks.pop()
+            blocks[-1] += last
+    positions = [0.0] * len(wanted)
+    for block in blocks:
+        at = start(block)
+        for i in block:
+            positions[i] = at + sizes[i] / 2
+            at += sizes[i]
+    return positions
