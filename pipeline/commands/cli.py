@@ -137,9 +137,10 @@ def _start_waker() -> threading.Thread:
         while True:
             if os.read(reader, 1) == bytes([signal.SIGURG]):
                 continue
-            # More than once, because the main thread may be about to begin its wait.
-            for _ in range(5):
-                time.sleep(0.05)
+            # More than once, because the main thread may be about to begin its wait, for seconds
+            # on a busy machine.
+            for number in range(7):
+                time.sleep(0.05 * 2**number)
                 signal.pthread_kill(main_thread, signal.SIGURG)
 
     thread = threading.Thread(target=wake, name="in9 signals", daemon=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -77,7 +78,8 @@ def test_a_job_that_loses_a_worker_in_each_step_says_and_makes_what_one_in_threa
     done = run_in9(*whole_job, output, "--dask", cluster.address)
     assert {path.name for path in losses.iterdir()}.isdisjoint(STEPS)
     assert printed(done.stdout, output) == (by_threads / "stdout").read_text().splitlines()
-    assert done.stderr == ""
+    # A stage that takes longer than half a minute leaves a line of progress.
+    assert re.sub(r"(?m)^\w+: \d+ of \d+ \w+.*\n", "", done.stderr) == ""
     assert results_of(output) == results_of(by_threads / "out")
 
 
