@@ -172,7 +172,7 @@ def analyses_from_flags(
 def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     """Makes the job of `run` and `generate`; checks flags against each other, input and output."""
     flags = flags_as(DatasetFlags, arguments)
-    taxonomy, recipe = read_taxonomy(flags.taxonomy), _find_recipe(flags, store)
+    taxonomy, recipe = read_taxonomy(flags.taxonomy), _find_recipe(flags, store, arguments.recipe)
     config = (
         _recipe_config(arguments, taxonomy, recipe)
         if recipe
@@ -235,14 +235,16 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     )
 
 
-def _find_recipe(inputs: InputFlags, store: Store) -> Recipe | None:
+def _find_recipe(inputs: InputFlags, store: Store, typed: str | None) -> Recipe | None:
     """Opens the recipe that `--recipe` names, or the copy in the output; None without one."""
     folder = inputs.recipe or (store.exists(RECIPE_COPY) and store.path(WORK_FOLDER))
     if inputs.allow_partial and not folder:
         raise UsageError("--allow_partial goes with --recipe")
     if folder and (inputs.annotations or inputs.masks):
         flag = "annotations" if inputs.annotations else "masks"
-        raise UsageError(f"boxes and masks come from the recipe in {folder}; leave --{flag} out")
+        raise UsageError(
+            f"boxes and masks come from the recipe in {typed or folder}; leave --{flag} out"
+        )
     file = folder and join(folder.removesuffix(f"/{RECIPE}"), RECIPE)
     return Recipe.open(file) if file else None
 

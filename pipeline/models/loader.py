@@ -262,10 +262,13 @@ class Loader(Generic[P]):
 
 def _rebatch(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
     """Yields the rows in tables of `size` rows; the last table may have fewer."""
-    rest: list[pa.Table] = []
+    pending: list[pa.Table] = []
     for table in tables:
-        rows = pa.concat_tables([*rest, table])
-        end = len(rows) // size * size
-        yield from (rows.slice(start, size) for start in range(0, end, size))
-        rest = [rows.slice(end)]
-    yield from filter(len, rest)
+        pending.append(table)
+        if sum(map(len, pending)) >= size:
+            rows = pa.concat_tables(pending)
+            end = len(rows) // size * size
+            yield from (rows.slice(start, size) for start in range(0, end, size))
+            pending = [rows.slice(end)]
+    if any(map(len, pending)):
+        yield pa.concat_tables(pending)

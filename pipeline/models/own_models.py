@@ -238,12 +238,13 @@ class OnnxFiles(Source):
         module = OnnxModule().eval()
         try:
             module.set_extra_state(torch.frombuffer(bytearray(graph), dtype=torch.uint8))
-            side, metadata = module.side, module.session("cpu").get_modelmeta()
+            side = module.side
+            metadata = module.session("cpu").get_modelmeta().custom_metadata_map
         except JobError as error:
             raise JobError(f"{spec}: {error}") from error
         except Exception as error:  # onnxruntime raises a different exception for each fault.
             raise JobError(f"{path} cannot be run by onnxruntime ({one_line(error)})") from error
-        settings = _read_settings(path, metadata.custom_metadata_map)
+        settings = _read_settings(path, metadata)
         if side is not None and settings.setdefault("input_size", side) != side:
             raise JobError(f"{spec} takes {side} pixels, not input_size {settings['input_size']}")
         settings["fixed_size"] = side is not None
