@@ -280,7 +280,7 @@ _NAME = re.compile(
     # An entry of a configuration that names a function, for a fill after the base that it renders.
     rf"\A(?:(?:({'|'.join(FILLED)})=)?python:[\w.]+:([a-z][a-z0-9_]*)@[0-9]+"
     # A name: a base, and the rendering of one that has some; then the number of the draw.
-    rf"|(?:({'|'.join(FILLED)})(?:_(.+?))??|(.*?))(?:(?<=.)_r([1-9][0-9]*))?)\Z",
+    rf"|(?:({'|'.join(FILLED)})(?:_(.+?))??|(.*?))(?:(?<=.)_r([1-9][0-9]{{0,8}}))?)\Z",
     re.DOTALL,
 )
 

@@ -154,6 +154,7 @@ class ComposedDataset(Dataset):
 
         Its digest is that of everything that the pictures depend on.
         """
+        variants = tuple(variants)
         shown = {variant: how for variant in variants if (how := self._shown(variant))}
         stored = (variant for variant in variants if variant not in shown)
         return [

@@ -72,8 +72,10 @@ class RenderingsShards(PredictShards):
 
     @override
     def keys_with(self, variant: VariantName, tested: frozenset[str]) -> frozenset[str]:
-        images = self._dataset.images
-        return tested.intersection(images.get(variant.rendering, images[""]).keys)
+        if variant.rendering not in (COMMON, AGAINST):
+            return tested
+        keys = self._dataset.images[variant.rendering].keys
+        return frozenset(key for key in tested if key in keys)
 
     @override
     def _read_kept(self, shard: int) -> dict[VariantName, pa.Table]:

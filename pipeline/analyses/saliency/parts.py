@@ -224,7 +224,7 @@ class SaliencyParts(Parts[SaliencyFlags]):
 
         work = PlannedSaliency(evaluation, taxonomy, VariantName.parse(flags.variant), maps)
         evaluation.check_stored("saliency is measured on stored pixels as they are")
-        check_variants(config.compose.composed, work.variant)
+        check_variants(config.compose.composed, flags.variant)
         if is_own:
             # Choosing the images also checks that the dataset has some.
             work.shown_images(Dataset.open(evaluation.store))

@@ -65,13 +65,13 @@ BATCH_DIVISOR = 4
 activations in memory."""
 
 
-def check_variants(variants: Sequence[VariantName], variant: VariantName) -> None:
+def check_variants(variants: Sequence[VariantName], variant: str) -> None:
     """Raises UsageError if a dataset lacks the pictures to explain, or masks."""
     pictures = sorted(str(name) for name in variants if name.is_picture)
-    if str(variant) not in pictures:
+    if variant not in pictures:
         raise UsageError(
             f"saliency of {variant}: the dataset has {', '.join(pictures) or 'none'}"
-            f"{did_you_mean(str(variant), pictures)}"
+            f"{did_you_mean(variant, pictures)}"
         )
     if MASK not in variants:
         raise UsageError(
