@@ -56,6 +56,7 @@ def test_a_job_of_slurm_that_is_cancelled_and_loses_a_node(
     monkeypatch.setenv("IN9_TEST_SLEEP", "0")
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}")
     run_in9(*flags, tmp_path / "here")
+    assert (out / "manifest.json").exists(), log.read_text()
     assert manifest_of(out) == manifest_of(tmp_path / "here"), log.read_text()
     # The job's certificates are gone.
     assert not [*ROOT.glob(".in9-*")]
