@@ -94,8 +94,7 @@ class Flink(Machines):
         }
         compose = yaml.safe_load((ROOT / "deploy" / "flink" / "compose.yaml").read_text())
         settings = yaml.safe_load(compose["x-flink"]["environment"]["FLINK_PROPERTIES"])
-        for name in ("initial-backoff", "max-backoff"):
-            settings[f"restart-strategy.exponential-delay.{name}"] = delay
+        settings["restart-strategy.exponential-delay.initial-backoff"] = delay
         used = {name: settings[name] for name in settings if name.startswith(("restart", "heart"))}
         (folder / "flink-conf.yaml").write_text(yaml.safe_dump(used))
         ports = ("--job-port=8099", "--artifact-port=8098", "--expansion-port=-1")
