@@ -210,12 +210,12 @@ def _say_result(main: MainJob, counters: dict[str, int], seconds: float, log: st
     """Prints what a job has done; returns its exit code."""
     store, plans = main.ending.store, main.ending.plans
     dataset = Dataset.open(store)
-    recipe = main.job and main.job.recipe  # It has decided on its images.
+    recipe = main.job and main.job.origin.manifest  # It has decided on its images.
     print(describe_dataset(dataset.manifest, counters, seconds, may_advise=not recipe))
     for split in {plan.evaluation.split for plan in plans.values()} - {"val"}:
         print(f"tested on split {split}")
     if recipe:
-        for line in describe_recipe(recipe.manifest, dataset.manifest, counters):
+        for line in describe_recipe(recipe, dataset.manifest, counters):
             print(f"recipe: {line}")
     failures = _failures(dataset, plans)
     # An analysis in which all models have failed has nothing to show.

@@ -33,7 +33,8 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.records import ACCEPTED, CARD_FILES, DATA_FOLDERS, Record
 from pipeline.errors import JobError, shown_bytes
-from pipeline.generate.recipe import RECIPE_COPY, Recipe
+from pipeline.generate.origin import Origin
+from pipeline.generate.recipe import RECIPE_COPY
 from pipeline.generate.scenes import SceneTable
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.source_images import Checksums
@@ -97,16 +98,16 @@ def finish_step(
     store: Store,
     taxonomy: Taxonomy,
     source: str,
-    recipe: Recipe | None = None,
+    origin: Origin,
 ) -> str:
     """Finishes the dataset; (its fingerprint, unused numbers of moved files) -> the fingerprint."""
     fenced = fenced_for_job(store)
-    copy = None if recipe is None else recipe.content()
+    recipe = origin.content()
     fingerprint = finish(fenced, taxonomy, element[0])
     # Noted last, because a run that is refused or fails makes no dataset from its input.
     fenced.update(INPUT_NOTE, shown_bytes(json.dumps(source)))
-    if copy is not None:
-        fenced.update(RECIPE_COPY, copy)
+    if recipe is not None:
+        fenced.update(RECIPE_COPY, recipe)
     return fingerprint
 
 

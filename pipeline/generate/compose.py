@@ -85,7 +85,7 @@ class ComposeShard(JobStep):
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)
         record = self.outputs.find(index, checksum)
         if (
-            self.job.recipe is not None
+            self.job.origin.digest
             and record is not None
             and record.path == index
             and any(source.path.startswith(self.layers.folder) for source in output.sources)

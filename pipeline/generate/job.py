@@ -8,12 +8,10 @@ import apache_beam as beam
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.manifest import NOTHING_STATED, About
 from pipeline.dataset.records import ShardCounts, Staging
-from pipeline.errors import UsageError
 from pipeline.generate.commit import STAGING
-from pipeline.generate.cut_source import Cutter, MaskCutter
-from pipeline.generate.recipe import Recipe
+from pipeline.generate.cut_source import Cutter
+from pipeline.generate.origin import InputOrigin, Origin
 from pipeline.inputs.input_format import SplitLayout
-from pipeline.inputs.lists import KeyList, read_key_list
 from pipeline.runtime.lock import fenced_for_job
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
@@ -30,10 +28,8 @@ class GenerateJob:
       reshard: whether to choose new numbers of shards instead of `previous`.
       guarded: stages of the existing dataset from its manifest, to stop a job that would make much
         of the dataset again (`pipeline.generate.previous_layers`); None to let any job run.
-      masks: folder or file of masks, for a segmenter that takes them; None without `--masks`.
-      exclude, include, scenes: absolute paths of lists of images, and of the folder of scenes.
-      recipe: the recipe to make the dataset from; None to segment.
-      allow_partial: whether a dataset is made from the recipe if pictures are missing.
+      scenes: absolute path of the folder of scenes.
+      origin: where the layers come from.
     """
 
     config: DatasetConfig
@@ -45,31 +41,13 @@ class GenerateJob:
     source: str = ""
     reshard: bool = False
     guarded: Mapping[str, object] | None = None
-    masks: str | None = None
-    exclude: str | None = None
-    include: str | None = None
     scenes: str | None = None
-    recipe: Recipe | None = None
-    allow_partial: bool = False
+    origin: Origin = dataclasses.field(default_factory=InputOrigin)
     about: About = NOTHING_STATED
 
-    def key_lists(self) -> list[KeyList]:
-        """Reads the lists of images.
-
-        Raises UsageError if a list cannot be read, or has changed since the job was launched.
-        """
-        lists = []
-        for name, path in (("exclude", self.exclude), ("include", self.include)):
-            if path is not None:
-                lists.append(read_key_list(path, f"--{name}"))
-                if lists[-1].summary != getattr(self.config, name):
-                    raise UsageError(f"--{name} {path} has changed since this run was started")
-        return lists
-
     def cutter(self) -> Cutter:
-        """Returns what gives the layers: the segmenter, or the masks of the recipe."""
-        segment, recipe = self.config.segment, self.recipe
-        return MaskCutter(segment, recipe) if recipe else Cutter(segment)
+        """Returns what cuts the layers."""
+        return self.origin.cutter(self.config.segment)
 
     def layer_staging(self) -> Staging:
         """Returns the staging folder of layers, which a job that draws other pairs still finds."""
@@ -78,12 +56,11 @@ class GenerateJob:
     def output_staging(self) -> Staging:
         """Returns the staging folder of output shards.
 
-        Its name depends on the recipe, too, whose layers may differ from those that were segmented.
+        Its name depends on the origin, too, because a recipe's layers may differ from those that
+        were segmented.
         """
-        recipe = self.recipe.sha256 if self.recipe else ""
-        return Staging(
-            fenced_for_job(self.store), f"{STAGING}/{self.config.compose.fingerprint()}{recipe}"
-        )
+        name = f"{self.config.compose.fingerprint()}{self.origin.digest}"
+        return Staging(fenced_for_job(self.store), f"{STAGING}/{name}")
 
 
 class JobStep(beam.DoFn):

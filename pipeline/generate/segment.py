@@ -72,7 +72,7 @@ class SegmentShard(JobStep):
             record = self.layers.with_record(found.record, found.path, len(rows))
         count_shard("source_shards", record.files, is_new=is_new)
         tally.end()
-        if self.job.recipe is None:  # Else the pictures were identified before.
+        if not self.job.origin.is_settled:  # Else the pictures were found before.
             found.checksums.save()
         tally.note_done(len(found.images))
         has_layers = layer_tar(split, shard.shard) in record.locations

@@ -144,7 +144,7 @@ def run_trial(job: GenerateJob, forecast: Forecast, folder: str) -> Trial | None
     with counted_here() as counters:
         for number, image in enumerate(images):
             shard = SourceShard(totals, number, (image,))
-            (shard,) = IdentifySources(job).process(shard) if job.recipe else (shard,)
+            (shard,) = IdentifySources(job).process(shard)
             started = time.perf_counter()
             segmented += segment.process(shard)
             seconds.append(time.perf_counter() - started)
@@ -230,8 +230,7 @@ def _split_lines(split: SplitForecast, job: GenerateJob) -> Iterator[str]:
     all_rejected = split.rejected | (
         {Reason.NO_BACKGROUND: without_partner} if without_partner else {}
     )
-    # A recipe has decided on its images.
-    yield from () if job.recipe else advise(all_rejected, totals.listed)
+    yield from () if job.origin.is_settled else advise(all_rejected, totals.listed)
     is_cut = not job.config.segment.keeps_image_whole
     done, to_do = ("segmented", "segment") if is_cut else ("looked at", "look at")
     yield f"{totals.listed - rejected - left} {done} already, {left} to {to_do}"

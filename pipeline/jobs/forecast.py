@@ -15,7 +15,7 @@ from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import ACCEPTED
 from pipeline.generate.cut_source import reject_by_name
-from pipeline.generate.graph import list_split, refuse_lacking
+from pipeline.generate.graph import list_split
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import group_numbers
 from pipeline.generate.previous_layers import PreviousLayers, Survey
@@ -108,7 +108,7 @@ def _forecast_split(
     job: GenerateJob, images: Sequence[SourceImage], totals: SplitTotals
 ) -> SplitForecast:
     split = totals.split
-    refuse_lacking(job, images)
+    job.origin.refuse_lacking(images)
     previous = PreviousLayers(job.store, split, job.previous.get(split, totals.counts))
     rejected: Counter[str] = Counter()
     accepted: list[SourceImage] = []

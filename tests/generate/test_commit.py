@@ -39,6 +39,7 @@ from pipeline.generate.commit import (
     prepare_step,
     restate,
 )
+from pipeline.generate.origin import InputOrigin
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.runtime.lock import DATASET_LOCK, locked
 from pipeline.storage.store import FileDigest, Store
@@ -141,7 +142,7 @@ def test_a_commit_waits_for_all_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert set(store.sizes("")) == {*paths, "manifest.json", "notes.txt"}
     assert prepare_step((None, iter([two, None, b, one, a])), drop, store, IN9) == [(committed, [])]
     assert MoveFiles(store).process((committed, [])) == [(committed, 0)]
-    assert finish_step((committed, [0]), store, IN9, "") == committed
+    assert finish_step((committed, [0]), store, IN9, "", InputOrigin()) == committed
     assert stamps(tmp_path) == times
 
 
@@ -163,7 +164,7 @@ def test_a_step_that_is_started_again_late_does_no_harm(
         lambda: prepare_step((None, shards), SMALL, store, IN9),
         lambda: MoveFiles(store).process((committed, first)),
         lambda: MoveFiles(store).process((committed, second)),
-        lambda: finish_step((committed, []), store, IN9, ""),
+        lambda: finish_step((committed, []), store, IN9, "", InputOrigin()),
     ]
     for number, step in enumerate(steps):
         step()
@@ -179,11 +180,11 @@ def test_lost_moves_are_noticed_and_what_they_have_left_is_replaced(store: Store
         MoveFiles(store).process((committed, moves[:moved]))
         assert store.exists(MANIFEST) is False
         if moved == len(moves):
-            finish_step((committed, []), store, IN9, "")
+            finish_step((committed, []), store, IN9, "", InputOrigin())
             assert_whole(store, committed)
             continue
         with pytest.raises(JobError, match=r"is missing .* Run the same command again"):
-            finish_step((committed, []), store, IN9, "")
+            finish_step((committed, []), store, IN9, "", InputOrigin())
         assert not store.exists(MANIFEST)
 
 
@@ -194,11 +195,11 @@ def test_a_damaged_prepared_manifest_is_made_again(store: Store, content: bytes)
     MoveFiles(store).process((committed, moves[:2]))
     store.write(PREPARED_MANIFEST, content)
     with pytest.raises(JobError, match=r"manifest\.json is missing .* Run the same command again"):
-        finish_step((committed, []), store, IN9, "")
+        finish_step((committed, []), store, IN9, "", InputOrigin())
     # The same command prepares again.
     ((committed, moves),) = prepare_step((None, shards), SMALL, store, IN9)
     MoveFiles(store).process((committed, moves))
-    finish_step((committed, []), store, IN9, "")
+    finish_step((committed, []), store, IN9, "", InputOrigin())
     assert_whole(store, committed)
 
 

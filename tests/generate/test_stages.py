@@ -31,6 +31,7 @@ from pipeline.generate.compose import ComposeShard
 from pipeline.generate.cut_source import Cutter
 from pipeline.generate.graph import GenerateDataset, ListSplits, list_split
 from pipeline.generate.job import GenerateJob
+from pipeline.generate.origin import InputOrigin
 from pipeline.generate.pictures import LayerSource, SelectedImage
 from pipeline.generate.plan import PlanSplit, load_plan
 from pipeline.generate.previous_layers import PreviousLayers, Survey
@@ -80,7 +81,7 @@ def test_only_what_the_segmenter_uses_is_listed(sample: Path, tmp_path: Path) ->
         return {(image.annotation is not None, image.mask is not None) for image in images}
 
     masks = SegmentConfig(segmenter="masks")
-    assert listed(masks, masks=str(sample / "masks")) == {(True, True)}
+    assert listed(masks, origin=InputOrigin(str(sample / "masks"))) == {(True, True)}
     assert listed(BOX) == {(True, False)}
     assert listed(SegmentConfig(selection="in9l")) == {(False, False)}
     (tmp_path / "a.JPEG").write_bytes(b"a")
@@ -103,12 +104,12 @@ def test_a_job_finds_what_it_left_and_refuses_a_list_that_has_changed(
     names = tmp_path / "names.txt"
     names.write_text("a\nb\n")
     config = DatasetConfig(include=read_key_list(str(names), "--include").summary)
-    job = job_of(sample, tmp_path, config, include=str(names))
-    (keys,) = job.key_lists()
+    origin = InputOrigin(include=str(names))
+    (keys,) = origin.key_lists(config)
     assert [keys.excludes(key, "n01") for key in "abc"] == [False, False, True]
     names.write_text("a\nc\n")
     with pytest.raises(UsageError, match=f"--include {names} has changed since this run"):
-        job.key_lists()
+        origin.key_lists(config)
     seed = dataclasses.replace(SMALL, compose=dataclasses.replace(MIXED, seed=1))
     size = dataclasses.replace(SMALL, segment=dataclasses.replace(BOX, image_size=30))
     first, second, third = (job_of(sample, tmp_path, each) for each in (SMALL, seed, size))
