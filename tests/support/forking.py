@@ -276,9 +276,7 @@ def _serve(connection: socket.socket) -> None:
             os.close(file)
         if len(files) == 3:
             continue
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
-        connection.sendall(code.to_bytes(4, "big", signed=True))
+        connection.sendall(_end_of(child, connection.fileno()))
 
 
 def _keep(order: dict[str, Any], files: list[int]) -> None:
@@ -290,10 +288,25 @@ def _keep(order: dict[str, Any], files: list[int]) -> None:
         os.write(reply, os.getpid().to_bytes(4, "big"))
         os.close(reply)
         _become(order, streams)
-    _, status = os.waitpid(child, 0)
+    code = _end_of(child, reply)
     with contextlib.suppress(BrokenPipeError):
-        os.write(reply, os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
+        os.write(reply, code)
     os._exit(0)
+
+
+def _end_of(child: int, connection: int) -> bytes:
+    """Waits for a command, and returns its exit code in four bytes.
+
+    If the test process at the other end of the connection goes first, because the tests were
+    aborted, the command is killed.
+    """
+    if sys.platform == "linux":
+        end = os.pidfd_open(child)
+        if end not in select.select([end, connection], [], [])[0]:
+            os.kill(child, signal.SIGKILL)
+        os.close(end)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True)
 
 
 def _become(order: dict[str, Any], files: list[int]) -> None:
