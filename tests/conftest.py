@@ -48,10 +48,20 @@ _LONGEST = (
 """Test modules that take a quarter of a minute or more, the longest first."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="leave out modules that take long")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Starts the server of forks that parallel test processes share, before they are started."""
     if config.getoption("numprocesses", None) and not config.option.collectonly:
         os.environ[SERVER] = start_server()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves the longest modules out of the fast lane."""
+    is_long = collection_path.stem.removeprefix("test_") in _LONGEST
+    return True if is_long and config.option.fast else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
