@@ -16,7 +16,11 @@ from pipeline.commands.flags import flags_of
 from pipeline.commands.reference import FILES, REASONS, TABLES, meaning, reference
 from transforms.filters import Reason
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "benchmarks" / "REPRODUCTION.md",
+]
 _BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(r"(?:\w+=\S+ )*(?:\S*/)?in9 (.*)")
 
