@@ -1,4 +1,4 @@
-"""Tests that every Python snippet of the documentation runs, and that recipes are sound."""
+"""Tests that every Python snippet of the documentation runs, and that examples are sound."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from transforms.taxonomy import imagenet9
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 
-_BLOCK = re.compile(r"^```(python[^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```python[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 _RUN_ALL = """
 import contextlib, io, json, pathlib, sys, traceback
@@ -52,14 +52,12 @@ pathlib.Path("results.json").write_text(json.dumps(results))
 
 
 def snippets() -> dict[str, str]:
-    """Returns the code of all snippets that are meant to run, by page and number."""
-    sources = {}
-    for page in PAGES:
-        blocks = _BLOCK.findall(page.read_text())
-        for number, (kind, code) in enumerate(blocks, 1):
-            if kind == "python":
-                sources[f"{page.relative_to(ROOT)}:{number}"] = code
-    return sources
+    """Returns the code of all snippets, by page and number."""
+    return {
+        f"{page.relative_to(ROOT)}:{number}": code
+        for page in PAGES
+        for number, code in enumerate(_BLOCK.findall(page.read_text()), 1)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -106,35 +104,14 @@ def test_a_documented_snippet_runs(outcomes: dict[str, str], name: str) -> None:
     assert outcomes[name] == ""
 
 
-def test_only_what_needs_something_else_is_left_out() -> None:
-    """Checks that only snippets that need a server, account or notebook are left out.
-
-    Such a snippet must be valid Python all the same.
-    """
-    left_out = [
-        code
-        for page in PAGES
-        for kind, code in _BLOCK.findall(page.read_text())
-        if kind != "python"
-    ]
-    begins = ["import fiftyone", "import datasets", "from datetime", "from IPython"]
-    assert [code for code in left_out if not code.startswith(tuple(begins))] == []
-    assert len(left_out) == len(begins)
-    for code in left_out:
-        compile(code, "left out", "exec")
+EXAMPLES = ROOT / "docs" / "examples.md"
 
 
-# Recipes
-
-
-RECIPES = ROOT / "docs" / "recipes.md"
-
-
-def test_what_the_recipes_loop_has_trained_is_a_model(
+def test_what_the_loop_of_the_examples_has_trained_is_a_model(
     outcomes: dict[str, str], snippet_folder: Path
 ) -> None:
     """Checks that the model is evaluated with the mean and deviation of its training."""
-    text = RECIPES.read_text()
+    text = EXAMPLES.read_text()
     (entry,) = re.findall(r"--models (resnet10t=\S+)", text)
     model = load_model(entry.replace("mine.pth", str(snippet_folder / "mine.pth")))
     assert model.num_outputs == 9
@@ -143,10 +120,10 @@ def test_what_the_recipes_loop_has_trained_is_a_model(
     assert list(model.preprocessing.std) == json.loads(std)
 
 
-def test_what_the_recipe_uploads_is_a_dataset_without_layers(
+def test_what_the_examples_upload_is_a_dataset_without_layers(
     sample_run: Path, tmp_path: Path
 ) -> None:
-    text = RECIPES.read_text()
+    text = EXAMPLES.read_text()
     (line,) = re.findall(r"^hf upload .*", text, re.MULTILINE)
     words = shlex.split(line)
     assert {"--private", "--repo-type", "dataset"} <= set(words)
@@ -166,36 +143,32 @@ def test_what_the_recipe_uploads_is_a_dataset_without_layers(
     assert "layers/" in missing.stdout + missing.stderr
 
 
-def test_files_that_the_recipe_loads_into_bigquery_are_there(sample_run: Path) -> None:
+def test_files_that_the_examples_load_into_bigquery_are_there(sample_run: Path) -> None:
     """Checks that the files of each table have one schema."""
-    patterns = re.findall(r"gs://BUCKET/out/([^\s']+)", RECIPES.read_text())
-    assert len(patterns) == 3
+    patterns = re.findall(r"gs://BUCKET/out/([^\s'`]+)", EXAMPLES.read_text())
+    assert len(patterns) == 2
     for pattern in patterns:
-        assert pattern.count("*") <= 1
-        paths = sorted(sample_run.glob(pattern))
+        assert pattern.count("*") == 1
+        paths = sorted(sample_run.glob(pattern.replace("MODEL", "efficientnet_lite0")))
         assert paths, pattern
-        if pattern.endswith("parquet"):
-            assert len({str(pq.read_schema(path).remove_metadata()) for path in paths}) == 1
+        assert len({str(pq.read_schema(path).remove_metadata()) for path in paths}) == 1
 
 
-def test_commands_of_recipes_are_sound(tmp_path: Path) -> None:
-    blocks = re.findall(r"^```bash\n(.*?)^```", RECIPES.read_text(), re.MULTILINE | re.DOTALL)
-    script = tmp_path / "recipes.sh"
+def test_commands_of_the_examples_are_sound(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```bash\n(.*?)^```", EXAMPLES.read_text(), re.MULTILINE | re.DOTALL)
+    script = tmp_path / "examples.sh"
     script.write_text("\n".join(blocks))
     subprocess.run(
         [Path(sys.executable).with_name("shellcheck"), "--shell=bash", script], check=True
     )
 
 
-def gate_commands() -> list[list[str]]:
-    """Returns the words of the command that judges, in the job of each of the two services."""
-    blocks = re.findall(r"^```yaml\n(.*?)^```", RECIPES.read_text(), re.MULTILINE | re.DOTALL)
-    github, gitlab = map(yaml.safe_load, blocks)
-    scripts = (
-        [step.get("run", "") for step in github["jobs"]["background-gate"]["steps"]],
-        gitlab["background-gate"]["script"],
-    )
-    return [shlex.split(line) for lines in scripts for line in lines if line.startswith("in9 ")]
+def gate_command() -> list[str]:
+    """Returns the words of the command that judges, in the job of GitHub Actions."""
+    (block,) = re.findall(r"^```yaml\n(.*?)^```", EXAMPLES.read_text(), re.MULTILINE | re.DOTALL)
+    steps = yaml.safe_load(block)["jobs"]["background-gate"]["steps"]
+    (line,) = [step["run"] for step in steps if step.get("run", "").startswith("in9 ")]
+    return shlex.split(line)
 
 
 def answer(folder: Path, **right: bool) -> None:
@@ -210,12 +183,11 @@ def answer(folder: Path, **right: bool) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_the_gate_of_the_recipes_ends_with_each_exit_code(
+def test_the_gate_of_the_examples_ends_with_each_exit_code(
     small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The dataset is small, and the weights are random; the command is that of both services."""
-    (program, *words), other = gate_commands()
-    assert (program, words) == ("in9", other[1:])
+    """The dataset is small, and the weights are random."""
+    _, *words = gate_command()
     monkeypatch.chdir(tmp_path)
     run_here(*words, code=2)  # There is no dataset in the cache.
     torch.manual_seed(0)
@@ -240,7 +212,7 @@ def test_the_gate_of_the_recipes_ends_with_each_exit_code(
 def test_the_page_shows_in_a_page_of_ones_own(
     browser: Any, sample_run: Path, tmp_path: Path
 ) -> None:
-    (frame,) = re.findall(r"^```html\n(.*?)^```", RECIPES.read_text(), re.MULTILINE | re.DOTALL)
+    (frame,) = re.findall(r"`(<iframe .*?)`", EXAMPLES.read_text())
     (tmp_path / "index.html").write_text(f"<!doctype html><h1>Ours</h1>{frame}")
     (tmp_path / "out").symlink_to(sample_run)
     page = browser.new_page()

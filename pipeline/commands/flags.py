@@ -137,7 +137,7 @@ SECTIONS = (
         Flag(
             "--input_columns",
             "NAME=COLUMN,...",
-            "columns of the manifest that have other names than in docs/own_data.md, such as "
+            "columns of the manifest that have other names than in docs/data.md, such as "
             "image=filename,class=species",
             type=comma_separated,
         ),

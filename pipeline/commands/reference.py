@@ -285,10 +285,10 @@ REASONS: Mapping[Reason, str] = MappingProxyType(
         Reason.EXCLUDED: "`--exclude` lists the image, or `--include` does not",
         Reason.MISSING_ANNOTATION: "the image has no box, or with `--segmenter masks` no mask",
         Reason.UNREADABLE_ANNOTATION: "its annotation or mask is broken, no file, or too large "
-        "([sizes](sources.md#what-is-refused))",
+        "([sizes](data.md#what-is-refused))",
         Reason.UNDECODABLE: "the image is no file, truncated, empty, in an unknown format, a JPEG "
         f"with more than {MAX_SCANS} scans, or its file is too large "
-        "([sizes](sources.md#what-is-refused))",
+        "([sizes](data.md#what-is-refused))",
         Reason.TOO_MANY_PIXELS: f"the image has more than {MAX_PIXELS:,} pixels and is not "
         "decoded, or is so narrow that it would have more once resized",
         Reason.SIZE_MISMATCH: "the annotation or the mask names another size than the image has",

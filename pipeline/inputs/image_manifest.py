@@ -2,7 +2,7 @@
 
 A manifest is CSV, Parquet, JSON or JSON lines with a row for each box, or COCO's JSON
 (`pipeline.inputs.annotations`). Paths in it are relative to the table, absolute, or `gs://`.
-`docs/own_data.md` explains the columns.
+`docs/data.md` explains the columns.
 """
 
 import dataclasses

@@ -196,7 +196,7 @@ def column_chunks(
     """Returns pyarrow's metadata of some columns of a row group; none if the group has no rows.
 
     The first row is read before: an error in the metadata of a column is an exception then, and
-    would end the process here (pyarrow 25; docs/sources.md says more).
+    would end the process here, because pyarrow 25 does not pass on that exception of C++.
 
     Raises UsageError if the row group is too large to read a row. If only some columns are read
     (all if None), others may hold pictures, which can hardly be compressed.
