@@ -283,7 +283,7 @@ class AnswerFiles(Source):
     """`answers:FILE`."""
 
     form = "answers:FILE"
-    text = "answers of a model that ran elsewhere; FILE has the columns of docs/answers.md"
+    text = "answers of a model that ran elsewhere; FILE has the columns of docs/models.md"
 
     def check(self, spec: str) -> None:
         """Leaves the check to `outputs`, which knows the classes."""

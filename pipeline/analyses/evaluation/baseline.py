@@ -365,7 +365,7 @@ BASELINE = Table(
     "baseline",
     (BaselineRow,),
     "difference of a model from the one that `--baseline` names, on the same pictures, with its "
-    "two-way interval: [a job that fails by its results](gates.md)",
+    "two-way interval: [a job that fails](results.md#a-job-that-fails-by-its-results)",
 )
 
 
