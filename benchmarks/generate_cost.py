@@ -139,6 +139,7 @@ def main() -> None:
         if next(Cutter(config).cut(read_source(image.location, image.annotation))).layer is not None
     ]
     few, many = arguments.images, 6 * arguments.images
+    size = max(1, few // 4)
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -146,11 +147,12 @@ def main() -> None:
         one = {n: multiply(accepted[:1], n, root / f"one-{n}") for n in (few, many)}
         runs = iter(range(1000))
 
-        def generate(source: Path, *flags: object) -> tuple[float, float, float]:
+        def generate(source: Path, *flags: object, **keys: int) -> tuple[float, float, float]:
             output = root / f"out-{next(runs)}"
             cost = run_in9(
                 *("generate", "--input", source, "--output", output),
                 *("--segmenter", arguments.segmenter, *flags),
+                **keys,
             )
             return cost.cpu, cost.wall, cost.peak
 
@@ -177,8 +179,10 @@ def main() -> None:
             rests.append(total - slope((few, segmentation[few]), (many, segmentation[many])))
             walls = {}
             for workers in (1, 2):
-                several = ("--direct_num_workers", workers, "--images_per_shard", max(1, few // 4))
-                times = {n: generate(one[n], *several)[1] for n in (few, many)}
+                several = ("--direct_num_workers", workers)
+                times = {
+                    n: generate(one[n], *several, images_per_shard=size)[1] for n in (few, many)
+                }
                 walls[workers] = slope((few, times[few]), (many, times[many]))
             speedups.append(walls[1] / walls[2])
             bounds.append(gain_of_two_loops(accepted[0], many, config))
@@ -186,9 +190,11 @@ def main() -> None:
                 f"wall of an image: 1 worker {walls[1]:.4f} s, 2 workers {walls[2]:.4f} s: "
                 f"{walls[1] / walls[2]:.2f}; two bare loops gain {bounds[-1]:.2f}"
             )
-        two_workers = ("--direct_num_workers=2", "--images_per_shard", max(1, few // 4))
         ten = multiply(accepted, 10 * few, root / "ten")
-        peaks = [generate(source, *two_workers)[2] for source in (inputs[few], ten)]
+        peaks = [
+            generate(source, "--direct_num_workers=2", images_per_shard=size)[2]
+            for source in (inputs[few], ten)
+        ]
     cost, rest = statistics.median(costs), statistics.median(rests)
     row("generate: images per core-second", f"{1 / cost:.1f}", arguments.segmenter)
     row("generate: CPU of an image, all else", f"{1e3 * rest:.0f} ms", bound="<= 20 ms")

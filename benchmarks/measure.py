@@ -89,9 +89,15 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def run_in9(*arguments: object) -> Cost:
-    """Runs a command of in9 in a separate process. Raises CalledProcessError if it fails."""
-    return run_process(*IN9, *arguments)
+def run_in9(*arguments: object, **keys: int) -> Cost:
+    """Runs a command of in9 in a separate process. Raises CalledProcessError if it fails.
+
+    `keys` are those of the file that `--config` names.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.writelines(f"{key} = {value}\n" for key, value in keys.items())
+        file.flush()
+        return run_process(*IN9, *arguments, "--config", file.name)
 
 
 def run_process(*words: object) -> Cost:

@@ -88,7 +88,7 @@ def main() -> None:
         root = Path(folder) / "out"
         images, *_ = list_images(find_layout(sample_folder(), None, "val"), imagenet9())
         source = multiply(images, arguments.images, Path(folder) / "in")
-        run_in9("generate", "--input", source, "--output", root, "--images_per_shard", 128)
+        run_in9("generate", "--input", source, "--output", root, images_per_shard=128)
         files = [*root.glob(f"parquet/{VARIANT}/*"), *root.glob(f"webdataset/{VARIANT}/*.tar")]
         pictures = [
             image["bytes"]

@@ -139,7 +139,9 @@ def run_counted(images: int) -> tuple[Counter[Function], Any]:
         output = Path(folder) / "out"
         command = ["run", "--input", str(draw_small(images, Path(folder) / "in"))]
         command += ["--output", str(output), "--models", "efficientnet_lite0"]
-        command += ["--direct_num_workers", "1", "--images_per_shard", str(images // 2)]
+        keys = Path(folder) / "keys.toml"
+        keys.write_text(f"images_per_shard = {images // 2}\n")
+        command += ["--direct_num_workers", "1", "--config", str(keys)]
         with CallCounter(ROOT / "pipeline") as counter, contextlib.redirect_stdout(errors):
             code = in9(command)
         assert code == 0, errors.getvalue()

@@ -167,9 +167,11 @@ def measure_gpus(setting: Setting) -> None:
     seconds = []
     for count in (1, gpus):
         setting.evaluation.store.delete_tree("results")
-        how = ("--precision", setting.predict.precision, "--batch_size", setting.batch_size)
+        how = ("--precision", setting.predict.precision, "--gpus", count)
         # The second run finds nothing to do.
-        walls = [run_in9("evaluate", *flags, *how, "--gpus", count).wall for _ in range(2)]
+        walls = [
+            run_in9("evaluate", *flags, *how, batch_size=setting.batch_size).wall for _ in range(2)
+        ]
         seconds.append(walls[0] - walls[1])
     row(f"{gpus} GPUs, {setting.name}", f"{seconds[0] / seconds[1]:.2f} x", "one GPU")
 

@@ -14,7 +14,7 @@ import pytest
 from forking import NO_FIGURES, SERVER, start_server
 from gcs import BUCKET, object_store
 from hypothesis import settings
-from runs import ONE, QUICK, SHARDS, SHARED, Run, made_once, run_in9, shrink
+from runs import ONE, QUICK, SHARDS, SHARED, Run, keys, made_once, run_in9, shrink, words_of
 
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import sample_folder
@@ -222,9 +222,9 @@ def run_small(small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
     def run(command: str, *flags: str, code: int = 0) -> str:
         folders = ["--input", str(small_input), "--output", str(tmp_path / "out")]
-        config = ["--images_per_shard", "2", "--formats", "parquet"]
+        config = [*keys(images_per_shard=2), "--formats", "parquet"]
         config += ["--variants", "original,mixed_same,mixed_rand", "--pictures", "none"]
-        assert main([command, *folders, *config, *flags]) == code
+        assert main(words_of([command, *folders, *config, *flags])) == code
         printed = capsys.readouterr()
         return printed.out if code == 0 else printed.err
 

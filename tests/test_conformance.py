@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from runs import ROOT, csv_rows, dataset_in, run_in9
+from runs import ROOT, csv_rows, dataset_in, keys, run_in9
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from pipeline.dataset.sinks import decode_layer, read_layer
@@ -68,7 +68,9 @@ def index(output: Path) -> dict[str, dict[str, Any]]:
 def lossless_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lossless dataset of three sample pictures of each class, at the golden files' size."""
     output = tmp_path_factory.mktemp("lossless") / "out"
-    run_in9("generate", "--output", output, "--image_size", 256, "--encoding", "png", "--limit", 3)
+    run_in9(
+        "generate", "--output", output, "--image_size", 256, *keys(encoding="png"), "--limit", 3
+    )
     return output
 
 
@@ -166,7 +168,7 @@ def reference_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     shutil.copytree(mini / "Annotations", root / "in" / "Annotations")
     run_in9(
         *("generate", "--output", root / "out", "--input", root / "in"),
-        *("--image_size", 256, "--encoding", "png", "--own_background"),
+        *("--image_size", 256, *keys(encoding="png"), "--own_background"),
     )
     return root / "out"
 

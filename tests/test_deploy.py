@@ -228,8 +228,10 @@ def test_jobs_of_the_template_run_in_the_launchers_image() -> None:
 
 
 def test_the_launcher_runs_the_command_line(tmp_path: Path) -> None:
+    """Checks that parameters reach it, keys of the file included, and errors the log."""
+    words = (f"--output={tmp_path}", "--encoding=png", "--limt=3")
     done = subprocess.run(
-        [sys.executable, DEPLOY / "flex" / "main.py", f"--output={tmp_path}", "--limt=3"],
+        [sys.executable, DEPLOY / "flex" / "main.py", *words],
         capture_output=True,
         text=True,
         check=False,

@@ -16,14 +16,14 @@ from typing import Any
 import pandas
 import pytest
 import torch
-from runs import ROOT, forks, run_in9
+from runs import ROOT, forks, keys, run_in9
 from small_models import network
 
 import in9
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
-SMALL = ("--image_size", "64", "--resize", "64")
+SMALL = ("--image_size", "64", *keys(resize=64))
 
 FORK = """#!{python}
 import os, sys

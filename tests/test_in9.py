@@ -9,7 +9,7 @@ from pathlib import Path
 import apache_beam as beam
 import pytest
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
-from runs import manifest_of, run_in9, run_python, stamps
+from runs import keys, manifest_of, run_in9, run_python, stamps
 from soundness import assert_sound
 
 import in9
@@ -40,7 +40,7 @@ def test_a_pipeline_of_ones_own_makes_what_the_command_makes(
     small_sample: Path, tmp_path: Path
 ) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    flags = ("--segmenter", "box", "--image_size", 32, "--resize", 32)
+    flags = ("--segmenter", "box", "--image_size", 32, *keys(resize=32))
     run = ("run", "--output", theirs, "--input", small_sample, *flags)
     run_in9(*run, "--variants", "original,mixed_rand", "--models", "python:tiny_models:first")
     generate = in9.Generate(ours, input=small_sample, own_background=False, **HOW)

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from runs import dataset_in, pictures_of, run_in9, shrink
+from runs import dataset_in, keys, pictures_of, run_in9, shrink
 
 from pipeline.dataset.folder import Dataset
 from transforms.annotations import Box, parse_annotation
@@ -150,7 +150,7 @@ def both(rendition: ModuleType, shared: Path, tmp_path_factory: pytest.TempPathF
     clear = max(pictures_of(folder), key=lambda i: results[i.stem].get("mask_over_box", 0))
     for small in add_odd_ones(clear):
         results[small.stem] = rendition.process(small, annotation_of(small))
-    flags = ("--encoding", "png", "--formats", "parquet", "--replicates", 2)
+    flags = (*keys(encoding="png"), "--formats", "parquet", "--replicates", 2)
     run_in9("generate", "--output", root / "out", "--input", folder, *flags)
     return dataset_in(root / "out"), results
 

@@ -184,7 +184,7 @@ SEGMENTERS = {
                 segment=segment,
                 prepare=prepare,
                 description="Masks are computed by GrabCut from the annotated box, seeded before "
-                "every image (`--grabcut_seed {grabcut_seed}`), and not corrected by hand.",
+                "every image (`grabcut_seed {grabcut_seed}`), and not corrected by hand.",
             )
             for name, segment, prepare in (
                 ("grabcut", segment_grabcut, _prepare_grabcut),

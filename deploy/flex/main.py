@@ -61,7 +61,8 @@ def arguments(flags: Sequence[str], environment: Mapping[str, str]) -> list[str]
 
 if __name__ == "__main__":
     sys.stderr = LogEntries(sys.stderr)
-    code = main(arguments(sys.argv[1:], os.environ))
+    # Parameters are all flags, and keys of the file of --config.
+    code = main(arguments(sys.argv[1:], os.environ), takes_keys=True)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -21,8 +21,10 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 terminal that is closed."""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, *, takes_keys: bool = False) -> int:
     """Runs a command; `argv` holds the words after `in9`, None those of `sys.argv`.
+
+    With `takes_keys`, flags may be keys of the file of `--config`, too, as those of a template are.
 
     Returns:
       The exit code:
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     _prepare()
     try:
         with _stopped_by_signals():
-            arguments, remaining_words = parse_command_line(words)
+            arguments, remaining_words = parse_command_line(words, takes_keys=takes_keys)
             if arguments.command in ("train", "matrix"):
                 # Training threads share the cores with processes that load pictures. A thread that
                 # spins while it waits for another costs half of a step's time, or more.

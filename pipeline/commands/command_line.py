@@ -6,6 +6,8 @@ suggests what was meant.
 """
 
 import argparse
+import itertools
+import json
 import os
 import pkgutil
 import re
@@ -21,7 +23,7 @@ from pipeline.analyses import ANALYSES
 from pipeline.analyses.analysis import Command
 from pipeline.commands.flags import CORE, flags_of, sections_of
 from pipeline.errors import UsageError, did_you_mean
-from pipeline.runtime.flag_types import Flag, text_of
+from pipeline.runtime.flag_types import KEYS, Flag, as_given, text_of
 from pipeline.runtime.machine import missing_to_compile
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join
 from transforms.limits import load_nested
@@ -37,6 +39,12 @@ _WIDTH = 100
 _NEAR_MISS = 0.8
 """Similarity, as difflib's ratio (0 to 1), from which an unknown flag counts as a misspelling of
 our flag. All of Beam's flags are less similar to ours than that."""
+
+_KEYS = "keys of the TOML file that --config names"
+"""Title of the keys in help."""
+
+_NUMBER = re.compile(r"(0|[1-9]\d*)(\.\d+)?")
+"""Numbers as TOML writes them, of those that a key may have."""
 
 _RUNNER_NOTE = """
 Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers."""
@@ -113,12 +121,15 @@ class _ShowHelp(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        hidden = [] if values == "all" else [a for a in parser._actions if a.dest not in CORE]
-        if len(parser._actions) > _MANY and hidden:
-            for action in hidden:
-                action.help = argparse.SUPPRESS
-            more = f"More flags, {len(parser._actions) - 1} in all: {parser.prog} --help all"
-            parser.epilog = f"{more}\n{parser.epilog}"
+        keys = [action for action in parser._actions if _is_key(action)]
+        count = len(parser._actions) - len(keys) - 1
+        is_long = count >= _MANY
+        more = f"More flags, {count} in all" if is_long else "Keys of the file of --config"
+        if values != "all" and (is_long or keys):
+            for action in parser._actions:
+                if action in keys or (is_long and action.dest not in CORE):
+                    action.help = argparse.SUPPRESS
+            parser.epilog = f"{more}: {parser.prog} --help all\n{parser.epilog}"
         parser.print_help()
         parser.exit()
 
@@ -131,6 +142,11 @@ class _ShowVersion(argparse.Action):
         parser.exit()
 
 
+def _is_key(action: argparse.Action) -> bool:
+    """Returns whether an action is that of a key of the file of `--config`."""
+    return getattr(getattr(action, "container", None), "title", "") == _KEYS
+
+
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Formats help for the width of the terminal; examples stay on one line, to be copied."""
 
@@ -138,6 +154,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         # As argparse does, leaves two columns free.
         width = min(shutil.get_terminal_size((_WIDTH + 2, 24)).columns - 2, _WIDTH)
         super().__init__(prog, max_help_position=32, width=width)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = super()._format_action_invocation(action)
+        return shown.removeprefix("--") if _is_key(action) else shown
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(
@@ -153,6 +173,9 @@ class _Parser(argparse.ArgumentParser):
         command = re.match(r"argument COMMAND: invalid choice: '(.*?)'", message)
         if command and (hint := did_you_mean(command[1], COMMANDS)):
             message = f"there is no command {command[1]!r}{hint}"
+        flag = re.match(r"argument (--\w+):", message)
+        if flag and _is_key(self._option_string_actions[flag[1]]):
+            message = message.replace("--", "", 1)
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -219,14 +242,18 @@ def build_parser() -> argparse.ArgumentParser:
             help=argparse.SUPPRESS,
         )
         groups: dict[str, argparse._ActionsContainer] = {"": subparser}
-        for title, _, flags in sections_of(name):
+        # Keys are flags to the parser, which reads the file's as words of the command line.
+        titled = [(section.title, flag) for section in sections_of(name) for flag in section.flags]
+        for title, flag in (
+            *((title, flag) for title, flag in titled if not flag.in_file),
+            *((_KEYS, flag) for _, flag in titled if flag.in_file),
+        ):
             if title not in groups:
                 groups[title] = subparser.add_argument_group(title)
-            for flag in flags:
-                options = {**flag._asdict(), "help": flag.full_help}.items()
-                groups[title].add_argument(
-                    flag.name, **{k: v for k, v in options if k != "name" and v is not None}
-                )
+            options = {**flag._asdict(), "help": flag.full_help}.items()
+            groups[title].add_argument(
+                flag.name, **{k: v for k, v in options if k != "name" and v is not None}
+            )
     return parser
 
 
@@ -237,10 +264,11 @@ def check_rest(command: str, rest: Sequence[str]) -> None:
     for flag in (flag_of(word) for word in rest if word.startswith("--")):
         refuse_near_misses(flag, own)
         if others := [one for one in COMMANDS if flag in {known.name for known in flags_of(one)}]:
+            kind = "key" if flag[2:] in KEYS else "flag"
             raise UsageError(
-                f"this command has no {flag}, which is a flag of in9 {', '.join(others)}{advice}"
+                f"this command has no {flag}, which is a {kind} of in9 {', '.join(others)}{advice}"
             )
-    unknown, known = list(rest), [one.name for one in own]
+    unknown, known = list(rest), [as_given(one.dest) for one in own]
     if rest and has_graph:
         from pipeline.runners.beam_options import unknown_to_beam
 
@@ -263,7 +291,7 @@ def refuse_near_misses(flag: str, own: Iterable[Flag]) -> None:
 
     Raises UsageError if the flag is a misspelling; the message names the flag that was meant.
     """
-    if hint := did_you_mean(flag, (one.name for one in own), _NEAR_MISS):
+    if hint := did_you_mean(flag, (as_given(one.dest) for one in own), _NEAR_MISS):
         raise UsageError(f"unknown flag {flag}{hint}")
 
 
@@ -303,12 +331,30 @@ def check_device(device: str | None, otherwise: str, *, is_compiled: bool = Fals
     raise UsageError(f"--device cuda: {why}, or leave --device out to {otherwise} on the CPU")
 
 
-def parse_command_line(words: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def refuse_keys(words: Sequence[str]) -> None:
+    """Refuses flags that are keys of the file only; the message says what to write there."""
+    keys = {flag.name for command in words[:1] for flag in flags_of(command) if flag.in_file}
+    for word, following in itertools.pairwise((*words, "")):
+        if (flag := flag_of(word)) in keys:
+            _, has_value, value = word.partition("=")
+            value = value if has_value else following
+            shown = value if _NUMBER.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+            raise UsageError(
+                f"{flag} is a key of the file that --config names: write {flag[2:]} = {shown} there"
+            )
+
+
+def parse_command_line(
+    words: Sequence[str], *, takes_keys: bool = False
+) -> tuple[argparse.Namespace, list[str]]:
     """Parses a command line; returns the arguments, and the words that are flags of Beam.
 
-    Raises UsageError if a word is wrong, or the `--config` file is unreadable or wrong.
+    With `takes_keys`, it may have keys of the file, too, as flags. Raises UsageError if a word is
+    wrong, or the `--config` file is unreadable or wrong.
     """
     parser = build_parser()
+    if not takes_keys and set(words[:1]) <= COMMANDS.keys():
+        refuse_keys(words)
     arguments, rest = parser.parse_known_args(words or ["--help"])
     command, *others = words
     if command != arguments.command:

@@ -208,7 +208,7 @@ SECTIONS = (
         choice(
             "--crop",
             ("center", "pad"),
-            "center: resize the shorter side to --resize and keep the central square of "
+            "center: resize the shorter side to the key resize and keep the central square of "
             "--image_size; pad: resize the longer side to --image_size and fill up with black",
         ),
         Flag("--backgrounds", "DIR", "folder of scene pictures for mixed_external"),

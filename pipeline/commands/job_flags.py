@@ -42,6 +42,7 @@ from pipeline.models.identity import KnownModels, PredictConfig, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
 from pipeline.runners.dataflow import Gpu
 from pipeline.runtime.custom_functions import PREFIX
+from pipeline.runtime.flag_types import as_given
 from pipeline.runtime.progress import Progress
 from pipeline.storage.files import is_below, join
 from pipeline.storage.state_files import read_json
@@ -99,7 +100,7 @@ def evaluation_from_flags(
         {
             f"--eval_split {split}: the dataset has {', '.join(config.split)}": split
             not in config.split,
-            f"--pixel_cache must be at least 0: got {megabytes}": megabytes is not None
+            f"pixel_cache must be at least 0: got {megabytes}": megabytes is not None
             and megabytes < 0,
         }
     )
@@ -333,7 +334,9 @@ def _recipe_config(
     }
     if differing and not (may_differ and "config" in flags.overwrite):
         was, now = made_with.flags(), config.flags()
-        changes = (f"--{n}={shown(now[n])} (the recipe has {shown(was[n])})" for n in differing)
+        changes = (
+            f"{as_given(n)}={shown(now[n])} (the recipe has {shown(was[n])})" for n in differing
+        )
         raise UsageError(
             f"other flags than the recipe's: {', '.join(changes)}. Leave them out"
             + (", or add --overwrite config to compose another dataset of its masks" * may_differ)
@@ -444,9 +447,9 @@ def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, 
     accepted = ",".join(sorted({*overwrite, *(words[name] for name in differing)}))
     was, now = old.flags(), new.flags()
     differences = [
-        f"--{name} {change}"
+        f"{as_given(name)} {change}"
         if (change := describe_list_change(was[name], now[name]))
-        else f"--{name}={shown(now[name])} (the dataset has {shown(was[name])})"
+        else f"{as_given(name)}={shown(now[name])} (the dataset has {shown(was[name])})"
         for name in differing
     ]
     raise UsageError(

@@ -55,15 +55,16 @@ FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
 }
 """Parquet files: name to (path, schema, description of a row)."""
 
+_KEYS = "Keys of the file"
 _FLAGS = (
     "A flag without a default value says what happens by default. Lists are separated by "
     "commas. Dashes in the name of a flag count as underscores: `--dry-run` is `--dry_run`. "
-    "`in9 COMMAND --help all` lists all flags of a command.",
+    "`in9 COMMAND --help all` lists all flags and keys of a command.",
     "`--config FILE` reads flags from a TOML file, local or in `gs://`. Its keys are flags of "
-    "the command without the leading dashes, or flags of Beam if the command runs a graph; any "
-    "other key is an error. A list of values is a TOML list, and `true` sets a flag that needs "
-    "no value. Flags on the command line take precedence over the file. Paths are relative to "
-    "the working directory.",
+    "the command without the leading dashes, flags of Beam if the command runs a graph, and "
+    "[keys that only the file gives](#keys-of-the-file); any other key is an error. A list of "
+    "values is a TOML list, and `true` sets a flag that needs no value. Flags on the command line "
+    "take precedence over the file. Paths are relative to the working directory.",
     """```toml
 # in9 run --config monthly.toml --output imagenet9
 input = "/data/imagenet"
@@ -140,15 +141,18 @@ def _flags() -> Iterator[str]:
     sections: dict[str, dict[tuple[str, ...], list[str]]] = {}
     for command in COMMANDS:
         for title, _, flags in sections_of(command):
-            rows = sections.setdefault(title[:1].upper() + title[1:] or "Of single commands", {})
+            heading = title[:1].upper() + title[1:] or "Of single commands"
             for flag in flags:
                 shown = f"{flag.name} {flag.metavar}" if flag.name[0] == "-" else flag.metavar
+                shown = shown.removeprefix("--") if flag.in_file else shown
                 default = f"`{flag.default_text}`" if flag.default_text else ""
+                rows = sections.setdefault(_KEYS if flag.in_file else heading, {})
                 rows.setdefault((f"`{shown}`", default, flag.help), []).append(command)
-    for title, rows in sections.items():
+    # Keys stand last.
+    for title, rows in sorted(sections.items(), key=lambda section: section[0] == _KEYS):
         yield f"### {title}"
         yield _table(
-            ("flag", "default", "description", "commands"),
+            ("key" if title == _KEYS else "flag", "default", "description", "commands"),
             [(*row, ", ".join(commands)) for row, commands in rows.items()],
         )
 
@@ -294,10 +298,10 @@ REASONS: Mapping[Reason, str] = MappingProxyType(
         Reason.SIZE_MISMATCH: "the annotation or the mask names another size than the image has",
         Reason.NOT_ONE_BOX: "the image has no object, or several (`--objects`)",
         Reason.INVALID_BOX: "the box holds no pixel of the image",
-        Reason.BOX_TOO_LARGE: "the box covers more than 0.9 of the crop (`--max_box`)",
-        Reason.BOX_OFF_CENTER: "less than half of the box is inside the crop (`--min_visible`)",
+        Reason.BOX_TOO_LARGE: "the box covers more than 0.9 of the crop (`max_box`)",
+        Reason.BOX_OFF_CENTER: "less than half of the box is inside the crop (`min_visible`)",
         Reason.SEGMENTATION_FAILED: "no foreground was found, or it fills less than 0.1 of the box "
-        "(`--min_foreground`)",
+        "(`min_foreground`)",
         Reason.NO_TILE: "no strip of background is left beside the box to tile the picture with",
         Reason.NO_BACKGROUND: "no other image can give it a background in every mixed variant",
         Reason.MISSING_SOURCE: "the recipe has the image, and the input does not "

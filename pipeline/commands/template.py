@@ -10,7 +10,7 @@ import json
 
 from pipeline.commands.command_line import COMMANDS
 from pipeline.commands.flags import sections_of
-from pipeline.runtime.flag_types import Flag, Section, boolean
+from pipeline.runtime.flag_types import Flag, Section, as_given, boolean
 
 COMMAND = "run"
 
@@ -41,7 +41,7 @@ def parameters() -> list[dict[str, object]]:
         {
             "name": flag.dest,
             "label": flag.dest.replace("_", " ").capitalize(),
-            "helpText": f"{flag.name} {flag.metavar}: {flag.full_help}",
+            "helpText": f"{as_given(flag.dest)} {flag.metavar}: {flag.full_help}",
             "isOptional": not flag.is_required,
             "groupName": title,
             **({"defaultValue": flag.default_text} if flag.default_text else {}),

@@ -90,7 +90,7 @@ def terms_of(manifest: Manifest) -> str:
     return (
         f"Terms stated by its maker: {markdown(terms)}"
         if terms
-        else f"Its maker has stated no terms (`--terms` of `in9 {command}`)."
+        else f"Its maker has stated no terms (`terms` of `in9 {command}`)."
     )
 
 

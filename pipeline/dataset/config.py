@@ -85,17 +85,16 @@ class SegmentConfig:
             raise ValueError(f"--image_size must be between 16 and 4096: got {self.image_size}")
         if not self.image_size <= self.resize <= 8192:
             raise ValueError(
-                f"--resize must be between --image_size {self.image_size} and 8192: "
-                f"got {self.resize}"
+                f"resize must be between --image_size {self.image_size} and 8192: got {self.resize}"
             )
         self.describe_segmenter()
         if not 0 <= self.grabcut_seed < 2**31:
             raise ValueError(
-                f"--grabcut_seed must be between 0 and 2**31 - 1: got {self.grabcut_seed}"
+                f"grabcut_seed must be between 0 and 2**31 - 1: got {self.grabcut_seed}"
             )
         for flag in ("max_box", "min_visible", "min_foreground"):
             if not 0 <= getattr(self, flag) <= 1:
-                raise ValueError(f"--{flag} must be between 0 and 1: got {getattr(self, flag)}")
+                raise ValueError(f"{flag} must be between 0 and 1: got {getattr(self, flag)}")
 
     @property
     def keeps_image_whole(self) -> bool:
@@ -157,7 +156,7 @@ class ComposeConfig:
                 f"--formats must name some of {', '.join(FORMATS)}: got {','.join(self.formats)!r}"
             )
         if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"--jpeg_quality must be between 1 and 100: got {self.jpeg_quality}")
+            raise ValueError(f"jpeg_quality must be between 1 and 100: got {self.jpeg_quality}")
         if self.per_class not in ("all", "min") and not (
             self.per_class.isdecimal() and int(self.per_class) > 0
         ):
@@ -228,7 +227,7 @@ class DatasetConfig:
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"--limit must be at least 1: got {self.limit}")
         if self.images_per_shard < 1:
-            raise ValueError(f"--images_per_shard must be at least 1: got {self.images_per_shard}")
+            raise ValueError(f"images_per_shard must be at least 1: got {self.images_per_shard}")
 
     @property
     def eval_split(self) -> str:

@@ -196,7 +196,7 @@ _SHEET = {
         ),
         ("creator", "Made by {creator}."),
         ("contact", "Contact: {contact}"),
-        ("is_anonymous", "Who made and maintains it was not stated (`--creator`, `--contact`)."),
+        ("is_anonymous", "Who made and maintains it was not stated (`creator`, `contact`)."),
     ),
 }
 """Answers of a datasheet by property of Croissant's vocabulary for responsible AI, each with the

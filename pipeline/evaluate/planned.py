@@ -84,7 +84,7 @@ class Evaluation:
         a quarter of the machine's memory, divided by its number of workers.
       allow_overlap: whether a model may be tested on images that it was trained on.
       labels: label by name of the model, for models that have one.
-      missing_answers: `--missing_answers`: `refuse`, or `wrong` to count them as wrong.
+      missing_answers: `refuse`, or `wrong` to count them as wrong.
     """
 
     store: Store

@@ -12,6 +12,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.records import ACCEPTED, Row, index_file, layer_record, read_rows
 from pipeline.errors import counted
+from pipeline.runtime.flag_types import as_given
 from transforms.variants import EXTERNAL, MIXED, VariantName, with_replicates
 
 T = TypeVar("T")
@@ -195,7 +196,7 @@ def _dataset_causes(
     """Returns why two datasets differ: cause to its details."""
     was, now = old.config.flags(), new.config.flags()
     flags = [
-        f"--{name} "
+        f"{as_given(name)} "
         + (
             describe_list_change(was.get(name), now.get(name))
             or f"{shown(was.get(name))} -> {shown(now.get(name))}"

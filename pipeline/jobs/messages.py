@@ -53,11 +53,12 @@ _HELP: dict[str, str] = {
     Reason.SIZE_MISMATCH: "--annotations must be of these pictures at their size",
     Reason.NOT_ONE_BOX: "--objects largest, union or each takes images with several boxes, "
     "--annotations names boxes of those without",
-    Reason.BOX_TOO_LARGE: "--crop pad shows more around it, or raise --max_box",
+    Reason.BOX_TOO_LARGE: "--crop pad shows more around it, or raise the key max_box",
     Reason.INVALID_BOX: _BOXES,
-    Reason.BOX_OFF_CENTER: f"{_BOXES}; if so, --crop pad cuts nothing off, or lower --min_visible",
+    Reason.BOX_OFF_CENTER: f"{_BOXES}; if so, --crop pad cuts nothing off, or lower the key "
+    "min_visible",
     Reason.SEGMENTATION_FAILED: "another --segmenter (docs/segmenters.md), or lower "
-    "--min_foreground",
+    "the key min_foreground",
     Reason.EXCLUDED: "--exclude and --include leave them out",
     Reason.NO_BACKGROUND: "--own_background lets images keep theirs, or leave mixed variants out "
     "with --variants",

@@ -42,7 +42,7 @@ PREFIX = "answers:"
 CALLED = "call:"
 """Beginning of the names of models that `in9.evaluate_model` has evaluated."""
 MISSING_ANSWERS = ("refuse", "wrong")
-"""Values of `--missing_answers`."""
+"""Values of the key `missing_answers`."""
 _TABLES = (".csv", ".json", ".jsonl", ".parquet")
 _EXAMPLES = 3
 _WHOLE = re.compile(r"-?\d+(\.0*)?")
@@ -275,7 +275,7 @@ def refuse_unfit(
     Args:
       known: keys of the split's images.
       tested: keys of those to test on.
-      missing: value of `--missing_answers`.
+      missing: value of the key `missing_answers`.
     """
     unknown = [
         f"{key} on {variant}"
@@ -296,7 +296,8 @@ def refuse_unfit(
         counts = ", ".join(f"{len(keys)} on {variant}" for variant, keys in absent.items() if keys)
         raise UsageError(
             f"{answers.path} lacks {counted(len(pictures), 'answer')} ({counts}), such as "
-            f"{_some(pictures)}; add them, or count them as wrong: --missing_answers wrong"
+            f"{_some(pictures)}; add them, or count them as wrong: "
+            'missing_answers = "wrong" in the file that --config names'
         )
 
 

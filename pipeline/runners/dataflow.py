@@ -27,6 +27,7 @@ from apache_beam.runners.runner import PipelineResult, create_runner
 from pipeline.errors import JobError, UsageError
 from pipeline.models.expand import split_labels
 from pipeline.runtime.dataflow_jobs import is_dataflow, job_of
+from pipeline.runtime.flag_types import as_given
 from pipeline.runtime.lock import DATASET_LOCK, release_if_owned
 from pipeline.storage.files import absolute, files_of, is_remote
 from pipeline.storage.store import Store
@@ -71,7 +72,7 @@ _OPTION = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """The GPU that `--gpu` asks for.
+    """The GPU that the key `gpu` asks for.
 
     Attributes:
       machine: machine type; empty if `--machine_type` or Dataflow chooses it.
@@ -85,7 +86,7 @@ class Gpu:
 
     @classmethod
     def parse(cls, text: str) -> Gpu:
-        """Parses the flag's value; raises UsageError if it is malformed, or contradicts itself.
+        """Parses the key's value; raises UsageError if it is malformed, or contradicts itself.
 
         >>> Gpu.parse("nvidia-l4:g2-standard-8").hint
         'type:nvidia-l4;count:1;machine_type:g2-standard-8;install-nvidia-driver:5xx;use_nvidia_mps'
@@ -94,25 +95,25 @@ class Gpu:
         match = _GPU.fullmatch(first)
         if match is None:
             raise UsageError(
-                f"--gpu {text}: expected TYPE[:MACHINE][,OPTION...], such as "
+                f"gpu {text}: expected TYPE[:MACHINE][,OPTION...], such as "
                 "nvidia-l4:g2-standard-8 or nvidia-tesla-t4,count:2"
             )
         if match[1] not in _MACHINES:
-            raise UsageError(f"--gpu {text}: expected one of {', '.join(_MACHINES)}")
+            raise UsageError(f"gpu {text}: expected one of {', '.join(_MACHINES)}")
         options: dict[str, str] = {}
         for word in words:
             name = word.partition(":")[0]
             if _OPTION.fullmatch(word) is None:
                 raise UsageError(
-                    f"--gpu {text}: {word!r} is no option; known: count:N, "
+                    f"gpu {text}: {word!r} is no option; known: count:N, "
                     f"install-nvidia-driver:VERSION, {_MPS}, provisioning_model:NAME"
                 )
             if name in options:
-                raise UsageError(f"--gpu {text}: {name} is given twice")
+                raise UsageError(f"gpu {text}: {name} is given twice")
             options[name] = word
         count = int(options.pop("count", "count:1").removeprefix("count:"))
         if count > 1 and _MPS in options:
-            raise UsageError(f"--gpu {text}: NVIDIA MPS is only for machines with a single GPU")
+            raise UsageError(f"gpu {text}: NVIDIA MPS is only for machines with a single GPU")
         options.setdefault("install-nvidia-driver", _DRIVER)
         if count == 1:
             options[_MPS] = _MPS
@@ -137,23 +138,21 @@ class Gpu:
         if not machine:
             if "n1-" not in prefixes:
                 raise UsageError(
-                    f"--gpu {self.type}: only machines {example} have it; name one, as in "
-                    f"--gpu {self.type}:MACHINE"
+                    f"gpu {self.type}: only machines {example} have it; name one, as in "
+                    f"{self.type}:MACHINE"
                 )
             return
         if not machine.startswith(prefixes):
             raise UsageError(
-                f"--gpu {self.type}: {machine} cannot have it, machines {example} can; name one, "
-                f"as in --gpu {self.type}:MACHINE"
+                f"gpu {self.type}: {machine} cannot have it, machines {example} can; name one, "
+                f"as in {self.type}:MACHINE"
             )
         if "n1-" in prefixes:
             return
         named = re.search(r"-(\d+)g$", machine)
         count = int(named[1]) if named else _SEVERAL.get(machine, 1)
         if count != self.count:
-            raise UsageError(
-                f"--gpu {self.type}: {machine} has {count} of them; add ,count:{count}"
-            )
+            raise UsageError(f"gpu {self.type}: {machine} has {count} of them; add ,count:{count}")
 
 
 class WorkerFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,17 +174,20 @@ class WorkerFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_gpu(flags: WorkerFlags, options: PipelineOptions) -> None:
-    """Checks `--gpu` against the other flags of a job for Dataflow."""
+    """Checks the key `gpu` against the other flags of a job for Dataflow."""
     if not flags.gpu:
         if flags.device == "cuda":
-            raise UsageError("--gpu TYPE is required for a GPU on Dataflow, such as nvidia-l4")
+            raise UsageError(
+                "--device cuda needs the key gpu on Dataflow: write, for example, gpu = "
+                '"nvidia-l4:g2-standard-8" in the file that --config names'
+            )
         return
     if flags.device is None:
         raise UsageError(
-            f"--gpu is for running models, and in9 {flags.command} runs none; leave it out"
+            f"gpu is for running models, and in9 {flags.command} runs none; leave it out"
         )
     if flags.device == "cpu":
-        raise UsageError("--gpu and --device cpu contradict each other; leave one out")
+        raise UsageError("gpu and --device cpu contradict each other; leave one out")
     gpu = Gpu.parse(flags.gpu)
     workers = options.view_as(WorkerOptions)
     gpu.check_machine(workers.machine_type)
@@ -198,7 +200,7 @@ def check_gpu(flags: WorkerFlags, options: PipelineOptions) -> None:
     image = workers.sdk_container_image
     if not image:
         raise UsageError(
-            "--sdk_container_image=IMAGE is required with --gpu: Beam's own image does not find "
+            "--sdk_container_image=IMAGE is required with gpu: Beam's own image does not find "
             "the driver; build ours with TORCH=cuda"
         )
     if image == os.environ.get("IN9_IMAGE"):
@@ -206,13 +208,13 @@ def check_gpu(flags: WorkerFlags, options: PipelineOptions) -> None:
 
 
 def _check_service(options: PipelineOptions) -> None:
-    """Checks that other options of Dataflow do not conflict with `--gpu`."""
+    """Checks that other options of Dataflow do not conflict with the key `gpu`."""
     google, debug = options.view_as(GoogleCloudOptions), options.view_as(DebugOptions)
     service = google.dataflow_service_options or []
     if any(option.startswith("worker_accelerator") for option in service):
         raise UsageError(
             "--dataflow_service_options=worker_accelerator puts a GPU into every worker; leave it "
-            "out, since --gpu puts GPUs only where models run"
+            "out, since gpu puts GPUs only where models run"
         )
     if debug.lookup_experiment("no_use_multiple_sdk_containers"):
         raise UsageError(
@@ -220,23 +222,21 @@ def _check_service(options: PipelineOptions) -> None:
             "a machine; leave it out, since processes share the GPU by NVIDIA MPS"
         )
     if "enable_prime" in service or debug.lookup_experiment("enable_prime"):
-        raise UsageError(
-            "--gpu shares the GPU by NVIDIA MPS, which Dataflow Prime does not support"
-        )
+        raise UsageError("gpu shares the GPU by NVIDIA MPS, which Dataflow Prime does not support")
     if google.flexrs_goal:
         raise UsageError(
-            "--gpu uses resource hints for some steps, which --flexrs_goal does not support"
+            "gpu uses resource hints for some steps, which --flexrs_goal does not support"
         )
 
 
 def _check_own_image(models: Sequence[str]) -> None:
     """Checks that this image, in which both this process and the workers run, can use a GPU."""
     if importlib.metadata.version("torch").endswith("+cpu"):
-        raise UsageError("--gpu: this image has PyTorch's build for CPUs; build it with TORCH=cuda")
+        raise UsageError("gpu: this image has PyTorch's build for CPUs; build it with TORCH=cuda")
     graphs = [one for one in split_labels(models)[0] if one.startswith("onnx:")]
     if graphs and not any(importlib.metadata.distributions(name="onnxruntime-gpu")):
         raise UsageError(
-            f"--gpu and --models {graphs[0]}: this image has onnxruntime for CPUs; leave one out"
+            f"gpu and --models {graphs[0]}: this image has onnxruntime for CPUs; leave one out"
         )
 
 
@@ -285,7 +285,7 @@ def submission_from_flags(
             ("no_wait_until_finish", standard.no_wait_until_finish),
         ):
             if value:
-                raise UsageError(f"--{name} is for --runner=DataflowRunner")
+                raise UsageError(f"{as_given(name)} is for --runner=DataflowRunner")
         return None
     _check_paths(flags, options, {name: typed.get(name) for name in paths})
     _check_package(options)

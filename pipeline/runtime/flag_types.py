@@ -15,6 +15,25 @@ def given(text: str) -> str:
     return text
 
 
+KEYS = frozenset(
+    {
+        *("pixel_cache", "batch_size", "gpu", "images_per_shard", "encoding", "jpeg_quality"),
+        *("interpolation", "resize", "max_box", "min_visible", "min_foreground", "grabcut_seed"),
+        *("missing_answers", "creator", "contact", "terms"),
+    }
+)
+"""Flags that few jobs need, and that are given as keys of the file of `--config` alone."""
+
+
+def as_given(name: str) -> str:
+    """Returns how a flag's name is written: with dashes, unless it is a key of the file only.
+
+    >>> as_given("seed"), as_given("encoding")
+    ('--seed', 'encoding')
+    """
+    return name if name in KEYS else f"--{name}"
+
+
 class Flag(NamedTuple):
     """A command-line flag, or positional argument: the arguments of argparse's `add_argument`."""
 
@@ -48,6 +67,14 @@ class Flag(NamedTuple):
     def is_path(self) -> bool:
         """Whether its value is a path for the job; that of `--config` is for the command line."""
         return self.metavar in ("DIR", "FILE") and self.name != "--config"
+
+    @property
+    def in_file(self) -> bool:
+        """Whether the file of `--config` gives it, and the command line does not.
+
+        `--batch_size` of a training is given by both, because it decides on the result.
+        """
+        return self.dest in KEYS and self not in LEARNING
 
     @property
     def is_required(self) -> bool:

@@ -24,7 +24,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made, of_model
 from PIL import Image
-from runs import manifest_of, run_here, run_in9, stamps, start_in9, table_of, wait_until, write_all
+from runs import (
+    keys,
+    manifest_of,
+    run_here,
+    run_in9,
+    stamps,
+    start_in9,
+    table_of,
+    wait_until,
+    write_all,
+)
 from tiny_models import Fixed
 
 from pipeline.analyses.attack.arrays import Cutouts, GridModel, in_turns, put_on
@@ -339,7 +349,7 @@ def test_run_attacks_after_evaluating(
     output = tmp_path / "out"
     flags = (
         *("run", "--input", tiny_input, "--output", output, "--formats", "webdataset"),
-        *("--variants", "original,only_bg_t,fg_mask", "--attack", "all", "--images_per_shard", 3),
+        *("--variants", "original,only_bg_t,fg_mask", "--attack", "all", *keys(images_per_shard=3)),
         *("--pictures", "none"),
     )
     printed = run_in9(*flags).stdout

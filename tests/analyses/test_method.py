@@ -24,6 +24,7 @@ from runs import (
     darken,
     dataset_in,
     index_of,
+    keys,
     made_once,
     manifest_of,
     pictures_of,
@@ -376,7 +377,7 @@ def test_another_dataset_is_compared_on_the_images_that_both_have(
         boxes = re.sub(rf"<{name}>\d+<", f"<{name}>{value}<", boxes)
     whole.write_text(boxes)
     here, there = tmp_path / "here", tmp_path / "there"
-    command = ("generate", "--input", small_input, *QUICK, *ONE, "--max_box", 1, "--output")
+    command = ("generate", "--input", small_input, *QUICK, *ONE, *keys(max_box=1), "--output")
     run_here(*command, here, "--variants", "original,mixed_same,mixed_rand")
     # The other dataset has other keys, and lacks an image, so that one has no background.
     accepted = [row for row in index_of(here) if row["selected"]]
@@ -385,14 +386,8 @@ def test_another_dataset_is_compared_on_the_images_that_both_have(
     (small_input / lacking["path"]).unlink()
     for path in sorted(small_input.rglob("*2.*")):
         path.rename(path.with_stem(f"{path.stem}0"))
-    png = (
-        "--encoding",
-        "png",
-        "--segmenter",
-        "grabcut",
-        "--variants",
-        "original,only_bg_t,fg_mask",
-    )
+    png = (*keys(encoding="png"), "--segmenter", "grabcut")
+    png += ("--variants", "original,only_bg_t,fg_mask")
     run_here(*command, there, *png)
     capsys.readouterr()
     run_here(*METHOD, here, *ONE, "--renderings", "python:method_fills:grey", "--against", there)
@@ -520,14 +515,14 @@ def test_objects_are_compared_with_themselves(small_input: Path, tmp_path: Path)
     (box,) = re.findall(r"<object>.*?</object>", text, re.DOTALL)
     small = re.sub(r"<(.)max>\d+", lambda end: f"<{end[1]}max>{_low(box, end[1]) + 9}", box)
     several.write_text(text.replace(box, f"{small}\n{box}"))
-    sizes = ("--max_box", 1, "--min_visible", 0, "--min_foreground", 0, "--variants")
+    sizes = (*keys(max_box=1, min_visible=0, min_foreground=0), "--variants")
     flags = ("--input", small_input, *QUICK, *ONE, *sizes, "mixed_same,mixed_rand", "--output")
     kinds = ("each", "largest")
     for objects in kinds:
         run_here("generate", *flags, tmp_path / objects, "--objects", objects)
     each, largest = (dataset_in(tmp_path / objects) for objects in kinds)
-    keys = [row["key"] for row in index_of(tmp_path / "largest") if row["selected"]]
-    objects = {f"{key}_{2 if key == several.stem else 1}": key for key in keys}
+    selected = [row["key"] for row in index_of(tmp_path / "largest") if row["selected"]]
+    objects = {f"{key}_{2 if key == several.stem else 1}": key for key in selected}
     assert f"{several.stem}_2" in objects
     for here, there, common in (
         (each, largest, objects),

@@ -18,7 +18,7 @@ import pytest
 import torch
 from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
-from runs import ONE, ROOT, dataset_in, pictures_of, refusal, run_here, run_python
+from runs import ONE, ROOT, dataset_in, keys, pictures_of, refusal, run_here, run_python
 
 import in9
 from pipeline.analyses import ANALYSES
@@ -80,8 +80,8 @@ def dataset(tmp_path: Path) -> Path:
         (("--runner", "DirectRunner", "more"), "unexpected argument 'more'; example: in9 run"),
         (("--variants", "original,mixed_best"), "unknown variant 'mixed_best'"),
         (("--variants", "only_gb_t"), "python:MODULE:FUNCTION; did you mean only_bg_t?"),
-        (("--image_size", 300), "--resize must be between --image_size 300"),
-        (("--jpeg_quality", 0), "--jpeg_quality must be between 1 and 100: got 0"),
+        (("--image_size", 300), "resize must be between --image_size 300"),
+        (keys(jpeg_quality=0), "jpeg_quality must be between 1 and 100: got 0"),
         (("--limit", 0), "--limit must be at least 1: got 0"),
         (("--per_class", "most"), "--per_class must be all, min or at least 1: got 'most'"),
         (
@@ -93,8 +93,8 @@ def dataset(tmp_path: Path) -> Path:
             "argument --mixed_rand: invalid choice: 'own' (choose from 'any', 'other')",
         ),
         (("--split", "val,val"), "--split must name different splits"),
-        (("--creator", "a\nb"), "a line of printable text, at most 1000 characters: got 'a\\nb'"),
-        (("--terms", "x" * 1001), "--terms: expected a line of printable text, at most 1000"),
+        (keys(creator="a\nb"), "a line of printable text, at most 1000 characters: got 'a\\nb'"),
+        (keys(terms="x" * 1001), "argument terms: expected a line of printable text, at most 1000"),
         (("--formats", "zip"), "--formats must name some of"),
         (("--direct_running_mode=multi_threading",), "silently loses elements"),
         (("--direct_num_workers", -1), "--direct_num_workers must be at least 0"),
@@ -114,7 +114,7 @@ def dataset(tmp_path: Path) -> Path:
         pytest.param(
             ("--dry_run", "--device", "cuda"), "leave --device out to run on", marks=WITHOUT_GPU
         ),
-        (("--dry_run", "--gpu", "nvidia-l4"), "--gpu is for --runner=DataflowRunner"),
+        (("--dry_run", *keys(gpu="nvidia-l4")), "gpu is for --runner=DataflowRunner"),
         (("--dry_run", "--dask", "tcp://192.0.2.1:8786"), "whoever reaches tcp://192.0.2.1:8786"),
         (("--models", "mynet.py"), "python:mynet:FUNCTION, with its folder on PYTHONPATH"),
         (("--models", "lib/mynet.py:net"), "for a function of your own: python:mynet:net"),
@@ -176,7 +176,7 @@ def test_flags_of_other_commands_are_refused(command: str) -> None:
             check_rest(command, [f"{name}=x"])
         message = str(refused.value)
         known = rf"did you mean ({'|'.join(own)})\b"
-        assert re.search(known, message) or "which is a flag of in9" in message
+        assert re.search(known, message) or re.search("is a (flag|key) of in9", message)
         assert name in message
 
 
@@ -443,7 +443,7 @@ def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def test_help_shows_the_core_and_all(capsys: pytest.CaptureFixture[str], command: str) -> None:
     core = help_of(capsys, command, "--help")
     every = help_of(capsys, command, "--help", "all")
-    flags = [flag for flag in flags_of(command) if flag.name.startswith("--")]
+    flags = [f for f in flags_of(command) if f.name.startswith("--") and not f.in_file]
     shown = [flag for flag in flags if f"\n  {flag.name} " in core]
     assert f"Example: in9 {command}" in core
     for name in ("--output", "--dataset"):
@@ -462,6 +462,13 @@ def test_help_shows_the_core_and_all(capsys: pytest.CaptureFixture[str], command
         assert flag.full_help in words
         if flag.default_text and flag.default is not False:
             assert flag.full_help.endswith(f"(default: {flag.default_text})")
+    keys = [flag for flag in flags_of(command) if flag.in_file]
+    assert f"in9 {command} --help all" in core or not keys
+    for key in keys:
+        assert f"\n  {key.dest} " in every
+        assert key.full_help in words
+        assert f"{key.dest} {key.metavar}" not in core
+        assert f"{key.name} " not in core + every
 
 
 def test_a_bare_command_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from runs import refusal
 from pipeline.commands.command_line import COMMANDS, parse_command_line, refuse_cleared
 from pipeline.commands.flags import flags_of
 from pipeline.errors import UsageError, did_you_mean
-from pipeline.runtime.flag_types import comma_separated, statement
+from pipeline.runtime.flag_types import KEYS, comma_separated, statement
 
 
 def test_dashes_in_flags_are_underscores() -> None:
@@ -59,6 +59,50 @@ def test_a_file_gives_flags_and_the_command_line_replaces_them(tmp_path: Path) -
     assert not any(word.startswith("--direct_num_workers=") for word in rest)
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (
+            ("--encoding", "png"),
+            '--encoding is a key of the file that --config names: write encoding = "png" there',
+        ),
+        (("--jpeg-quality=90",), "write jpeg_quality = 90 there"),
+        (("--max_box", "0.5", "--limit", "x"), "write max_box = 0.5 there"),
+        (("--terms", 'says "no"'), 'write terms = "says \\"no\\"" there'),
+        (("--contact=a=b",), 'write contact = "a=b" there'),
+        (("--encodin", "png"), "unknown flag --encodin; did you mean encoding?"),
+    ],
+)
+def test_the_command_line_names_the_key_of_the_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...], line: str
+) -> None:
+    refused = refusal(capsys, "run", "--output", tmp_path / "out", *words)
+    assert refused.startswith("in9 run: ")
+    assert refused.endswith(line)
+
+
+def test_what_it_says_to_write_is_taken(tmp_path: Path) -> None:
+    for name, value in (("jpeg_quality", "90"), ("terms", 'C:\\new "x" ä'), ("min_visible", "0.5")):
+        with pytest.raises(UsageError) as refused:
+            parse_command_line(["generate", "--output=out", f"--{name}", value])
+        text = str(refused.value).partition(": write ")[2].removesuffix(" there")
+        arguments, _ = parse_command_line(["generate", "--config", config_of(tmp_path, text)])
+        assert str(getattr(arguments, name)) == value
+        taken, _ = parse_command_line(["generate", f"--{name}={value}"], takes_keys=True)
+        assert getattr(taken, name) == getattr(arguments, name)
+
+
+def test_training_types_its_batch_size() -> None:
+    for command in ("train", "matrix"):
+        arguments, _ = parse_command_line([command, "--batch_size", "8"])
+        assert arguments.batch_size == 8
+
+
+def test_run_has_few_flags() -> None:
+    assert sum(not flag.in_file for flag in flags_of("run")) <= 50
+    assert {flag.dest for name in COMMANDS for flag in flags_of(name) if flag.in_file} == KEYS
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_takes_a_file_of_its_own_flags(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
@@ -78,6 +122,8 @@ def test_every_command_takes_a_file_of_its_own_flags(
         ("limt = 3", "unknown flag --limt; did you mean --limit?"),
         ("direct_num_worker = 3", "did you mean --direct_num_workers?"),
         ('image_size = "large"', "argument --image_size: invalid int value: 'large'"),
+        ('resize = "large"', "argument resize: invalid int value: 'large'"),
+        ('encodin = "png"', "unknown flag --encodin; did you mean encoding?"),
         ("[run]\nlimit = 3", "[run] is a table; keys are flags of in9 run"),
         ('config = "other.toml"', "--config is only for the command line"),
         ("limit", "it is not valid TOML"),
@@ -107,7 +153,8 @@ def test_no_flag_takes_nothing_for_its_default(
             line = refusal(capsys, *words, f"{flag.name}= ,")
             assert f"argument {flag.name}: expected words separated by commas, got ' ,'" in line
         if flag.type is not statement and flag.name.startswith("--"):
-            assert f"argument {flag.name}: " in refusal(capsys, *words, f"{flag.name}=")
+            line = refusal(capsys, *words, f"{flag.name}=")
+            assert (f"{flag.name} is a key" if flag.in_file else f"argument {flag.name}: ") in line
 
 
 @pytest.mark.parametrize("place", ["out/results/a_model", "published/v-0123456789ab"])

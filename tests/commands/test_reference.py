@@ -49,6 +49,7 @@ def test_every_flag_column_and_reason_has_a_line() -> None:
         assert f"\n| `in9 {command}` |" in text
         for flag in flags_of(command):
             shown = flag.name if flag.name.startswith("--") else re.escape(flag.metavar)
+            shown = flag.dest if flag.in_file else shown
             rows = re.findall(rf"^\| `{shown}[ `].*$", text.replace("\\|", "|"), re.MULTILINE)
             assert any(command in row.split("|")[-2] for row in rows), (command, flag)
     for name, table in TABLES.items():

@@ -64,7 +64,7 @@ def test_the_hub_reads_the_card(one_worker: Path) -> None:
 def test_the_card_says_how_it_was_made_and_what_to_mind(manifest: Manifest) -> None:
     card = cards(manifest)["README.md"]
     for words in (
-        *("## How it was made", "seeded before every image (`--grabcut_seed 0`)"),
+        *("## How it was made", "seeded before every image (`grabcut_seed 0`)"),
         *("at most 0.9 of the crop", "at least 0.5 of the box", "at least 0.1 of the box"),
         *("## Known limits", "not corrected by hand", "| 0 | dog | 2 |"),
         *("JPEG of quality 95, `fg_mask` as PNG", "All accepted images", "opencv"),
@@ -176,7 +176,7 @@ def test_what_its_maker_states_is_in_the_manifest_and_the_cards(manifest: Manife
         "\\", ""
     )
     assert "stated by its maker: CC BY-NC 4.0 \\<for> \\*masks\\*\n" in after["README.md"]
-    for words in ("was not stated (`--creator`, `--contact`)", "has stated no terms (`--terms`"):
+    for words in ("was not stated (`creator`, `contact`)", "has stated no terms (`terms`"):
         assert words in before["README.md"]
         assert words not in after["README.md"]
     croissant = json.loads(after["croissant.json"])
@@ -233,7 +233,7 @@ def test_nobody_but_the_inputs_owner_says_where_pictures_are_from(
             assert claim not in files[name], claim
     assert "those of the release" not in files["README.md"]
     command = {"made": "generate", "imported": "import"}[origin]
-    assert f"has stated no terms (`--terms` of `in9 {command}`)" in files["README.md"]
+    assert f"has stated no terms (`terms` of `in9 {command}`)" in files["README.md"]
 
 
 def test_croissant_comes_back_from_its_library_whole(manifest: Manifest, tmp_path: Path) -> None:

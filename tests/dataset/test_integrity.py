@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gcs import BUCKET
-from runs import ONE, SHARDS, TINY_MODEL, dataset_in, results_of, run_here, stamps
+from runs import ONE, SHARDS, TINY_MODEL, dataset_in, keys, results_of, run_here, stamps
 
 import in9
 from pipeline.dataset import folder
@@ -58,7 +58,7 @@ def make(
     output: Path, pictures: Path, *flags: object, command: str = "generate", code: int = 0
 ) -> None:
     """Makes a small dataset in several shards in this process, which must exit with `code`."""
-    size = ("--segmenter", "box", "--image_size", 64, "--resize", 64, *SHARDS, *ONE)
+    size = ("--segmenter", "box", "--image_size", 64, *keys(resize=64), *SHARDS, *ONE)
     run_here(command, "--input", pictures, "--output", output, *size, *flags, code=code)
 
 

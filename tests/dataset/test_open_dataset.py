@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from gcs import BUCKET
-from runs import ONE, hash_again, run_in9, run_python
+from runs import ONE, hash_again, keys, run_in9, run_python
 
 import in9
 from pipeline.dataset.reading import DatasetReader
@@ -26,7 +26,7 @@ def in_tars(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A published dataset with tars only, cut from the small pictures with their boxes as masks."""
     output, published = (tmp_path_factory.mktemp("tars") / name for name in ("out", "published"))
     command = ("generate", "--output", output, "--input", small_sample, "--segmenter", "box")
-    flags = ("--formats", "webdataset", "--images_per_shard", 6, "--publish", published)
+    flags = ("--formats", "webdataset", *keys(images_per_shard=6), "--publish", published)
     run_in9(*command, *ONE, *flags)
     return published
 

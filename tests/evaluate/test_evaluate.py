@@ -20,6 +20,7 @@ from runs import (
     QUICK,
     TINY_MODEL,
     dataset_in,
+    keys,
     manifest_of,
     refusal,
     run_here,
@@ -258,7 +259,7 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
     for name in ("efficientnet_lite0", "efficientnet_lite0 native"):
         assert f"Missing: {name} has not been evaluated on {lost} since" in page
     again = ("--input", tiny_input, "--output", output, *flags, "--overwrite=config")
-    done = run_in9("generate", *again, "--jpeg_quality", 90)
+    done = run_in9("generate", *again, *keys(jpeg_quality=90))
     assert (
         "not in the tables, because evaluated on an earlier dataset: efficientnet_lite0"
         in done.stdout
@@ -267,7 +268,7 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
     page = (output / "report.html").read_text()
     assert "evaluated on an earlier version of the dataset: efficientnet_lite0" in page
     # A forgotten --input does not replace the dataset by the sample.
-    refused = run_in9("generate", "--output", output, *flags, "--jpeg_quality", 90, check=2)
+    refused = run_in9("generate", "--output", output, *flags, *keys(jpeg_quality=90), check=2)
     assert f"was made from {tiny_input}" in refused.stderr
 
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_results import made
-from runs import ROOT, dataset_in, run_here, run_in9, table_of
+from runs import ROOT, dataset_in, keys, run_here, run_in9, table_of
 
 from pipeline.analyses.evaluation.tables import describe_power
 from pipeline.dataset.folder import selected_rows
@@ -29,7 +29,7 @@ from transforms.power import cross_validated, folds_of, power_of_outputs
 MODEL = "efficientnet_lite0"
 
 
-def keys(n: int, seed: int = 0) -> list[str]:
+def names(n: int, seed: int = 0) -> list[str]:
     return [f"{seed}-{number}" for number in range(n)]
 
 
@@ -46,7 +46,7 @@ def test_it_is_ridge_regression_that_is_fitted_anew_for_each_fold(
     labels = rng.integers(0, 3, n)
     x = rng.normal(size=(n, k)) * np.geomspace(1, 0.1, k)
     x[:, :3] += 0.5 * np.eye(3)[labels]
-    folds, y = folds_of(keys(n, seed)), np.eye(3)[labels]
+    folds, y = folds_of(names(n, seed)), np.eye(3)[labels]
     squares = np.linalg.svd(x - x.mean(axis=0), compute_uv=False) ** 2
     penalties = 10.0 ** np.arange(-3, 4) * squares[squares > 1e-9 * squares[0]].mean()
 
@@ -78,9 +78,9 @@ def test_a_held_out_picture_never_teaches_its_own_class() -> None:
     rng = np.random.default_rng(1)
     features = np.repeat(rng.normal(size=(40, 60)), 5, axis=0)
     labels = np.repeat(rng.integers(0, 4, 40), 5)
-    units = np.repeat(np.asarray(keys(40), object), 5)
+    units = np.repeat(np.asarray(names(40), object), 5)
     by_unit = power_of_outputs(features, labels, units)
-    alone = power_of_outputs(features, labels, keys(200))
+    alone = power_of_outputs(features, labels, names(200))
     assert by_unit is not None
     assert alone is not None
     assert alone.accuracy > 0.95
@@ -117,7 +117,7 @@ def test_the_interval_is_honest_without_signal_and_sees_one() -> None:
     def power(seed: int, signal: float) -> bool:
         features = rng.normal(size=(90, 12))
         features[:, :9] += signal * np.eye(9)[labels]
-        measured = power_of_outputs(features, labels, keys(90, seed))
+        measured = power_of_outputs(features, labels, names(90, seed))
         assert measured is not None
         assert measured.chance == pytest.approx(1 / 9)
         return measured.has_power
@@ -136,7 +136,7 @@ def test_without_signal_a_probe_is_not_worse_than_chance() -> None:
     labels = np.arange(100) % 2
     means = [
         (
-            cross_validated(rng.normal(size=(100, 3)), labels, folds_of(keys(100, seed))) == labels
+            cross_validated(rng.normal(size=(100, 3)), labels, folds_of(names(100, seed))) == labels
         ).mean()
         for seed in range(100)
     ]
@@ -144,7 +144,7 @@ def test_without_signal_a_probe_is_not_worse_than_chance() -> None:
     # With unequal classes, the probe guesses the largest one.
     labels = (np.arange(100) % 10 == 0).astype(int)
     constant = np.zeros((100, 3))
-    assert (cross_validated(constant, labels, folds_of(keys(100))) == 0).all()
+    assert (cross_validated(constant, labels, folds_of(names(100))) == 0).all()
 
 
 @settings(max_examples=25)
@@ -156,20 +156,20 @@ def test_probes_of_any_shape_have_an_interval_around_their_accuracy(
     outputs = rng.normal(size=(n, 5)).astype(np.float16)
     outputs[0, 0] = np.nan
     labels = rng.integers(0, classes, n)
-    measured = power_of_outputs(outputs, labels, keys(n, seed))
+    measured = power_of_outputs(outputs, labels, names(n, seed))
     if measured is None:
-        assert len(set(folds_of(keys(n, seed)).tolist())) == 1
+        assert len(set(folds_of(names(n, seed)).tolist())) == 1
         return
     assert 0 <= measured.low <= measured.accuracy <= measured.high <= 1
     assert measured.chance == np.bincount(labels).max() / n
     again = rng.permutation(n)
     assert (
-        power_of_outputs(outputs[again], labels[again], np.array(keys(n, seed))[again]) == measured
+        power_of_outputs(outputs[again], labels[again], np.array(names(n, seed))[again]) == measured
     )
 
 
 def test_another_unit_moves_none_to_another_fold() -> None:
-    few, more = folds_of(keys(50)), folds_of(keys(500))
+    few, more = folds_of(names(50)), folds_of(names(500))
     assert np.array_equal(few, more[:50])
     assert set(more.tolist()) == set(range(5))
     with pytest.raises(ValueError, match="2 outputs, 2 labels, 1 units"):
@@ -193,9 +193,9 @@ def test_linear_algebra_of_a_command_has_one_thread() -> None:
 def powerless(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """18 small pictures, too few for a probe. Tests must not change them."""
     output = tmp_path_factory.mktemp("power") / "out"
-    flags = ("--image_size", 64, "--resize", 72, "--pictures", "none", "--models", MODEL)
-    flags += ("--variants", "original,only_bg_t,mixed_same,mixed_rand", "--images_per_shard", 6)
-    flags += ("--batch_size", 4)
+    flags = ("--image_size", 64, *keys(resize=72), "--pictures", "none", "--models", MODEL)
+    flags += ("--variants", "original,only_bg_t,mixed_same,mixed_rand", *keys(images_per_shard=6))
+    flags += keys(batch_size=4)
     done = run_in9("run", "--input", small_sample, "--output", output, *flags)
     assert f"could not show that backgrounds tell the class here: {MODEL} (probe " in done.stdout
     assert "BG-Gap whose interval includes 0 says little about the model\n" in done.stdout

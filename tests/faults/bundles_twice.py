@@ -22,6 +22,7 @@ from pathlib import Path
 from bundle_server import FATES, Note
 from forking import Forks
 from gcs import free_port
+from runs import keys, words_of
 
 HERE = Path(__file__).parent
 SUPPORT = HERE.with_name("support")
@@ -73,7 +74,7 @@ class Server:
         The notes are those of all bundles, after suspended executions have been woken and have
         ended.
         """
-        command = [*map(str, flags), *self._flags, "--output", str(root / "out")]
+        command = [*words_of(flags), *self._flags, "--output", str(root / "out")]
         command += ["--publish", str(root / "published")]
         done = self._forks.run(command, _environment())
         assert done.returncode == 0, done.stderr
@@ -132,7 +133,7 @@ def _print_table(flags: tuple[str, ...]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--input", required=True, help="images")
-    few = ("--images_per_shard", "2")
+    few = keys(images_per_shard=2)
     _print_table(("run", "--input", parser.parse_args().input, *few, *TWO_MODELS, *STAGES))
 
 

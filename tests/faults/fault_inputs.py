@@ -31,10 +31,11 @@ from fault_pictures import (
     shown,
 )
 from PIL import Image
+from runs import keys
 from shapes import SHAPES
 
 MAKE = (
-    *("--image_size", "64", "--resize", "64", "--formats", "webdataset"),
+    *("--image_size", "64", *keys(resize=64), "--formats", "webdataset"),
     *("--variants", "original", "--pictures", "none", "--direct_num_workers=1"),
 )
 BOX = ("--segmenter", "box")

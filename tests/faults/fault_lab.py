@@ -21,6 +21,7 @@ from pathlib import Path
 import fault_hooks
 from forking import Forks
 from PIL import Image
+from runs import keys
 
 from pipeline.dataset.folder import sample_folder
 
@@ -32,7 +33,7 @@ PICTURES = (1, 2, 25, 26, 41, 46)
 """Numbers of sample pictures, two of each of three classes."""
 MODEL = "python:fault_hooks:tiny"
 FLAGS = (
-    *("--segmenter", "box", "--image_size", "64", "--resize", "64", "--images_per_shard", "3"),
+    *("--segmenter", "box", "--image_size", "64", *keys(resize=64, images_per_shard=3)),
     *("--variants", "original,mixed_same,mixed_rand", "--pictures", "none"),
     "--direct_num_workers=1",
 )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from fault_lab import Lab, Outcome, faults_of
+from runs import keys
 from safetensors.numpy import load, save
 
 ARCH = "test_resnet"
@@ -69,7 +70,7 @@ def _dataset(lab: Lab) -> Path:
     """Returns a dataset that has the variants of all stages, made when it is first needed."""
     folder = lab.folder / "of all stages"
     (lab.folder / "tmp").mkdir(exist_ok=True)
-    flags = ("--segmenter", "box", "--image_size", "64", "--resize", "64", LAST)
+    flags = ("--segmenter", "box", "--image_size", "64", *keys(resize=64), LAST)
     ended = lab.run(
         lab.folder, "generate", "--input", str(lab.input), "--output", str(folder), *flags
     )

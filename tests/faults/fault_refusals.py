@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 from fault_lab import FLAGS, MODEL, PICTURES, Lab, Outcome, contents, faults_of, small_input
 from foreign_recipes import parts_of, rejected_rows, sealed
+from runs import keys
 
 from pipeline.dataset.folder import Dataset
 from pipeline.released.write_recipe import write_recipe
@@ -216,7 +217,7 @@ REFUSED = (
     Refused("no input", RUN, "choose another --output"),
     Refused(
         "another input, other flags",
-        (*RUN, "--input", "{other}", "--grabcut_seed", "1", "--overwrite", "config"),
+        (*RUN, "--input", "{other}", *keys(grabcut_seed=1), "--overwrite", "config"),
         "choose another --output",
         code=1,
     ),

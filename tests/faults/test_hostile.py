@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from fault_pictures import png_header, shown
-from runs import forks, index_of, manifest_of, run_in9
+from runs import forks, index_of, keys, manifest_of, run_in9
 from soundness import assert_sound
 
 UNPRIVILEGED = """
@@ -227,7 +227,7 @@ def test_a_full_disk_fails_the_job_and_harms_nothing(
     small_sample: Path, tmp_path: Path, small_disk: Path
 ) -> None:
     output = small_disk / "out"
-    flags = ("generate", "--input", small_sample, "--output", output, "--images_per_shard", 3)
+    flags = ("generate", "--input", small_sample, "--output", output, *keys(images_per_shard=3))
     failed = run_in9(*flags, check=1)
     assert f"No space left on device; free some space: '{output}/" in failed.stderr
     assert failed.stderr.count("\n") == 1
@@ -237,7 +237,7 @@ def test_a_full_disk_fails_the_job_and_harms_nothing(
     assert "18 images segmented" not in done.stdout
     assert not list(output.glob(".in9/tmp/*"))
     fresh = tmp_path / "fresh"
-    run_in9("generate", "--input", small_sample, "--output", fresh, "--images_per_shard", 3)
+    run_in9("generate", "--input", small_sample, "--output", fresh, *keys(images_per_shard=3))
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
 
 

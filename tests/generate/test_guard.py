@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Run, darken, everything, pictures_of, run_here, stamps
+from runs import Run, darken, everything, keys, pictures_of, run_here, stamps
 from soundness import assert_sound
 
 from pipeline.dataset.config import SEGMENT_VERSION, DatasetConfig
@@ -52,16 +52,16 @@ def test_a_word_of_overwrite_lifts_its_own_guard_alone(
     run_small("generate")
     output = tmp_path / "out"
     before = everything(output)
-    others = ("--images_per_shard", "6", "--interpolation", "bilinear")
+    others = keys(images_per_shard=6, interpolation="bilinear")
     refused = run_small("generate", *others, "--overwrite", "rebuild", code=2)
-    assert "--images_per_shard=6 (the dataset has 2), --interpolation=bilinear" in refused
+    assert " images_per_shard=6 (the dataset has 2), interpolation=bilinear" in refused
     assert "add --overwrite config,rebuild,shards to accept them" in refused
     variants = ("--variants", "original,mixed_next,bg_blurred")
     refused = run_small("generate", *variants, code=2)
     assert "--variants adds mixed_next,bg_blurred and lacks mixed_same,mixed_rand. " in refused
     refused = run_small("generate", *others, "--overwrite", "config", code=2)
-    assert "--images_per_shard=6" in refused
-    assert "--interpolation" not in refused
+    assert " images_per_shard=6" in refused
+    assert "interpolation" not in refused
     assert "add --overwrite config,shards to" in refused
     another = str(shutil.copytree(small_input, tmp_path / "another"))
     accepted = ("--overwrite", "config,shards")
@@ -128,7 +128,7 @@ def test_growth_is_not_held_up_and_a_dry_run_tells_what_is(
 def test_other_pictures_do_not_replace_a_dataset_of_one_shard(
     run_small: Run, small_input: Path
 ) -> None:
-    one_shard = ("generate", "--images_per_shard", "1024")
+    one_shard = ("generate", *keys(images_per_shard=1024))
     run_small(*one_shard)
     output = small_input.parent / "out"
     before, pictures = stamps(output), pictures_of(small_input)

@@ -17,7 +17,7 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from runs import ONE, SHARDS, manifest_of, run_in9, stamps, table_of
+from runs import ONE, SHARDS, keys, manifest_of, run_in9, stamps, table_of
 from soundness import assert_sound
 
 from pipeline.dataset.config import SegmentConfig
@@ -194,7 +194,7 @@ def test_an_image_that_changed_unseen_stops_the_job(in9l: Path, tmp_path: Path) 
     # The file holds another picture, but keeps its size and time.
     large.write_bytes(content + bytes(stat.st_size - len(content)))
     os.utime(large, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    done = run_in9(*command, "--jpeg_quality", 50, "--overwrite", "config", check=1)
+    done = run_in9(*command, *keys(jpeg_quality=50), "--overwrite", "config", check=1)
     assert f"{large} gives another layer than before" in done.stderr
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from runs import ONE, SHARDS, index_of, manifest_of, run_in9, stamps
+from runs import ONE, SHARDS, index_of, keys, manifest_of, run_in9, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
@@ -58,7 +58,7 @@ class Schedule:
     def run(self, *flags: str) -> int:
         folders = ("--input", str(self.input), "--output", str(self.output))
         variants = ("--variants", ",".join(("original", *MIXED)))
-        shards = ("--images_per_shard", "4", "--formats", "parquet", "--pictures", "none")
+        shards = (*keys(images_per_shard=4), "--formats", "parquet", "--pictures", "none")
         return main(["run", *folders, *variants, *shards, "--models", self.models, *flags])
 
     def add(self, picture: Path) -> None:

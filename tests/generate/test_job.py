@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import ONE, SHARDS, TINY_MODEL, index_of, manifest_of, run_here, run_in9, stamps
+from runs import ONE, SHARDS, TINY_MODEL, index_of, keys, manifest_of, run_here, run_in9, stamps
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
@@ -64,7 +64,7 @@ def test_the_output_tree_is_as_documented(one_worker: Path) -> None:
 def test_empty_buckets_and_images_without_partners(small_sample: Path, tmp_path: Path) -> None:
     """Limits the input to one picture a class, so that mixed_same finds no partner for any."""
     output = tmp_path / "out"
-    flags = ("--input", small_sample, "--limit", 1, "--images_per_shard", 2)
+    flags = ("--input", small_sample, "--limit", 1, *keys(images_per_shard=2))
     done = run_in9("generate", "--output", output, *flags)
     assert "because all of them were rejected: mixed_same needs two images" in done.stdout
     manifest = manifest_of(output)
@@ -79,7 +79,7 @@ def test_empty_buckets_and_images_without_partners(small_sample: Path, tmp_path:
 
 def test_a_run_without_any_image_fails_and_says_why(small_sample: Path, tmp_path: Path) -> None:
     flags = ("--input", small_sample, *TINY_MODEL, "--variants", "original,mixed_same", *ONE)
-    rejected = run_in9("run", "--output", tmp_path / "a", *flags, "--max_box", 0.001, check=1)
+    rejected = run_in9("run", "--output", tmp_path / "a", *flags, *keys(max_box=0.001), check=1)
     assert "val: no image is in the dataset, because all of them were rejected." in rejected.stdout
     assert "no model was evaluated, because the dataset holds no image" in rejected.stderr
     training = tmp_path / "new" / "training"
@@ -217,7 +217,7 @@ def test_work_that_a_runner_loses_is_noticed(
 
     monkeypatch.setattr(stage, "process", lossy)
     output = tmp_path / "out"
-    flags = ["--input", str(tiny_input), "--output", str(output), "--images_per_shard", "2", *ONE]
+    flags = ["--input", str(tiny_input), "--output", str(output), *keys(images_per_shard=2), *ONE]
     run_here("generate", *flags, code=1)
     assert "2 of 3 shards" in capsys.readouterr().err
     assert not (output / "manifest.json").exists()

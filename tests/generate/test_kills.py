@@ -15,6 +15,7 @@ from runs import (
     ONE,
     TINY_MODEL,
     finished_shards,
+    keys,
     manifest_of,
     results_of,
     run_in9,
@@ -28,7 +29,7 @@ from soundness import assert_sound
 from pipeline.runtime.lock import DATASET_LOCK
 
 KILLS = 6
-FLAGS = ("--images_per_shard", "2", "--formats", "parquet")
+FLAGS = (*keys(images_per_shard=2), "--formats", "parquet")
 FEWER = ("--variants", "original,mixed_same,mixed_rand")
 
 

@@ -15,6 +15,7 @@ from runs import (
     QUICK,
     dataset_in,
     index_of,
+    keys,
     pixels_of,
     refusal,
     results_of,
@@ -65,7 +66,7 @@ def test_a_rendering_shows_the_pairs_of_its_base(
 
 
 def test_pictures_follow_from_the_layers(small_sample: Path, tmp_path: Path) -> None:
-    flags = ("--variants", "original,fg_mask,method", "--encoding", "png", *QUICK, *ONE)
+    flags = ("--variants", "original,fg_mask,method", *keys(encoding="png"), *QUICK, *ONE)
     run_here("generate", "--input", small_sample, *flags, "--output", tmp_path)
     pixels = {name: pixels_of(tmp_path, name) for name in ("original", "fg_mask", *METHOD)}
     for row in (row for row in index_of(tmp_path) if row["selected"]):

@@ -25,6 +25,7 @@ from runs import (
     SHARDS,
     darken,
     index_of,
+    keys,
     manifest_of,
     pictures_of,
     refusal,
@@ -94,7 +95,7 @@ def test_what_the_maker_states_is_in_the_recipe_and_comes_back(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(quick[0], tmp_path / "stated")
-    stated = ("--creator", "Ann", "--contact", "https://example.org", "--terms", "CC BY 4.0")
+    stated = keys(creator="Ann", contact="https://example.org", terms="CC BY 4.0")
     make = ("generate", "--input", small_sample, *QUICK, *SHARDS, *ONE, "--output")
     run_here(*make, tmp_path / "stated", *stated)
     recipe = export(tmp_path / "stated", tmp_path / "recipe")
@@ -109,7 +110,7 @@ def test_what_the_maker_states_is_in_the_recipe_and_comes_back(
     again(recipe, small_sample, tmp_path / "out")
     assert results_of(tmp_path / "out") == results_of(tmp_path / "stated")
     capsys.readouterr()
-    again(recipe, small_sample, tmp_path / "out", "--creator", "Bob")
+    again(recipe, small_sample, tmp_path / "out", *keys(creator="Bob"))
     told = "3 files are not the recipe's, byte for byte (1 README.md, 1 croissant.json, 1 manifest"
     assert told in capsys.readouterr().out
     # Bob stays, although a recipe is another source of the name.
@@ -249,7 +250,7 @@ def test_a_duplicate_stays_one_if_its_shard_is_made_again(
     before = sorted((row["key"], row["status"]) for row in index_of(output))
     assert (first.stem, "duplicate_key") in before
     recipe = export(output, tmp_path / "recipe")
-    again(recipe, small_input, output, "--images_per_shard", 4, "--overwrite", "config,shards")
+    again(recipe, small_input, output, *keys(images_per_shard=4), "--overwrite", "config,shards")
     assert sorted((row["key"], row["status"]) for row in index_of(output)) == before
 
 
@@ -611,12 +612,13 @@ def test_flags_that_contradict_a_recipe_are_refused_by_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     command = making(quick[1], small_sample, tmp_path / "out")
-    line = refusal(capsys, *command, "--jpeg_quality", 90, "--formats", "parquet")
-    assert "--jpeg_quality=90 (the recipe has 95)" in line
+    line = refusal(capsys, *command, *keys(jpeg_quality=90), "--formats", "parquet")
+    assert "jpeg_quality=90 (the recipe has 95)" in line
     assert "--formats" not in line
     assert "--overwrite config" in line
     # The default of a flag is a value like any other if it is given.
-    line = refusal(capsys, *command, "--image_size", 224, "--resize", 256, "--overwrite", "config")
+    size = ("--image_size", 224, *keys(resize=256))
+    line = refusal(capsys, *command, *size, "--overwrite", "config")
     assert "--image_size=224 (the recipe has 64)" in line
     assert "--overwrite config" not in line
     assert "--annotations" in refusal(capsys, *command, "--annotations", small_sample)

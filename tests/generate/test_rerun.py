@@ -21,6 +21,7 @@ from runs import (
     Run,
     dataset_in,
     index_of,
+    keys,
     manifest_of,
     results_of,
     run_here,
@@ -50,7 +51,7 @@ def test_a_second_run_does_no_work_and_says_so(sample_run: Path, tmp_path: Path)
 
 def test_only_what_changed_is_made_again(small_input: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    flags = ("--input", small_input, "--output", output, "--images_per_shard", 3)
+    flags = ("--input", small_input, "--output", output, *keys(images_per_shard=3))
     run_in9("generate", *flags)
     before = manifest_of(output)
     gone = sorted(small_input.glob("val/*/*.JPEG"))[4]
@@ -72,7 +73,7 @@ def test_only_what_changed_is_made_again(small_input: Path, tmp_path: Path) -> N
     # Only one source shard has changed, and it has one record and one tar.
     assert len(layers(before) - layers(after)) == 2
     fresh = tmp_path / "fresh"
-    run_in9("generate", "--input", small_input, "--output", fresh, "--images_per_shard", 3)
+    run_in9("generate", "--input", small_input, "--output", fresh, *keys(images_per_shard=3))
     # The first run fixes the number of shards; here a fresh run chooses the same number.
     assert (fresh / "manifest.json").read_bytes() == (output / "manifest.json").read_bytes()
 
@@ -84,10 +85,10 @@ def test_what_the_maker_states_stays_and_rewrites_the_card_alone(
     command = ("generate", "--input", small_sample, *QUICK, *ONE, "--output", output)
     run_here(*command)
     first, files, times = manifest_of(output), results_of(output), stamps(output)
-    run_here(*command, "--creator", "Ann", "--dry_run")
+    run_here(*command, *keys(creator="Ann"), "--dry_run")
     assert "dataset: up to date" not in capsys.readouterr().out
     assert stamps(output) == times
-    run_here(*command, "--creator", "Ann", "--terms", "research only")
+    run_here(*command, *keys(creator="Ann", terms="research only"))
     assert "0 images segmented, 0 composed" in capsys.readouterr().out
     rewritten = {path for path, time in stamps(output).items() if time != times[path]}
     assert rewritten == {"README.md", "croissant.json", "manifest.json"}
@@ -96,10 +97,10 @@ def test_what_the_maker_states_stays_and_rewrites_the_card_alone(
     assert {**after, "about": None, "files": None} == {**first, "about": None, "files": None}
     assert_sound(output)
     times = stamps(output)
-    run_here(*command, "--creator", "Ann")
+    run_here(*command, *keys(creator="Ann"))
     assert "nothing to do" in capsys.readouterr().out
     assert stamps(output) == times
-    run_here(*command, "--terms=", "--contact", "ann@example.org")
+    run_here(*command, *keys(terms="", contact="ann@example.org"))
     expected = {"creator": "Ann", "contact": "ann@example.org", "terms": ""}
     assert manifest_of(output)["about"] == expected
     # A run that was killed in Commit, when no manifest is in place, has stated it, too.
@@ -110,7 +111,7 @@ def test_what_the_maker_states_stays_and_rewrites_the_card_alone(
     run_here(*command)
     assert "0 images segmented, 0 composed" in capsys.readouterr().out
     assert manifest_of(output)["about"]["creator"] == "Bob"
-    run_here(*command, "--creator=", "--contact=")
+    run_here(*command, *keys(creator="", contact=""))
     assert results_of(output) == files
 
 
@@ -119,7 +120,7 @@ def test_a_background_that_moves_to_a_sibling_class_changes_the_samples_that_sho
 ) -> None:
     output, fresh = tmp_path / "out", tmp_path / "fresh"
     flags = ["generate", "--input", str(small_input), "--segmenter", "box", "--formats", "parquet"]
-    flags += ["--variants", "original,mixed_same,mixed_rand", "--images_per_shard", "2", *ONE]
+    flags += ["--variants", "original,mixed_same,mixed_rand", *keys(images_per_shard=2), *ONE]
     run_here(*flags, "--output", output)
     shown = in9.open_dataset(output, "mixed_rand")[0][2]
     (picture,) = small_input.glob(f"val/*/{shown['bg_key']}.JPEG")
@@ -207,9 +208,9 @@ def test_replicates_are_added_without_segmenting_and_change_nothing_else(
 def test_resharding_copies_layers(one_worker: Path, small_sample: Path, tmp_path: Path) -> None:
     output, fresh = tmp_path / "out", tmp_path / "fresh"
     shutil.copytree(one_worker, output)
-    flags = ("generate", "--input", small_sample, "--images_per_shard", 18)
+    flags = ("generate", "--input", small_sample, *keys(images_per_shard=18))
     refused = run_in9(*flags, "--output", output, check=2)
-    assert "--images_per_shard=18" in refused.stderr
+    assert "images_per_shard=18" in refused.stderr
     done = run_in9(*flags, "--output", output, "--overwrite", "shards")
     assert "0 images segmented" in done.stdout
     run_in9(*flags, "--output", fresh)
@@ -219,7 +220,7 @@ def test_resharding_copies_layers(one_worker: Path, small_sample: Path, tmp_path
 def test_resharding_that_is_killed_is_finished_by_the_same_command(
     one_worker: Path, small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["generate", "--input", str(small_sample), "--images_per_shard", "18", *ONE]
+    command = ["generate", "--input", str(small_sample), *keys(images_per_shard=18), *ONE]
     original, manifests = Store.move, []
     # The run is killed before all moves, after the manifest's, after the layers', or never.
     for last in (0, 1, 3, 1000):
@@ -245,7 +246,7 @@ def test_resharding_that_is_killed_is_finished_by_the_same_command(
 
 def test_dropped_layers_are_cut_again_when_needed(tiny_input: Path, tmp_path: Path) -> None:
     output, fresh = tmp_path / "out", tmp_path / "fresh"
-    flags = ("generate", "--input", tiny_input, "--images_per_shard", 3, "--layers", "drop")
+    flags = ("generate", "--input", tiny_input, *keys(images_per_shard=3), "--layers", "drop")
     run_in9(*flags, "--output", output)
     assert not list(output.glob("layers/*.tar"))
     again = run_in9(*flags, "--output", output)
@@ -260,7 +261,7 @@ def test_a_commit_can_be_killed_after_any_move(
     tiny_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kills Commit before each of its moves, and checks that the next run mends the dataset."""
-    flags = ["--variants", "original,mixed_rand", "--images_per_shard", "3", *ONE]
+    flags = ["--variants", "original,mixed_rand", *keys(images_per_shard=3), *ONE]
     flags += ["--segmenter", "box"]
     before, after = tmp_path / "before", tmp_path / "after"
     victim = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
@@ -366,7 +367,7 @@ def test_a_dataset_that_grows_keeps_its_shards(tiny_input: Path, tmp_path: Path)
     moved = [image.rename(aside / image.name) for image in images[1::2]]
     output, fresh = tmp_path / "out", tmp_path / "fresh"
     flags = [
-        *("--formats", "parquet", "--variants", "original", "--images_per_shard", "2"),
+        *("--formats", "parquet", "--variants", "original", *keys(images_per_shard=2)),
         *("--input", str(tiny_input), *ONE),
     ]
     run_here("generate", "--output", output, *flags)
@@ -385,7 +386,7 @@ def test_layers_are_made_again_when_their_flags_change(tiny_input: Path, tmp_pat
     output, fresh = tmp_path / "out", tmp_path / "fresh"
     flags = ["--input", str(tiny_input), "--formats", "parquet", *ONE]
     run_here("generate", "--output", output, *flags)
-    flags += ["--interpolation", "bilinear", "--per_class", "1", "--own_background"]
+    flags += [*keys(interpolation="bilinear"), "--per_class", "1", "--own_background"]
     run_here("generate", "--output", output, *flags, "--overwrite", "config")
     run_here("generate", "--output", fresh, *flags)
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()

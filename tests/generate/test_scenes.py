@@ -11,7 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from runs import ONE, dataset_in, index_of, manifest_of, pixels_of, run_in9, table_of
+from runs import ONE, dataset_in, index_of, keys, manifest_of, pixels_of, run_in9, table_of
 from soundness import assert_sound
 from two_way_by_hand import effective, interval_of, share_interval
 
@@ -34,8 +34,8 @@ def tiny():
 """
 
 CLASSES = ("n02085620", "n01514668", "n01440764")
-SMALL = ("--image_size", "64", "--resize", "72", "--segmenter", "box", "--encoding", "png", *ONE)
-SHARDS = ("--images_per_shard", "5", "--formats", "parquet")
+SMALL = ("--image_size", "64", *keys(resize=72, encoding="png"), "--segmenter", "box", *ONE)
+SHARDS = (*keys(images_per_shard=5), "--formats", "parquet")
 
 
 def box_line(*boxes: Box) -> str:
@@ -235,7 +235,7 @@ def test_a_change_makes_no_more_than_it_must(street: Path, places: Path, tmp_pat
     shutil.copytree(places, scenes)
     command = ("generate", "--output", output, "--input", source, "--backgrounds", scenes)
     command += ("--objects", "each", "--variants", "original,mixed_rand", *SMALL)
-    command += ("--formats", "parquet", "--images_per_shard", "1")
+    command += ("--formats", "parquet", *keys(images_per_shard=1))
     run_in9(*command)
     before = files_of(output)
     assert "nothing to do" in run_in9(*command).stdout
@@ -293,8 +293,8 @@ def test_the_flag_that_would_help_is_named(street: Path, tmp_path: Path) -> None
         assert (boxes["street_9"] == boxes["street_1"]) is False
     wider = index_of(tmp_path / "union")[0]["box"], index_of(tmp_path / "largest")[0]["box"]
     assert wider[0][2] - wider[0][0] >= wider[1][2] - wider[1][0]
-    refused = run_in9(*command, "--output", tmp_path / "union", "--max_box", "0.8", check=2).stderr
-    assert "--max_box=0.8 (the dataset has 0.9), --objects=one (the dataset has union)" in refused
+    refused = run_in9(*command, "--output", tmp_path / "union", *keys(max_box=0.8), check=2).stderr
+    assert "max_box=0.8 (the dataset has 0.9), --objects=one (the dataset has union)" in refused
     assert manifest_of(tmp_path / "union")["config"]["objects"] == "union"
 
 
@@ -305,7 +305,7 @@ def test_the_flag_that_would_help_is_named(street: Path, tmp_path: Path) -> None
         (("--backgrounds", "nowhere"), "nowhere does not exist, or is not a folder that can be"),
         (("--objects", "all"), "choose from 'one', 'largest', 'union', 'each'"),
         (("--crop", "stretch"), "--crop: invalid choice: 'stretch' (choose from 'center', 'pad')"),
-        (("--max_box", "2"), "--max_box must be between 0 and 1"),
+        (keys(max_box=2), "max_box must be between 0 and 1"),
     ],
 )
 def test_wrong_flags_are_one_line(

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from runs import ONE, run_in9
+from runs import ONE, keys, run_in9
 
 from pipeline.dataset import config
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 
-SMALL = ("--image_size", 32, "--resize", 32, "--limit", 2, "--variants", "original", *ONE)
+SMALL = ("--image_size", 32, *keys(resize=32), "--limit", 2, "--variants", "original", *ONE)
 
 
 def schemas(output: Path) -> dict[str, list[tuple[str, str]]]:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from runs import ONE, dataset_in, manifest_of, refusal, run_here, run_in9, stamps, table_of
+from runs import ONE, dataset_in, keys, manifest_of, refusal, run_here, run_in9, stamps, table_of
 from soundness import assert_sound
 
 from pipeline.commands.cli import main
@@ -44,7 +44,7 @@ ROOTS = (
     *("n02159955", "n03800933", "n02469914", "n02512053"),
 )
 LEFT_OUT = {*range(80, 87), 171, 172, *range(281, 286), 575, 660}
-SMALL = ("--image_size", 32, "--resize", 32, "--segmenter", "box", "--images_per_shard", 8)
+SMALL = ("--image_size", 32, *keys(resize=32, images_per_shard=8), "--segmenter", "box")
 CLASSES = {"cup": "dishes", "plate": "dishes", "fork": "cutlery", "lamp": "lights"}
 
 
@@ -651,7 +651,7 @@ def test_masks_of_a_manifest_are_those_of_a_folder(tmp_path: Path) -> None:
     )
     kinds = write_csv(tmp_path / "kinds.csv",
                       ({"class": c, "superclass": s} for c, s in CLASSES.items()))  # fmt: skip
-    small = ("--image_size", 32, "--resize", 32, "--segmenter", "masks", "--formats", "parquet")
+    small = ("--image_size", 32, *keys(resize=32), "--segmenter", "masks", "--formats", "parquet")
     digests = {}
     for name, more in (
         ("bare.csv", ("--masks", tmp_path / "masks")),
@@ -679,7 +679,7 @@ def test_labels_may_be_many(toy: Path, tmp_path: Path, monkeypatch: pytest.Monke
     run_in9("run", "--input", source, "--output", output,
             "--taxonomy", write_csv(tmp_path / "kinds.csv", kinds),
             "--models", "python:toy_models:many", "--variants", "original,mixed_rand",
-            "--image_size", 32, "--resize", 32, "--segmenter", "box", *ONE,
+            "--image_size", 32, *keys(resize=32), "--segmenter", "box", *ONE,
             figures=True)  # fmt: skip
     index = pyarrow.dataset.dataset(str(output / "index")).to_table()
     assert set(index["label"].to_pylist()) == set(range(140))

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from gcs import BUCKET
 from PIL import Image
-from runs import ONE, SHARDS, index_of, manifest_of, run_here, run_in9, stamps
+from runs import ONE, SHARDS, index_of, keys, manifest_of, run_here, run_in9, stamps
 from shapes import SHAPES, split_of, tar_bytes
 
 from pipeline.dataset.config import SegmentConfig
@@ -136,7 +136,7 @@ def test_of_images_with_one_key_the_lowest_md5_is_taken(tiny_input: Path, tmp_pa
         )
         output = tmp_path / f"out{number}"
         run_here("generate", "--input", source, "--output", output, "--segmenter", "box", *ONE,
-            "--variants", "original", "--image_size", 32, "--resize", 32)  # fmt: skip
+            "--variants", "original", "--image_size", 32, *keys(resize=32))  # fmt: skip
         index = index_of(output)
         accepted, other = "ab" if number == 0 else "ba"
         assert [(row["path"][0], row["status"] == "duplicate_key") for row in index] == [

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from runs import Run, darken, index_of, manifest_of, pictures_of, run_in9, stamps, table_of
+from runs import Run, darken, index_of, keys, manifest_of, pictures_of, run_in9, stamps, table_of
 
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.job_flags import job_from_flags
@@ -30,7 +30,7 @@ def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> No
     (small_input / "val" / "n02123045").mkdir()
     shutil.copy(images[2], small_input / "val" / "n02123045" / "cat.JPEG")
     output = tmp_path / "new" / "out"
-    flags = ("run", "--input", small_input, "--output", output, "--images_per_shard", 6)
+    flags = ("run", "--input", small_input, "--output", output, *keys(images_per_shard=6))
 
     dry_run = run_in9(*flags, "--dry_run")
     assert list(tmp_path.iterdir()) == [small_input]
@@ -161,12 +161,12 @@ def test_of_images_with_one_key_the_forecast_takes_that_of_the_job(
         paths = sorted([picture, other], reverse=is_reversed)
         for path, (_, content) in zip(paths, contents, strict=True):
             path.write_bytes(content)
-    flags = ("--segmenter", "box", "--max_box", "1")
+    flags = ("--segmenter", "box", *keys(max_box=1))
     run_small("generate", *flags)
     index = index_of(tmp_path / "out")
     accepted = {row["key"]: row["path"] for row in index if row["status"] == "accepted"}
     words = ["generate", "--input", str(small_input), "--output", str(tmp_path / "out"), *flags]
-    words += ["--images_per_shard", "2", "--formats", "parquet"]
+    words += [*keys(images_per_shard=2), "--formats", "parquet"]
     arguments, _ = parse_command_line([*words, "--variants", "original,mixed_same,mixed_rand"])
     job = job_from_flags(arguments, Store(str(tmp_path / "out")))
     (split,) = make_forecast(job).splits

@@ -19,6 +19,7 @@ from runs import (
     darken,
     dataset_in,
     index_of,
+    keys,
     manifest_of,
     pictures_of,
     run_here,
@@ -471,11 +472,11 @@ def test_changes_name_their_cause_and_pair_the_images(
     assert f"| {NAME} | data |" in text
 
     monkeypatch.setattr("pipeline.evaluate.planned.EVALUATE_VERSION", 3)
-    on_results("evaluate", *MODELS, "--batch_size", "8")
+    on_results("evaluate", *MODELS, *keys(batch_size=8))
     assert models_now()[0][0].causes == ["code"]
-    run("generate", "--overwrite", "config", "--jpeg_quality", "90")
+    run("generate", "--overwrite", "config", *keys(jpeg_quality=90))
     changes = changes_now()
-    assert changes.causes == {"configuration": ["--jpeg_quality 95 -> 90"]}
+    assert changes.causes == {"configuration": ["jpeg_quality 95 -> 90"]}
     assert changes.images["val"].changed == []
 
 

@@ -22,6 +22,7 @@ from runs import (
     csv_rows,
     dataset_in,
     everything,
+    keys,
     pictures_of,
     refusal,
     run_here,
@@ -337,7 +338,7 @@ def test_missing_answers_count_as_wrong_if_asked_and_every_table_says_so(
     assert 0 < lacking < 18
     entry = f"answers:{write(tmp_path / 'some.parquet', some)}"
     evaluate = ("evaluate", "--dataset", fewer, *ONE, "--models", entry)
-    run_here(*evaluate, "--missing_answers", "wrong")
+    run_here(*evaluate, *keys(missing_answers="wrong"))
     note = f"{entry} ({lacking} missing answers count as wrong)"
     assert note in capsys.readouterr().out
     for name in TABLES:

@@ -31,6 +31,7 @@ from runs import (
     csv_rows,
     dataset_in,
     index_of,
+    keys,
     manifest_of,
     refusal,
     run_here,
@@ -70,7 +71,7 @@ from transforms.variants import MIXED, ORIGINAL, PAPER, PICTURES
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
-SMALL = ("--images_per_shard", "20")
+SMALL = keys(images_per_shard=20)
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +373,7 @@ def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
     assert "was imported" in again.stderr
     output = Path(shutil.copytree(imported, tmp_path / "out", copy_function=shutil.copy2))
     command = ("import", "--from", archive, "--output", output, *SMALL)
-    run_here(*command, "--creator", "Ann")
+    run_here(*command, *keys(creator="Ann"))
     rewritten = {path for path, time in stamps(output).items() if time != before[path]}
     assert rewritten == {"README.md", "croissant.json", "manifest.json"}
     assert manifest_of(output)["about"]["creator"] == "Ann"
@@ -389,7 +390,7 @@ def test_an_import_can_be_stopped_and_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     output = tmp_path / "out"
-    command = ("import", "--from", export, "--output", output, "--images_per_shard", 3)
+    command = ("import", "--from", export, "--output", output, *keys(images_per_shard=3))
     running = start_in9(*command)
     wait_until(lambda: list(output.glob(".in9/staging/*/index/*.parquet")), running)
     os.killpg(running.pid, signal.SIGINT)
@@ -614,7 +615,7 @@ def test_an_import_that_is_killed_while_it_rewrites_its_card_is_finished(tmp_pat
     """Checks that the next run keeps what was stated, and imports nothing again."""
     tiny_release(tmp_path / "bg", "n02085936_1", "n01534433_2")
     command = ("import", "--from", tmp_path / "bg", "--output", tmp_path / "whole")
-    run_here(*command, "--creator", "Ann")
+    run_here(*command, *keys(creator="Ann"))
     before, stated = stamps(tmp_path / "whole"), []
     for number in itertools.count(step=3):
         output = Path(

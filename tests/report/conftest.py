@@ -12,7 +12,7 @@ import msgspec
 import pyarrow as pa
 import pytest
 from report_page import HOSTILE, MODELS, TINY, Opened
-from runs import QUICK, made_once, run_in9, write_all
+from runs import QUICK, keys, made_once, run_in9, write_all
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
@@ -29,7 +29,7 @@ from transforms.variants import VariantName
 @pytest.fixture(scope="session")
 def report_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on 18 small pictures with all that the page shows. Tests must not write into it."""
-    flags = ("--image_size", 96, "--resize", 110, "--models", ",".join(MODELS))
+    flags = ("--image_size", 96, *keys(resize=110), "--models", ",".join(MODELS))
     flags += ("--attack", 9, "--saliency", 3)
     return made_once(
         tmp_path_factory,

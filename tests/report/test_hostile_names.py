@@ -26,7 +26,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from runs import ONE, dataset_in, manifest_of, run_here
+from runs import ONE, dataset_in, keys, manifest_of, run_here
 
 from pipeline.dataset.card import card_files, markdown
 from pipeline.dataset.folder import Dataset
@@ -109,7 +109,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "kinds.json").write_text(json.dumps(rows))
     command = ("run", "--input", source, "--output", output, "--taxonomy", folder / "kinds.json")
-    flags = ("--segmenter", "box", "--image_size", 64, "--resize", 64, "--pictures", "none")
+    flags = ("--segmenter", "box", "--image_size", 64, *keys(resize=64), "--pictures", "none")
     words = (*command, *flags, "--models", "python:fault_hooks:tiny", *ONE)
     run_here(*words)
     return output

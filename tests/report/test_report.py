@@ -19,7 +19,7 @@ import pytest
 from fault_documents import MISSING, fields, with_value
 from made_results import made, of_model, stored
 from report_page import HOSTILE, MODELS, Opened, column
-from runs import dataset_in, manifest_of, run_in9, run_python, stamps, write_all
+from runs import dataset_in, keys, manifest_of, run_in9, run_python, stamps, write_all
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.attack.parts import _BYTES as BACKGROUND_BYTES
@@ -520,7 +520,7 @@ def test_a_dataset_without_images_has_a_page_that_says_so(
     small_sample: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    run_in9("generate", "--input", small_sample, "--output", output, "--max_box", 0)
+    run_in9("generate", "--input", small_sample, "--output", output, *keys(max_box=0))
     write_report(Store(str(output)), imagenet9())
     text = (output / "report.html").read_text()
     assert "The dataset has no images" in text

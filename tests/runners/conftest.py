@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from engine_jobs import EVERY_STEP, printed
-from runs import QUICK, ROOT, made_once, run_in9
+from runs import QUICK, ROOT, keys, made_once, run_in9
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +15,7 @@ def whole_job(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     """A command with a recipe and all analyses; the output folder is to follow."""
 
     def make(folder: Path) -> None:
-        flags = ("generate", "--input", small_sample, *QUICK, "--images_per_shard", 3, "--output")
+        flags = ("generate", "--input", small_sample, *QUICK, *keys(images_per_shard=3), "--output")
         run_in9(*flags, folder / "dataset")
         recipe = ("export", "--dataset", folder / "dataset", "--layout", "recipe", "--to")
         run_in9(*recipe, folder / "recipe")

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from flink import Flink, missing
 from machines import NODES
-from runs import ROOT, finished_shards, results_of
+from runs import ROOT, finished_shards, keys, results_of
 
 VERSION = "1.19.3"
-RUN = ("--limit", 2, "--images_per_shard", 2, "--models", "efficientnet_lite0")
+RUN = ("--limit", 2, *keys(images_per_shard=2), "--models", "efficientnet_lite0")
 RUN = (*RUN, "--attack", 4, "--saliency", 2, "--output")
 
 

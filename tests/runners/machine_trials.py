@@ -20,11 +20,11 @@ from pathlib import Path
 from lost_workers import STEPS, lost_after_steps
 from machines import HEAD, NODES, Slurm, address, children, missing, until
 from PIL import Image
-from runs import QUICK, ROOT, results_of
+from runs import QUICK, ROOT, keys, results_of, words_of
 
 from pipeline.dataset.folder import sample_folder
 
-SMALL = (*QUICK, "--images_per_shard", 8)
+SMALL = (*QUICK, *keys(images_per_shard=8))
 
 
 class Trials:
@@ -84,7 +84,7 @@ class Trials:
     def in9(self, *flags: object) -> float:
         """Runs in9 on the head; returns its time in seconds."""
         started = time.monotonic()
-        words = self.slurm.inside(HEAD, sys.executable, "-m", "pipeline", *flags)
+        words = self.slurm.inside(HEAD, sys.executable, "-m", "pipeline", *words_of(flags))
         done = subprocess.run(
             words, env=self.environment, capture_output=True, text=True, check=False
         )
@@ -146,7 +146,8 @@ class Trials:
         flags = ("generate", *SMALL, "--segmenter", "python:sleeping:segment", "--output")
         self.in9(*flags, self.folder / "here-node")
         both = {"IN9_TEST_SLEEP": "0.5", "IN9_TEST_MEET": str(meet)}
-        job = (sys.executable, "-m", "pipeline", *flags, output, "--dask", self.dask)
+        words = words_of((*flags, output, "--dask", self.dask))
+        job = (sys.executable, "-m", "pipeline", *words)
         with self.workers(**both):
             started = time.monotonic()
             running = self.start("job", HEAD, *job)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from bundle_server import FATES
 from bundles_twice import STAGES, Server, files_below
-from runs import QUICK, TINY_MODEL, forks
+from runs import QUICK, TINY_MODEL, forks, keys
 from soundness import assert_sound
 
 
 def test_a_job_whose_bundles_all_run_twice(small_sample: Path, tmp_path: Path) -> None:
-    flags = ("run", "--input", small_sample, *QUICK, "--images_per_shard", 3, *TINY_MODEL, *STAGES)
+    folder = ("--input", small_sample)
+    flags = ("run", *folder, *QUICK, *keys(images_per_shard=3), *TINY_MODEL, *STAGES)
     with Server(tmp_path, ((), FATES), forks()) as server:
         expected, before = server.run(tmp_path / "once", *flags)
         printed, notes = server.run(tmp_path / "twice", *flags)

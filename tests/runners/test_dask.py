@@ -20,6 +20,7 @@ from runs import (
     QUICK,
     ROOT,
     everything,
+    keys,
     manifest_of,
     refusal,
     results_of,
@@ -38,7 +39,7 @@ from pipeline.storage.store import Store
 
 QUICKLY = ("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
 """Environment variable by which a job waits less long for the scheduler's answer."""
-SHARDS = ("--images_per_shard", 3)
+SHARDS = keys(images_per_shard=3)
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +303,7 @@ def test_addresses_are_checked_before_the_job(
     here = "tcp://127.0.0.1:8786"
     for flags in (("--runner", "DirectRunner"), ("--direct_running_mode", "multi_processing")):
         assert "--dask chooses the workers; leave out --runner" in refused(here, *flags)
-    assert "--gpu is for --runner=DataflowRunner" in refused(here, "--gpu", "nvidia-l4")
+    assert "gpu is for --runner=DataflowRunner" in refused(here, *keys(gpu="nvidia-l4"))
     for command in ("verify", "train"):
         assert "this command has no --dask" in refusal(capsys, command, "--dask", here)
     assert not (tmp_path / "out").exists()

@@ -21,7 +21,7 @@ from apache_beam.options.value_provider import RuntimeValueProvider
 from apache_beam.portability.api import beam_runner_api_pb2
 from dataflow_stub import DataflowStub, run_staged, write_credentials
 from gcs import BUCKET, object_store
-from runs import manifest_of, run_here, run_in9
+from runs import keys, manifest_of, run_here, run_in9
 
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.dataset.folder import Dataset
@@ -106,8 +106,8 @@ def cloud(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="module")
 def submitted(cloud: Cloud) -> dict[str, tuple[dict[str, Any], str]]:
     """Submitted jobs by the name of their output, each with what its launcher printed."""
-    base = ("--input", f"{ROOT}/input", "--images_per_shard", "6", f"--sdk_container_image={IMAGE}")
-    workers = ("--gpu", GPU, "--gpus", "2", "--machine_type=n2-standard-4", "--num_workers=3")
+    base = ("--input", f"{ROOT}/input", *keys(images_per_shard=6), f"--sdk_container_image={IMAGE}")
+    workers = (*keys(gpu=GPU), "--gpus", "2", "--machine_type=n2-standard-4", "--num_workers=3")
     where = ("--network=vpc", f"--subnetwork={SUBNETWORK}", f"--dataflow_kms_key={KEY}")
     more = ("--attack", "2", "--saliency", "1", "--imagenet", f"{ROOT}/input")
     few = ("--max_num_workers=7", "--labels=team=vision", "--no_wait_until_finish")
@@ -226,7 +226,7 @@ def test_what_was_staged_runs_as_it_is(
     assert summary["dataset"] == manifest["fingerprint"]
     assert summary["images"]["val"]["listed"] == 18
 
-    base = ("--input", f"{ROOT}/input", "--images_per_shard", "6", f"--sdk_container_image={IMAGE}")
+    base = ("--input", f"{ROOT}/input", *keys(images_per_shard=6), f"--sdk_container_image={IMAGE}")
     cloud.dataflow.state = "JOB_STATE_DONE"
     cloud.dataflow.counters = {"images_segmented": 18, "source_shards_made": 3}
     template = f"--template_location={ROOT}/templates/job"
@@ -325,31 +325,34 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--project=12345"], "Invalid Project ID (12345)"),
         (["--job_name=In9"], "Invalid job_name (In9)"),
         (["--num_workers=9", "--max_num_workers=3"], "cannot exceed max_num_workers (3)"),
-        (["--device", "cuda"], "--gpu TYPE is required for a GPU"),
-        (["--gpu", "L4!"], "--gpu L4!: expected TYPE[:MACHINE][,OPTION...]"),
-        (["--gpu", "nvidia-t4"], "--gpu nvidia-t4: expected one of nvidia-l4, nvidia-tesla-t4"),
-        (["--gpu=nvidia-l4"], "--gpu nvidia-l4: only machines g2-* have it"),
-        (["--gpu=nvidia-l4:n1-standard-8"], "n1-standard-8 cannot have it, machines g2-* can"),
-        (["--gpu=nvidia-tesla-t4", "--machine_type=n2-standard-4"], "n2-standard-4 cannot have it"),
-        (["--gpu=nvidia-l4:g2-standard-24"], "g2-standard-24 has 2 of them; add ,count:2"),
-        (["--gpu=nvidia-tesla-a100:a2-highgpu-1g,count:2"], "a2-highgpu-1g has 1 of them"),
-        (["--gpu=nvidia-tesla-t4,fast"], "'fast' is no option; known: count:N"),
-        (["--gpu=nvidia-tesla-t4,count:2,count:4"], "count is given twice"),
-        (["--gpu=nvidia-tesla-t4,count:2,use_nvidia_mps"], "machines with a single GPU"),
-        ([f"--gpu={GPU}", "--disk_size_gb=25"], "needs a boot disk of 50 GB or more"),
-        ([f"--gpu={GPU}"], "--sdk_container_image=IMAGE is required with --gpu"),
-        (["--gpu=nvidia-l4", "--device", "cpu"], "contradict each other"),
+        (["--device", "cuda"], "--device cuda needs the key gpu on Dataflow"),
+        ([*keys(gpu="L4!")], "gpu L4!: expected TYPE[:MACHINE][,OPTION...]"),
+        ([*keys(gpu="nvidia-t4")], "gpu nvidia-t4: expected one of nvidia-l4, nvidia-tesla-t4"),
+        ([*keys(gpu="nvidia-l4")], "gpu nvidia-l4: only machines g2-* have it"),
+        ([*keys(gpu="nvidia-l4:n1-standard-8")], "n1-standard-8 cannot have it, machines g2-* can"),
         (
-            [f"--gpu={GPU}", "--dataflow_service_options=worker_accelerator=type:nvidia-l4"],
+            [*keys(gpu="nvidia-tesla-t4"), "--machine_type=n2-standard-4"],
+            "n2-standard-4 cannot have it",
+        ),
+        ([*keys(gpu="nvidia-l4:g2-standard-24")], "g2-standard-24 has 2 of them; add ,count:2"),
+        ([*keys(gpu="nvidia-tesla-a100:a2-highgpu-1g,count:2")], "a2-highgpu-1g has 1 of them"),
+        ([*keys(gpu="nvidia-tesla-t4,fast")], "'fast' is no option; known: count:N"),
+        ([*keys(gpu="nvidia-tesla-t4,count:2,count:4")], "count is given twice"),
+        ([*keys(gpu="nvidia-tesla-t4,count:2,use_nvidia_mps")], "machines with a single GPU"),
+        ([*keys(gpu=GPU), "--disk_size_gb=25"], "needs a boot disk of 50 GB or more"),
+        ([*keys(gpu=GPU)], "--sdk_container_image=IMAGE is required with gpu"),
+        ([*keys(gpu="nvidia-l4"), "--device", "cpu"], "contradict each other"),
+        (
+            [*keys(gpu=GPU), "--dataflow_service_options=worker_accelerator=type:nvidia-l4"],
             "puts a GPU into every worker",
         ),
         (
-            [f"--gpu={GPU}", "--experiments=no_use_multiple_sdk_containers"],
+            [*keys(gpu=GPU), "--experiments=no_use_multiple_sdk_containers"],
             "would limit segmentation to one process",
         ),
-        ([f"--gpu={GPU}", "--dataflow_service_options=enable_prime"], "Dataflow Prime"),
-        ([f"--gpu={GPU}", "--flexrs_goal=COST_OPTIMIZED"], "--flexrs_goal does not support"),
-        (["--runner=DirectRunner", "--gpu=nvidia-l4"], "--gpu is for --runner=DataflowRunner"),
+        ([*keys(gpu=GPU), "--dataflow_service_options=enable_prime"], "Dataflow Prime"),
+        ([*keys(gpu=GPU), "--flexrs_goal=COST_OPTIMIZED"], "--flexrs_goal does not support"),
+        (["--runner=DirectRunner", *keys(gpu="nvidia-l4")], "gpu is for --runner=DataflowRunner"),
         (
             ["--runner=DirectRunner", "--no_wait_until_finish"],
             "--no_wait_until_finish is for --runner=DataflowRunner",
@@ -405,7 +408,7 @@ def test_what_the_launchers_image_lacks_is_named_if_workers_get_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = ("--output", f"{ROOT}/o", "--input", f"{ROOT}/i", "--runner=DataflowRunner")
-    asked = (*places, *TOLD, f"--gpu={GPU}", f"--sdk_container_image={IMAGE}")
+    asked = (*places, *TOLD, *keys(gpu=GPU), f"--sdk_container_image={IMAGE}")
     monkeypatch.setenv("IN9_IMAGE", IMAGE)
     run_here("run", *asked, f"--models=onnx:{ROOT}/a.onnx", code=2)
     assert "this image has onnxruntime for CPUs" in capsys.readouterr().err
@@ -413,7 +416,7 @@ def test_what_the_launchers_image_lacks_is_named_if_workers_get_it(
     run_here("run", *asked, code=2)
     assert "this image has PyTorch's build for CPUs" in capsys.readouterr().err
     run_here("generate", *asked, code=2)
-    assert "--gpu is for running models, and in9 generate runs none" in capsys.readouterr().err
+    assert "gpu is for running models, and in9 generate runs none" in capsys.readouterr().err
 
 
 def test_a_lock_of_a_job_is_taken_over_only_when_it_has_ended(cloud: Cloud, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from runs import (
     ROOT,
     TINY_MODEL,
     finished_shards,
+    keys,
     manifest_of,
     run_in9,
     start_in9,
@@ -57,8 +58,8 @@ def test_the_job_through_a_job_server_and_two_worker_pools(
     cluster: Cluster, small_sample: Path, tmp_path: Path
 ) -> None:
     fresh, output = tmp_path / "fresh", tmp_path / "out"
-    few = ("--variants", "original,mixed_same,mixed_rand", "--images_per_shard", 2)
-    few += ("--batch_size", 1)  # Both groups take a while.
+    few = ("--variants", "original,mixed_same,mixed_rand", *keys(images_per_shard=2))
+    few += keys(batch_size=1)  # Both groups take a while.
     run = ("run", "--input", small_sample, *few, *TINY_MODEL, "--output")
     run_in9(*run, fresh)
     # The timeout is for the answer of the server, not for the job.
@@ -107,7 +108,7 @@ def test_a_worker_process_that_is_killed_fails_the_job_and_the_next_goes_on(
     cluster: Cluster, small_sample: Path, tmp_path: Path
 ) -> None:
     fresh, output = tmp_path / "fresh", tmp_path / "out"
-    few = ("--images_per_shard", 2, "--formats", "parquet")
+    few = (*keys(images_per_shard=2), "--formats", "parquet")
     flags = ("generate", "--input", small_sample, *few, "--output")
     run_in9(*flags, fresh)
     running = start_in9(*flags, output, *cluster.flags)

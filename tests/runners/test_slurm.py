@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from machines import NODES, Slurm, missing, until
-from runs import ROOT, manifest_of, run_in9
+from runs import ROOT, keys, manifest_of, run_in9
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def is_queue_empty(slurm: Slurm) -> bool:
 def test_a_job_of_slurm_that_is_cancelled_and_loses_a_node(
     small_sample: Path, tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ("generate", "--input", small_sample, "--images_per_shard", 2)
+    flags = ("generate", "--input", small_sample, *keys(images_per_shard=2))
     flags = (*flags, "--segmenter", "python:sleeping:segment", "--output")
     out, log, meet = tmp_path / "out", tmp_path / "job.log", tmp_path / "meet"
     meet.mkdir()

@@ -15,7 +15,7 @@ from dask_cluster import DaskCluster, dask_cluster, spawned_by
 from engine_jobs import Signs, listened_at, printed
 from lost_workers import STEPS, lost_after_steps
 from machines import until
-from runs import QUICK, ROOT, everything, results_of, run_in9, start_in9, wait_until
+from runs import QUICK, ROOT, everything, keys, results_of, run_in9, start_in9, wait_until
 from spread_steps import Die, Fail, Meet, Note, Shared, Sleep, outputs_of
 
 from pipeline.errors import JobError, UsageError
@@ -166,7 +166,7 @@ def test_processes_that_are_killed_at_once_are_started_again(
     small_sample: Path, modules: Path, tmp_path: Path
 ) -> None:
     signs = Signs(modules)
-    flags = ("generate", "--input", small_sample, *QUICK, "--images_per_shard", 2, *signs.flags)
+    flags = ("generate", "--input", small_sample, *QUICK, *keys(images_per_shard=2), *signs.flags)
     running = start_in9(*flags, "--output", tmp_path / "out", *PROCESSES)
     wait_until(lambda: len(signs.seen()) == 2, running)
     for process in spawned_by(running.pid):
@@ -183,7 +183,7 @@ def test_processes_end_with_a_job_that_is_killed(
     small_sample: Path, modules: Path, tmp_path: Path
 ) -> None:
     signs = Signs(modules)
-    flags = ("generate", "--input", small_sample, *QUICK, "--images_per_shard", 2, *signs.flags)
+    flags = ("generate", "--input", small_sample, *QUICK, *keys(images_per_shard=2), *signs.flags)
     running = start_in9(*flags, "--output", tmp_path / "out", *PROCESSES)
     wait_until(lambda: len(signs.seen()) == 2, running)
     running.kill()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from broken_network import FaultProxy
 from gcs import BUCKET
-from runs import TINY_MODEL, run_in9
+from runs import TINY_MODEL, keys, run_in9
 from soundness import assert_sound
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
@@ -55,7 +55,7 @@ def test_the_job_on_a_store_that_fails_now_and_then_equals_the_local_one(
     proxy: FaultProxy, remote_input: Store, small_sample: Path, tmp_path: Path
 ) -> None:
     output, local = Store.at(f"gs://{BUCKET}/out"), tmp_path / "out"
-    flags = ("--segmenter", "box", "--image_size", 64, "--resize", 64, *TINY_MODEL)
+    flags = ("--segmenter", "box", "--image_size", 64, *keys(resize=64), *TINY_MODEL)
     run_in9("run", "--input", small_sample, "--output", local, *flags)
     command = ("run", "--input", remote_input.root, "--output", output.root, *flags)
     with proxy.harming(0.08):

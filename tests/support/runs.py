@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import csv
 import fcntl
 import functools
+import hashlib
 import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,11 +40,46 @@ from transforms.taxonomy import imagenet9
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
 
+_KEYS_IN: dict[str, dict[str, object]] = {}
+"""What `keys` has written, by path."""
+
+
+@functools.cache
+def _folder_of_keys() -> Path:
+    """Makes a folder that this process removes at its end, and none of its forks."""
+    folder, process = Path(tempfile.mkdtemp()), os.getpid()
+    atexit.register(lambda: os.getpid() == process and shutil.rmtree(folder))
+    return folder
+
+
+def keys(**values: object) -> tuple[str, str]:
+    """Returns the words that give a command these keys of a file."""
+    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items())
+    text = "\n".join(lines)
+    path = str(_folder_of_keys() / f"{hashlib.md5(text.encode()).hexdigest()}.toml")
+    if path not in _KEYS_IN:
+        Path(path).write_text(text)
+        _KEYS_IN[path] = values
+    return "--config", path
+
+
+def words_of(arguments: Iterable[object]) -> list[str]:
+    """Returns the words of a command line; what `keys` has written becomes one file."""
+    words, values = [], {}
+    for word in map(str, arguments):
+        if word in _KEYS_IN:
+            words.pop()
+            values |= _KEYS_IN[word]
+        else:
+            words.append(word)
+    return [*words, *(keys(**values) if values else ())]
+
+
 ONE = ("--direct_num_workers=1",)
-SHARDS = ("--images_per_shard", "6")
+SHARDS = keys(images_per_shard=6)
 TINY_MODEL = ("--models", "python:tiny_models:first")
-QUICK = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, "--resize", 64)
-"""Flags of a dataset that is made quickly."""
+QUICK = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, *keys(resize=64))
+"""Words of a command that makes a dataset quickly."""
 
 
 class Run(Protocol):
@@ -66,7 +105,7 @@ def run_in9(
 
     The page has figures only if a test asks for them: drawing takes longer than most commands.
     """
-    done = forks().run([str(argument) for argument in arguments], _environment(figures=figures))
+    done = forks().run(words_of(arguments), _environment(figures=figures))
     if check is not None:
         assert done.returncode == check, f"{arguments}\n{done.stdout}\n{done.stderr}"
     # A line of JSON is for programs.
@@ -80,7 +119,7 @@ def run_here(*arguments: object, code: int = 0) -> None:
 
     Most commands take longer to start than to run.
     """
-    assert main([str(argument) for argument in arguments]) == code
+    assert main(words_of(arguments)) == code
 
 
 def run_python(code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -127,7 +166,7 @@ def everything(path: Path) -> dict[Path, int | None]:
 
 def start_in9(*arguments: object) -> Started:
     """Starts the real command line in its own process group; the page has no figures."""
-    return forks().start([str(argument) for argument in arguments], _environment())
+    return forks().start(words_of(arguments), _environment())
 
 
 def wait_until(happened: Callable[[], object], running: Started) -> None:

@@ -29,6 +29,7 @@ from runs import (
     csv_rows,
     dataset_in,
     hash_again,
+    keys,
     run_in9,
     start_in9,
     table_of,
@@ -99,7 +100,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_in9(
         *("generate", "--input", source, "--output", root / "out", "--split", "train,val"),
         *("--variants", "original,only_bg_t,mixed_rand", "--segmenter", "box"),
-        *("--image_size", SIDE, "--resize", 54, "--images_per_shard", 8, *ONE),
+        *("--image_size", SIDE, *keys(resize=54, images_per_shard=8), *ONE),
     )
     return root / "out"
 
