@@ -25,7 +25,7 @@ from pipeline.commands.flags import CORE, flags_of, sections_of
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.runtime.flag_types import KEYS, Flag, as_given, text_of
 from pipeline.runtime.machine import missing_to_compile
-from pipeline.storage.files import absolute, files_of, is_below, is_remote, join
+from pipeline.storage.files import absolute, files_of, is_below, is_remote, join, parent
 from transforms.limits import load_nested
 
 T = TypeVar("T")
@@ -260,15 +260,17 @@ def build_parser() -> argparse.ArgumentParser:
 def check_rest(command: str, rest: Sequence[str]) -> None:
     """Refuses words that are neither the command's flags nor, if it runs a graph, Beam's."""
     own, (_, example, _, has_graph) = flags_of(command), COMMANDS[command]
+    known = [as_given(flag.dest) for flag in own]
     advice = f"; example: {example} (see: in9 {command} --help all)"
     for flag in (flag_of(word) for word in rest if word.startswith("--")):
-        refuse_near_misses(flag, own)
-        if others := [one for one in COMMANDS if flag in {known.name for known in flags_of(one)}]:
+        if others := [one for one in COMMANDS if flag in {its.name for its in flags_of(one)}]:
             kind = "key" if flag[2:] in KEYS else "flag"
             raise UsageError(
-                f"this command has no {flag}, which is a {kind} of in9 {', '.join(others)}{advice}"
+                f"this command has no {flag}, which is a {kind} of in9 {', '.join(others)}"
+                f"{did_you_mean(flag, known, _NEAR_MISS) or advice}"
             )
-    unknown, known = list(rest), [as_given(one.dest) for one in own]
+        refuse_near_misses(flag, own)
+    unknown = list(rest)
     if rest and has_graph:
         from pipeline.runners.beam_options import unknown_to_beam
 
@@ -366,8 +368,7 @@ def parse_command_line(
     try:
         file_words = [
             word
-            for name, value in _read(absolute(arguments.config)).items()
-            for word in _words(command, f"--{name}", value)
+            for word in _words_of_file(command, absolute(arguments.config))
             if flag_of(word) not in given_flags
         ]
         arguments, rest = parser.parse_known_args([command, *file_words, *others])
@@ -387,19 +388,61 @@ def _read(path: str) -> Mapping[str, object]:
         raise UsageError(f"it is not valid TOML: {error}") from error
 
 
-def _words(command: str, flag: str, value: object) -> Iterator[str]:
-    """Yields the words of a command line that stand for a key of the file and its value."""
-    if isinstance(value, dict):
-        raise UsageError(f"[{flag[2:]}] is a table; keys are flags of in9 {command}")
-    if flag in ("--config", "--help"):
-        raise UsageError(f"{flag} is only for the command line; leave it out of the file")
-    if flag_of(flag) in {one.name for one in flags_of(command)}:
-        yield f"{flag}={text_of(value)}"
-    elif isinstance(value, bool):
+def _words_of_file(command: str, path: str) -> Iterator[str]:
+    """Yields the words of a command line that stand for the keys of a file.
+
+    Keys that stand in no table are for all commands, and each command skips what only others, or
+    Beam, know. Those in the table of the command's name go before them.
+    """
+    content = {key.replace("-", "_"): value for key, value in _read(path).items()}
+    tables = {name: value for name, value in content.items() if isinstance(value, dict)}
+    for name in tables:
+        if name not in COMMANDS:
+            raise UsageError(f"[{name}] is no command of in9{did_you_mean(name, COMMANDS)}")
+    own = {key.replace("-", "_"): value for key, value in tables.get(command, {}).items()}
+    shared = {key: value for key, value in content.items() if key not in tables}
+    flags = {flag.name: flag for flag in flags_of(command)}
+    for key, value in {**shared, **own}.items():
+        flag = f"--{key}"
+        if key in ("config", "help"):
+            raise UsageError(f"{flag} is only for the command line; leave it out of the file")
+        if isinstance(value, dict):
+            raise UsageError(f"[{command}.{key}] is a table; keys are flags of in9 {command}")
+        if flag in flags:
+            yield f"{flag}={_beside(path, flags[flag], text_of(value))}"
+            continue
         # Beam's switches take no value, and a list is given by repeating the flag.
-        yield from [flag] * value
-    else:
-        yield from (f"{flag}={one}" for one in (value if isinstance(value, list) else [value]))
+        values = value if isinstance(value, list) else [value]
+        words = [flag] * value if isinstance(value, bool) else [f"{flag}={one}" for one in values]
+        if key in own or not _is_for_others(command, flag, words):
+            yield from words
+
+
+def _is_for_others(command: str, flag: str, words: list[str]) -> bool:
+    """Returns whether a command skips a flag of a file, given by these words, as one of others."""
+    is_ours = any(flag == known.name for one in COMMANDS for known in flags_of(one))
+    if is_ours or COMMANDS[command].has_graph:
+        return is_ours
+    from pipeline.runners.beam_options import unknown_to_beam
+
+    return not unknown_to_beam(words)[0]
+
+
+def _beside(file: str, flag: Flag, text: str) -> str:
+    """Returns the text of a value, in which paths that are relative are relative to the file.
+
+    What may be something else is only a path if something is there.
+    """
+    kinds = re.split(r"\W", flag.metavar)
+    if not {"DIR", "FILE"} & {*kinds}:
+        return text
+    paths = []
+    for one in text.split(",") if "," in flag.metavar else [text]:
+        path = join(parent(file), os.path.expanduser(one)) if one and "://" not in one else one
+        files, is_path = files_of(path), {*kinds} <= {"DIR", "FILE", "TAR"}
+        is_there = is_path or files.is_folder(path) or files.info(path)
+        paths.append(path if is_there else one)
+    return ",".join(paths)
 
 
 def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:

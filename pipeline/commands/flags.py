@@ -445,12 +445,16 @@ SECTIONS = (
     ),
     section(
         "runners",
-        _GRAPHS,
+        ("run", *_ANALYSES),
         Flag(
             "--gpu",
             "TYPE[:MACHINE][,OPTION]",
             "GPU of the Dataflow workers that run models, such as nvidia-l4:g2-standard-8",
         ),
+    ),
+    section(
+        "runners",
+        _GRAPHS,
         Flag(
             "--gpus",
             "N",
@@ -468,6 +472,6 @@ SECTIONS = (
     section(
         "general",
         None,
-        Flag("--config", "FILE", "TOML file whose keys are flags of the command (default: none)"),
+        Flag("--config", "FILE", "TOML file of flags, for one command or several (default: none)"),
     ),
 )

@@ -60,18 +60,24 @@ _FLAGS = (
     "A flag without a default value says what happens by default. Lists are separated by "
     "commas. Dashes in the name of a flag count as underscores: `--dry-run` is `--dry_run`. "
     "`in9 COMMAND --help all` lists all flags and keys of a command.",
-    "`--config FILE` reads flags from a TOML file, local or in `gs://`. Its keys are flags of "
-    "the command without the leading dashes, flags of Beam if the command runs a graph, and "
-    "[keys that only the file gives](#keys-of-the-file); any other key is an error. A list of "
-    "values is a TOML list, and `true` sets a flag that needs no value. Flags on the command line "
-    "take precedence over the file. Paths are relative to the working directory.",
+    "`--config FILE` reads a TOML file, local or in `gs://`. Its keys are flags of commands and of "
+    "Beam, without the leading dashes, and [keys that only the file gives](#keys-of-the-file). "
+    "Those above all tables are common to all commands: a command skips what only other commands, "
+    "or Beam, know. A table with the name of a command, such as `[run]`, adds keys for this "
+    "command, which replace common ones. Any other key or table is an error. A list of values is a "
+    "TOML list, and `true` sets a flag that needs no value. Flags on the command line take "
+    "precedence over the file. Folders and files are relative to the file's folder; those in an "
+    "entry of `models`, or in the name of a function, are relative to the working directory.",
     """```toml
 # in9 run --config monthly.toml --output imagenet9
 input = "/data/imagenet"
-models = ["resnet50", "resnet18=trained.pth"]
+models = ["resnet50", "resnet18=/data/trained.pth"]
+encoding = "png"
+direct_num_workers = 8
+
+[run]
 replicates = 3
 own_background = true
-direct_num_workers = 8
 ```""",
 )
 

@@ -158,14 +158,15 @@ class Gpu:
 class WorkerFlags(msgspec.Struct, frozen=True, kw_only=True):
     """Flags that choose the workers of a job, and those that its workers must be able to obey.
 
-    A command that runs no models has no `device`; one that makes no dataset has no `output`.
+    A command that runs no models has neither `device` nor `gpu`; one that makes no dataset has no
+    `output`.
     """
 
     command: str
     dask: str | None
-    gpu: str | None
     gpus: int | None
     publish: str | None
+    gpu: str | None = None
     compile: bool = False
     device: str | None = None
     input: str | None = None
@@ -182,10 +183,6 @@ def check_gpu(flags: WorkerFlags, options: PipelineOptions) -> None:
                 '"nvidia-l4:g2-standard-8" in the file that --config names'
             )
         return
-    if flags.device is None:
-        raise UsageError(
-            f"gpu is for running models, and in9 {flags.command} runs none; leave it out"
-        )
     if flags.device == "cpu":
         raise UsageError("gpu and --device cpu contradict each other; leave one out")
     gpu = Gpu.parse(flags.gpu)

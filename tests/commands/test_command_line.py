@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from gcs import BUCKET
 from runs import refusal
 
-from pipeline.commands.command_line import COMMANDS, parse_command_line, refuse_cleared
+from pipeline.commands.command_line import (
+    COMMANDS,
+    flags_as,
+    parse_command_line,
+    refuse_cleared,
+)
 from pipeline.commands.flags import flags_of
 from pipeline.errors import UsageError, did_you_mean
+from pipeline.inputs.layout import InputFlags
 from pipeline.runtime.flag_types import KEYS, comma_separated, statement
+from pipeline.storage.files import absolute
+from pipeline.storage.store import Store
 
 
 def test_dashes_in_flags_are_underscores() -> None:
@@ -37,18 +48,19 @@ def test_a_file_gives_flags_and_the_command_line_replaces_them(tmp_path: Path) -
         own-background = true
         limit = 3
         fail_if = ["bg_gap>0.1", "original<0.5"]
-        direct_num_workers = 2
+        direct_num_workers = 1
         experiments = ["a", "b"]
         streaming = false
         no_wait_until_finish = true
         """,
     )
     arguments, rest = parse_command_line(["run", "--config", path])
-    assert (arguments.output, arguments.models) == ("out", ("resnet50", "resnet18=a.pth"))
+    assert arguments.output == str(tmp_path / "out")
+    assert arguments.models == ("resnet50", "resnet18=a.pth")
     assert (arguments.max_box, arguments.own_background, arguments.limit) == (0.5, True, 3)
     assert arguments.fail_if == ["bg_gap>0.1", "original<0.5"]
     assert rest == [
-        *("--direct_num_workers=2", "--experiments=a", "--experiments=b"),
+        *("--direct_num_workers=1", "--experiments=a", "--experiments=b"),
         "--no_wait_until_finish",
     ]
     words = ["--fail-if", "bg_gap>0", "--own_background=false", "--direct_num_workers", "1"]
@@ -111,7 +123,7 @@ def test_every_command_takes_a_file_of_its_own_flags(
     path = config_of(tmp_path, "".join(f'{flag.dest} = "{flag.dest}"\n' for flag in flags))
     words = ["list"] if command == "models" else []
     arguments, _ = parse_command_line([command, *words, "--config", path])
-    assert all(getattr(arguments, flag.dest) == flag.dest for flag in flags)
+    assert all(getattr(arguments, flag.dest) == str(tmp_path / flag.dest) for flag in flags)
     line = refusal(capsys, command, *words, "--config", config_of(tmp_path, "configs = 1"))
     assert line.startswith(f"in9 {command}: --config {path}: unknown flag --configs; did you mean")
 
@@ -124,7 +136,11 @@ def test_every_command_takes_a_file_of_its_own_flags(
         ('image_size = "large"', "argument --image_size: invalid int value: 'large'"),
         ('resize = "large"', "argument resize: invalid int value: 'large'"),
         ('encodin = "png"', "unknown flag --encodin; did you mean encoding?"),
-        ("[run]\nlimit = 3", "[run] is a table; keys are flags of in9 run"),
+        ("[run]\nlimt = 3", "unknown flag --limt; did you mean --limit?"),
+        ("[rnu]\nlimit = 3", "[rnu] is no command of in9; did you mean run?"),
+        ("[run.limit]\nval = 3", "[run.limit] is a table; keys are flags of in9 run"),
+        ("[run]\ngrid = 3", "this command has no --grid, which is a flag of in9 attack"),
+        ("[run]\nhelp = true", "--help is only for the command line"),
         ('config = "other.toml"', "--config is only for the command line"),
         ("limit", "it is not valid TOML"),
         ("\udcff", "it is not valid TOML"),
@@ -141,6 +157,109 @@ def test_files_that_hold_something_else_are_refused(
     assert line in message
     assert str(path) in message
     assert not (tmp_path / "out").exists()
+
+
+SHARED = """
+split = ["train", "val"]
+models = "resnet50"
+max-box = 0.5
+limit = 3
+grid = "100"
+direct_num_workers = 8
+streaming = true
+experiments = ["a", "b"]
+
+[generate]
+max_box = 0.7
+experiments = "c"
+
+[evaluate]
+precision = "bf16"
+
+[verify]
+dataset = "data/out"
+"""
+
+
+def test_a_file_is_shared_by_commands(tmp_path: Path) -> None:
+    path = config_of(tmp_path, SHARED)
+    arguments, rest = parse_command_line(["run", "--config", path, "--limit=4"])
+    assert (arguments.split, arguments.models) == (("train", "val"), ("resnet50",))
+    assert (arguments.max_box, arguments.limit, arguments.precision) == (0.5, 4, "fp32")
+    workers = ["--direct_num_workers=8", "--streaming"]
+    assert rest == [*workers, "--experiments=a", "--experiments=b"]
+    arguments, rest = parse_command_line(["generate", "--config", path])
+    assert (arguments.split, arguments.max_box, arguments.limit) == (("train", "val"), 0.7, 3)
+    assert rest == [*workers, "--experiments=c"]
+    arguments, _ = parse_command_line(["evaluate", "--config", path])
+    assert (arguments.models, arguments.precision) == (("resnet50",), "bf16")
+    arguments, _ = parse_command_line(["attack", "--config", path])
+    assert arguments.grid == (100, 100)
+    arguments, rest = parse_command_line(["verify", "--config", path])
+    assert (arguments.dataset, rest) == (str(tmp_path / "data/out"), [])
+    for command in set(COMMANDS) - {"models"}:
+        parse_command_line([command, "--config", path])
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "line"),
+    [
+        ("verify", "modls = 3", "unknown flag --modls; example: in9 verify"),
+        ("verify", "datset = 3", "unknown flag --datset; did you mean --dataset?"),
+        ("verify", "[verify]\nlimit = 3", "this command has no --limit, which is a flag of in9"),
+        ("verify", "[verify]\ndirect_num_workers = 3", "unknown flag --direct_num_workers"),
+        ("generate", "[generate]\ngpu = 'nvidia-l4'", "which is a key of in9 run, evaluate"),
+        ("generate", "[verify.dataset]\na = 1", ""),
+    ],
+)
+def test_a_commands_own_table_holds_its_own_keys(
+    tmp_path: Path, command: str, text: str, line: str
+) -> None:
+    path = config_of(tmp_path, text)
+    with pytest.raises(UsageError, match=re.escape(line)) if line else nullcontext():
+        parse_command_line([command, "--config", path])
+
+
+def test_paths_in_a_file_are_relative_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "jobs" / "v1").mkdir(parents=True)
+    (tmp_path / "jobs" / "kinds.csv").touch()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    text = """
+    output = "../out"
+    input = "/data"
+    masks = "~/masks"
+    exclude = "gs://bucket/list.txt"
+    taxonomy = "kinds.csv"
+    results = ["v1", "/v2"]
+    from = "archive.tar"
+    """
+    path = config_of(tmp_path / "jobs", text)
+    arguments, _ = parse_command_line(["run", "--config", "../jobs/flags.toml"])
+    assert arguments.output == str(tmp_path / "jobs" / ".." / "out")
+    assert arguments.taxonomy == str(tmp_path / "jobs" / "kinds.csv")
+    assert (arguments.input, arguments.exclude) == ("/data", "gs://bucket/list.txt")
+    assert arguments.masks == os.path.expanduser("~/masks")
+    arguments, _ = parse_command_line(["report", "--config", path])
+    assert arguments.results == (str(tmp_path / "jobs" / "v1"), "/v2")
+    arguments, _ = parse_command_line(["import", "--config", path])
+    assert vars(arguments)["from"] == str(tmp_path / "jobs" / "archive.tar")
+    for value, expected in (("v1", tmp_path / "jobs" / "v1"), ("resnet50", "resnet50")):
+        path = config_of(tmp_path / "jobs", f'baseline = "{value}"\ntaxonomy = "n02084071=dog"')
+        arguments, _ = parse_command_line(["run", "--config", path])
+        assert (arguments.baseline, arguments.taxonomy) == (str(expected), "n02084071=dog")
+
+
+@pytest.mark.usefixtures("server")
+def test_paths_in_a_remote_file_are_relative_to_it() -> None:
+    jobs = f"gs://{BUCKET}/jobs"
+    Store.at(jobs).write("monthly.toml", b'input = "images"\nmasks = "/local"\noutput = "../out"')
+    arguments, _ = parse_command_line(["generate", "--config", f"{jobs}/monthly.toml"])
+    assert flags_as(InputFlags, arguments).input == f"{jobs}/images"
+    assert arguments.masks == "/local"
+    assert absolute(arguments.output) == f"gs://{BUCKET}/out"
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -415,8 +415,6 @@ def test_what_the_launchers_image_lacks_is_named_if_workers_get_it(
     monkeypatch.setattr("importlib.metadata.version", lambda _: "2.10.0+cpu")
     run_here("run", *asked, code=2)
     assert "this image has PyTorch's build for CPUs" in capsys.readouterr().err
-    run_here("generate", *asked, code=2)
-    assert "gpu is for running models, and in9 generate runs none" in capsys.readouterr().err
 
 
 def test_a_lock_of_a_job_is_taken_over_only_when_it_has_ended(cloud: Cloud, tmp_path: Path) -> None:
