@@ -29,7 +29,7 @@ from llvmlite import binding
 from packaging.requirements import Requirement
 
 from pipeline.commands import template
-from pipeline.commands.command_line import build_parser
+from pipeline.commands.command_line import build_parser, parse_command_line
 from pipeline.commands.flags import flags_of
 from pipeline.runners.beam_options import unknown_to_beam
 from pipeline.runners.portable import CACHE_MILLIS
@@ -477,9 +477,7 @@ def test_cloud_build_knows_what_it_substitutes() -> None:
 def own_flags(text: str) -> None:
     """Checks that the flags of a command `... in9 run FLAGS` are ours or Beam's."""
     words = text.split()
-    words = words[words.index("run") :]
-    _, rest = build_parser().parse_known_args(words)
-    assert unknown_to_beam(rest)[0] == []
+    parse_command_line(words[words.index("run") :])
 
 
 def compose_services(**variables: str) -> dict[str, Any]:
@@ -526,14 +524,19 @@ def test_parts_of_flink_fit_each_other() -> None:
 
 
 def test_flags_that_services_pass_exist() -> None:
-    flags = dict(
+    variables = dict(
         line.split("=", 1)
         for line in (DEPLOY / "systemd" / "in9.env").read_text().splitlines()
         if not line.startswith("#")
     )
     service = (DEPLOY / "systemd" / "in9.service").read_text()
     (command,) = re.findall(r"^ExecStart=(.*)$", service, flags=re.MULTILINE)
-    own_flags(command.replace("$IN9_FLAGS", flags["IN9_FLAGS"]))
+    # The file is installed where the variable says, under its own name.
+    installed = Path(variables["IN9_CONFIG"])
+    command = command.replace("${IN9_CONFIG}", str(DEPLOY / "systemd" / installed.name))
+    words = command.split()
+    arguments, rest = parse_command_line(words[words.index("run") :])
+    assert (arguments.input, rest) == ("/data/imagenet", [])
     own_flags(compose_services()["in9"]["command"])
     (line,) = [
         line for line in (DEPLOY / "cron" / "in9").read_text().splitlines() if "cron/run" in line
