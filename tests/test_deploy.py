@@ -626,9 +626,8 @@ def test_cron_says_when_no_run_has_ended_well(tmp_path: Path) -> None:
     assert stale() == 1
 
 
-@pytest.mark.parametrize("page", ["deploy.md", "machines.md", "runners.md"])
-def test_the_pages_commands_are_sound_and_its_files_exist(page: str) -> None:
-    text = (ROOT / "docs" / page).read_text()
+def test_the_pages_commands_are_sound_and_its_files_exist() -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
     blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     assert blocks
     with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:

@@ -67,7 +67,7 @@ def prepare(options: PipelineOptions, arguments: Iterable[str]) -> None:
     if runner in _REFUSED:
         raise UsageError(
             f"--runner={runner} {_REFUSED[runner]}. For several machines, see --dask ADDRESS in "
-            "docs/runners.md"
+            "docs/deploy.md"
         )
     if not is_portable(runner):
         return
