@@ -582,7 +582,7 @@ def test_systemd_mails_what_has_failed(tmp_path: Path) -> None:
 
 def test_what_systemd_publishes_is_linked() -> None:
     """Tests that the folder that the page names lies where the unit may write."""
-    (folder,) = re.findall(r"--publish=(\S+)`", (ROOT / "docs" / "deploy.md").read_text())
+    (folder,) = re.findall(r'`publish = "(\S+)"`', (ROOT / "docs" / "deploy.md").read_text())
     service = (DEPLOY / "systemd" / "in9.service").read_text()
     (state,) = re.findall(r"^StateDirectory=(.*)$", service, flags=re.MULTILINE)
     assert "--output=%S/in9/dataset" in service
