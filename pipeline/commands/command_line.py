@@ -355,7 +355,7 @@ def parse_command_line(
     wrong, or the `--config` file is unreadable or wrong.
     """
     parser = build_parser()
-    if not takes_keys and set(words[:1]) <= COMMANDS.keys():
+    if not takes_keys:
         refuse_keys(words)
     arguments, rest = parser.parse_known_args(words or ["--help"])
     command, *others = words

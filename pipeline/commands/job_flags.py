@@ -73,19 +73,17 @@ class DatasetFlags(InputFlags, frozen=True, kw_only=True):
 def evaluation_from_flags(
     flags: ModelFlags,
     predict: PredictConfig,
-    store: Store,
-    config: DatasetConfig,
-    taxonomy: Taxonomy,
+    made: GenerateJob | Dataset,
 ) -> Evaluation:
     """Makes an evaluation from flags, which are checked against each other and the dataset."""
-    weights = chosen_folder(flags.weights)
-    load = functools.cache(KnownModels(store, weights, taxonomy).load)
+    store, config, weights = made.store, made.config, chosen_folder(flags.weights)
+    load = functools.cache(KnownModels(store, weights, made.taxonomy).load)
     entries, labels = split_labels((DEFAULT_MODEL,) if flags.models is None else flags.models)
     models = expand_models(entries, load)
     if not models:
         raise UsageError("--models names no model")
-    # For `run`, the dataset may not exist yet, so its models are checked when they are run.
-    dataset = None if flags.command == "run" else Dataset.open(store)
+    # Of a dataset that is still to be made, models are checked when they are run.
+    dataset = made if isinstance(made, Dataset) else None
     for model in models:
         if dataset:
             refuse_other_dataset(model, dataset.manifest.fingerprint)
@@ -94,7 +92,7 @@ def evaluation_from_flags(
             from pipeline.models.registry import check_fit, check_model
 
             check_model(model, weights)
-            check_fit(model, taxonomy, weights)
+            check_fit(model, made.taxonomy, weights)
     split, megabytes = flags.eval_split or config.eval_split, flags.pixel_cache
     refuse_first(
         {
@@ -151,20 +149,21 @@ def _labels(store: Store, models: Sequence[str], given: Mapping[str, str]) -> di
 
 
 def analyses_from_flags(
-    arguments: argparse.Namespace, store: Store, config: DatasetConfig, taxonomy: Taxonomy
+    arguments: argparse.Namespace, made: GenerateJob | Dataset
 ) -> dict[str, PlannedAnalysis]:
     """Plans the analyses that flags ask for, in order by name; none for `generate`.
 
-    They are checked against each other and the dataset.
+    `made` is the dataset, or the job that makes it, and the flags are checked against it and each
+    other.
     """
     if arguments.command == "generate":
         return {}
     flags, predict = flags_as(ModelFlags, arguments), flags_as(PredictConfig, arguments)
-    evaluation = evaluation_from_flags(flags, predict, store, config, taxonomy)
+    evaluation = evaluation_from_flags(flags, predict, made)
     plans: dict[str, PlannedAnalysis] = {}
     for one in ANALYSES:
         asked = flags_as(one.parts.flags, arguments)
-        if plan := one.parts.plan(asked, evaluation, config, taxonomy):
+        if plan := one.parts.plan(asked, evaluation, made.config, made.taxonomy):
             plans[one.name] = plan
     if any(plan.needs_network for plan in plans.values()):
         for model in evaluation.models:

@@ -149,8 +149,8 @@ def _flags() -> Iterator[str]:
         for title, _, flags in sections_of(command):
             heading = title[:1].upper() + title[1:] or "Of single commands"
             for flag in flags:
-                shown = f"{flag.name} {flag.metavar}" if flag.name[0] == "-" else flag.metavar
-                shown = shown.removeprefix("--") if flag.in_file else shown
+                name = "" if flag.name == flag.dest else flag.name
+                shown = f"{flag.dest if flag.in_file else name} {flag.metavar}".strip()
                 default = f"`{flag.default_text}`" if flag.default_text else ""
                 rows = sections.setdefault(_KEYS if flag.in_file else heading, {})
                 rows.setdefault((f"`{shown}`", default, flag.help), []).append(command)

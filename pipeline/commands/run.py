@@ -36,11 +36,12 @@ from pipeline.commands.command_line import (
 from pipeline.commands.flags import NOT_IN_TRANSFORMS, flags_of
 from pipeline.commands.job_flags import analyses_from_flags, job_from_flags
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.manifest import read_manifest, writing_store
+from pipeline.dataset.manifest import writing_store
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.evaluate.results import errors_by_model, read_failures
 from pipeline.generate.custom_variants import custom_names
+from pipeline.generate.job import GenerateJob
 from pipeline.inputs.source_images import CHECKSUMS
 from pipeline.jobs.conditions import GateFlags, conclude, gate_from_flags, judge, parse_conditions
 from pipeline.jobs.dry_run import dry_run
@@ -69,7 +70,6 @@ from pipeline.runtime.lock import (
     with_job_of_this_process,
     with_new_job,
 )
-from pipeline.runtime.progress import Progress
 from pipeline.runtime.spread import Engine, spread_over
 from pipeline.storage.store import Store
 
@@ -150,21 +150,16 @@ def _plan_job(
     publishing = check_publishing(store, flags.publish, flags.keep)
     seen = manifest_state(store)
     job = job_from_flags(arguments, store) if flags.generates else None
-    dataset = None if job else Dataset.open(store)
-    config = job.config if job else dataset.manifest.config  # type: ignore[union-attr]
-    taxonomy = job.taxonomy if job else dataset.taxonomy  # type: ignore[union-attr]
-    plans = analyses_from_flags(arguments, store, config, taxonomy)
+    made = job or Dataset.open(store)
+    plans = analyses_from_flags(arguments, made)
     gate = None
     if flags.command in ("run", "evaluate"):
         evaluation = plans[EVALUATION.name].evaluation
         asked = flags_as(GateFlags, arguments)
-        gate = gate_from_flags(asked, store, config.compose.composed, evaluation)
-    manifest = read_manifest(store)
-    ending = JobSummary(
-        command=flags.command,
-        store=store,
-        progress=Progress.for_store(store),
-        before=manifest.fingerprint if manifest else None,
+        gate = gate_from_flags(asked, store, made.config.compose.composed, evaluation)
+    ending = JobSummary.of(
+        flags.command,
+        store,
         plans=plans,
         has_lock=bool(submission and job),
         is_detached=submission is not None and not submission.waits,
@@ -172,7 +167,7 @@ def _plan_job(
     )
     return MainJob(
         ending,
-        taxonomy,
+        made.taxonomy,
         flags.pictures,
         job=job,
         lock=TakeLock(store, submission.owner if submission else this_process(), seen),
@@ -298,11 +293,8 @@ class Generate(beam.PTransform):
     def expand(
         self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
     ) -> beam.pvalue.PCollection:
-        job, manifest = self.job, read_manifest(self.job.store)
-        before = manifest.fingerprint if manifest else None
-        ending = JobSummary(
-            "generate", job.store, job.progress, before, has_lock=True, is_detached=True
-        )
+        job = self.job
+        ending = JobSummary.of("generate", job.store, has_lock=True, is_detached=True)
         return MainJob(
             ending,
             job.taxonomy,
@@ -331,36 +323,28 @@ class Evaluate(beam.PTransform):
 
     def __init__(self, dataset: str | os.PathLike[str] | Generate, **flags: object) -> None:
         super().__init__()
-        self._follows = isinstance(dataset, Generate)
         if isinstance(dataset, Generate):
-            job = dataset.job
-            self._store, config, self._taxonomy = job.store, job.config, job.taxonomy
-            parse_flags("evaluate", {**flags, "dataset": self._store.root})
+            self._made: GenerateJob | Dataset = dataset.job
+            parse_flags("evaluate", {**flags, "dataset": self._made.store.root})
             arguments = parse_flags("run", {**dataset.flags, **flags})
         else:
             arguments = parse_flags("evaluate", {**flags, "dataset": os.fspath(dataset)})
-            self._store = with_new_job(writing_store("dataset", arguments.dataset))
-            existing = Dataset.open(self._store)
-            config, self._taxonomy = existing.manifest.config, existing.taxonomy
-        self._plans = analyses_from_flags(arguments, self._store, config, self._taxonomy)
+            self._made = Dataset.open(with_new_job(writing_store("dataset", arguments.dataset)))
+        self._plans = analyses_from_flags(arguments, self._made)
         self._pictures = flags_as(MainFlags, arguments).pictures
 
     def expand(
         self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
     ) -> beam.pvalue.PCollection:
-        store, plans = self._store, self._plans
+        made, plans = self._made, self._plans
         runner = type(start.pipeline.runner).__name__
         if not (is_dataflow(runner) or is_portable(runner)):
             for plan in plans.values():
                 plan.evaluation = dataclasses.replace(plan.evaluation, blocks=1)
-        manifest = read_manifest(store)
-        before = manifest.fingerprint if manifest else None
-        if self._follows and isinstance(start, beam.pvalue.PBegin):
+        if isinstance(made, GenerateJob) and isinstance(start, beam.pvalue.PBegin):
             raise UsageError("apply Evaluate to the output of Generate, which makes the dataset")
-        ending = JobSummary(
-            "evaluate", store, Progress.for_store(store), before, plans, is_detached=True
-        )
-        return MainJob(ending, self._taxonomy, self._pictures).build(start)
+        ending = JobSummary.of("evaluate", made.store, plans=plans, is_detached=True)
+        return MainJob(ending, made.taxonomy, self._pictures).build(start)
 
 
 def parse_flags(command: str, flags: Mapping[str, object]) -> argparse.Namespace:

@@ -21,6 +21,7 @@ from typing import Self, TypeVar
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.manifest import MANIFEST, Manifest, read_manifest, reading_store
 from pipeline.dataset.records import Row, index_file, read_small
 from pipeline.dataset.sinks import SAMPLE_FIELDS, Sample, sample_files
@@ -82,6 +83,10 @@ class Dataset:
         if manifest is None:
             raise UsageError(_no_dataset(store))
         return cls(store, manifest)
+
+    @property
+    def config(self) -> DatasetConfig:
+        return self.manifest.config
 
     @property
     def variants(self) -> tuple[VariantName, ...]:

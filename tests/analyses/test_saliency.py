@@ -364,8 +364,7 @@ def test_wrong_flags_are_refused(one_worker: Path, flags: tuple[str, ...], messa
 
     def check() -> None:
         arguments, _ = build_parser().parse_known_args(["saliency", *flags])
-        dataset = Dataset.open(store)
-        analyses_from_flags(arguments, store, dataset.manifest.config, dataset.taxonomy)
+        analyses_from_flags(arguments, Dataset.open(store))
 
     with pytest.raises(UsageError, match=message):
         check()
