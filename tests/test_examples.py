@@ -127,7 +127,9 @@ def test_a_segmenter_of_ones_own_stands_beside_grabcut(run: Callable[..., str]) 
 
 
 def test_a_training_measures_the_gap_after_each_epoch(run: Callable[..., str]) -> None:
-    flags = (*SMALL, "--segmenter", "box", "--formats", "parquet")
+    # The program takes arguments of `in9.generate_dataset`, which have the keys' names, too.
+    size = ("--image_size", "64", "--resize", "64")
+    flags = (*size, "--segmenter", "box", "--formats", "parquet")
     lines = run("validate_while_training.py", "out", *flags).splitlines()
     line = re.compile(r"epoch \d: \d+\.\d %, BG-Gap -?\d+\.\d \[-?\d+\.\d, -?\d+\.\d\]")
     assert sum(bool(line.fullmatch(each)) for each in lines) == 3

@@ -77,7 +77,8 @@ def test_a_word_of_overwrite_lifts_its_own_guard_alone(
     aside.mkdir()
     for picture in pictures_of(small_input)[1:]:
         picture.rename(aside / picture.name)
-    refused = run_small("generate", *others[:2], "--overwrite", "shards,config,input", code=1)
+    size, accepted = keys(images_per_shard=6), ("--overwrite", "shards,config,input")
+    refused = run_small("generate", *size, *accepted, code=1)
     assert "17 removed" in refused
     # Refused runs change nothing; the message of one that has begun names its log.
     (output / ".in9" / "generate.log").unlink()

@@ -9,7 +9,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from runs import Run, darken, index_of, keys, manifest_of, pictures_of, run_in9, stamps, table_of
+from runs import (
+    Run,
+    darken,
+    index_of,
+    keys,
+    manifest_of,
+    pictures_of,
+    run_in9,
+    stamps,
+    table_of,
+    words_of,
+)
 
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.job_flags import job_from_flags
@@ -149,7 +160,7 @@ def test_of_images_with_one_key_the_forecast_takes_that_of_the_job(
     run_small: Run, small_input: Path, tmp_path: Path
 ) -> None:
     first, *_, last = pictures_of(small_input)
-    keys = [first.stem, last.stem]
+    names = [first.stem, last.stem]
     # The lower path has the lower MD5 for the first key, and the higher MD5 for the second.
     for picture, is_reversed in ((first, False), (last, True)):
         other = (last if picture is first else first).parent / picture.name
@@ -167,11 +178,12 @@ def test_of_images_with_one_key_the_forecast_takes_that_of_the_job(
     accepted = {row["key"]: row["path"] for row in index if row["status"] == "accepted"}
     words = ["generate", "--input", str(small_input), "--output", str(tmp_path / "out"), *flags]
     words += [*keys(images_per_shard=2), "--formats", "parquet"]
-    arguments, _ = parse_command_line([*words, "--variants", "original,mixed_same,mixed_rand"])
+    words += ["--variants", "original,mixed_same,mixed_rand"]
+    arguments, _ = parse_command_line(words_of(words))
     job = job_from_flags(arguments, Store(str(tmp_path / "out")))
     (split,) = make_forecast(job).splits
-    taken = {image.key: image.location.path for image in split.candidates if image.key in keys}
-    assert set(taken) == set(keys)
+    taken = {image.key: image.location.path for image in split.candidates if image.key in names}
+    assert set(taken) == set(names)
     assert all(path.endswith(accepted[key]) for key, path in taken.items())
 
 
