@@ -338,8 +338,7 @@ def refuse_keys(words: Sequence[str]) -> None:
     keys = {flag.name for command in words[:1] for flag in flags_of(command) if flag.in_file}
     for word, following in itertools.pairwise((*words, "")):
         if (flag := flag_of(word)) in keys:
-            _, has_value, value = word.partition("=")
-            value = value if has_value else following
+            value = word.partition("=")[2] if "=" in word else following
             shown = value if _NUMBER.fullmatch(value) else json.dumps(value, ensure_ascii=False)
             raise UsageError(
                 f"{flag} is a key of the file that --config names: write {flag[2:]} = {shown} there"

@@ -60,25 +60,9 @@ _FLAGS = (
     "A flag without a default value says what happens by default. Lists are separated by "
     "commas. Dashes in the name of a flag count as underscores: `--dry-run` is `--dry_run`. "
     "`in9 COMMAND --help all` lists all flags and keys of a command.",
-    "`--config FILE` reads a TOML file, local or in `gs://`. Its keys are flags of commands and of "
-    "Beam, without the leading dashes, and [keys that only the file gives](#keys-of-the-file). "
-    "Those above all tables are common to all commands: a command skips what only other commands, "
-    "or Beam, know. A table with the name of a command, such as `[run]`, adds keys for this "
-    "command, which replace common ones. Any other key or table is an error. A list of values is a "
-    "TOML list, and `true` sets a flag that needs no value. Flags on the command line take "
-    "precedence over the file. Folders and files are relative to the file's folder; those in an "
-    "entry of `models`, or in the name of a function, are relative to the working directory.",
-    """```toml
-# in9 run --config monthly.toml --output imagenet9
-input = "/data/imagenet"
-models = ["resnet50", "resnet18=/data/trained.pth"]
-encoding = "png"
-direct_num_workers = 8
-
-[run]
-replicates = 3
-own_background = true
-```""",
+    "`--config FILE` reads flags, and [keys that have no flag](#keys-of-the-file), [from a TOML "
+    "file](schedule.md#a-file-of-flags). A list of values is a TOML list, and `true` sets a flag "
+    "that needs no value.",
 )
 
 _RESULTS = (

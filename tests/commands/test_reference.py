@@ -11,7 +11,12 @@ import pandas
 import pytest
 from runs import ROOT, run_in9
 
-from pipeline.commands.command_line import COMMANDS, build_parser, parse_command_line
+from pipeline.commands.command_line import (
+    COMMANDS,
+    build_parser,
+    parse_command_line,
+    refuse_keys,
+)
 from pipeline.commands.flags import flags_of
 from pipeline.commands.reference import FILES, REASONS, TABLES, meaning, reference
 from transforms.filters import Reason
@@ -66,21 +71,24 @@ def test_every_flag_column_and_reason_has_a_line() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_is_one(page: Path) -> None:
     for words in commands_of(page.read_text()):
+        refuse_keys(words)
         arguments, rest = build_parser().parse_known_args(words)
         assert arguments.command == words[0]
         # Beam gets the rest, so the rest must begin with a flag.
         assert all(word.startswith("--") for word in rest[:1]), words
 
 
-def test_the_file_of_flags_in_the_reference_is_one(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "reference.md").read_text()
-    (block,) = re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    (tmp_path / "monthly.toml").write_text(block)
-    words = shlex.split(block.splitlines()[0].removeprefix("# in9 "))
-    words[2] = str(tmp_path / words[2])
-    arguments, rest = parse_command_line(words)
-    assert (arguments.output, arguments.replicates) == ("imagenet9", 3)
-    assert rest == ["--direct_num_workers=8"]
+def test_files_of_flags_on_pages_have_known_keys(tmp_path: Path) -> None:
+    blocks = [
+        block
+        for page in PAGES
+        for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    assert any("\n[attack]\n" in block for block in blocks)
+    for block in blocks:
+        (tmp_path / "flags.toml").write_text(block)
+        for command in set(COMMANDS) - {"models"}:
+            parse_command_line([command, "--config", str(tmp_path / "flags.toml")])
 
 
 def test_commands_are_found_in_the_pages() -> None:
