@@ -237,11 +237,6 @@ def _check_own_image(models: Sequence[str]) -> None:
         )
 
 
-_SUBNETWORK = re.compile(r"(?:.*/)?regions/([^/]+)/subnetworks/[^/]+")
-_KEY = re.compile(r"projects/[^/]+/locations/([^/]+)/keyRings/[^/]+/cryptoKeys/[^/]+")
-_REGION = re.compile(r"[a-z]+-[a-z]+[0-9]+")
-
-
 @dataclasses.dataclass(frozen=True)
 class Submission:
     """A Dataflow job, which this process only launches.
@@ -381,23 +376,6 @@ def _check_package(options: PipelineOptions) -> None:
 def _check_options(options: PipelineOptions) -> None:
     """Checks options that Beam and Dataflow would refuse only after the job has written output."""
     google, workers = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
-    for name, value, pattern, example in (
-        ("subnetwork", workers.subnetwork, _SUBNETWORK, "regions/REGION/subnetworks/NAME"),
-        (
-            "dataflow_kms_key",
-            google.dataflow_kms_key,
-            _KEY,
-            "projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY",
-        ),
-    ):
-        match = pattern.fullmatch(value) if value else None
-        if value and match is None:
-            raise UsageError(f"--{name}={value}: expected {example}")
-        # A key may also lie outside of all regions, such as in `global`.
-        if match and _REGION.fullmatch(match[1]) and match[1] != google.region:
-            raise UsageError(
-                f"--{name}={value} is in {match[1]}, but the job runs in {google.region}"
-            )
     validator = PipelineOptionsValidator(options, create_runner("DataflowRunner"))
     # Only some of the validator's checks are used: others query the bucket's policy, and wait for
     # minutes if that fails.

@@ -312,16 +312,6 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
         (["--models", "hf:/tmp"], "workers of Dataflow cannot reach /tmp"),
         (["--weights", "gs://"], "gs:// names no bucket"),
         (["--models", "onnx:gs:///a.onnx"], "gs:///a.onnx names no bucket"),
-        (["--subnetwork=workers"], "--subnetwork=workers: expected regions/REGION/subnetworks/"),
-        (
-            ["--subnetwork=regions/a-b1/subnetworks/c"],
-            "is in a-b1, but the job runs in europe-west4",
-        ),
-        (["--dataflow_kms_key=k"], "--dataflow_kms_key=k: expected projects/PROJECT/locations/"),
-        (
-            [f"--dataflow_kms_key={KEY.replace('west4', 'west1')}"],
-            "is in europe-west1, but the job",
-        ),
         (["--project=12345"], "Invalid Project ID (12345)"),
         (["--job_name=In9"], "Invalid job_name (In9)"),
         (["--num_workers=9", "--max_num_workers=3"], "cannot exceed max_num_workers (3)"),
