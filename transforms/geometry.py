@@ -87,14 +87,10 @@ class ResizeCrop:
             black.
 
         Raises:
-          ValueError: `crop` is larger than `resize`, or a size is below 1.
+          ValueError: `crop` is larger than `resize`, or below 1.
         """
         if not 1 <= crop <= resize:
             raise ValueError(f"crop must be between 1 and resize={resize}: got {crop}")
-        if native_width < 1 or native_height < 1:
-            raise ValueError(
-                f"an image must have at least one pixel: got {native_width} x {native_height}"
-            )
         if pad:
             scale = crop / max(native_width, native_height)
             # Even the narrowest picture must keep one line of pixels.
