@@ -7,7 +7,6 @@ results/saliency.csv                             table of all models
 """
 
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
@@ -185,11 +184,6 @@ def map_rows(
         )
         for key in keys
     )
-
-
-def nan_to_null(value: float) -> float | None:
-    """Returns None for NaN, so that a table holds null, else the value."""
-    return None if math.isnan(value) else value
 
 
 def read_saliency(dataset: Dataset) -> list[SaliencyResult]:

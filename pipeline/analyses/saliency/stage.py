@@ -26,7 +26,6 @@ from pipeline.analyses.saliency.results import (
     map_path,
     map_rows,
     measure_mass,
-    nan_to_null,
     write_map,
 )
 from pipeline.dataset.folder import Dataset
@@ -240,7 +239,7 @@ class SaliencyShards(AnalysisOfModel):
                         "label": sample.fields["label"],
                         "prediction": int(output_labels[output_index]),
                         "output": output_index,
-                        "mass_in_mask": nan_to_null(mass_in_mask(saliency, mask)),
+                        "mass_in_mask": mass_in_mask(saliency, mask),
                         "mask_area": float(mask.mean()),
                     }
                 note(shard, len(batch), len(batch))
