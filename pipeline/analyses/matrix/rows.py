@@ -142,8 +142,6 @@ def make_plan(
             f"--in9l {in9l.store.root} is not an IN-9L dataset; make one with: in9 generate "
             "--selection in9l"
         )
-    if not 0 <= share < 1:
-        raise UsageError(f"--holdout must be a fraction, at least 0 and less than 1: got {share:g}")
     test_split = split or dataset.manifest.config.eval_split
     trained_split = _choose_train_split(dataset, train_split, test_split, share)
     for opened in (dataset, in9l) if in9l else (dataset,):
