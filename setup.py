@@ -71,7 +71,6 @@ setup(
     install_requires=[
         "apache-beam>=2.77,<3",
         "defusedxml>=0.7.1",
-        "fonttools>=4.54",
         "google-api-core>=2.24",
         "google-auth>=2.38",
         "google-cloud-storage>=3.1",

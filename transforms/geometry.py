@@ -6,7 +6,7 @@ composing variants after the resize gives the same pixels as composing at native
 """
 
 import dataclasses
-from typing import NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from transforms.annotations import Box
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Indices = NDArray[np.int32]
-_Pixel = TypeVar("_Pixel", np.uint8, np.bool_)
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -58,10 +57,8 @@ class ResizeCrop:
       width, height: size after the resize alone, in pixels.
       left, top: upper left corner of the crop in the resized image; 0 or negative with padding.
       crop: side of the square crop, in pixels.
-      columns, rows: (crop,) int32, the native column (or row) that nearest interpolation copies to
-        each output column (or row); non-decreasing. In the padding, the value is -1 to the left of
-        (or above) the image, and the native width (or height) + 1 to the right (or below).
-      all_columns, all_rows: the same for the whole resized image, without crop or padding.
+      columns, rows: int32, the native column (or row) that nearest interpolation copies to each
+        column (or row) of the resized image, without crop or padding; non-decreasing.
     """
 
     width: int
@@ -71,8 +68,6 @@ class ResizeCrop:
     crop: int
     columns: Indices
     rows: Indices
-    all_columns: Indices
-    all_rows: Indices
 
     @classmethod
     def for_size(
@@ -87,14 +82,10 @@ class ResizeCrop:
             black.
 
         Raises:
-          ValueError: `crop` is larger than `resize`, or a size is below 1.
+          ValueError: `crop` is larger than `resize`, or below 1.
         """
         if not 1 <= crop <= resize:
             raise ValueError(f"crop must be between 1 and resize={resize}: got {crop}")
-        if native_width < 1 or native_height < 1:
-            raise ValueError(
-                f"an image must have at least one pixel: got {native_width} x {native_height}"
-            )
         if pad:
             scale = crop / max(native_width, native_height)
             # Even the narrowest picture must keep one line of pixels.
@@ -103,53 +94,30 @@ class ResizeCrop:
             width, height = resize, int(resize * native_height / native_width)
         else:
             width, height = int(resize * native_width / native_height), resize
-        left, top = round((width - crop) / 2), round((height - crop) / 2)
-        all_columns = _nearest_sources(native_width, width)
-        all_rows = _nearest_sources(native_height, height)
         return cls(
             width=width,
             height=height,
-            left=left,
-            top=top,
+            left=round((width - crop) / 2),
+            top=round((height - crop) / 2),
             crop=crop,
-            columns=_window(all_columns, left, crop, native_width),
-            rows=_window(all_rows, top, crop, native_height),
-            all_columns=all_columns,
-            all_rows=all_rows,
+            columns=_nearest_sources(native_width, width),
+            rows=_nearest_sources(native_height, height),
         )
 
     def image(self, image: Pixels, interpolation: str = "nearest") -> Pixels:
-        """Transforms an image, (H, W, 3) uint8 of the native size, to (crop, crop, 3) uint8.
+        """Transforms an image, (H, W, ...) uint8 of the native size, to (crop, crop, ...) uint8.
 
         Raises KeyError unless the interpolation is one of `INTERPOLATIONS`.
         """
-        if interpolation == "nearest":
-            return self._nearest(image)
-        resized = Image.fromarray(image).resize(
-            (self.width, self.height),
-            INTERPOLATIONS[interpolation],
-        )
+        size = self.width, self.height
+        resized = Image.fromarray(image).resize(size, INTERPOLATIONS[interpolation])
         box = (self.left, self.top, self.left + self.crop, self.top + self.crop)
         # PIL fills the part outside of the image with black.
         return np.asarray(resized.crop(box))
 
     def mask(self, mask: Mask) -> Mask:
         """Transforms a (H, W) bool mask to (crop, crop) bool by nearest; padding is False."""
-        return self._nearest(mask)
-
-    def _nearest(self, native: NDArray[_Pixel]) -> NDArray[_Pixel]:
-        """Transforms (H, W, ...) values to (crop, crop, ...), with zeros in the padding."""
-        if min(self.width, self.height) >= self.crop:
-            return native[self.rows[:, np.newaxis], self.columns]
-        height, width = native.shape[:2]
-        padded = np.zeros((self.crop, self.crop, *native.shape[2:]), native.dtype)
-        rows, columns = (
-            np.flatnonzero((sources >= 0) & (sources < length))
-            for sources, length in ((self.rows, height), (self.columns, width))
-        )
-        inside = native[self.rows[rows][:, np.newaxis], self.columns[columns]]
-        padded[rows[:, np.newaxis], columns] = inside
-        return padded
+        return self.image(mask.astype(np.uint8)).astype(np.bool_)
 
     def box(self, box: Box) -> OutputBox:
         """Converts a box to output pixels.
@@ -157,8 +125,10 @@ class ResizeCrop:
         The converted box holds the pixels to which nearest interpolation copies a native pixel in
         [xmin, xmax] x [ymin, ymax]. It is empty (x0 == x1 or y0 == y1) if there are none.
         """
-        x0, x1 = _span(self.columns, box.xmin, box.xmax)
-        y0, y1 = _span(self.rows, box.ymin, box.ymax)
+        (x0, x1), (y0, y1) = (
+            [min(max(0, position - start), self.crop) for position in span]
+            for span, start in zip(self._spans(box), (self.left, self.top), strict=True)
+        )
         return OutputBox(x0, y0, x1, y1)
 
     def box_pixels(self, box: Box) -> int:
@@ -168,18 +138,12 @@ class ResizeCrop:
 
     def box_pixels_before_crop(self, box: Box) -> int:
         """Counts the pixels inside the box after the resize alone."""
-        x0, x1 = _span(self.all_columns, box.xmin, box.xmax)
-        y0, y1 = _span(self.all_rows, box.ymin, box.ymax)
+        (x0, x1), (y0, y1) = self._spans(box)
         return (x1 - x0) * (y1 - y0)
 
-
-def _window(sources: Indices, start: int, crop: int, length: int) -> Indices:
-    """Returns the `crop` sources from `start`; those of the padding lie outside of every box."""
-    positions = np.arange(start, start + crop)
-    # One more than the length, because the xmax or ymax of a clipped box may be the length itself.
-    outside = np.where(positions < 0, -1, length + 1)
-    inside = (positions >= 0) & (positions < len(sources))
-    return np.where(inside, sources[positions.clip(0, len(sources) - 1)], outside).astype(np.int32)
+    def _spans(self, box: Box) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Returns the half-open ranges of the box's columns and rows after the resize alone."""
+        return _span(self.columns, box.xmin, box.xmax), _span(self.rows, box.ymin, box.ymax)
 
 
 def _span(sources: Indices, low: int, high: int) -> tuple[int, int]:

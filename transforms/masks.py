@@ -1,10 +1,9 @@
 """Reads masks that come with images: PNGs, COCO's run lengths and polygons, a recipe's runs."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from transforms.annotations import Box
 from transforms.codec import MAX_PIXELS, TooManyPixelsError, UndecodableError, open_picture
 from transforms.geometry import Mask
-from transforms.hashing import text_bytes
 from transforms.limits import MAX_ANNOTATION_BYTES, Unread, load_json
 
 IGNORED = 1000
@@ -28,7 +26,7 @@ MAX_OUTLINE = 200
 height plus width. It is limited because pycocotools stores five points for each pixel of it."""
 _MAX_DIGITS = 6
 """Largest number of digits of a number in compressed run lengths. Six digits of 5 bits exceed
-`MAX_PIXELS`. pycocotools, which decodes the masks, may read another number from more digits."""
+`MAX_PIXELS`, and pycocotools may read another number from more digits."""
 _MERGED_AT_ONCE = 16
 # Pillow's modes of pictures with one channel.
 _GREY = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
@@ -38,11 +36,8 @@ class MaskError(ValueError):
     """The bytes are not a mask."""
 
 
-class RunLengths(TypedDict):
-    """A mask in the format of pycocotools: `size` is (height, width), `counts` is compressed."""
-
-    size: list[int]
-    counts: bytes
+RunLengths = NDArray[np.uint32]
+"""Lengths of the runs of equal pixels of a mask, column by column. The first is background."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +48,7 @@ class GivenMask:
       mask: (H, W) bool, True on the foreground.
       boxes: the bounding box of each object that has a pixel. A PNG does not separate objects, so
         it has at most one box.
-      objects: the mask of each object in COCO's order, empty for a PNG. The masks are encoded,
+      objects: the mask of each object in COCO's order, empty for a PNG. They are run lengths,
         because the memory for all decoded masks would be unbounded. Objects without a pixel are
         included, although they have no box.
     """
@@ -62,10 +57,10 @@ class GivenMask:
     boxes: tuple[Box, ...]
     objects: tuple[RunLengths, ...] = ()
 
-    @functools.cached_property
+    @property
     def _visible_objects(self) -> tuple[RunLengths, ...]:
-        """The objects that have a pixel. Finding them takes a while, because all are decoded."""
-        return tuple(each for each in self.objects if bounding_box(_mask_of(each)) is not None)
+        """The objects that have a pixel."""
+        return tuple(runs for runs in self.objects if runs[1::2].any())
 
     def mask_of_box(self, position: int, boxes: Sequence[Box]) -> Mask:
         """Returns the foreground, (H, W) bool, that belongs to the box at a position.
@@ -74,9 +69,9 @@ class GivenMask:
         pixel, for each box; else the part of the mask inside the box. The boxes are the attribute
         `boxes` or an annotation's.
         """
-        encoded = self.objects if len(self.objects) == len(boxes) else self._visible_objects
-        if len(boxes) == len(encoded):
-            return _mask_of(encoded[position])
+        objects = self.objects if len(self.objects) == len(boxes) else self._visible_objects
+        if len(boxes) == len(objects):
+            return _mask_of(objects[position], len(self.mask))
         box = boxes[position]
         inside = np.zeros_like(self.mask)
         part = (slice(max(box.ymin, 0), box.ymax + 1), slice(max(box.xmin, 0), box.xmax + 1))
@@ -149,10 +144,11 @@ def _read_coco(data: bytes) -> GivenMask:
         if height * width > MAX_PIXELS:
             raise MaskError(f"a mask of {width} x {height} pixels, more than {MAX_PIXELS}")
         _check_work(content["segmentations"], height, width)
-        objects = tuple(_encoded(each, height, width) for each in content["segmentations"])
+        objects = tuple(_runs(each, height, width) for each in content["segmentations"])
         mask = np.zeros((height, width), np.bool_)
         boxes = []
-        for each in map(_mask_of, objects):
+        for runs in objects:
+            each = _mask_of(runs, height)
             mask |= each
             box = bounding_box(each)
             boxes += [] if box is None else [box]
@@ -177,26 +173,25 @@ def _check_work(segmentations: list[Any], height: int, width: int) -> None:
         raise MaskError(f"outlines of {outline:.0f} pixels in {width} x {height}")
 
 
-def _encoded(segmentation: Any, height: int, width: int) -> RunLengths:
-    """Encodes a COCO segmentation as compressed run lengths."""
-    from pycocotools import mask as coco
-
+def _runs(segmentation: Any, height: int, width: int) -> RunLengths:
+    """Returns the run lengths of a COCO segmentation."""
     if isinstance(segmentation, list):
-        encoded = _merged(coco.frPyObjects(segmentation, height, width))
-    else:
-        if list(segmentation["size"]) != [height, width]:
-            raise MaskError(f"run lengths of size {segmentation['size']}, not {height}, {width}")
-        counts = segmentation["counts"]
-        if isinstance(counts, list):
-            _check_counts(counts, height, width)
-            encoded = coco.frPyObjects(segmentation, height, width)
-        else:
-            _check_counts(_decompressed(counts), height, width)
-            encoded = {"size": [height, width], "counts": text_bytes(counts)}
-    return encoded
+        from pycocotools import mask as coco
+
+        segmentation = _merged(coco.frPyObjects(segmentation, height, width))
+    if list(segmentation["size"]) != [height, width]:
+        raise MaskError(f"run lengths of size {segmentation['size']}, not {height}, {width}")
+    counts = segmentation["counts"]
+    if not isinstance(counts, list):
+        counts = _decompressed(counts)
+    if any(type(count) is not int or count < 0 for count in counts):
+        raise MaskError("run lengths that are no whole numbers from 0 on")
+    if sum(counts) != height * width:
+        raise MaskError(f"run lengths of {sum(counts)} pixels for {height * width}")
+    return np.asarray(counts, np.uint32)
 
 
-def _merged(parts: list[RunLengths]) -> RunLengths:
+def _merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Merges the parts of an object, a few at a time.
 
     pycocotools adds one part after the other to the whole, and copies the whole each time, so the
@@ -209,16 +204,13 @@ def _merged(parts: list[RunLengths]) -> RunLengths:
             coco.merge(parts[first : first + _MERGED_AT_ONCE])
             for first in range(0, len(parts), _MERGED_AT_ONCE)
         ]
-    merged: RunLengths = coco.merge(parts)
-    return merged
+    whole = coco.merge(parts)
+    return {**whole, "counts": whole["counts"].decode()}
 
 
-def _mask_of(encoded: RunLengths) -> Mask:
-    """Decodes compressed run lengths: (H, W) bool."""
-    from pycocotools import mask as coco
-
-    decoded: NDArray[np.uint8] = coco.decode(encoded)
-    return decoded.astype(np.bool_)
+def _mask_of(runs: RunLengths, height: int) -> Mask:
+    """Decodes run lengths: (H, W) bool."""
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(-1, height).T
 
 
 def _outline(polygon: Any, height: int, width: int) -> float:
@@ -235,14 +227,6 @@ def _outline(polygon: Any, height: int, width: int) -> float:
         raise MaskError("a polygon that leaves the picture far behind")
     corners = np.asarray(polygon, np.float64).reshape(-1, 2)
     return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
-
-
-def _check_counts(counts: list[Any], height: int, width: int) -> None:
-    """Checks that run lengths fill the picture, because pycocotools does not check them."""
-    if any(type(count) is not int or count < 0 for count in counts):
-        raise MaskError("run lengths that are no whole numbers from 0 on")
-    if sum(counts) != height * width:
-        raise MaskError(f"run lengths of {sum(counts)} pixels for {height * width}")
 
 
 def _decompressed(text: str) -> list[int]:

@@ -132,12 +132,7 @@ def pair(
     Returns:
       (m,) position of each foreground's background in the pool, `NO_PARTNER` if there is no
       background to draw. The draw of one foreground does not depend on the other foregrounds.
-
-    Raises:
-      ValueError: `variant` or `mixed_rand` has an unknown value.
     """
-    if mixed_rand not in ("any", "other"):
-        raise ValueError(f"mixed_rand must be any or other: got {mixed_rand!r}")
     hashes = keyed_hashes(seed, f"{variant}/image", keys)
     classes = _background_classes(
         pool, foregrounds, keys, variant, seed, own_background, mixed_rand
@@ -193,8 +188,6 @@ def _background_classes(
         return np.asarray(
             [NO_PARTNER if following[y] == y else following[y] for y in labels], np.int64
         )
-    if variant.base != "mixed_rand":
-        raise ValueError(f"{variant.base!r} is not a mixed variant")
     if not present:
         return np.full(len(foregrounds), NO_PARTNER, np.int64)
     # The class with the highest hash wins (rendezvous hashing), so adding or removing a class

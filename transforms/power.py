@@ -14,13 +14,7 @@ from numpy.typing import NDArray
 
 from transforms.analysis import constant_accuracy
 from transforms.hashing import keyed_hashes
-from transforms.intervals import (
-    CONFIDENCE,
-    Floats,
-    bootstrap_hashes,
-    bootstrap_means,
-    percentile_interval,
-)
+from transforms.intervals import Floats, bootstrap_interval
 
 FOLDS = 5
 _PENALTIES = 10.0 ** np.arange(-3, 4)
@@ -55,9 +49,6 @@ def power_of_outputs(
     outputs: NDArray[np.floating],
     labels: NDArray[np.integer],
     units: Sequence[str] | NDArray[np.object_],
-    *,
-    seed: int = 0,
-    confidence: float = CONFIDENCE,
 ) -> Power | None:
     """Measures the accuracy of a linear classifier of outputs, on pictures it was not fitted to.
 
@@ -66,14 +57,13 @@ def power_of_outputs(
     chance in 1 to 3 % of cases, and in fewer cases if classes differ in size. With 2 or 3 classes
     it does so in 3 to 7 % of cases, because each picture carries information about every other
     picture, so that they are right or wrong together. With fewer than about 40 pictures, the
-    interval is too narrow, like the interval of `paired_bootstrap`.
+    interval is too narrow, like any interval of `bootstrap_interval`.
 
     Args:
       outputs: (n, k) outputs of a model on n pictures; NaN and infinite values count as 0.
       labels: (n,) true class of each picture, >= 0.
       units: (n,) unit of each picture; pictures of one unit are held out together, and resampled
         together for the interval.
-      confidence: probability with which the interval should cover the truth, in (0, 1).
 
     Returns:
       The accuracy with its interval; None if all units are in the same fold.
@@ -84,14 +74,11 @@ def power_of_outputs(
     if not len(outputs) == len(labels) == len(units):
         raise ValueError(f"{len(outputs)} outputs, {len(labels)} labels, {len(units)} units")
     names, unit_of = np.unique(np.asarray(units, object), return_inverse=True)
-    folds = folds_of(names, seed=seed)[unit_of]
+    folds = folds_of(names)[unit_of]
     if len(np.unique(folds)) < 2:
         return None
     correct = cross_validated(np.nan_to_num(outputs, posinf=0, neginf=0), labels, folds) == labels
-    sums = np.bincount(unit_of, correct, len(names)).astype(np.float64)[:, np.newaxis]
-    sizes = np.bincount(unit_of, minlength=len(names)).astype(np.float64)
-    means = bootstrap_means(sums, sizes, bootstrap_hashes(names, seed))
-    low, high = percentile_interval(means, confidence)
+    low, high = bootstrap_interval(correct[:, np.newaxis], units)
     return Power(
         accuracy=float(correct.mean()),
         low=float(low[0]),
@@ -102,14 +89,12 @@ def power_of_outputs(
     )
 
 
-def folds_of(
-    units: Sequence[str] | NDArray[np.object_], *, folds: int = FOLDS, seed: int = 0
-) -> NDArray[np.int64]:
-    """Assigns each of n units to a fold: (n,) int64 in [0, folds).
+def folds_of(units: Sequence[str] | NDArray[np.object_]) -> NDArray[np.int64]:
+    """Assigns each of n units to a fold: (n,) int64 in [0, FOLDS).
 
     The fold depends on the unit's own hash alone, so adding a unit moves no other unit.
     """
-    return (keyed_hashes(seed, "fold", units) % np.uint64(folds)).astype(np.int64)
+    return (keyed_hashes(0, "fold", units) % np.uint64(FOLDS)).astype(np.int64)
 
 
 def cross_validated(

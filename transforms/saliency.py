@@ -35,17 +35,17 @@ def saliency_map(gradient: NDArray[np.floating]) -> Map:
     return largest
 
 
-def mass_in_mask(saliency: NDArray[np.floating], mask: Mask) -> float:
+def mass_in_mask(saliency: NDArray[np.floating], mask: Mask) -> float | None:
     """Computes the share of the mass of a (H, W) map, >= 0, that lies inside a (H, W) bool mask.
 
-    It is a fraction in [0, 1], independent of the map's scale; NaN for a map that is 0 everywhere.
+    It is a fraction in [0, 1], independent of the map's scale; None for a map that is 0 everywhere.
     """
     # `compress` takes a quarter of the time of a mask as an index.
     inside, outside = (
         float(np.compress(some.ravel(), saliency).astype(np.float64).sum())
         for some in (mask, ~mask)
     )
-    return inside / (inside + outside) if inside + outside > 0 else float("nan")
+    return inside / (inside + outside) if inside + outside > 0 else None
 
 
 def overlay(picture: Pixels, saliency: NDArray[np.floating], mask: Mask) -> Pixels:

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -38,16 +38,8 @@ class Segmentation(NamedTuple):
     fallback: str = ""
 
 
-class SegmentFunction(Protocol):
-    """Separates foreground from background."""
-
-    def __call__(self, image: Pixels, box: Box, seed: int) -> Segmentation:
-        """Segments one picture, (H, W, 3) uint8 RGB, or raises SegmentationError.
-
-        The object's box is in pixels, clipped to the image, area > 0; seed is that of every random
-        choice.
-        """
-        ...
+SegmentFunction = Callable[[Pixels, Box, int], Segmentation]
+"""Takes an image, (H, W, 3) uint8 RGB, an object's box and a seed; SegmentationError rejects it."""
 
 
 def _nothing(announce: Callable[[], None]) -> None:

@@ -80,35 +80,32 @@ def add_noise(image: Pixels, noise: Noise) -> Pixels:
     return (image + noise).clip(0, 255).astype(np.uint8)
 
 
-Image = NDArray[np.uint8]
-
-
-def original(layer: Layer) -> Image:
+def original(layer: Layer) -> Pixels:
     """Returns the unchanged image."""
     return layer.image
 
 
-def only_bg_b(layer: Layer) -> Image:
+def only_bg_b(layer: Layer) -> Pixels:
     """Blackens the annotated box."""
     return layer.image * ~box_hole(layer)[..., np.newaxis]
 
 
-def only_bg_t(layer: Layer) -> Image:
+def only_bg_t(layer: Layer) -> Pixels:
     """Returns the background, tiled over the annotated box."""
     return layer.only_bg_t
 
 
-def no_fg(layer: Layer) -> Image:
+def no_fg(layer: Layer) -> Pixels:
     """Blackens the foreground to a silhouette."""
     return layer.image * ~layer.mask[..., np.newaxis]
 
 
-def only_fg(layer: Layer) -> Image:
+def only_fg(layer: Layer) -> Pixels:
     """Returns the foreground on black."""
     return layer.image * layer.mask[..., np.newaxis]
 
 
-def fg_mask(layer: Layer) -> Image:
+def fg_mask(layer: Layer) -> Pixels:
     """Returns the mask, (S, S) uint8: 255 on the foreground, 0 elsewhere."""
     return layer.mask.astype(np.uint8) * np.uint8(255)
 
@@ -118,7 +115,7 @@ _BLUR = 1 / 28
 224."""
 
 
-def bg_blurred(layer: Layer) -> Image:
+def bg_blurred(layer: Layer) -> Pixels:
     """Blurs the background and keeps the foreground sharp.
 
     The Gaussian blur averages background pixels only: near the foreground, the remaining weights
@@ -131,12 +128,12 @@ def bg_blurred(layer: Layer) -> Image:
     return composite(layer.image, layer.mask, np.round(255 * blurred).clip(0, 255).astype(np.uint8))
 
 
-def noise_fg(layer: Layer, noise: Noise) -> Image:
+def noise_fg(layer: Layer, noise: Noise) -> Pixels:
     """Adds noise to the foreground."""
     return composite(add_noise(layer.image, noise), layer.mask, layer.image)
 
 
-def noise_bg(layer: Layer, noise: Noise) -> Image:
+def noise_bg(layer: Layer, noise: Noise) -> Pixels:
     """Adds noise to the background."""
     return composite(layer.image, layer.mask, add_noise(layer.image, noise))
 
@@ -157,15 +154,15 @@ class Variant:
     """
 
     name: str
-    from_layer: Callable[[Layer], Image] | None = None
-    from_noise: Callable[[Layer, Noise], Image] | None = None
+    from_layer: Callable[[Layer], Pixels] | None = None
+    from_noise: Callable[[Layer, Noise], Pixels] | None = None
     rendering: Rendering = PAPER_METHOD
     lossless: bool = False
     description: str = "a custom variant; see manifest.json"
 
     def compose(
         self, layer: Layer, background: Pixels | None = None, noise: Noise | None = None
-    ) -> Image:
+    ) -> Pixels:
         """Composes the picture: (S, S, 3) uint8 RGB, or (S, S) uint8 for `fg_mask`.
 
         Args:

@@ -31,7 +31,7 @@ from pipeline.dataset.records import write_table
 from pipeline.display.table import interval
 from pipeline.errors import JobError, UsageError, one_line, refuse_first
 from pipeline.evaluate.planned import Evaluation
-from pipeline.evaluate.predict_shards import AnswersScorer, PredictShards, Scorer
+from pipeline.evaluate.predict_shards import PredictShards, RowsScorer, Scorer
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, predictions_in_table
 from pipeline.evaluate.summaries import summarize
 from pipeline.evaluate.summary import TABLES, Summary
@@ -220,9 +220,8 @@ def evaluate_model(
             num_outputs=answers.num_outputs,
             answers=answers.kind,
         )
-        return _evaluate(
-            opened, evaluation, identity, AnswersScorer(answers), lambda _: None, store=store
-        )
+        scorer = RowsScorer(lambda pictures, keys: answers.on(str(pictures.variant), keys))
+        return _evaluate(opened, evaluation, identity, scorer, lambda _: None, store=store)
 
 
 def _evaluate(

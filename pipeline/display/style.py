@@ -11,7 +11,7 @@ import dataclasses
 import io
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import matplotlib
@@ -159,32 +159,9 @@ class Drawn:
         """Returns a PDF, made on demand, because embedding fonts takes longer than drawing."""
         file = io.BytesIO()
         metadata = dict.fromkeys(("CreationDate", "Creator", "Producer"))
-        with styled(), _small_fonts():
+        with styled():
             self.figure.savefig(file, format="pdf", metadata=metadata)
         return file.getvalue()
-
-
-@contextlib.contextmanager
-def _small_fonts() -> Iterator[None]:
-    """Embeds fonts without their rules for ligatures and kerning, in the block.
-
-    Text that has its places needs no rules. To cut them to the characters of a figure would take as
-    long as all else in its PDF.
-    """
-    from fontTools import subset  # Slow to import, and Matplotlib needs it only for PDF.
-
-    options = subset.Options
-
-    def without_rules(**settings: Any) -> Any:
-        made = options(**settings)
-        made.drop_tables += ["GDEF", "GPOS", "GSUB"]
-        return made
-
-    subset.Options = without_rules
-    try:
-        yield
-    finally:
-        subset.Options = options
 
 
 def drawn(figure: Figure) -> Drawn:

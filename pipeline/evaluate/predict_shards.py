@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -31,7 +31,6 @@ from pipeline.evaluate.predictions import (
     tested_keys,
 )
 from pipeline.evaluate.results import PREDICTION_SCHEMA, ModelRun
-from pipeline.models.answers import GivenAnswers
 from pipeline.runtime.progress import count
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_intact, read_table
@@ -130,11 +129,16 @@ class Scorer(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class AnswersScorer:
-    """A `Scorer` that has the answers of a model that ran elsewhere."""
+class RowsScorer:
+    """A `Scorer` that needs no pixels, such as one that has the answers of a model elsewhere.
 
-    given: GivenAnswers
-    device: NoDevice = NoDevice()  # noqa: RUF009
+    Attributes:
+      answers: takes some pictures and the keys of their rows, in order; returns the answers to the
+        rows.
+    """
+
+    answers: Callable[[ShardPictures, list[str]], NDArray[Any]]
+    device: torch.device | NoDevice = NoDevice()  # noqa: RUF009
 
     def logits(
         self, sets: Iterable[ShardPictures], stored: int
@@ -142,7 +146,7 @@ class AnswersScorer:
         """Yields all pictures of each set as one batch, with their answers."""
         for pictures in sets:
             if (rows := pictures.rows()) is not None:
-                answers = self.given.on(str(pictures.variant), rows["key"].to_pylist())
+                answers = self.answers(pictures, rows["key"].to_pylist())
                 yield AnsweredRows(pictures, rows), answers
 
 

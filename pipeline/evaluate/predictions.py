@@ -30,7 +30,6 @@ from pipeline.evaluate.results import (
     result_shard,
 )
 from pipeline.storage.state_files import read_intact, read_table
-from pipeline.storage.store import Store
 from transforms.hashing import fingerprint, keyed_hashes
 from transforms.scoring import NO_ANSWER, RULES_OF_ANSWERS
 from transforms.selection import held_out
@@ -116,19 +115,12 @@ class KeptLogits:
     of: tuple[str, ...]
 
 
-_OF_LOGITS = ["key", "label", "logits", "of"]
-
-
-def read_logits(store: Store, paths: Iterable[str]) -> KeptLogits | None:
-    """Reads a model's stored logits on at most `MAX_PICTURES` pictures; None if none are stored."""
-    return logits_in_tables(read_table(store, path, columns=_OF_LOGITS) for path in paths)
+OF_LOGITS = ["key", "label", "logits", "of"]
 
 
 def logits_in_tables(predictions: Iterable[pa.Table]) -> KeptLogits | None:
-    """Does the same as `read_logits` for tables of predictions."""
-    tables = [
-        table.select(_OF_LOGITS).filter(pc.is_valid(table["logits"])) for table in predictions
-    ]
+    """Finds the logits on at most `MAX_PICTURES` pictures in a model's tables; None without any."""
+    tables = [table.select(OF_LOGITS).filter(pc.is_valid(table["logits"])) for table in predictions]
     if not sum(table.num_rows for table in tables):
         return None
     table = pa.concat_tables([table.replace_schema_metadata() for table in tables])

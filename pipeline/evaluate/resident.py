@@ -13,7 +13,7 @@ import torch
 
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate.planned import Evaluation
-from pipeline.evaluate.predict_shards import AnswersScorer
+from pipeline.evaluate.predict_shards import RowsScorer
 from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.models.identity import KnownModels
 from pipeline.models.loader import PixelCache
@@ -93,9 +93,10 @@ def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Ite
     A model whose answers are in a file has no device. Raises ModelError if there is no such device,
     or memory does not suffice for the model, or for what the block does with it.
     """
-    if model.given:
+    if given := model.given:
         # Only analyses that need no network get this far.
-        yield cast(Predictor, AnswersScorer(model.given))
+        scorer = RowsScorer(lambda pictures, keys: given.on(str(pictures.variant), keys))
+        yield cast(Predictor, scorer)
         return
     with _DEVICES[_device(evaluation, block)]:
         try:

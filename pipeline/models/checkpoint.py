@@ -73,10 +73,6 @@ class TrainedOn:
     pretrained: str | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if list(self.keys) != sorted(set(self.keys)):
-            raise ValueError("keys must be sorted and unique")
-
     @property
     def keys_digest(self) -> str:
         """Hexadecimal SHA-256 of the keys, joined by newlines."""

@@ -26,7 +26,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from pipeline.errors import BrokenPictureError, JobError
+from pipeline.errors import BrokenPictureError
 from pipeline.storage.interface import InBackground
 from transforms.codec import UndecodableError
 
@@ -150,9 +150,7 @@ class Loader(Generic[P]):
     def batches(self, sets: Iterable[P]) -> Generator[Batch[P], None, None]:
         """Yields the batches of sets, in order. The caller hands each batch back after use.
 
-        Raises:
-          BrokenPictureError: a picture cannot be decoded.
-          JobError: a set has more pictures than its `count`.
+        Raises BrokenPictureError if a picture cannot be decoded.
         """
         waiting: collections.deque[tuple[Batch[P], list[Future[None]]]] = collections.deque()
         with (
@@ -202,8 +200,6 @@ class Loader(Generic[P]):
             try:
                 for rows in _rebatch(tables, self.batch_size):
                     end = start + len(rows)
-                    if pixels is not None and end > len(pixels):
-                        raise JobError(f"{pictures.name} has more pictures than {len(pixels)}")
                     if pixels is None:
                         shape = (self.batch_size, self.side, self.side, 3)
                         buffer = self._free.pop() if self._free else pixel_array(shape, self.pinned)

@@ -25,7 +25,7 @@ import pyarrow.csv
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import bucket_hash, read_metadata, read_rows, write_table
 from pipeline.dataset.sinks import Sample
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import UsageError
 from pipeline.evaluate.predictions import evaluated_variants
 from pipeline.runtime.progress import Progress, map_shards
 from pipeline.storage.files import absolute
@@ -274,8 +274,6 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> tuple[int, list[str]]:
     images: dict[str, dict[str, object]] = {}
     for shard in shards:
         for row in read_rows(target, job.record(shard)):
-            if row["path"] in wanted:
-                raise JobError(f"two pictures would be {row['path']}: this is a bug")
             wanted.add(row["path"])
             image = images.setdefault(
                 row["key"], {name: row[name] for name in ("stem", "key", "wnid", "label")}

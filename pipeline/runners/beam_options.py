@@ -3,11 +3,10 @@
 import argparse
 import contextlib
 import errno
-import functools
 import logging
 import re
 from collections.abc import Sequence
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 import apache_beam as beam
 import grpc
@@ -17,7 +16,6 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
 )
 from apache_beam.runners.runner import create_runner
-from typing_extensions import override
 
 from pipeline.analyses import ANALYSES
 from pipeline.errors import JobError, UsageError, plain
@@ -32,7 +30,6 @@ from pipeline.runtime.spread import Engine, LocalWorkers
 logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").addFilter(
     lambda record: not record.getMessage().startswith("If direct_num_workers is not equal to 1")
 )
-_View = TypeVar("_View", bound=PipelineOptions)
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 _LOST_ELEMENTS = (
     "--direct_running_mode=multi_threading silently loses elements in Beam; "
@@ -45,16 +42,6 @@ class _BeamParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
-
-
-class _Options(PipelineOptions):
-    """Options that make each view once: a new one parses all flags, and Beam asks for hundreds."""
-
-    @override
-    @functools.lru_cache(maxsize=128)  # noqa: B019
-    def view_as(self, cls: type[_View]) -> _View:
-        view: _View = super().view_as(cls)
-        return view
 
 
 def unknown_to_beam(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -80,7 +67,7 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
     UsageError if the runner is unknown, it or its running mode gives wrong results, the number of
     workers is negative, or flags of a portable runner are missing or wrong.
     """
-    options = _Options(arguments)
+    options = PipelineOptions(arguments)
     runner = _known_runner(options.view_as(StandardOptions).runner or "DirectRunner")
     options.view_as(StandardOptions).runner = runner
     direct = options.view_as(DirectOptions)

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.metadata
-import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import apache_beam as beam
 import msgspec
 from apache_beam.options.pipeline_options import (
-    DebugOptions,
     GoogleCloudOptions,
     PipelineOptions,
     SetupOptions,
@@ -51,15 +48,6 @@ _MACHINES = {
 }
 """Prefixes of the machine types that can have a GPU, by the GPU's type. If no machine is named,
 Dataflow chooses a type that also exists without a GPU, and among these only N1 does."""
-_SEVERAL = {
-    "g2-standard-24": 2,
-    "g2-standard-48": 4,
-    "g2-standard-96": 8,
-    "g4-standard-96": 2,
-    "g4-standard-192": 4,
-    "g4-standard-384": 8,
-}
-"""Number of GPUs of the machine types that have several GPUs without saying so in their names."""
 _DRIVER = "install-nvidia-driver:5xx"
 """CUDA 12 needs driver 525 or newer; without a version, Dataflow may install an older one."""
 _MPS = "use_nvidia_mps"
@@ -131,28 +119,13 @@ class Gpu:
         return ("accelerator", self.hint), ("max_active_bundles_per_worker", str(self.count))
 
     def check_machine(self, chosen: str | None) -> None:
-        """Raises UsageError if `--machine_type`, None without it, cannot have this GPU."""
+        """Raises UsageError if no machine with the GPU is named, also not by `--machine_type`."""
         prefixes = _MACHINES[self.type]
-        example = f"{prefixes[0]}*"
-        machine = self.machine or chosen
-        if not machine:
-            if "n1-" not in prefixes:
-                raise UsageError(
-                    f"gpu {self.type}: only machines {example} have it; name one, as in "
-                    f"{self.type}:MACHINE"
-                )
-            return
-        if not machine.startswith(prefixes):
+        if not (self.machine or chosen) and "n1-" not in prefixes:
             raise UsageError(
-                f"gpu {self.type}: {machine} cannot have it, machines {example} can; name one, "
-                f"as in {self.type}:MACHINE"
+                f"gpu {self.type}: only machines {prefixes[0]}* have it; name one, as in "
+                f"{self.type}:MACHINE"
             )
-        if "n1-" in prefixes:
-            return
-        named = re.search(r"-(\d+)g$", machine)
-        count = int(named[1]) if named else _SEVERAL.get(machine, 1)
-        if count != self.count:
-            raise UsageError(f"gpu {self.type}: {machine} has {count} of them; add ,count:{count}")
 
 
 class WorkerFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -188,58 +161,16 @@ def check_gpu(flags: WorkerFlags, options: PipelineOptions) -> None:
     gpu = Gpu.parse(flags.gpu)
     workers = options.view_as(WorkerOptions)
     gpu.check_machine(workers.machine_type)
-    _check_service(options)
     if workers.disk_size_gb and workers.disk_size_gb < DISK_GB:
         raise UsageError(
             f"--disk_size_gb={workers.disk_size_gb}: an image with CUDA's libraries needs a boot "
             f"disk of {DISK_GB} GB or more"
         )
-    image = workers.sdk_container_image
-    if not image:
+    if not workers.sdk_container_image:
         raise UsageError(
             "--sdk_container_image=IMAGE is required with gpu: Beam's own image does not find "
             "the driver; build ours with TORCH=cuda"
         )
-    if image == os.environ.get("IN9_IMAGE"):
-        _check_own_image(flags.models or ())
-
-
-def _check_service(options: PipelineOptions) -> None:
-    """Checks that other options of Dataflow do not conflict with the key `gpu`."""
-    google, debug = options.view_as(GoogleCloudOptions), options.view_as(DebugOptions)
-    service = google.dataflow_service_options or []
-    if any(option.startswith("worker_accelerator") for option in service):
-        raise UsageError(
-            "--dataflow_service_options=worker_accelerator puts a GPU into every worker; leave it "
-            "out, since gpu puts GPUs only where models run"
-        )
-    if debug.lookup_experiment("no_use_multiple_sdk_containers"):
-        raise UsageError(
-            "--experiments=no_use_multiple_sdk_containers would limit segmentation to one process "
-            "a machine; leave it out, since processes share the GPU by NVIDIA MPS"
-        )
-    if "enable_prime" in service or debug.lookup_experiment("enable_prime"):
-        raise UsageError("gpu shares the GPU by NVIDIA MPS, which Dataflow Prime does not support")
-    if google.flexrs_goal:
-        raise UsageError(
-            "gpu uses resource hints for some steps, which --flexrs_goal does not support"
-        )
-
-
-def _check_own_image(models: Sequence[str]) -> None:
-    """Checks that this image, in which both this process and the workers run, can use a GPU."""
-    if importlib.metadata.version("torch").endswith("+cpu"):
-        raise UsageError("gpu: this image has PyTorch's build for CPUs; build it with TORCH=cuda")
-    graphs = [one for one in split_labels(models)[0] if one.startswith("onnx:")]
-    if graphs and not any(importlib.metadata.distributions(name="onnxruntime-gpu")):
-        raise UsageError(
-            f"gpu and --models {graphs[0]}: this image has onnxruntime for CPUs; leave one out"
-        )
-
-
-_SUBNETWORK = re.compile(r"(?:.*/)?regions/([^/]+)/subnetworks/[^/]+")
-_KEY = re.compile(r"projects/[^/]+/locations/([^/]+)/keyRings/[^/]+/cryptoKeys/[^/]+")
-_REGION = re.compile(r"[a-z]+-[a-z]+[0-9]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -381,23 +312,6 @@ def _check_package(options: PipelineOptions) -> None:
 def _check_options(options: PipelineOptions) -> None:
     """Checks options that Beam and Dataflow would refuse only after the job has written output."""
     google, workers = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions)
-    for name, value, pattern, example in (
-        ("subnetwork", workers.subnetwork, _SUBNETWORK, "regions/REGION/subnetworks/NAME"),
-        (
-            "dataflow_kms_key",
-            google.dataflow_kms_key,
-            _KEY,
-            "projects/PROJECT/locations/REGION/keyRings/RING/cryptoKeys/KEY",
-        ),
-    ):
-        match = pattern.fullmatch(value) if value else None
-        if value and match is None:
-            raise UsageError(f"--{name}={value}: expected {example}")
-        # A key may also lie outside of all regions, such as in `global`.
-        if match and _REGION.fullmatch(match[1]) and match[1] != google.region:
-            raise UsageError(
-                f"--{name}={value} is in {match[1]}, but the job runs in {google.region}"
-            )
     validator = PipelineOptionsValidator(options, create_runner("DataflowRunner"))
     # Only some of the validator's checks are used: others query the bucket's policy, and wait for
     # minutes if that fails.

@@ -79,10 +79,7 @@ def with_retries(call: Callable[[], T], path: str) -> T:
     for pause in _PAUSES:
         time.sleep(pause)
         with contextlib.suppress(IncompleteError), translated(path):
-            try:
-                return call()
-            except requests.exceptions.ChunkedEncodingError as error:
-                raise IncompleteError(str(error)) from error
+            return call()
     raise ConnectionError(f"{path} could not be read: responses end early or are corrupted")
 
 

@@ -195,8 +195,7 @@ def in_parallel(call: Callable[[T], R], items: Iterable[T]) -> list[R]:
     Raises the error of the first item that has one, after the calls that had begun have ended. The
     other calls are not made.
     """
-    with concurrent.futures.ThreadPoolExecutor(REQUESTS_IN_FLIGHT) as pool:
-        return list(pool.map(call, items))
+    return [result for _, result in read_ahead(call, items)]
 
 
 def read_ahead(

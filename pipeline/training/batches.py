@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import math
 import os
-import shutil
 import signal
 from collections.abc import Generator, Iterator
 from typing import Any
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from pipeline.errors import JobError, UsageError, one_line
+from pipeline.errors import JobError, one_line
 from pipeline.training.network import Learner
 from pipeline.training.train_plan import Samples, TrainPlan
 from transforms.hashing import keyed_hashes, substream
@@ -285,24 +284,6 @@ def load_batches(
                 "check that there is enough memory, or use fewer --workers"
             ) from error
         raise
-
-
-def check_shared_memory(workers: int, batch_bytes: int) -> None:
-    """Raises UsageError if the batches of the loader's processes do not fit into shared memory.
-
-    Without this check, the processes would be killed at the first batch without an explanation.
-    Containers often have only 64 MB of shared memory. `batch_bytes` is the largest batch's size.
-    """
-    if not workers or not os.path.isdir(_SHARED_MEMORY):
-        return
-    needed = batch_bytes * (workers * _AHEAD + 1)
-    free = shutil.disk_usage(_SHARED_MEMORY).free
-    if needed > free:
-        raise UsageError(
-            f"{workers} processes need {needed >> 20} MB of shared memory for their batches, but "
-            f"{_SHARED_MEMORY} has {free >> 20} MB: use fewer --workers (0 for none) or a smaller "
-            "--batch_size, or give the container more (docker run --shm-size)"
-        )
 
 
 def _init_worker(is_network_on_cpu: bool, _: int) -> None:

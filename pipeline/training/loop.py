@@ -30,7 +30,6 @@ from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.batches import (
     Batch,
     Schedule,
-    check_shared_memory,
     learning_rate,
     training_batches,
 )
@@ -163,13 +162,6 @@ class _TrainingRun:
         preprocessing = self.network.preprocessing
         stored = self.dataset.manifest.config.segment.image_size
         size = preprocessing.input_size if preprocessing.fixed_size else stored
-        # Training pictures are cropped to the network's size; validation pictures stay as stored.
-        largest_batch = max(
-            min(self.plan.batch_size, len(samples)) * 3 * side**2
-            for samples, side in ((self.training, size), (self.validation, stored))
-            if samples is not None
-        )
-        check_shared_memory(self.plan.workers, largest_batch)
         self._learner = Learner(self.network, self.plan, size)
 
     def run(self, state: State | None) -> tuple[str, bool]:

@@ -93,10 +93,6 @@ def test_labels_out_of_range_are_refused() -> None:
     for labels, predictions in (([9], [0]), ([-1], [0]), ([0], [9]), ([0], [-2])):
         with pytest.raises(ValueError, match="must be in"):
             confusion_matrix(np.asarray(labels), np.asarray(predictions), 9)
-    with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        size_buckets(np.asarray([0.5, math.nan]))
-    with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        size_buckets(np.asarray([1.5]))
 
 
 KIND_OF = {  # Right on (original, mixed_rand, only_bg_t), as the paper defines the kinds.
@@ -224,8 +220,6 @@ def test_the_gap_is_the_mean_over_replicates(drawn: tuple[Any, Any]) -> None:
 
 
 def test_gaps_need_answers_of_equal_shape() -> None:
-    with pytest.raises(ValueError, match="no foregrounds"):
-        bg_gap(np.ones((1, 0), bool), np.ones((1, 0), bool), Roles.from_units(np.arange(0)))
     for rand, pictures in ((np.ones((2, 2), bool), 6), (np.ones((1, 2), bool), 3)):
         with pytest.raises(ValueError, match=f"answers for {pictures} pictures"):
             bg_gap(np.ones((1, 2), bool), rand, Roles.from_units(np.arange(pictures)))

@@ -21,8 +21,9 @@ from runs import ROOT, dataset_in, keys, run_here, run_in9, table_of
 from pipeline.analyses.evaluation.tables import describe_power
 from pipeline.dataset.folder import selected_rows
 from pipeline.errors import wrapped
-from pipeline.evaluate.predictions import keys_to_keep, read_logits
+from pipeline.evaluate.predictions import OF_LOGITS, keys_to_keep, logits_in_tables
 from pipeline.evaluate.summary import Summary
+from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.power import cross_validated, folds_of, power_of_outputs
 
@@ -98,7 +99,7 @@ def test_stored_logits_are_in_order_of_keys_however_shards_are_numbered(tmp_path
     for path, part in (("1", rows[:3]), ("2", rows[3:])):
         pq.write_table(pa.Table.from_pylist([*part, {"key": "e", "logits": None}]), tmp_path / path)
     for paths in (("1", "2"), ("2", "1")):
-        kept = read_logits(store, paths)
+        kept = logits_in_tables(read_table(store, path, OF_LOGITS) for path in paths)
         assert kept is not None
         assert kept.keys == ("a", "b", "c", "d")
         assert kept.labels.tolist() == [1, 3, 2, 0]

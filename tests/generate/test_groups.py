@@ -9,13 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.generate.plan import group_numbers
-from transforms.intervals import (
-    bootstrap_hashes,
-    bootstrap_means,
-    paired_bootstrap,
-    percentile_interval,
-    sum_units,
-)
+from transforms.hashing import keyed_hashes
+from transforms.intervals import bootstrap_interval, bootstrap_means
 from transforms.pairing import NO_PARTNER, Pool, draw_scenes, pair
 from transforms.selection import has_partners
 from transforms.two_way import Roles, wilson_of_pictures
@@ -139,15 +134,19 @@ def test_images_without_a_group_are_groups_of_their_own() -> None:
 def test_bootstraps_resample_groups(drawn: list[tuple[int, bool, bool]]) -> None:
     units = [f"group_{group}" for group, _, _ in drawn]
     same, rand = (np.asarray([each[column] for each in drawn]) for column in (1, 2))
-    expected = paired_bootstrap(same, rand, units)
-    values = np.stack([same, rand], axis=1).astype(np.float64)
-    sums, sizes, names = sum_units(values, units)
-    assert sizes.sum() == len(drawn)
-    np.testing.assert_allclose(sums.sum(axis=0), values.sum(axis=0))
-    means = bootstrap_means(sums, sizes, bootstrap_hashes(names))
-    if len(means):
-        low, _ = percentile_interval(means[:, :1] - means[:, 1:])
-        assert low[0] == pytest.approx(expected[1])
+    values = np.stack([same, rand, same.astype(np.float64) - rand], axis=1).astype(np.float64)
+    names = sorted(set(units))
+    of_unit = [values[[unit == name for unit in units]] for name in names]
+    means = bootstrap_means(
+        np.stack([rows.sum(axis=0) for rows in of_unit]),
+        np.asarray([len(rows) for rows in of_unit], np.float64),
+        keyed_hashes(0, "bootstrap", names),
+    )
+    np.testing.assert_allclose(means[:, 2], means[:, 0] - means[:, 1], atol=1e-12)
+    low, high = bootstrap_interval(values, units)
+    for column in range(3) if len(means) else ():
+        expected = np.quantile(means[:, column], [0.025, 0.975])
+        assert [low[column], high[column]] == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_interval_of_related_images_covers() -> None:

@@ -50,7 +50,6 @@ from pipeline.training.batches import (
     BatchOrder,
     PictureBatches,
     Schedule,
-    check_shared_memory,
     load_batches,
     permutation,
 )
@@ -541,15 +540,6 @@ def test_a_step_never_waits_for_the_device(precision: str) -> None:
     # The first makes a tensor of a number of the host, the second a number of a tensor.
     assert not step.names & {"aten::lift_fresh", "aten::_local_scalar_dense"}
     assert int(sums[2]) == 4
-
-
-def test_shared_memory_is_looked_at_before_it_is_needed() -> None:
-    check_shared_memory(0, 1 << 60)
-    if not os.path.isdir("/dev/shm"):
-        pytest.skip("no shared memory to look at")
-    check_shared_memory(2, 1 << 10)
-    with pytest.raises(UsageError, match=r"2 processes need .* --workers"):
-        check_shared_memory(2, 1 << 60)
 
 
 def test_the_manifest_is_all_that_names_a_dataset_to_a_training(trained: Path, drawn: Path) -> None:

@@ -353,7 +353,9 @@ def _predictions(
             by_rule[row["label_rule"]][row["variant"], row["key"]] = Prediction(
                 model=model.name,
                 is_right=row["correct"],
-                answer=_class_name(row["prediction"], taxonomy),
+                answer="outside"
+                if row["prediction"] == OUTSIDE
+                else taxonomy.names[row["prediction"]],
                 label=row["prediction"],
                 output=outputs[row["output"]].partition(",")[0]
                 if outputs and row["output"] >= 0
@@ -375,10 +377,6 @@ def _predictions(
                 dataclasses.replace(prediction, otherwise=otherwise)
             )
     return predictions
-
-
-def _class_name(label: int, taxonomy: Taxonomy) -> str:
-    return "outside" if label == OUTSIDE else taxonomy.names[label]
 
 
 def _version(

@@ -32,13 +32,7 @@ from pipeline.evaluate.predictions import EvalImages, Predictions, read_predicti
 from pipeline.evaluate.results import errors_by_model, read_failures
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import TABLES, Summary
-from transforms.intervals import (
-    Floats,
-    bootstrap_hashes,
-    bootstrap_means,
-    percentile_interval,
-    sum_units,
-)
+from transforms.intervals import Floats, bootstrap_interval
 from transforms.taxonomy import Taxonomy
 from transforms.two_way import EstimateSpread, smallest_difference
 from transforms.variants import VariantName, draws_of
@@ -296,9 +290,7 @@ def _differences(
     first = np.column_stack([old[name][positions[shared]] for name in names])
     second = np.column_stack([new[name][shared] for name in names])
     estimate = (second - first).mean(axis=0)
-    sums, sizes, units = sum_units(second - first, [new_images.units[i] for i in shared])
-    means = bootstrap_means(sums, sizes, bootstrap_hashes(units))
-    low, high = percentile_interval(means) if len(means) else (estimate, estimate)
+    low, high = bootstrap_interval(second - first, [new_images.units[i] for i in shared])
     columns = (estimate.tolist(), low.tolist(), high.tolist())
     return len(shared), [AccuracyChange(*row) for row in zip(names, *columns, strict=True)]
 

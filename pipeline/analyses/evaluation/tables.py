@@ -23,11 +23,11 @@ from pipeline.display.table import Cell, aligned, escape, interval, listed, tabu
 from pipeline.errors import shown_bytes
 from pipeline.evaluate.comparisons import COMPARISONS, compare_models, mark_best, read_contributions
 from pipeline.evaluate.predictions import (
+    OF_LOGITS,
     PROBED_VARIANT,
     EvalImages,
     logits_in_tables,
     prediction_file,
-    read_logits,
 )
 from pipeline.evaluate.results import (
     Failure,
@@ -51,6 +51,7 @@ from pipeline.evaluate.summary import (
     rules_of,
     without_rule,
 )
+from pipeline.storage.state_files import read_table
 from transforms.analysis import KINDS
 from transforms.hashing import fingerprint
 from transforms.intervals import CONFIDENCE
@@ -197,11 +198,8 @@ def measure_power(
     or with too few to hold some out for the test. `predictions` default to the stored ones.
     """
     store, shards = dataset.store, dataset.shards(run.evaluation.split)
-    kept = (
-        read_logits(store, [prediction_file(run, shard) for shard in shards])
-        if predictions is None
-        else logits_in_tables(predictions)
-    )
+    stored = (read_table(store, prediction_file(run, shard), OF_LOGITS) for shard in shards)
+    kept = logits_in_tables(stored if predictions is None else predictions)
     if kept is None:
         return ()
     units = [images.units[at] for at in images.positions(pa.array(kept.keys)).tolist()]

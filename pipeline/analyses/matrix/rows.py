@@ -12,7 +12,7 @@ or trains whole networks in the same way as `in9 train`.
 import dataclasses
 import os
 import time
-from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test, selecte
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
 from pipeline.evaluate.planned import Evaluation
-from pipeline.evaluate.predict_shards import AnsweredRows, PredictShards, Scorer, ShardPictures
+from pipeline.evaluate.predict_shards import PredictShards, RowsScorer, Scorer, ShardPictures
 from pipeline.evaluate.resident import free_memory
 from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.evaluate.summary import Evaluated, MatrixRow
@@ -142,8 +142,6 @@ def make_plan(
             f"--in9l {in9l.store.root} is not an IN-9L dataset; make one with: in9 generate "
             "--selection in9l"
         )
-    if not 0 <= share < 1:
-        raise UsageError(f"--holdout must be a fraction, at least 0 and less than 1: got {share:g}")
     test_split = split or dataset.manifest.config.eval_split
     trained_split = _choose_train_split(dataset, train_split, test_split, share)
     for opened in (dataset, in9l) if in9l else (dataset,):
@@ -192,38 +190,6 @@ def _choose_train_split(dataset: Dataset, given: str | None, test_split: str, sh
     return chosen
 
 
-class ProbeScorer:
-    """A `Scorer` that computes a probe's logits from features of the frozen network.
-
-    Features that are stored need no forward pass.
-    """
-
-    def __init__(self, backbone: Backbone, path: str, device: str) -> None:
-        self._backbone = backbone
-        self.device = torch.device(device)
-        state = read_state(path)
-        names = {id(value): name for name, value in backbone.model.module.named_parameters()}
-        self._weight = state[names[id(backbone.layer.weight)]]
-        self._bias = state[names[id(backbone.layer.bias)]]
-
-    @torch.inference_mode()
-    def _scores(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        outputs = torch.nn.functional.linear(torch.from_numpy(features), self._weight, self._bias)
-        refuse_broken(are_numbers(outputs))
-        return np.asarray(outputs)
-
-    def logits(
-        self, sets: Iterable[ShardPictures], stored: int
-    ) -> Generator[tuple[AnsweredRows, NDArray[np.float32]], None, None]:
-        """Yields all pictures of each set as one batch, with their logits."""
-        for pictures in sets:
-            if (rows := pictures.rows()) is None:
-                continue
-            all_pictures = dataclasses.replace(pictures, keys=None)
-            features = self._backbone.shard_features(all_pictures).select(rows["key"].to_pylist())
-            yield AnsweredRows(pictures, rows), self._scores(features.values)
-
-
 class ProbeTrainer:
     """A trainer that fits a linear probe on each variant."""
 
@@ -243,9 +209,24 @@ class ProbeTrainer:
             self._plan.dataset.store,
         )
 
-    def scorer(self, entry: str) -> ProbeScorer:
-        """Loads a checkpoint, `ARCH=FILE`, to compute logits with it."""
-        return ProbeScorer(self._backbone, entry.partition("=")[2], self._plan.predict.device)
+    def scorer(self, entry: str) -> RowsScorer:
+        """Loads a checkpoint, `ARCH=FILE`, to compute logits from the frozen network's features.
+
+        Features that are stored need no forward pass.
+        """
+        backbone, state = self._backbone, read_state(entry.partition("=")[2])
+        names = {id(value): name for name, value in backbone.model.module.named_parameters()}
+        weight, bias = (state[names[id(one)]] for one in backbone.layer.parameters())
+
+        @torch.inference_mode()
+        def logits(pictures: ShardPictures, keys: list[str]) -> NDArray[np.float32]:
+            features = backbone.shard_features(dataclasses.replace(pictures, keys=None))
+            values = torch.from_numpy(features.select(keys).values)
+            outputs = torch.nn.functional.linear(values, weight, bias)
+            refuse_broken(are_numbers(outputs))
+            return np.asarray(outputs)
+
+        return RowsScorer(logits, torch.device(self._plan.predict.device))
 
 
 class NetworkTrainer:

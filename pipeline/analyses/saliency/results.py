@@ -7,7 +7,6 @@ results/saliency.csv                             table of all models
 """
 
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
@@ -31,7 +30,7 @@ from pipeline.storage.state_files import RelativePath, read_table
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
 from transforms.geometry import Pixels
-from transforms.intervals import paired_bootstrap
+from transforms.intervals import bootstrap_interval
 from transforms.variants import MASK, VariantName
 
 SALIENCY_SCHEMA = pa.schema(
@@ -157,13 +156,14 @@ def measure_mass(store: Store, paths: Iterable[str], unit_of: Mapping[str, str])
         return Mass(images=0)
     mass = np.asarray([row["mass_in_mask"] for row in rows])
     units = [unit_of[row["key"]] for row in rows]
-    mean, low, high = paired_bootstrap(mass, np.zeros_like(mass), units)
+    mean = float(mass.mean())
+    low, high = bootstrap_interval(mass[:, np.newaxis], units)
     area = float(np.mean([row["mask_area"] for row in rows]))
     return Mass(
         images=len(rows),
         mass_in_mask=mean,
-        ci_low=low,
-        ci_high=high,
+        ci_low=float(low[0]),
+        ci_high=float(high[0]),
         mask_area=area,
         concentration=mean / area if area else None,
     )
@@ -184,11 +184,6 @@ def map_rows(
         )
         for key in keys
     )
-
-
-def nan_to_null(value: float) -> float | None:
-    """Returns None for NaN, so that a table holds null, else the value."""
-    return None if math.isnan(value) else value
 
 
 def read_saliency(dataset: Dataset) -> list[SaliencyResult]:

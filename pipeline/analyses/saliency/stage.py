@@ -26,7 +26,6 @@ from pipeline.analyses.saliency.results import (
     map_path,
     map_rows,
     measure_mass,
-    nan_to_null,
     write_map,
 )
 from pipeline.dataset.folder import Dataset
@@ -240,26 +239,18 @@ class SaliencyShards(AnalysisOfModel):
                         "label": sample.fields["label"],
                         "prediction": int(output_labels[output_index]),
                         "output": output_index,
-                        "mass_in_mask": nan_to_null(mass_in_mask(saliency, mask)),
+                        "mass_in_mask": mass_in_mask(saliency, mask),
                         "mask_area": float(mask.mean()),
                     }
                 note(shard, len(batch), len(batch))
 
     def _samples(self, shard: int) -> Iterator[tuple[Sample, Sample]]:
-        """Yields (sample of the picture, sample of the mask) of each tested image.
-
-        Raises JobError if the variants hold different images.
-        """
+        """Yields (sample of the picture, sample of the mask) of each tested image."""
         split = self.plan.evaluation.split
         pictures = self.dataset.samples(split, shard, self.plan.variant)
         masks = self.dataset.samples(split, shard, MASK)
         tested = {row["key"] for row in self.plan.evaluation.rows(self.dataset, shard)}
-        for picture, mask in itertools.zip_longest(pictures, masks):
-            if picture is None or mask is None or picture.key != mask.key:
-                raise JobError(
-                    f"shard {shard} holds other images in {self.plan.variant} than in fg_mask; "
-                    "see: in9 verify"
-                )
+        for picture, mask in zip(pictures, masks, strict=True):
             if picture.key in tested:
                 yield picture, mask
 
