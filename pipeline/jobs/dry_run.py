@@ -308,7 +308,7 @@ def _selected(split: SplitForecast, trial: Trial | None) -> float:
 def _print_estimate(
     job: GenerateJob, splits: Sequence[SplitForecast], trial: Trial, workers: int
 ) -> None:
-    images, made = len(trial.seconds), max(trial.selected, 1)
+    images, made = len(trial.seconds), trial.selected or np.inf
     each = float(np.mean(trial.seconds))
     # Half of a 95 % interval.
     error = 1.96 * float(np.std(trial.seconds, ddof=1)) / images**0.5 if images > 1 else 0.0
