@@ -10,7 +10,18 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
-from runs import Run, darken, index_of, keys, manifest_of, pictures_of, run_in9, stamps, table_of
+from runs import (
+    Run,
+    darken,
+    index_of,
+    keys,
+    manifest_of,
+    pictures_of,
+    run_in9,
+    stamps,
+    table_of,
+    words_of,
+)
 
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.job_flags import job_from_flags
@@ -195,7 +206,8 @@ def test_of_images_with_one_key_the_forecast_takes_that_of_the_job(
     accepted = {row["key"]: row["path"] for row in index if row["status"] == "accepted"}
     words = ["generate", "--input", str(small_input), "--output", str(tmp_path / "out"), *flags]
     words += [*keys(images_per_shard=2), "--formats", "parquet"]
-    arguments, _ = parse_command_line([*words, "--variants", "original,mixed_same,mixed_rand"])
+    words += ["--variants", "original,mixed_same,mixed_rand"]
+    arguments, _ = parse_command_line(words_of(words))
     job = job_from_flags(arguments, Store(str(tmp_path / "out")))
     split = forecast_split(job, *job.layouts)
     images = [*split.accepted, *split.left]
