@@ -43,8 +43,10 @@ from pipeline.released.write_shards import (
     examine_shard,
 )
 from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused
-from pipeline.runtime.progress import Progress, map_shards, run_locally
+from pipeline.runtime.machine import usable_cores
+from pipeline.runtime.progress import Progress, run_locally
 from pipeline.storage.files import absolute, is_below
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import imagenet9
@@ -148,13 +150,15 @@ def _run(released: ReleasedArchive, store: Store, about: About) -> None:
         for totals in {shard.totals.split: shard.totals for shard in released.shards}.values():
             for stage in ("examine", "import"):
                 job.progress.note_total(stage, totals.split, totals.listed)
-        examined = map_shards(functools.partial(examine_shard, job), released.shards)
+        examine = functools.partial(examine_shard, job)
+        examining = read_ahead(examine, released.shards, usable_cores())
+        examined = [shard for _, shard in examining]
         written = []
         for split in job.config.split:
             shards = [shard for shard in examined if shard.listed.totals.split == split]
-            written += map_shards(
-                ShardWriter(job, BackgroundPool.from_shards(shards)).write, shards
-            )
+            writer = ShardWriter(job, BackgroundPool.from_shards(shards))
+            writing = read_ahead(writer.write, shards, usable_cores())
+            written += [shard for _, shard in writing]
         commit(job.config, store, job.taxonomy, written, about)
     dataset = Dataset.open(store)
     record = {"listing": released.fingerprint, "dataset": dataset.manifest.fingerprint}

@@ -206,8 +206,7 @@ class RunModels(_Step):
                 return [self._run(block, model, chunks)]
             except ModelError as error:
                 _LOG.warning("%s failed", name, exc_info=True)
-                names = [f"{block.order}-{chunk:05d}" for chunk in chunks]
-                evaluation.progress.drop(work.stage, f"{block.order}-{block.number}", names)
+                self._note_done(block, chunks)
                 return [FailedModel(block.order, entry, name, " ".join(str(error).split()))]
 
     def _run(self, block: Block, model: LoadedModel, chunks: tuple[int, ...]) -> BlockDone:

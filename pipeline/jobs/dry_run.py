@@ -1,46 +1,44 @@
-"""What `--dry_run` says: a forecast, and estimates of time and size.
+"""What `--dry_run` says: what a job would find and do, and estimates of time and size.
 
-The estimates come from a job on a few images in a temporary folder; no other file is written.
+The first is known from names, annotations and records alone. Work of an earlier run counts as done
+if that run has stored checksums of its inputs; without them, the inputs would have to be read. The
+estimates come from a small dataset of a few images in a temporary folder; no other file is written.
 """
 
-from __future__ import annotations
-
 import dataclasses
-import functools
-import gc
-import heapq
-import itertools
-import math
-import posixpath
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.analysis import Analysis
-from pipeline.dataset.config import DatasetConfig
-from pipeline.dataset.folder import Dataset, read_tables
+from pipeline.analyses.evaluation import EVALUATION
+from pipeline.dataset.config import DatasetConfig, SegmentConfig
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import ACCEPTED, ShardCounts
-from pipeline.errors import JobError, ModelError, counted
+from pipeline.errors import JobError, counted
 from pipeline.evaluate.planned import PlannedAnalysis
+from pipeline.evaluate.predict_shards import Scorer, ShardPictures
+from pipeline.generate.commit import commit
 from pipeline.generate.compose import ComposeShard
-from pipeline.generate.cut_source import announce
-from pipeline.generate.graph import IdentifySources, deal_guarded
+from pipeline.generate.cut_source import announce, reject_by_name
+from pipeline.generate.graph import IdentifySources, deal_guarded, list_split
 from pipeline.generate.job import GenerateJob
-from pipeline.generate.plan import PlanSplit
+from pipeline.generate.plan import PlanSplit, group_numbers, select_images
+from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.segment import SegmentShard
-from pipeline.generate.shard_elements import SourceShard, SplitTotals
-from pipeline.inputs.location import NOWHERE
+from pipeline.generate.shard_elements import SourceShard, SplitTotals, make_shards
+from pipeline.inputs.input_format import SplitLayout
+from pipeline.inputs.location import NOWHERE, read_location
 from pipeline.inputs.source_images import SourceImage
-from pipeline.jobs.forecast import Forecast, SplitForecast, make_forecast
 from pipeline.jobs.messages import advise, size
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import (
@@ -51,130 +49,31 @@ from pipeline.runtime.progress import (
     stage_seconds,
 )
 from pipeline.storage.store import Store
+from transforms.cutting import check_annotation
 from transforms.filters import Reason
 from transforms.hashing import keyed_hash
-
-if TYPE_CHECKING:
-    from pipeline.models.predict import Predictor
-    from pipeline.models.source import LoadedModel
-
+from transforms.segmentation import takes_masks
 
 SAMPLE_IMAGES = 24
 """Number of images that are measured, chosen by the hash of their name."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """A few images of a job, made in a temporary folder on one core of this machine.
-
-    Attributes:
-      pictures: files with composed pictures to evaluate models on.
-      images: number of segmented images, at least 1.
-      accepted: number of the segmented images that were accepted and got a layer.
-      selected: number of the accepted images that were composed.
-      segment_seconds: mean time to segment an image, in seconds.
-      segment_error: half-width of the 95 % interval of `segment_seconds`; 0 for a single image.
-      compose_seconds: mean time to compose all variants of a selected image; 0 if there is none.
-      layer_bytes: mean size of an accepted image's layer.
-      output_bytes: mean size of all variants of a selected image, by folder of the dataset.
-    """
-
-    pictures: tuple[_Composed, ...]
-    images: int
-    accepted: int
-    selected: int
-    segment_seconds: float
-    segment_error: float
-    compose_seconds: float
-    layer_bytes: float
-    output_bytes: dict[str, float]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Composed:
-    """The pictures of a file, to be read once: a `pipeline.models.loader.PictureSet`."""
-
-    store: Store
-    path: str
-    name: str = ""
-    count: int = 0
-
-    def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
-        yield from read_tables(self.store, self.path, ("key", *columns))
-
-
-def choose(forecast: Forecast) -> list[SourceImage]:
-    """Chooses the images to measure among those to segment; if there are none, among accepted."""
-    # An accepted image is repeated for each of its objects.
-    pool = forecast.left or dict.fromkeys(i for split in forecast.splits for i in split.accepted)
-    # A recipe does not need every picture.
-    known = (image for image in pool if image.location != NOWHERE)
-    return heapq.nsmallest(SAMPLE_IMAGES, known, lambda i: keyed_hash(0, "estimate", i.name))
-
-
-def run_trial(job: GenerateJob, forecast: Forecast, folder: str) -> Trial | None:
-    """Runs the stages of a job on a few images, a shard each; None if no image can be accepted.
-
-    The folder is an empty temporary one. Raises OSError if an image cannot be read, or the folder
-    is full; JobError if a custom segmenter or variant failed.
-    """
-    images = choose(forecast)
-    if not images:
-        return None
-    print(f"dry run: measuring {counted(len(images), 'image')}", file=sys.stderr)
-    store = Store(folder)
-    # So few images find partners only if rules are relaxed and --per_class leaves none out.
-    lenient = dataclasses.replace(
-        job.config.compose, own_background=True, mixed_rand="any", per_class="all"
-    )
-    job = dataclasses.replace(
-        job,
-        config=dataclasses.replace(job.config, compose=lenient),
-        store=store,
-        progress=Progress.for_store(store),
-        previous={},
-    )
-    totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
-    segment, compose = SegmentShard(job), ComposeShard(job)
-    segment.setup()
-    compose.setup()
-    job.cutter().segmenter.prepare(announce)
-    segmented: list[SourceShard] = []
-    seconds = []
-    with counted_here() as counters:
-        for number, image in enumerate(images):
-            shard = SourceShard(totals, number, (image,))
-            (shard,) = IdentifySources(job).process(shard)
-            started = time.perf_counter()
-            segmented += segment.process(shard)
-            seconds.append(time.perf_counter() - started)
-        (output,) = PlanSplit(job).process(("trial", segmented))
-        (composed,) = compose.process(output)
-    accepted = composed.statuses.get(ACCEPTED, 0)
-    selected = sum(composed.selected.values())
-    # Without records and index, whose overhead the many images of a real shard share.
-    sizes = bytes_written(counters)
-    error = 1.96 * statistics.stdev(seconds) / len(seconds) ** 0.5 if len(seconds) > 1 else 0.0
-    folders = [f"{lenient.formats[0]}/{name}" for name in lenient.composed if name.is_picture]
-    return Trial(
-        pictures=tuple(
-            _Composed(store, compose.outputs.staged(file.path))
-            for file in composed.record.files
-            if posixpath.dirname(file.path) in folders
-        ),
-        images=len(images),
-        accepted=accepted,
-        selected=selected,
-        segment_seconds=statistics.fmean(seconds),
-        segment_error=error,
-        compose_seconds=selected and stage_seconds(counters, ["compose"])["compose"] / selected,
-        layer_bytes=sizes.pop("layers", 0) / max(accepted, 1),
-        output_bytes={name: size / max(selected, 1) for name, size in sizes.items()},
-    )
-
-
 _EVALUATE_SECONDS = 5.0
-"""How long the speed of a model is measured, if the trial has enough pictures."""
+"""How long the speed of a model is measured, if there are enough pictures."""
+
+_BY_ANNOTATION = frozenset(
+    {
+        Reason.INVALID_KEY,
+        Reason.DUPLICATE_KEY,
+        Reason.EXCLUDED,
+        Reason.MISSING_ANNOTATION,
+        Reason.UNREADABLE_ANNOTATION,
+        Reason.NOT_ONE_BOX,
+        Reason.INVALID_BOX,
+        Reason.BOX_TOO_LARGE,
+        Reason.BOX_OFF_CENTER,
+    }
+)
+"""Reasons in a record that names or annotations alone have shown. Annotations may also lead to
+`too_many_pixels` and `size_mismatch`, but in a record these usually come from the picture."""
 
 
 def dry_run(job: GenerateJob, plans: Mapping[str, PlannedAnalysis], workers: int) -> None:
@@ -184,109 +83,259 @@ def dry_run(job: GenerateJob, plans: Mapping[str, PlannedAnalysis], workers: int
     function failed on an image that was measured, or all was printed, and the job would be refused.
     """
     print("dry run: reading names and annotations", file=sys.stderr)
-    forecast = make_forecast(job)
-    for split in forecast.splits:
+    splits = [forecast_split(job, layout) for layout in job.layouts]
+    for split in splits:
         for line in _split_lines(split, job):
             print(f"{split.totals.split}: {line}")
-    if forecast.is_up_to_date:
-        print("dataset: up to date")
+    manifest = read_manifest(job.store)
     with tempfile.TemporaryDirectory(prefix="in9-") as folder:
-        make_trial = functools.cache(functools.partial(run_trial, job, forecast, folder))
-        if not forecast.is_up_to_date:
-            _print_estimate(job, forecast, make_trial(), workers)
-        variants = job.config.compose.composed
-        # The time of other analyses does not follow from the number of pictures.
-        timed = {
-            analysis: plans[analysis.name]
-            for analysis in ANALYSES
-            if analysis.name in plans
-            and analysis.parts.expected_pictures(plans[analysis.name], 0, variants) is not None
-        }
-        for analysis, work in timed.items():
-            images = _tested(work, job, forecast, make_trial)
-            for line in analysis.parts.dry_run_lines(work, round(images), variants):
-                print(line)
-        if timed:
-            for model in next(iter(timed.values())).evaluation.models:
-                _print_model(model, job, forecast, timed, make_trial)
+        if (
+            manifest is not None
+            and (manifest.config, manifest.about) == (job.config, job.about)
+            and not job.reshard
+            and all(split.is_up_to_date for split in splits)
+        ):
+            print("dataset: up to date")
+            _print_analyses(plans, splits, None)
+        elif trial := _run_trial(job, splits, folder):
+            _print_estimate(job, splits, trial, workers)
+            _print_analyses(plans, splits, trial)
+        else:
+            print("estimate: seconds; no image is left to segment")
     print("dry run: nothing was written")
-    deal_guarded(job, forecast.listed)  # Raises JobError if the job would be refused.
+    # Raises JobError if the job would be refused.
+    deal_guarded(job, {split.totals: split.images for split in splits})
+
+
+@dataclasses.dataclass
+class SplitForecast:
+    """What a job would find and do in one split.
+
+    Attributes:
+      images: all listed images.
+      rejected: number of images by reason for rejection, as far as names and annotations show it.
+      accepted: images that an earlier run has accepted, once for each accepted object.
+      left: images to segment.
+      without_partner: number of images without a background for every mixed variant, if all of
+        `accepted` and `left` were accepted.
+      selected: how many of `accepted`, and of `left`, would be in the dataset then.
+      is_up_to_date: whether all records are up to date and in the dataset.
+    """
+
+    totals: SplitTotals
+    images: Sequence[SourceImage]
+    rejected: Counter[str] = dataclasses.field(default_factory=Counter)
+    accepted: list[SourceImage] = dataclasses.field(default_factory=list)
+    left: list[SourceImage] = dataclasses.field(default_factory=list)
+    without_partner: int = 0
+    selected: tuple[int, int] = (0, 0)
+    is_up_to_date: bool = True
+
+
+def forecast_split(job: GenerateJob, layout: SplitLayout) -> SplitForecast:
+    """Makes the forecast of a split, writing nothing; UsageError if its input cannot be used."""
+    images, totals = list_split(job, layout)
+    job.origin.refuse_lacking(images)
+    split = SplitForecast(totals, images)
+    previous = PreviousLayers(
+        job.store, totals.split, job.previous.get(totals.split, totals.counts)
+    )
+    for shard in make_shards(images, totals):
+        found = Survey(job.layer_staging(), job.config, shard.make())
+        rows = found.read_rows()
+        split.is_up_to_date &= (
+            rows is not None and found.record is not None and found.record.path == found.path
+        )
+        recorded: dict[str | None, list[str]] = {}
+        for row in rows or ():
+            recorded.setdefault(row.source_digest, []).append(row.status)
+        before = (None, *found.images)
+        for preceding, image, digest in zip(before, found.images, found.digests, strict=False):
+            statuses = recorded.get(digest, [])
+            if rows is None and digest is not None:
+                statuses = [row.status for row in previous.rows(image.key, digest)]
+            if reason := _reject_early(image, preceding, statuses, job.config.segment):
+                split.rejected[reason] += 1
+            elif statuses:
+                split.accepted += [image] * statuses.count(ACCEPTED)
+            else:
+                split.left.append(image)
+    _select(split, job.config)
+    return split
+
+
+def _reject_early(
+    image: SourceImage,
+    preceding: SourceImage | None,
+    statuses: Sequence[str],
+    config: SegmentConfig,
+) -> str | None:
+    """Returns why an image is rejected, if its name, its annotation or a missing file shows it.
+
+    `preceding` is for `reject_by_name`; `statuses` are those in its record, none if the image has
+    not been segmented.
+    """
+    by_name = reject_by_name(image, preceding)
+    if by_name is not None:
+        return by_name[0]
+    if statuses:
+        return statuses[0] if _BY_ANNOTATION.issuperset(statuses) else None
+    if config.keeps_image_whole or image.status:  # Neither needs an annotation.
+        return None
+    if takes_masks(config.segmenter) and (image.mask is None or image.annotation is None):
+        # A mask is enough; boxes are optional.
+        return Reason.MISSING_ANNOTATION if image.mask is None else None
+    annotation = None if image.annotation is None else read_location(image.annotation)
+    return check_annotation(annotation, config.rules)
+
+
+def _select(split: SplitForecast, config: DatasetConfig) -> None:
+    """Counts the images that would be in the dataset, and those without a background."""
+    # Neither images of one group nor objects of one image can be each other's background.
+    by_object = config.segment.objects == "each"
+    images = [*split.accepted, *split.left]
+    groups = [image.group or (image.key if by_object else None) for image in images]
+    selected, no_background = select_images(
+        pa.array([image.key for image in images], pa.string()),
+        np.asarray([image.label for image in images], np.int64),
+        config.compose,
+        group_numbers(pa.array(groups, pa.string())),
+    )
+    accepted = len(split.accepted)
+    split.selected = int(selected[:accepted].sum()), int(selected[accepted:].sum())
+    split.without_partner = int(no_background.sum())
 
 
 def _split_lines(split: SplitForecast, job: GenerateJob) -> Iterator[str]:
     """Yields what is known of a split."""
-    totals, names = split.totals, job.taxonomy.names
-    classes = ", ".join(f"{name} {split.classes[name]}" for name in names if name in split.classes)
+    totals, rejected, left = split.totals, split.rejected.total(), len(split.left)
+    by_label = Counter(image.label for image in split.images)
+    classes = ", ".join(
+        f"{name} {by_label[label]}"
+        for label, name in enumerate(job.taxonomy.names)
+        if by_label[label]
+    )
     yield (
         f"{counted(totals.listed, 'image')} ({classes}), {totals.outside} of other classes, "
         f"{counted(totals.other_files, 'other file')}"
     )
     if totals.unmatched:
         yield totals.unmatched
-    rejected, left = sum(split.rejected.values()), len(split.left)
-    reasons = ", ".join(f"{count} {reason}" for reason, count in split.rejected.items())
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(split.rejected.items()))
     yield f"{rejected} rejected for name or annotation alone" + f" ({reasons})" * bool(reasons)
-    without_partner = split.has_partner.count(False)
-    all_rejected = split.rejected | (
-        {Reason.NO_BACKGROUND: without_partner} if without_partner else {}
-    )
-    yield from () if job.origin.is_settled else advise(all_rejected, totals.listed)
-    is_cut = not job.config.segment.keeps_image_whole
-    done, to_do = ("segmented", "segment") if is_cut else ("looked at", "look at")
+    if not job.origin.is_settled:
+        without_partner = Counter({str(Reason.NO_BACKGROUND): split.without_partner})
+        yield from advise(split.rejected + without_partner, totals.listed)
+    is_whole = job.config.segment.keeps_image_whole
+    done, to_do = ("looked at", "look at") if is_whole else ("segmented", "segment")
     yield f"{totals.listed - rejected - left} {done} already, {left} to {to_do}"
-    if without_partner:
+    if split.without_partner:
         yield (
-            f"{without_partner} of them without a background for every mixed variant "
+            f"{split.without_partner} of them without a background for every mixed variant "
             f"({Reason.NO_BACKGROUND})" + ", or more, if others are rejected" * bool(left)
         )
 
 
-def _selected(config: DatasetConfig, split: SplitForecast, trial: Trial) -> float:
-    """Estimates how many images of a split will be part of the dataset."""
-    rate = trial.accepted / trial.images if split.left else 1.0
-    accepted = len(split.accepted)
-    expected = sum(split.has_partner[:accepted]) + rate * sum(split.has_partner[accepted:])
-    per_class = config.compose.per_class
-    if per_class == "all" or not any(split.has_partner):
-        return expected
-    share = expected / sum(split.has_partner)
-    paired = itertools.compress(split.candidates, split.has_partner)
-    sizes = [share * count for count in Counter(image.label for image in paired).values()]
-    limit = min(sizes) if per_class == "min" else float(per_class)
-    return sum(min(limit, size_of_class) for size_of_class in sizes)
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """A dataset of a few images of a job, made in a temporary folder on one core of this machine.
+
+    Attributes:
+      seconds: time to segment each image.
+      accepted: number of images, or objects, that were accepted.
+      selected: number of these that were composed.
+      counters: what was counted while the dataset was made, by name.
+    """
+
+    dataset: Dataset
+    seconds: Sequence[float]
+    accepted: int
+    selected: int
+    counters: Mapping[str, int]
+
+
+def _run_trial(job: GenerateJob, splits: Sequence[SplitForecast], folder: str) -> Trial | None:
+    """Makes a dataset of a few images, a shard each; None if no image can be accepted.
+
+    The images are some of those to segment; of a split without such, of those that were accepted.
+    """
+    # An accepted image is repeated for each of its objects. A recipe does not need every picture.
+    pool = {image for split in splits for image in split.left or split.accepted}
+    known = (image for image in pool if image.location != NOWHERE)
+    images = sorted(known, key=lambda i: keyed_hash(0, "estimate", i.name))[:SAMPLE_IMAGES]
+    if not images:
+        return None
+    print(f"dry run: measuring {counted(len(images), 'image')}", file=sys.stderr)
+    # So few images find partners only if rules are relaxed and --per_class leaves none out.
+    lenient = dataclasses.replace(
+        job.config.compose, own_background=True, mixed_rand="any", per_class="all"
+    )
+    store = Store(folder)
+    job = dataclasses.replace(
+        job,
+        config=dataclasses.replace(job.config, split=("trial",), compose=lenient),
+        store=store,
+        progress=Progress.for_store(store),
+        previous={},
+    )
+    totals = SplitTotals("trial", ShardCounts(len(images), 1), len(images), 0, 0)
+    segment, compose = SegmentShard(job), ComposeShard(job)
+    segment.setup()
+    compose.setup()
+    job.cutter().segmenter.prepare(announce)
+    shards: list[SourceShard] = []
+    seconds = []
+    with counted_here() as counters:
+        for number, image in enumerate(images):
+            (shard,) = IdentifySources(job).process(SourceShard(totals, number, (image,)))
+            started = time.perf_counter()
+            shards += segment.process(shard)
+            seconds.append(time.perf_counter() - started)
+        (planned,) = PlanSplit(job).process(("trial", shards))
+        composed = compose.process(planned)
+    commit(job.config, store, job.taxonomy, [*shards, *composed])
+    dataset = Dataset.open(store)
+    made = dataset.manifest.images["trial"]
+    return Trial(dataset, seconds, made["accepted"], made["selected"], counters)
+
+
+def _selected(split: SplitForecast, trial: Trial | None) -> float:
+    """Estimates how many images of a split will be in the dataset."""
+    accepted, left = split.selected
+    return accepted + left * trial.accepted / len(trial.seconds) if trial else accepted
 
 
 def _print_estimate(
-    job: GenerateJob, forecast: Forecast, trial: Trial | None, workers: int
+    job: GenerateJob, splits: Sequence[SplitForecast], trial: Trial, workers: int
 ) -> None:
-    if trial is None:
-        print("estimate: seconds; no image is left to segment")
-        return
-    rate = trial.accepted / trial.images
-    accepted = sum(len(s.accepted) + rate * len(s.left) for s in forecast.splits)
-    selected = sum(_selected(job.config, split, trial) for split in forecast.splits)
+    images, made = len(trial.seconds), trial.selected or np.inf
+    each = float(np.mean(trial.seconds))
+    # Half of a 95 % interval.
+    error = 1.96 * float(np.std(trial.seconds, ddof=1)) / images**0.5 if images > 1 else 0.0
+    compose = stage_seconds(trial.counters, ["compose"])["compose"] / made
     print(
-        f"measured on {counted(trial.images, 'image')}: segment "
-        f"{trial.segment_seconds:.3f} s an image, "
-        f"{trial.accepted} of {trial.images} accepted; compose "
-        f"{trial.compose_seconds:.3f} s"
+        f"measured on {counted(images, 'image')}: segment {each:.3f} s an image, "
+        f"{trial.accepted} of {images} accepted; compose {compose:.3f} s"
     )
-    segment = len(forecast.left) * trial.segment_seconds
-    error = len(forecast.left) * trial.segment_error
-    compose = selected * trial.compose_seconds
+    left = sum(len(split.left) for split in splits)
+    selected = sum(_selected(split, trial) for split in splits)
     print(
-        f"estimate: {duration((segment + compose) / workers)} with --direct_num_workers {workers} "
-        f"(one core: {duration(segment)} +- {duration(error)} to segment, at most "
-        f"{duration(compose)} to compose)"
+        f"estimate: {duration((left * each + selected * compose) / workers)} with "
+        f"--direct_num_workers {workers} (one core: {duration(left * each)} +- "
+        f"{duration(left * error)} to segment, at most {duration(selected * compose)} to compose)"
     )
-    sizes = {"layers": accepted * trial.layer_bytes} if job.config.layers == "keep" else {}
-    sizes |= {name: selected * each for name, each in trial.output_bytes.items()}
+    # Without records and index, whose overhead the many images of a real shard share.
+    written = bytes_written(trial.counters)
+    layer = written.pop("layers", 0) / max(trial.accepted, 1)
+    accepted = sum(len(split.accepted) for split in splits) + left * trial.accepted / images
+    sizes = {"layers": accepted * layer} if job.config.layers == "keep" else {}
+    sizes |= {name: selected * value / made for name, value in written.items()}
     parts = ", ".join(f"{size(value)} {name}" for name, value in sizes.items())
     total, free = sum(sizes.values()), _free(job.store)
     print(
         f"estimate: about {counted(round(selected), 'image')} in the dataset, "
         f"{size(total)} ({parts})"
-        + (f"; {size(free)} free" if free < math.inf else "")
+        + (f"; {size(free)} free" if free < np.inf else "")
         + (f", too little; free some space for {job.store.root}" if total > free else "")
     )
 
@@ -294,111 +343,99 @@ def _print_estimate(
 def _free(store: Store) -> float:
     """Returns the free space of the disk in bytes; infinity for object storage."""
     if store.is_remote:
-        return math.inf
-    folders = (Path(store.root), *Path(store.root).parents)
-    return shutil.disk_usage(next(folder for folder in folders if folder.exists())).free
+        return np.inf
+    folders = Path(store.root, "file").parents
+    return shutil.disk_usage(next(filter(Path.exists, folders))).free
+
+
+def _print_analyses(
+    plans: Mapping[str, PlannedAnalysis], splits: Sequence[SplitForecast], trial: Trial | None
+) -> None:
+    """Prints what is known of results, and how long each model will take in each analysis.
+
+    The trial is None if the dataset is up to date.
+    """
+    if not plans:
+        return
+    evaluation = plans[EVALUATION.name].evaluation
+    dataset = trial.dataset if trial else Dataset.open(evaluation.store)
+    (split,) = (split for split in splits if split.totals.split == evaluation.split)
+    images = (evaluation.holdout or 1.0) * _selected(split, trial)
+    pictures = {}
+    for analysis in ANALYSES:
+        if plan := plans.get(analysis.name):
+            # None if the time does not follow from the number of pictures.
+            if expected := analysis.parts.expected_pictures(plan, images, dataset.variants):
+                pictures[analysis] = expected
+            for line in analysis.parts.dry_run_lines(plan, round(images), dataset.variants):
+                print(line)
+    for name in evaluation.models if pictures and (not trial or trial.selected) else ():
+        try:
+            _print_model(name, plans, pictures, dataset, is_made=trial is None)
+        except JobError as error:
+            print(f"{name}: {error}")
 
 
 def _print_model(
     name: str,
-    job: GenerateJob,
-    forecast: Forecast,
-    plans: Mapping[Analysis, PlannedAnalysis],
-    make_trial: Callable[[], Trial | None],
+    plans: Mapping[str, PlannedAnalysis],
+    pictures: Mapping[Analysis, int],
+    dataset: Dataset,
+    *,
+    is_made: bool,
 ) -> None:
-    """Prints how long a model will take in each stage."""
+    """Prints how long a model will take in each analysis, or that nothing is left to do in it.
+
+    `pictures` are their numbers by analysis. If the dataset `is_made`, only those that are not
+    predicted yet count. Raises JobError if the model cannot be loaded or run.
+    """
     from pipeline.models.predict import Predictor
     from pipeline.models.registry import load_model
 
-    evaluation = next(iter(plans.values())).evaluation
+    evaluation = plans[EVALUATION.name].evaluation
     started = time.perf_counter()
-    try:
-        model = load_model(name, evaluation.weights, job.taxonomy)
-    except JobError as error:
-        print(f"{name}: {error}")
-        return
-    load = time.perf_counter() - started
-    if forecast.is_up_to_date:
-        dataset = Dataset.open(evaluation.store)
-        left = {analysis: _left(plan, dataset, model) for analysis, plan in plans.items()}
-        for analysis, count in left.items():
-            if not count and analysis.done:
-                print(f"{name}: {analysis.done} already")
-        if not any(left.values()):
-            return
-    else:
-        expected = _tested(next(iter(plans.values())), job, forecast, make_trial)
-        left = {
-            analysis: analysis.parts.expected_pictures(plan, expected, job.config.compose.composed)
-            or 0
-            for analysis, plan in plans.items()
-        }
-    trial = make_trial()
-    if trial is None:
-        return
-    try:
-        predictor = Predictor(model, evaluation.predict)
-        rate = _pictures_a_second(predictor, trial, job.config.segment.image_size)
-    except ModelError as error:
-        print(f"{name}: {error}")
-        return
-    del model
-    gc.collect()
-    if not rate:
-        return
-    for number, (analysis, count) in enumerate(left.items()):
-        # Loading counts once, for the first stage of the job.
-        if count and not number:
-            print(
-                f"{name}: about {duration(load + count / rate)} for {count} {analysis.items} on "
-                f"{predictor.device.type} ({rate:.1f} a second)"
+    model = load_model(name, evaluation.weights, dataset.taxonomy)
+    loading, rate, predictor = time.perf_counter() - started, 0.0, None
+    for analysis, left in pictures.items():
+        work = plans[analysis.name]
+        if is_made:
+            of_model = work.for_model(dataset, evaluation.describe(dataset, model))
+            left = sum(
+                work.size(dataset, chunk)
+                for chunk in work.chunks(dataset)
+                if of_model and not of_model.is_done(chunk)
             )
-        elif count:
-            print(
-                f"{name}: about {duration(count / rate)} for "
-                f"{'an' if analysis.name[0] in 'aeiou' else 'a'} {analysis.name} with "
-                f"{count} {analysis.items}"
-            )
+        if left:
+            predictor = predictor or Predictor(model, evaluation.predict)
+            rate = rate or _pictures_a_second(predictor, dataset)
+            of = f"{left} {analysis.items}"
+            if analysis is EVALUATION:
+                of += f" on {predictor.device.type} ({rate:.1f} a second)"
+            else:
+                of = f"{'an' if analysis.name[0] in 'aeiou' else 'a'} {analysis.name} with {of}"
+            print(f"{name}: about {duration(loading + left / rate)} for {of}")
+            loading = 0.0  # It counts once, for the first analysis.
+        elif analysis.done:
+            print(f"{name}: {analysis.done} already")
 
 
-def _tested(
-    work: PlannedAnalysis,
-    job: GenerateJob,
-    forecast: Forecast,
-    make_trial: Callable[[], Trial | None],
-) -> float:
-    """Estimates how many images a model will be tested on."""
-    evaluation = work.evaluation
-    if forecast.is_up_to_date:
-        return len(evaluation.rows(Dataset.open(evaluation.store)))
-    (split,) = (each for each in forecast.splits if each.totals.split == evaluation.split)
-    trial = make_trial()
-    return (evaluation.holdout or 1.0) * _selected(job.config, split, trial) if trial else 0.0
-
-
-def _left(work: PlannedAnalysis, dataset: Dataset, model: LoadedModel) -> int:
-    """Counts the pictures of a stage that are not predicted yet."""
-    model_work = work.for_model(dataset, work.evaluation.describe(dataset, model))
-    if model_work is None:
-        return 0
-    missing = (chunk for chunk in work.chunks(dataset) if not model_work.is_done(chunk))
-    return sum(work.size(dataset, chunk) for chunk in missing)
-
-
-def _pictures_a_second(predictor: Predictor, trial: Trial, side: int) -> float:
-    """Measures how many of the trial's pictures a model predicts a second; 0 if there are none.
+def _pictures_a_second(scorer: Scorer, dataset: Dataset) -> float:
+    """Measures how many of a dataset's pictures a model predicts a second.
 
     The first batch counts only if it is the only one, because libraries initialize in it.
     """
     keep_freed_memory()
-    started = time.perf_counter()
-    done, rate = 0, 0.0
-    pictures = predictor.logits(trial.pictures, side)
-    for number, (batch, _) in enumerate(pictures):
-        done += len(batch.rows)
-        rate = done / (time.perf_counter() - started)
-        if number == 0:
-            done, started = 0, time.perf_counter()
-        elif time.perf_counter() - started > _EVALUATE_SECONDS:
+    pictures = (
+        ShardPictures(dataset, split, shard, variant)
+        for split in dataset.manifest.shards
+        for shard in dataset.shards(split)
+        for variant in dataset.picture_variants
+    )
+    ends, counts = [time.perf_counter()], []
+    for batch, _ in scorer.logits(pictures, dataset.manifest.config.segment.image_size):
+        counts.append(len(batch.rows))
+        ends.append(time.perf_counter())
+        if ends[-1] - ends[0] > _EVALUATE_SECONDS:
             break
-    return rate
+    first = int(len(counts) > 1)
+    return sum(counts[first:]) / (ends[-1] - ends[first])

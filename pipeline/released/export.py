@@ -27,8 +27,10 @@ from pipeline.dataset.records import bucket_hash, read_metadata, read_rows, writ
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import UsageError
 from pipeline.evaluate.predictions import evaluated_variants
-from pipeline.runtime.progress import Progress, map_shards
+from pipeline.runtime.machine import usable_cores
+from pipeline.runtime.progress import Progress
 from pipeline.storage.files import absolute
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import (
     csv_bytes,
     guarded,
@@ -214,7 +216,8 @@ def export_split(job: ExportPlan) -> tuple[int, int, list[str]]:
     and that readers take for pictures).
     """
     shards = job.dataset.shards(job.split)
-    written = sum(map_shards(functools.partial(_export_shard, job), shards))
+    export_shard = functools.partial(_export_shard, job)
+    written = sum(files for _, files in read_ahead(export_shard, shards, usable_cores()))
     return written, *_finish(job, shards)
 
 

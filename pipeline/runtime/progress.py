@@ -1,4 +1,4 @@
-"""Counters and progress of a job, and the loop over shards of commands that need no Beam.
+"""Counters and progress of a job.
 
 Workers count through Beam what was done, what was written, and how long each stage took, so on any
 runner the counters are sums over all workers.
@@ -22,12 +22,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from pipeline.errors import JobError, UsageError, counted, plain, shown_bytes
 from pipeline.runtime.job_log import in_one_line, job_log
-from pipeline.runtime.machine import usable_cores
-from pipeline.storage.interface import read_ahead
 from pipeline.storage.processes import has_ended, this_process
 from pipeline.storage.state_files import parse_json
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
@@ -36,9 +34,6 @@ if TYPE_CHECKING:
     import rich.progress
     from apache_beam.runners.runner import PipelineResult
 
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 _NAMESPACE = "in9"
 _INFERENCE = "BeamML_PyTorch"
@@ -148,8 +143,8 @@ class Tally:
 
     def note(self) -> None:
         """Writes a note of the counts so far."""
-        content = shown_bytes(json.dumps(self.counts, sort_keys=True))
-        self._submit(functools.partial(self._progress.write, self.path, content))
+        counts = shown_bytes(json.dumps(self.counts, sort_keys=True))
+        self._submit(functools.partial(self._progress.write, self.path, counts))
 
     def load(self) -> bool:
         """Restores the counts that this job has noted for the task; returns whether it had any."""
@@ -169,7 +164,6 @@ class Tally:
         self._done += items
         if time.monotonic() >= self._next:
             self.note_done()
-            self._next = time.monotonic() + _NOTE_SECONDS
 
     def note_done(self, done: int | None = None) -> None:
         """Writes a note of the number of finished items, which is `done` if that is given."""
@@ -177,7 +171,7 @@ class Tally:
         if self._done != self._noted:
             note = (*self._task, self._done, self._noted)
             self._submit(functools.partial(self._progress.note_done, *note))
-            self._noted = self._done
+            self._noted, self._next = self._done, time.monotonic() + _NOTE_SECONDS
 
 
 @contextlib.contextmanager
@@ -228,16 +222,14 @@ _STAGES = {
     "import": "images",
 }
 """What is counted in each stage that runs no models."""
-_TOTAL = "total"
-_NOTE = re.compile(rf"(?P<task>(?P<stage>\w+)/(?P<total>{_TOTAL}/)?[^/]+)\.(?P<count>[0-9]+)")
+_NOTE = re.compile(r"(?P<task>(?P<stage>\w+)/(?P<total>total/)?[^/]+)\.(?P<count>[0-9]+)")
 """Path of a note. Other files, such as those that file systems and desktops leave, are ignored."""
 
 TERMINAL_SECONDS = 0.05
 PLAIN_SECONDS = 30.0
 """Time in seconds between two looks at the notes, for a bar on a terminal and for lines."""
 REMOTE_SECONDS = 10.0
-"""Shortest time in seconds between two looks at a remote dataset folder, where each look is a
-listing over the network."""
+"""The same for a bar if the dataset folder is remote, where each look is a listing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +251,7 @@ class Progress:
 
     def note_total(self, stage: str, name: str, count: int) -> None:
         """Writes a note that the task `name` of a stage has `count` items in all."""
-        self.note_done(f"{stage}/{_TOTAL}", name, count)
+        self.note_done(f"{stage}/total", name, count)
 
     def note_done(self, stage: str, name: str, count: int, replaced: int = 0) -> None:
         """Writes a note that `count` items of a task are done so far; removes that of `replaced`.
@@ -272,27 +264,16 @@ class Progress:
             with contextlib.suppress(OSError):
                 self.store.delete(f"{task}.{replaced}")
 
-    def drop(self, stage: str, total: str, tasks: Iterable[str]) -> None:
-        """Removes the notes of tasks that will not be done, and the note of their total."""
-        dropped = {f"{stage}/{_TOTAL}/{total}", *(f"{stage}/{task}" for task in tasks)}
-        with contextlib.suppress(OSError):
-            for note in list(self._notes(f"{self.folder}/{stage}")):
-                if note["task"] in dropped:
-                    self.store.delete(f"{self.folder}/{note.string}")
-
     def count(self) -> dict[str, tuple[int, int]]:
         """Returns (done, total) of each stage, according to the notes so far."""
-        # Older notes of a task may still exist; its largest one comes last.
-        notes = sorted(self._notes(self.folder), key=lambda note: int(note["count"]))
+        paths = self.store.below(self.folder).walk("")
+        notes = filter(None, map(_NOTE.fullmatch, paths))
         counts: dict[str, list[int]] = {}
-        for note in {note["task"]: note for note in notes}.values():
+        # Older notes of a task may still exist; its largest one comes last.
+        rising = sorted(notes, key=lambda note: int(note["count"]))
+        for note in {note["task"]: note for note in rising}.values():
             counts.setdefault(note["stage"], [0, 0])[bool(note["total"])] += int(note["count"])
         return {stage: (done, total) for stage, (done, total) in counts.items()}
-
-    def _notes(self, folder: str) -> Iterator[re.Match[str]]:
-        """Yields the matches of `_NOTE` below a folder, whose text begins below `self.folder`."""
-        paths = (path.removeprefix(f"{self.folder}/") for path in self.store.walk(folder))
-        return filter(None, map(_NOTE.fullmatch, paths))
 
     def clear(self) -> None:
         """Removes the notes of this job, and of other jobs that are known to have ended."""
@@ -344,12 +325,9 @@ def live_bar(name: str, total: int, noun: str) -> Iterator[Callable[[int], None]
         return
     with _make_bar() as bar:
         task = bar.add_task(name, total=total, items=noun)
-
-        def advance(count: int) -> None:
-            bar.update(task, advance=count)
-            bar.update(task, items=noun + _rate(bar.tasks[0]), refresh=True)
-
-        yield advance
+        yield lambda count: bar.update(
+            task, advance=count, items=noun + _rate(bar.tasks[0]), refresh=True
+        )
 
 
 @contextlib.contextmanager
@@ -359,44 +337,44 @@ def show_progress(progress: Progress, items: Mapping[str, str] = {}) -> Iterator
     A line is such as `segment: 640 of 1300 images, 2.1/s, 5 min left`. `items` are the plural nouns
     of stages that run models.
     """
-    out = sys.stderr
-    terminal = out.isatty()
-    interval = TERMINAL_SECONDS if terminal else PLAIN_SECONDS
-    if progress.store.is_remote:
-        interval = max(interval, REMOTE_SECONDS)
+    out, ended, bar = sys.stderr, threading.Event(), _make_bar()
+    of_bar = REMOTE_SECONDS if progress.store.is_remote else TERMINAL_SECONDS
+    interval = of_bar if out.isatty() else PLAIN_SECONDS
     progress.clear()
-    nouns, ended, bar = {**_STAGES, **items}, threading.Event(), _make_bar()
-    for name in nouns:
-        bar.add_task(name, total=0, visible=False, items="")
+    for stage, noun in {**_STAGES, **items}.items():
+        bar.add_task(stage, total=0, visible=False, noun=noun, items="")
 
     def watch() -> None:
-        last, shown = None, ""
+        shown: dict[str, str] = {}
         while not ended.wait(interval):
             # A store that does not respond now may respond later.
             with contextlib.suppress(OSError):
                 counts = progress.count()
                 for task in bar.tasks:
-                    done, total = counts.get(task.description, (0, 0))
-                    bar.update(task.id, completed=done, total=total)
-            running = next((task for task in bar.tasks if not task.finished), None)
-            # A stage that has ended is shown once more, as done.
-            current, last = running or last, running
-            if current is None:
-                continue
-            noun = nouns[current.description]
-            for task in bar.tasks:
-                bar.update(task.id, visible=task is current, items=noun + _rate(task))
-            bar.refresh()
-            of = counted(int(current.total or 0), noun[:-1]) + _rate(current)
-            line = f"{current.description}: {current.completed:.0f} of {of}\n"
-            if line != shown and not terminal:
-                print(line, end="", file=out, flush=True)
-            shown = line
+                    stage, noun = task.description, task.fields["noun"]
+                    done, total = counts.get(stage, (0, 0))
+                    bar.update(
+                        task.id,
+                        completed=done,
+                        total=total,
+                        visible=total > 0,
+                        items=noun + _rate(task),
+                    )
+                    line = f"{stage}: {done} of {counted(total, noun[:-1])}{_rate(task)}"
+                    # A stage that was shown before is shown once more as done.
+                    is_shown = done < total or stage in shown
+                    if is_shown and line != shown.get(stage) and not out.isatty():
+                        print(line, file=out, flush=True)
+                        shown[stage] = line
+                    # Later stages have not begun.
+                    if done < total:
+                        break
+                bar.refresh()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        with bar if terminal else contextlib.nullcontext():
+        with bar if out.isatty() else contextlib.nullcontext():
             yield
     finally:
         ended.set()
@@ -417,11 +395,3 @@ def run_locally(progress: Progress, log: str) -> Iterator[None]:
 def _translate(error: Exception) -> Exception:
     is_ours, named = isinstance(error, UsageError | JobError), plain(error)
     return named if is_ours else JobError(f"{named}. Run the same command again to go on")
-
-
-def map_shards(work: Callable[[T], R], shards: Iterable[T]) -> list[R]:
-    """Returns a call's results for shards, in order, as many at a time as there are cores.
-
-    Raises the first error, after the calls that had begun have ended.
-    """
-    return [result for _, result in read_ahead(work, shards, usable_cores())]

@@ -7,6 +7,7 @@ import shutil
 from hashlib import md5
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 from runs import (
@@ -24,107 +25,134 @@ from runs import (
 
 from pipeline.commands.command_line import parse_command_line
 from pipeline.commands.job_flags import job_from_flags
-from pipeline.jobs.forecast import make_forecast
+from pipeline.jobs.dry_run import forecast_split
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
-def test_a_forecast_agrees_with_the_job(small_input: Path, tmp_path: Path) -> None:
-    annotations = small_input / "Annotations" / "val"
-    images = sorted(small_input.glob("val/*/*.JPEG"))
-    xml = annotations / f"{images[0].stem}.xml"
-    boxes = re.findall("<object>.*?</object>", xml.read_text(), re.DOTALL)
-    xml.write_text(xml.read_text().replace(boxes[0], boxes[0] * 2))
-    (annotations / f"{images[-1].stem}.xml").unlink()
-    shutil.copy(images[2], images[2].with_name("a.b.JPEG"))
-    (small_input / "val" / "n02123045").mkdir()
-    shutil.copy(images[2], small_input / "val" / "n02123045" / "cat.JPEG")
-    output = tmp_path / "new" / "out"
-    flags = ("run", "--input", small_input, "--output", output, *keys(images_per_shard=6))
+class Told(NamedTuple):
+    """The lines of dry runs: before the job, after it, and after a picture has changed."""
 
-    dry_run = run_in9(*flags, "--dry_run")
-    assert list(tmp_path.iterdir()) == [small_input]
-    lines = dry_run.stdout.splitlines()
-    counts = [int(count) for count in re.findall(r"[a-z] (\d+)[,)]", lines[0])]
-    assert lines[0].startswith("val: 19 images (dog ")
+    first: list[str]
+    again: list[str]
+    changed: list[str]
+    output: Path
+    flags: tuple[object, ...]
+
+
+@pytest.fixture(scope="module")
+def told(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
+    """What is said of 18 pictures with faults, and of one of another class."""
+    folder = tmp_path_factory.mktemp("told")
+    source = Path(shutil.copytree(small_sample, folder / "input"))
+    images = sorted(source.glob("val/*/*.JPEG"))
+    xml = [source / "Annotations" / "val" / f"{image.stem}.xml" for image in images]
+    boxes = re.findall("<object>.*?</object>", xml[0].read_text(), re.DOTALL)
+    xml[0].write_text(xml[0].read_text().replace(boxes[0], boxes[0] * 2))
+    xml[-1].unlink()
+    shutil.copy(images[2], images[2].with_name("a.b.JPEG"))
+    (source / "val" / "n02123045").mkdir()
+    shutil.copy(images[2], source / "val" / "n02123045" / "cat.JPEG")
+    output = folder / "new" / "out"
+    flags = ("run", "--input", source, "--output", output, *keys(images_per_shard=6))
+
+    first = run_in9(*flags, "--dry_run").stdout.splitlines()
+    assert list(folder.iterdir()) == [source]
+    assert "done now: 16 images segmented, 12 composed" in run_in9(*flags).stdout
+    before = stamps(output)
+    again = run_in9(*flags, "--dry_run").stdout.splitlines()
+    images[5].write_bytes(images[5].read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
+    changed = run_in9(*flags, "--dry_run").stdout.splitlines()
+    assert stamps(output) == before
+    return Told(first, again, changed, output, flags)
+
+
+def test_what_names_and_annotations_show_is_said(told: Told) -> None:
+    counts = [int(count) for count in re.findall(r"[a-z] (\d+)[,)]", told.first[0])]
+    assert told.first[0].startswith("val: 19 images (dog ")
     assert (len(counts), sum(counts)) == (9, 19)
-    assert lines[0].endswith("1 of other classes, 0 other files")
-    assert lines[1] == (
-        "val: 3 rejected for name or annotation alone "
-        "(1 invalid_key, 1 missing_annotation, 1 not_one_box)"
-    )
-    assert lines[2] == "val: 0 segmented already, 16 to segment"
+    assert told.first[0].endswith("1 of other classes, 0 other files")
     # The only images left of their classes have no partner for mixed_same.
-    (without_partner,) = re.findall(
-        r"^val: (\d+) of them without a background for every mixed variant \(no_background\), or "
-        "more, if others are rejected$",
-        lines[3],
-    )
-    (accepted,) = re.findall(r"an image, (\d+) of 16 accepted", dry_run.stdout)
-    (forecast,) = re.findall(r"about (\d+) images in the dataset, ([\d.]+) MB", dry_run.stdout)
-    assert re.search(
-        r"efficientnet_lite0: about .* pictures on cpu \(.* a second\)", dry_run.stdout
-    )
-    # Nothing is known of the model yet: x = (t(0.975) + t(0.8)) sqrt((0.2 + x (1 - x)) / 12), by
-    # tables of t.
-    x = 0.5904
-    assert x == pytest.approx((2.201 + 0.876) * ((0.2 + x * (1 - x)) / 12) ** 0.5, abs=1e-4)
-    assert "smallest BG-Gap that 12 images would show in 8 of 10 draws, in points: 59.0 for a" in (
-        dry_run.stdout
-    )
-    measured = re.findall(r": segment ([\d.]+) s an .* compose ([\d.]+) s\n", dry_run.stdout)
+    assert told.first[1:4] == [
+        "val: 3 rejected for name or annotation alone "
+        "(1 invalid_key, 1 missing_annotation, 1 not_one_box)",
+        "val: 0 segmented already, 16 to segment",
+        "val: 2 of them without a background for every mixed variant (no_background), or more, if "
+        "others are rejected",
+    ]
+    assert told.first[-1] == "dry run: nothing was written"
+
+
+def test_times_follow_from_what_was_measured(told: Told) -> None:
+    printed = "\n".join(told.first)
+    measured = re.findall(r": segment ([\d.]+) s an .* compose ([\d.]+) s\n", printed)
     segment, compose = map(float, measured[0])
-    parts = 16 * segment, int(forecast[0]) * compose
     estimate = re.search(
         r"^estimate: (\d+) s with --direct_num_workers (\d+) \(one core: (\d+) s \+- \d+ s "
         r"to segment, at most (\d+) s to compose\)$",
-        dry_run.stdout,
+        printed,
         re.MULTILINE,
     )
     assert estimate
     seconds, workers, *of_one_core = map(int, estimate.groups())
+    parts = 16 * segment, 12 * compose
     expected = (sum(parts) / workers, *parts)
     assert [seconds, *of_one_core] == pytest.approx(expected, abs=0.6)
-    assert lines[-1] == "dry run: nothing was written"
+    assert re.search(r"efficientnet_lite0: about .* pictures on cpu \(.* a second\)", printed)
 
-    assert "done now: 16 images segmented, 12 composed" in run_in9(*flags).stdout
-    manifest = manifest_of(output)
-    images_of = manifest["images"]["val"]
-    assert images_of["listed"] == 19
-    assert manifest["rejections"]["val"]["no_background"] == int(without_partner) == 2
+
+def test_the_smallest_gap_that_would_show_is_said(told: Told) -> None:
+    # Nothing is known of the model yet: x = (t(0.975) + t(0.8)) sqrt((0.2 + x (1 - x)) / 12), by
+    # tables of t.
+    x = 0.5904
+    assert x == pytest.approx((2.201 + 0.876) * ((0.2 + x * (1 - x)) / 12) ** 0.5, abs=1e-4)
+    start = "smallest BG-Gap that 12 images would show in 8 of 10 draws, in points: "
+    assert f"{start}59.0 for a" in "\n".join(told.first)
+    gap = 100 * float(table_of(told.output, "gaps")[0]["smallest_gap"])
+    assert f"{start}{gap:.1f} for efficientnet_lite0, by its results on 12 images" in told.again
+
+
+def test_the_job_makes_what_was_forecast(told: Told) -> None:
+    printed = "\n".join(told.first)
+    (accepted,) = re.findall(r"an image, (\d+) of 16 accepted", printed)
+    (forecast,) = re.findall(r"about (\d+) images in the dataset, ([\d.]+) MB", printed)
+    manifest = manifest_of(told.output)
+    images_of, rejections = manifest["images"]["val"], manifest["rejections"]["val"]
+    assert (images_of["listed"], rejections["no_background"]) == (19, 2)
+    assert rejections["invalid_key"] == rejections["missing_annotation"] == 1
     # Two images of one class could not be segmented.
-    assert images_of["accepted"] == int(forecast[0]) == int(accepted) - int(without_partner) == 12
+    assert images_of["accepted"] == int(forecast[0]) == int(accepted) - 2 == 12
     size = sum(f["bytes"] for f in manifest["files"] if not f["path"].startswith("index/"))
     assert abs(float(forecast[1]) * 1e6 / size - 1) < 0.15
-    rejections = manifest["rejections"]["val"]
-    assert rejections["invalid_key"] == rejections["missing_annotation"] == 1
 
-    before = stamps(output)
-    again = run_in9(*flags, "--dry_run").stdout.splitlines()
-    assert again[1] == lines[1]
-    assert again[2] == "val: 16 segmented already, 0 to segment"
-    assert again[3] == lines[3].removesuffix(", or more, if others are rejected")
-    gap = table_of(output, "gaps")[0]
-    assert again[4:7] == [
-        "dataset: up to date",
-        "smallest BG-Gap that 12 images would show in 8 of 10 draws, in points: "
-        f"{100 * float(gap['smallest_gap']):.1f} for efficientnet_lite0, by its results on 12 "
-        "images",
-        "efficientnet_lite0: evaluated already",
+
+def test_what_is_done_is_not_to_be_done_again(told: Told) -> None:
+    assert told.again[:4] == [
+        *told.first[:2],
+        "val: 16 segmented already, 0 to segment",
+        told.first[3].removesuffix(", or more, if others are rejected"),
     ]
-    assert stamps(output) == before
-
-    # After a change of one picture, only that one is to be segmented.
-    images[5].write_bytes(images[5].read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
-    third = run_in9(*flags, "--dry_run").stdout.splitlines()
-    assert third[2] == "val: 15 segmented already, 1 to segment"
+    assert told.again[4] == "dataset: up to date"
+    assert told.again[6:] == [
+        "efficientnet_lite0: evaluated already",
+        "dry run: nothing was written",
+    ]
+    assert told.changed[2] == "val: 15 segmented already, 1 to segment"
     # Another seed leaves nothing to segment, but everything to compose.
-    other = run_in9("generate", *flags[1:], "--dry_run", "--seed", 1, check=2)
-    assert "--seed=1 (the dataset has 0)" in other.stderr
-    other = run_in9("generate", *flags[1:], "--dry_run", "--seed", 1, "--overwrite", "config")
-    assert "up to date" not in other.stdout
-    assert stamps(output) == before
+    seed = ("generate", *told.flags[1:], "--dry_run", "--seed", 1)
+    assert "--seed=1 (the dataset has 0)" in run_in9(*seed, check=2).stderr
+    assert "up to date" not in run_in9(*seed, "--overwrite", "config").stdout
+
+
+def test_a_dataset_of_broken_pictures_is_estimated_as_empty(
+    run_small: Run, small_input: Path
+) -> None:
+    for picture in pictures_of(small_input):
+        picture.write_bytes(picture.read_bytes()[:100])
+    printed = run_small("run", "--segmenter", "box", "--dry_run")
+    assert "0 of 18 accepted; compose 0.000 s" in printed
+    assert "estimate: about 0 images in the dataset, 0 B (0 B layers, 0 B parquet)" in printed
 
 
 def test_nothing_to_estimate_is_said(tiny_input: Path, tmp_path: Path) -> None:
@@ -160,7 +188,7 @@ def test_of_images_with_one_key_the_forecast_takes_that_of_the_job(
     run_small: Run, small_input: Path, tmp_path: Path
 ) -> None:
     first, *_, last = pictures_of(small_input)
-    names = [first.stem, last.stem]
+    both = [first.stem, last.stem]
     # The lower path has the lower MD5 for the first key, and the higher MD5 for the second.
     for picture, is_reversed in ((first, False), (last, True)):
         other = (last if picture is first else first).parent / picture.name
@@ -181,9 +209,10 @@ def test_of_images_with_one_key_the_forecast_takes_that_of_the_job(
     words += ["--variants", "original,mixed_same,mixed_rand"]
     arguments, _ = parse_command_line(words_of(words))
     job = job_from_flags(arguments, Store(str(tmp_path / "out")))
-    (split,) = make_forecast(job).splits
-    taken = {image.key: image.location.path for image in split.candidates if image.key in names}
-    assert set(taken) == set(names)
+    split = forecast_split(job, *job.layouts)
+    images = [*split.accepted, *split.left]
+    taken = {image.key: image.location.path for image in images if image.key in both}
+    assert set(taken) == set(both)
     assert all(path.endswith(accepted[key]) for key, path in taken.items())
 
 
