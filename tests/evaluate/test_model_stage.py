@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import pytest
@@ -29,7 +30,7 @@ TINY = "python:tiny_models:first"
 MADE = {
     "predictions/val-00001.parquet": "evaluate_chunks_made",
     "imagenet/val-00000.parquet": "imagenet_chunks_made",
-    "attack/14x4/val-00000.parquet": "attack_chunks_made",
+    "attack/14x4-early_stop/val-00000.parquet": "attack_chunks_made",
     "saliency/val-00001.parquet": "saliency_chunks_made",
 }
 """Some result files of a model, and for each the counter of its creation."""
@@ -54,7 +55,9 @@ def run_stages(
     progress.clear()
     evaluation = Evaluation(store, models, "val", PredictConfig(), progress, hints=hints)
     pipeline = beam.Pipeline(options=pipeline_options(["--direct_num_workers=1"]))
-    works: list[PlannedAnalysis] = [PlannedAttack(evaluation, dataset.taxonomy, *grid)]
+    works: list[PlannedAnalysis] = [
+        PlannedAttack(evaluation, dataset.taxonomy, *grid, early_stop=True)
+    ]
     if imagenet is not None:
         works += [
             PlannedEvaluation(evaluation, dataset.taxonomy),
@@ -114,6 +117,21 @@ def test_what_is_there_never_reaches_the_step_with_the_hint(
         MADE.values(), 1
     )
     assert results_of(looked) == expected
+
+
+def test_an_early_stop_learns_from_what_is_there(sample_run: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
+    # With fewer backgrounds, all pairs of the last chunk would fit into one batch, so what is known
+    # of other chunks would not matter.
+    flags: dict[str, Any] = {"models": (DEFAULT_MODEL,), "grid": (48, 20)}
+    assert run_stages(output, None, **flags)["attack_chunks_made"] == 3
+    expected = results_of(output)
+    folder = output / "results" / DEFAULT_MODEL / "attack" / "48x20-early_stop"
+    for name in ("val-00001.parquet", "val-00002.parquet"):
+        (folder / name).unlink()
+        counters = run_stages(output, None, **flags)
+        assert (counters["models_on_device"], counters["attack_chunks_kept"]) == (1, 2)
+        assert results_of(output) == expected
 
 
 def test_a_model_that_cannot_be_loaded_fails_before(

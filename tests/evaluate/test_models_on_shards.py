@@ -522,6 +522,7 @@ def test_groups_follow_from_the_work_unless_they_are_given(
     attack = PlannedAttack(plan(made, FIRST, blocks=None), imagenet9(), 9, 9)
     monkeypatch.setattr("pipeline.evaluate.planned._PICTURES_OF_BLOCK", 1)
     assert attack.blocks(dataset) == len(attack.chunks(dataset))
+    assert dataclasses.replace(attack, early_stop=True).blocks(dataset) == 1
 
 
 def test_a_job_on_this_machine_has_one_group(

@@ -1,7 +1,7 @@
 """Adversarial backgrounds: which foregrounds some background turns wrong."""
 
 from pipeline.analyses.analysis import Analysis, Command
-from pipeline.runtime.flag_types import Flag, grid, section
+from pipeline.runtime.flag_types import Flag, grid, section, switch
 
 _GRID = "all|N|FxB"
 
@@ -25,6 +25,11 @@ ATTACK = Analysis(
                 "F x B",
                 "all",
                 grid,
+            ),
+            switch(
+                "--early_stop",
+                "skip the other backgrounds of a foreground once one has fooled the model: faster, "
+                "but measures challenge accuracy only",
             ),
         ),
     ),

@@ -189,6 +189,7 @@ class AttackFlags(Flags, frozen=True, kw_only=True):
     """The grid, which `run` names `--attack`; None for no attack."""
 
     grid: Grid | None = None
+    early_stop: bool = False
     attack: Grid | None = None
 
 
@@ -273,8 +274,8 @@ class AttackParts(Parts[AttackFlags]):
         check_variants(config.compose.composed)
         if is_own:
             # Opening the grid also checks that the dataset has images for it.
-            open_grid(Dataset.open(evaluation.store), evaluation, *size)
-        return PlannedAttack(evaluation, taxonomy, *size)
+            open_grid(Dataset.open(evaluation.store), evaluation, *size, flags.early_stop)
+        return PlannedAttack(evaluation, taxonomy, *size, flags.early_stop)
 
     @override
     def expected_pictures(

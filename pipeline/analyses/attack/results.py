@@ -5,8 +5,8 @@ results/<model>/attack/<grid>/<split>-backgrounds.parquet   backgrounds, in the 
 results/<model>/attack.json                                 the last attack, and its measures
 results/attack.csv, results/backgrounds.csv                 tables of all attacked models
 
-<grid> consists of the numbers of foregrounds and backgrounds, such as 4050x4050, so that a small
-attack does not overwrite a large one.
+<grid> consists of the numbers of foregrounds and backgrounds, such as 4050x4050 (with -early_stop
+after an attack that stopped early), so that a small attack does not overwrite a large one.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ ATTACK_VARIANTS = (ORIGINAL, MASK, ONLY_BG_T)
 _CHUNK = 16
 """The most foregrounds in a chunk."""
 _CHUNK_FORWARDS = 16_384
-"""The most composites in a chunk. A chunk has at least one
+"""The most composites in a chunk without an early stop. A chunk has at least one
 foreground, even if that alone makes more composites."""
 
 
@@ -120,6 +120,7 @@ def open_grid(
     evaluation: Evaluation,
     foregrounds: int | None,
     backgrounds: int | None,
+    early_stop: bool = False,
 ) -> AttackGrid:
     """Builds the grid of an attack; the other arguments are those of `PlannedAttack`.
 
@@ -140,11 +141,15 @@ def open_grid(
     bg_axis = images.sample(backgrounds, "attack background")
     tested = EvalImages.read(dataset, split)
     positions = tested.positions(pa.array(fg_axis.keys))
+    chunk_size = max(1, min(_CHUNK, _CHUNK_FORWARDS // len(bg_axis)))
     return AttackGrid(
         foregrounds=fg_axis,
         backgrounds=bg_axis,
         is_full=len(fg_axis) == len(bg_axis) == len(images),
-        chunk_size=max(1, min(_CHUNK, _CHUNK_FORWARDS // len(bg_axis))),
+        # With an early stop, only a few pairs of a chunk are tried, so that `_CHUNK_FORWARDS` is no
+        # limit. Chunks are still small, because the attack learns from earlier chunks which
+        # backgrounds to try first.
+        chunk_size=_CHUNK if early_stop else chunk_size,
         units=tested.unit_numbers[positions],
     )
 
@@ -286,7 +291,8 @@ class AttackRow(Struct, frozen=True, kw_only=True):
         float | None,
         Meta(
             description="share of foregrounds that some background of another class makes the "
-            "model classify as that class: the paper's measure"
+            "model classify as that class: the paper's measure; empty with "
+            "`--early_stop`"
         ),
     ] = None
     fooled_ci_low: Annotated[
@@ -303,7 +309,10 @@ class AttackRow(Struct, frozen=True, kw_only=True):
     ] = None
     early_stop: Annotated[
         bool | None,
-        Meta(description="always false: every foreground was tried on all backgrounds"),
+        Meta(
+            description="`--early_stop`: whether a foreground's other backgrounds were skipped "
+            "once one had fooled the model"
+        ),
     ] = None
     forwards: Annotated[
         int | None, Meta(description="number of composites that the model classified")

@@ -40,9 +40,11 @@ from pipeline.storage.interface import InBackground
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.adversarial import (
+    UNTRIED,
     Grid,
     GridTally,
     Labels,
+    Strengths,
     challenge_accuracy,
     expected_accuracy,
     fooled,
@@ -71,6 +73,8 @@ class PlannedAttack(PlannedAnalysis):
     Attributes:
       foregrounds, backgrounds: number of images to sample as foregrounds and as backgrounds; None
         for all images.
+      early_stop: whether a foreground is dropped as soon as a background has turned its prediction
+        wrong.
     """
 
     stage = "attack"
@@ -78,14 +82,23 @@ class PlannedAttack(PlannedAnalysis):
 
     foregrounds: int | None
     backgrounds: int | None
+    early_stop: bool = False
     _grids: dict[str, AttackGrid] = dataclasses.field(default_factory=dict, init=False)
+
+    @functools.cached_property
+    def _exhaustive(self) -> PlannedAttack | None:
+        """The same attack without an early stop, if that stops early.
+
+        If it is done, its results are used, because they say more.
+        """
+        return dataclasses.replace(self, early_stop=False) if self.early_stop else None
 
     def _grid(self, dataset: Dataset) -> AttackGrid:
         """Returns the grid, built once for all models, because building reads the whole index."""
         of = dataset.manifest.fingerprint
         if of not in self._grids:
             size = self.foregrounds, self.backgrounds
-            self._grids = {of: open_grid(dataset, self.evaluation, *size)}
+            self._grids = {of: open_grid(dataset, self.evaluation, *size, self.early_stop)}
         return self._grids[of]
 
     @override
@@ -99,27 +112,57 @@ class PlannedAttack(PlannedAnalysis):
         return len(grid.positions(chunk)) * len(grid.backgrounds)
 
     @override
+    def blocks(self, dataset: Dataset) -> int:
+        """Returns 1 for an early stop, unless the number is given.
+
+        The results of an early stop depend on the number, and must not depend on the runner.
+        """
+        if self.early_stop:
+            return self.evaluation.blocks or 1
+        return super().blocks(dataset)
+
+    @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> AttackChunks:
-        return AttackChunks(dataset.store, dataset, self, self._grid(dataset), run)
+        """Leaves an early stop nothing to do if an earlier attack tried all pairs."""
+        is_known = self._exhaustive is not None and self._exhaustive.is_done(dataset, run)
+        return AttackChunks(dataset.store, dataset, self, self._grid(dataset), run, is_known)
+
+    def is_done(self, dataset: Dataset, run: ModelRun) -> bool:
+        """Returns whether all chunks of a model are done."""
+        return all(map(self.for_model(dataset, run).is_done, self.chunks(dataset)))
 
     @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
+        """Summarizes an earlier attack on all pairs, if there is one, in place of an early stop."""
+        if self._exhaustive is not None and self._exhaustive.is_done(dataset, run):
+            self._exhaustive.summarize(dataset, run, entry)
+            return
         paths = [*map(self.for_model(dataset, run).path, self.chunks(dataset))]
         write_attack(dataset, self, self._grid(dataset), run, paths)
 
 
 @dataclasses.dataclass(eq=False)
 class AttackChunks(AnalysisOfModel):
-    """Predictions of a model on the chunks of a grid."""
+    """Predictions of a model on the chunks of a grid.
+
+    Attributes:
+      is_known: whether an earlier attack tried all pairs, so that no chunk has to be computed.
+    """
 
     dataset: Dataset
     plan: PlannedAttack
     grid: AttackGrid
     model: ModelRun
+    is_known: bool = False
+
+    @override
+    def is_done(self, chunk: int) -> bool:
+        """Also returns True if no chunk has to be computed."""
+        return self.is_known or super().is_done(chunk)
 
     @override
     def path(self, chunk: int) -> str:
-        name = grid_name(self.grid)
+        name = grid_name(self.grid, self.plan)
         return result_shard(self.model.folder, name, self.model.evaluation.split, chunk)
 
     @functools.cached_property
@@ -147,7 +190,8 @@ class AttackChunks(AnalysisOfModel):
         own_fingerprint = fingerprint(
             evaluation.predict.identity,
             [len(grid.foregrounds), len(grid.backgrounds), grid.chunk_size, chunk],
-            None,  # Stands for a setting that is gone, so that earlier predictions stay valid.
+            # With an early stop, the order of backgrounds depends on earlier chunks of the block.
+            (evaluation.blocks or 1) if self.plan.early_stop else None,
             # If groups of images change, other images may be held out, although their number stays
             # the same.
             *([grid.foregrounds.keys, grid.backgrounds.keys] if evaluation.holdout else []),
@@ -158,36 +202,60 @@ class AttackChunks(AnalysisOfModel):
     def run(
         self, predictor: Predictor, chunks: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[ChunkOutput, None, None]:
+        """Also reads done chunks if it stops early, to learn which backgrounds to try first."""
         # Imported here, so that only machines that attack wait for torch.
         from pipeline.analyses.attack.arrays import (
             GridModel,
+            in_turns,
             load_backgrounds,
+            stop_early,
             stream_cutouts,
             try_all,
         )
         from pipeline.models.predict import IN_FLIGHT
 
         grid, device, batch_size = self.grid, predictor.device, predictor.batch_size
-        split = self.model.evaluation.split
+        split, early_stop = self.model.evaluation.split, self.plan.early_stop
         outputs = labels_of_outputs(self.model.num_outputs, self.dataset.taxonomy)
         backgrounds = load_backgrounds(self.dataset, split, grid.backgrounds, device)
         composed = GridModel(predictor, outputs, backgrounds)
+        strengths = Strengths(len(grid.backgrounds))
         stream = stream_cutouts(self.dataset, split, grid, missing, device)
+
+        def foregrounds_of(chunk: int) -> GridAxis:
+            return grid.foregrounds.take(grid.positions(chunk))
+
+        def output(chunk: int, predictions: Grid) -> ChunkOutput:
+            note(chunk, int((predictions[0] != UNTRIED).sum()), 0)
+            return ChunkOutput(chunk, chunk_table(foregrounds_of(chunk), predictions, device.type))
 
         launched: deque[tuple[int, Callable[[], Grid]]] = deque()
 
         def finish(at_most: int) -> Iterator[ChunkOutput]:
             while len(launched) > at_most:
                 chunk, fetch = launched.popleft()
-                predictions = fetch()
-                foregrounds = grid.foregrounds.take(grid.positions(chunk))
-                note(chunk, predictions[0].size, 0)
-                yield ChunkOutput(chunk, chunk_table(foregrounds, predictions, device.type))
+                yield output(chunk, fetch())
 
         # The next chunk is decoded while the device works.
         with contextlib.closing(InBackground(stream, 1)) as ahead:
             cutouts = iter(ahead)
 
+            def try_some(chunk: int) -> Generator[None, None, Grid]:
+                if chunk not in missing:
+                    return predictions_of(read_table(self.store, self.path(chunk)))[0]
+                labels, order = labels_of[chunk], strengths.strongest_first()
+                note_pairs = functools.partial(note, chunk, 0)
+                trials = stop_early(composed, next(cutouts), labels, order, batch_size, note_pairs)
+                return (yield from trials)
+
+            if early_stop:
+                labels_of = {chunk: foregrounds_of(chunk).labels for chunk in chunks}
+                tried = in_turns(map(try_some, chunks))
+                for chunk, predictions in zip(chunks, tried, strict=True):
+                    strengths.add(predictions, labels_of[chunk])
+                    if chunk in missing:
+                        yield output(chunk, predictions)
+                return
             for chunk in missing:
                 size = (len(grid.positions(chunk)), len(grid.backgrounds))
                 note_pairs = functools.partial(note, chunk, 0)
@@ -203,16 +271,17 @@ class AttackChunks(AnalysisOfModel):
             yield from finish(0)
 
 
-def grid_name(grid: AttackGrid) -> str:
+def grid_name(grid: AttackGrid, plan: PlannedAttack) -> str:
     """Returns the name of the folder that holds a grid's chunks, for `result_shard`."""
-    return f"attack/{len(grid.foregrounds)}x{len(grid.backgrounds)}"
+    size = f"{len(grid.foregrounds)}x{len(grid.backgrounds)}"
+    return f"attack/{size}" + ("-early_stop" if plan.early_stop else "")
 
 
 def chunk_table(foregrounds: GridAxis, predictions: Grid, device: str) -> pa.Table:
     """Builds a chunk's table from (rules, F, B) int16 predictions for its F foregrounds."""
     offsets = np.arange(len(foregrounds) + 1, dtype=np.int32) * predictions.shape[2]
     lists = [
-        pa.ListArray.from_arrays(offsets, pa.array(values))
+        pa.ListArray.from_arrays(offsets, pa.array(values, mask=values == UNTRIED))
         for values in predictions.reshape(len(predictions), -1)
     ]
     devices = pa.repeat(device, len(foregrounds)).dictionary_encode()
@@ -227,6 +296,7 @@ def predictions_of(table: pa.Table) -> tuple[Grid, Labels]:
         table[rule]
         .combine_chunks()
         .flatten()
+        .fill_null(UNTRIED)
         .to_numpy(zero_copy_only=False)
         .astype(np.int16)
         .reshape(len(table), -1)
@@ -235,28 +305,37 @@ def predictions_of(table: pa.Table) -> tuple[Grid, Labels]:
     return np.stack(grids), table["label"].to_numpy().astype(np.int64)
 
 
-def background_table(grid: AttackGrid, tallies: Mapping[str, GridTally]) -> pa.Table:
+def background_table(grid: AttackGrid, tallies: Mapping[str, GridTally] | None) -> pa.Table:
     """Builds the table of a grid's backgrounds.
 
     Its columns are key, label, wnid, the number of foregrounds of other classes, and for each label
-    rule the number of these foregrounds for which the model predicts the background's class.
+    rule the number of these foregrounds for which the model predicts the background's class (null
+    without tallies).
     """
     backgrounds = grid.backgrounds
+    unknown = [None] * len(backgrounds)
     return pa.table(
         {
             "bg_key": pa.array(backgrounds.keys),
             "bg_label": pa.array(backgrounds.labels, pa.int64()),
             "bg_wnid": pa.array(backgrounds.wnids),
             "foregrounds": foregrounds_of_others(grid.foregrounds.labels, backgrounds.labels),
-            **{rule: pa.array(tallies[rule].successes, pa.int64()) for rule in LABEL_RULES},
+            **{
+                rule: pa.array(tallies[rule].successes if tallies else unknown, pa.int64())
+                for rule in LABEL_RULES
+            },
         }
     )
 
 
-def measure_rule(tallied: GridTally, grid: AttackGrid, taxonomy: Taxonomy) -> AttackMeasures:
+def measure_rule(
+    tallied: GridTally, grid: AttackGrid, taxonomy: Taxonomy, *, early_stop: bool
+) -> AttackMeasures:
     """Computes the measures under one label rule."""
     robust = challenge_accuracy(tallied, grid.units)
     challenge = (robust.value, robust.low, robust.high)
+    if early_stop:
+        return AttackMeasures(*challenge, None, None, None, (), (), ())
     share, backgrounds, total = fooled(tallied, grid.units), grid.backgrounds, len(grid.backgrounds)
     by_class = [
         one
@@ -329,8 +408,8 @@ def write_attack(
     """
     store, taxonomy = dataset.store, dataset.taxonomy
     tallies, devices = tally_chunks(store, paths, grid.backgrounds.labels, taxonomy.num_labels)
-    split = plan.evaluation.split
-    chunk_folder = f"results/{run.folder}/{grid_name(grid)}"
+    split, early_stop = plan.evaluation.split, plan.early_stop
+    chunk_folder = f"results/{run.folder}/{grid_name(grid, plan)}"
     backgrounds_file = f"{chunk_folder}/{split}-backgrounds.parquet"
     fingerprints = [
         metadata.fingerprint for path in paths if (metadata := read_metadata(store, path))
@@ -344,7 +423,7 @@ def write_attack(
         write_table(
             store,
             backgrounds_file,
-            background_table(grid, tallies),
+            background_table(grid, None if early_stop else tallies),
             expected,
         )
     attack = pick(
@@ -356,10 +435,13 @@ def write_attack(
         foregrounds=len(grid.foregrounds),
         backgrounds=len(grid.backgrounds),
         full_grid=grid.is_full,
-        early_stop=False,
-        forwards=len(grid.foregrounds) * len(grid.backgrounds),
+        early_stop=early_stop,
+        forwards=next(iter(tallies.values())).tried,
         backgrounds_file=backgrounds_file,
-        rules={rule: measure_rule(tallied, grid, taxonomy) for rule, tallied in tallies.items()},
+        rules={
+            rule: measure_rule(tallied, grid, taxonomy, early_stop=early_stop)
+            for rule, tallied in tallies.items()
+        },
     )
     write_result(store, result_file(run.folder, "attack"), attack)
     for path in list(store.walk(f"results/{run.folder}/attack")):
