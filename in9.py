@@ -65,7 +65,7 @@ def generate_dataset(output: str | os.PathLike[str], **flags: object) -> Dataset
 
     Args:
       output: the dataset's folder, local or `gs://`.
-      flags: flags of `in9 generate` by name, for example `input="/data", replicates=3`.
+      flags: flags and keys of `in9 generate` by name, for example `input="/data", replicates=3`.
 
     Raises:
       UsageError: an argument is wrong; nothing has been written then.
@@ -86,7 +86,7 @@ def import_released(
     Args:
       output: the dataset's folder, local or `gs://`.
       source: the folder, or the tar, to import.
-      flags: other flags of `in9 import` by name.
+      flags: other flags and keys of `in9 import` by name.
 
     Raises:
       UsageError: an argument is wrong, or the input cannot be read.

@@ -51,7 +51,7 @@ variable "input" {
 }
 
 variable "parameters" {
-  description = "Further flags of in9 run, by name and without dashes: { models = \"resnet50\", seed = \"1\" }."
+  description = "Further flags of in9 run, and keys of its file, by name and without dashes: { models = \"resnet50\", seed = \"1\" }."
   type        = map(string)
   default     = {}
 
