@@ -1,7 +1,5 @@
 """Tests the command line: wrong usage gets one helpful line and the right exit code."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import os

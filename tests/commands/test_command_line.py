@@ -1,7 +1,5 @@
 """Tests how command lines and files of flags are parsed, and which are refused."""
 
-from __future__ import annotations
-
 import os
 import re
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """Tests that stored bytes are verified where they are read: by page, by file, by layer."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import shutil

@@ -1,7 +1,5 @@
 """Tests `in9.open_dataset`, which reads a dataset as (image, label, meta) without Beam."""
 
-from __future__ import annotations
-
 import pickle
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tests that other tools read a dataset as it is, and that `in9 verify` finds its faults."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

@@ -4,8 +4,6 @@ A document is a JSON file, or the JSON in the metadata of a Parquet file. All ki
 all states, and all their fields, are discovered, not listed.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import json

@@ -4,8 +4,6 @@ The guard is an audit hook. It notes what a command must not do: start a process
 outside its folder (the hook ends the command before that), or open foreign files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Faults of input: hostile pictures, masks, scenes, tables, archives, links and devices."""
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import io

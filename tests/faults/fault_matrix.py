@@ -4,8 +4,6 @@ scripts/faults                        # takes minutes
 scripts/faults --only 'strays|names'  # kinds that match
 """
 
-from __future__ import annotations
-
 import argparse
 import concurrent.futures
 import re

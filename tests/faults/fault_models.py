@@ -1,7 +1,5 @@
 """Faults of models: outputs that are not numbers, errors without a message, and bombs."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import functools

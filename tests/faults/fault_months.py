@@ -3,8 +3,6 @@
 A run that publishes is killed at every moment, and many published runs must leave nothing behind.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import re

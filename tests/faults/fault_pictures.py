@@ -1,7 +1,5 @@
 """Pictures, annotations and names that are broken, strange or malicious, as bytes."""
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import io

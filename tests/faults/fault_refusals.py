@@ -1,7 +1,5 @@
 """Faults of users: runs that are refused, which must change nothing that a later run believes."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import itertools

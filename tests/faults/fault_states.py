@@ -4,8 +4,6 @@ All kinds of files in all states are discovered, not listed. `fault_documents` d
 content of documents.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import os

@@ -3,8 +3,6 @@
 Faults of the store must not change the manifest. Code of a faulty cache must not run.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

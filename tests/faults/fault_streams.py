@@ -4,8 +4,6 @@ Each command has a process of its own, without the guard of the lab, because wha
 it starts matters.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import os

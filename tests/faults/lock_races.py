@@ -16,8 +16,6 @@ times of locks (`lock.RENEWAL_SECONDS`, `EXPIRY_SECONDS`) are all shorter than i
 factor.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

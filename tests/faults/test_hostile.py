@@ -4,8 +4,6 @@ Each fault must end as a row with its reason, or as a message of one line, and t
 must complete.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Tests images and boxes in folders, archives and Parquet files, and what their names tell."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tests that damaged input is refused in a line that names it, and that stray files are skipped."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import gzip

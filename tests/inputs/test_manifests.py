@@ -1,7 +1,5 @@
 """Tests tables that people write: their rows, COCO's entries, and the images that they name."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

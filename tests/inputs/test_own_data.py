@@ -1,7 +1,5 @@
 """Tests images from outside ImageNet: manifests, taxonomies, and the datasets made from them."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """Tests the same images in every shape of input, and inputs that are not what they seem."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import itertools

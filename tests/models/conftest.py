@@ -1,7 +1,5 @@
 """Models of kinds that need more than a file."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

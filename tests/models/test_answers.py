@@ -1,7 +1,5 @@
 """Tests answers of models that ran elsewhere: the table to fill, the filled table, label rules."""
 
-from __future__ import annotations
-
 import csv
 import json
 import random

@@ -1,7 +1,5 @@
 """Tests that what is remembered of a model is valid until its source changes."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import http.server

@@ -1,7 +1,5 @@
 """Tests what is known of entries of `--models` before they are loaded: source, library, head."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tests weights that `in9 models fetch` has stored, and the command `models`."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

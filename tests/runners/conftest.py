@@ -1,7 +1,5 @@
 """A job with all steps that the workers of an engine run, and what it makes without an engine."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

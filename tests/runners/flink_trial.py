@@ -6,8 +6,6 @@ The machines are namespaces (`tests/support/machines.py`), so this needs root. F
 the release, from PyPI, with the settings of deploy/flink/compose.yaml.
 """
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 import subprocess

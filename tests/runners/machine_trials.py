@@ -5,8 +5,6 @@
 The machines are namespaces (`tests/support/machines.py`), so this needs root and Slurm's packages.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """Tests jobs whose workers are those of a Dask cluster, with real processes."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

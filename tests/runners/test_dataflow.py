@@ -1,7 +1,5 @@
 """Tests submission to Dataflow: what is sent, that it runs as sent, and what is refused."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io

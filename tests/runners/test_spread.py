@@ -1,7 +1,5 @@
 """Tests the laws of `Spread` on both engines, and jobs in processes of this machine."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

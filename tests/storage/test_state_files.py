@@ -3,8 +3,6 @@
 Damaged ones count as missing, and no name in them leads out of the folder.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import json

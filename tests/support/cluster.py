@@ -1,7 +1,5 @@
 """A job server and worker pools as separate processes, for tests of portable runners."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

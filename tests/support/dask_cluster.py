@@ -1,7 +1,5 @@
 """A Dask cluster on this machine, of real processes."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

@@ -1,7 +1,5 @@
 """Jobs on the workers of an engine: their flags, what they print, where they listen, signs."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from pathlib import Path

@@ -4,8 +4,6 @@ All of them listen on all interfaces, and run code for whoever asks, so they get
 nobody else reaches.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

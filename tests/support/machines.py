@@ -5,8 +5,6 @@ which end with the process that started them, however that ends. So nothing is l
 several such clusters may run at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -9,8 +9,6 @@ of `terraform providers schema -json`. Where the providers themselves can be ins
 prints the same content, and limits of lists as well.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """Runs `in9` in tests, and reads or changes what it reads and leaves."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import csv

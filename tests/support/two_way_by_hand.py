@@ -1,7 +1,5 @@
 """Computes two-way intervals with plain dictionaries, as a reference for the tables."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable

@@ -6,8 +6,6 @@ It does what `apache_beam.runners.worker.worker_pool_main` does, but its workers
 process that has imported what they need. Importing takes longer than most of their work.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

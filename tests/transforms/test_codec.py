@@ -1,7 +1,5 @@
 """Tests decoding by the stated policy, and lossless encoding."""
 
-from __future__ import annotations
-
 import io
 import struct
 import subprocess

@@ -1,7 +1,5 @@
 """Tests annotations, filters, tiling, and the result of cutting one image."""
 
-from __future__ import annotations
-
 import io
 
 import cv2

@@ -1,7 +1,5 @@
 """Tests the kernels of GrabCut against OpenCV, which defines what is right."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import multiprocessing
