@@ -252,6 +252,25 @@ def test_the_exit_code_counts_even_if_nobody_reads(
         run_here("verify", "--dataset", tmp_path, code=3)
 
 
+@pytest.mark.parametrize(("closed", "full", "code"), [((0, 1, 2), 0, 0), ((), 1, 1), ((), 2, 0)])
+def test_a_command_works_whatever_its_streams_are(
+    closed: tuple[int, ...], full: int, code: int, three_draws: Path, tmp_path: Path
+) -> None:
+    """A new process, whose streams are closed, or lead to a full disk."""
+    words = [sys.executable, "-m", "pipeline", "verify", "--dataset", str(three_draws)]
+    files = ["/dev/full" if number == full else str(tmp_path / str(number)) for number in range(3)]
+    actions = [
+        (os.POSIX_SPAWN_CLOSE, number)
+        if number in closed
+        else (os.POSIX_SPAWN_OPEN, number, file, os.O_RDWR | os.O_CREAT, 0o600)
+        for number, file in enumerate(files)
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = os.posix_spawn(sys.executable, words, environment, file_actions=actions)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    assert not (tmp_path / "2").exists() or (tmp_path / "2").read_text().count("\n") == code
+
+
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert help_of(capsys, "--version") == f"in9 {metadata.version('imagenet9-pipeline')}\n"
 

@@ -117,11 +117,6 @@ def fill_victim(victim: Path) -> None:
         (victim / name).write_text(f'"{name} of somebody else"\n')
 
 
-def undecodable_entry(output: Path) -> str:
-    """Returns the entry of a checkpoint, which need not exist, beside an output."""
-    return f"resnet18={output.parent}/tmp/bad\udcff.pth"
-
-
 class Lab:
     """A folder in which faults are tried, and a server of commands, for one thread at a time.
 
@@ -165,13 +160,6 @@ class Lab:
                 *("--pictures", "none", "--direct_num_workers=1"),
             ),
             "report": ("report", *dataset_flags, "--pictures", "none"),
-            "evaluate what is not UTF-8": (
-                *("evaluate", *dataset_flags, "--pictures", "none", "--direct_num_workers=1"),
-                *(
-                    "--models",
-                    f"{MODEL},python:fault_hooks:undecodable,{undecodable_entry(output)}",
-                ),
-            ),
         }
 
     @contextlib.contextmanager

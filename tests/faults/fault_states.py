@@ -15,7 +15,6 @@ from typing import Any
 
 from fault_lab import (
     STATES,
-    Ended,
     Lab,
     Outcome,
     advises_again,
@@ -396,75 +395,4 @@ def swapped(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Flipped:
-    """Bits of two bytes of a file that have changed, and a command that may read it.
-
-    The command names the file, or leaves what it leaves without the fault.
-
-    Attributes:
-      kind, name: kind and name of the outcome.
-      file: path relative to the output.
-      place: where the bytes are, as a share of the file (0 to 1).
-      command: one of `_READING`.
-    """
-
-    kind: str
-    name: str
-    file: str
-    place: float
-    command: str
-
-    def __call__(self, lab: Lab) -> list[Outcome]:
-        """Changes a copy of the finished state and runs the command; returns one outcome."""
-        ended, found = self._run(lab, is_flipped=True)
-        faults = faults_of(ended, self.file, os.path.dirname(self.file))
-        if ended.code == 0 and self.file not in ended.stderr:
-            if self.command not in _RIGHT:
-                _RIGHT[self.command] = self._run(lab, is_flipped=False)[1]
-            right = _RIGHT[self.command]
-            names = {name for name in right if found.get(name) != right[name]} - {self.file}
-            faults += [f"other results: {', '.join(sorted(names)[:3])}"] if names else []
-        return [Outcome(self.kind, self.name, tuple(faults), ended)]
-
-    def _run(self, lab: Lab, *, is_flipped: bool) -> tuple[Ended, dict[str, str | bytes]]:
-        """Returns the result of the command, and what it leaves if that succeeds."""
-        with lab.trial() as trial:
-            output = trial / "out"
-            shutil.copytree(lab.state("finished"), output)
-            path = output / self.file
-            data = bytearray(path.read_bytes())
-            for at in (int(self.place * len(data)), int(self.place * len(data)) + 7):
-                data[at % len(data)] ^= 0x10 * is_flipped
-            path.write_bytes(data)
-            commands = lab.commands(output)
-            command = (*commands[_READING[self.command][0]], *_READING[self.command][1:])
-            ended = lab.run(trial, *command)
-            return ended, payload(output) | tables(output) if ended.code == 0 else {}
-
-
-_READING = {
-    "another model": ("evaluate", "--models", "python:fault_hooks:second"),
-    "another seed": ("run", "--seed", "1", "--overwrite", "config"),
-}
-"""Commands that read pictures, predictions and layers: one of `Lab.commands`, and more flags."""
-
-
-_RIGHT: dict[str, dict[str, str | bytes]] = {}
-"""What each of these commands leaves without a fault, once it was run."""
-
-
-def tables(output: Path) -> dict[str, str | bytes]:
-    """Returns the tables of results of a dataset."""
-    return {path.name: path.read_bytes() for path in output.glob("results/*.csv")}
-
-
-def flipped_bytes(lab: Lab, states: Sequence[str]) -> Iterator[Flipped]:
-    """Yields faults that change two bytes of each kind of file, at three places."""
-    for kind, file in files_by_kind(lab.state("finished")).items():
-        for place, command in itertools.product((0.2, 0.5, 0.8), _READING):
-            name = f"{kind} at {place}, {command}"
-            yield Flipped("flipped bytes", name, file, place, command)
-
-
-FAMILIES = (damaged_files, power_cuts, links, strays, swapped, flipped_bytes)
+FAMILIES = (damaged_files, power_cuts, links, strays, swapped)

@@ -1,25 +1,13 @@
-"""Faults around a whole job: of an object store, and of the cache of compiled kernels.
-
-Faults of the store must not change the manifest. Code of a faulty cache must not run.
-"""
+"""Faults of an object store around a whole job, which must not change the manifest."""
 
 import dataclasses
-import functools
-import os
-import pickle
-import shutil
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from broken_network import FaultProxy
-from fault_hooks import LOADS_KERNELS
-from fault_lab import FLAGS, MODEL, Lab, Outcome, contents, faults_of
-from fault_states import DAMAGES
+from fault_lab import FLAGS, MODEL, Lab, Outcome, faults_of
 from gcs import BUCKET, gcs_server
-
-from transforms.grabcut import cache, prepare
 
 SETS = {
     "refused now and then": (0.2, ("503", "429")),
@@ -89,102 +77,4 @@ def storage(lab: Lab, states: Sequence[str]) -> Iterator[Storage]:
         yield Storage(name, share, faults)
 
 
-class _Planted:
-    """An object that starts a process, which the guard notes, when it is unpickled."""
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.system, ("id",)
-
-
-def _give_away(folder: Path, mode: int = 0o755) -> None:
-    folder.chmod(mode)
-    os.chown(folder, 4242, -1)
-
-
-def _link(kernels: Path) -> Path:
-    """Puts a link to the cache into a folder that all may write to."""
-    (shared := kernels.parents[1] / "shared").mkdir()
-    (link := shared / "link").symlink_to(kernels.parent)
-    shared.chmod(0o777)
-    return link
-
-
-PLANTED: dict[str, Callable[[Path], Path | None]] = {
-    "folder writable by all": lambda kernels: kernels.chmod(0o777),
-    "below a folder writable by its group": lambda kernels: kernels.parent.chmod(0o770),
-    "sticky": lambda kernels: kernels.chmod(0o1777),
-    "behind a link that others may replace": _link,
-    "relative path": lambda kernels: Path(os.path.relpath(kernels.parent)),
-}
-"""For each name, a function that makes the folder of planted kernels one that others can change. It
-returns None, or another value of IN9_CACHE_DIR than the folder above that one."""
-FOREIGN: dict[str, Callable[[Path], Path | None]] = {
-    "folder of somebody else": _give_away,
-    "below a folder of somebody else": lambda kernels: _give_away(kernels.parent),
-    "below a sticky folder of somebody else": lambda kernels: _give_away(kernels.parent, 0o1777),
-}
-"""More of them, which only root can make."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Cache:
-    """A run that finds a foreign or damaged cache of kernels.
-
-    Attributes:
-      name: name of the fault.
-      harm: harms the folder of kernels; returns like the functions of `PLANTED`.
-      is_planted: whether the kernels are planted, and must be neither run nor changed. Otherwise
-        they are damaged, and must be compiled anew.
-    """
-
-    name: str
-    harm: Callable[[Path], Path | None]
-    is_planted: bool
-    kind: str = "planted caches: run"
-
-    def __call__(self, lab: Lab) -> list[Outcome]:
-        """Runs the job once; returns one outcome."""
-        prepare()
-        with lab.trial() as trial:
-            kernels = trial / "cache" / cache.code_folder().name
-            shutil.copytree(cache.Locator.folder, kernels)
-            if self.is_planted:
-                for path in kernels.glob("*.nbi"):
-                    path.write_bytes(pickle.dumps(_Planted()))
-                cache.complete(kernels)
-                # No folder is left to compile in, so that the trial does not take half a minute.
-                (trial / "tmp").chmod(0o777)
-            place = self.harm(kernels) or kernels.parent
-            before = contents(kernels)
-            command = ("run", "--input", str(lab.input), "--output", str(trial / "out"), *FLAGS)
-            command += ("--models", MODEL, "--segmenter", "grabcut")
-            variables = {"IN9_CACHE_DIR": str(place), LOADS_KERNELS: "1"}
-            ended = lab.run(trial, *command, variables=variables, seconds=SECONDS)
-            faults = faults_of(ended)
-            if ended.code:
-                faults.append("the cache stops the run")
-            if str(place) not in ended.stderr:
-                faults.append("no warning names the folder")
-            if self.is_planted and contents(kernels) != before:
-                faults.append("the folder has been changed")
-            if not self.is_planted and not cache.is_complete(kernels):
-                faults.append("not healed")
-        return [Outcome(self.kind, self.name, tuple(faults), ended)]
-
-
-def _damage(kernels: Path, harm: Callable[[bytes], bytes]) -> None:
-    path = max(kernels.glob("*.nbc"))
-    path.write_bytes(harm(path.read_bytes()))
-
-
-def caches(lab: Lab, states: Sequence[str]) -> Iterator[Cache]:
-    """Yields a trial for each planted and each damaged cache."""
-    for name, harm in {**PLANTED, **(FOREIGN if os.geteuid() == 0 else {})}.items():
-        yield Cache(name, harm, is_planted=True)
-    for name, change in DAMAGES.items():
-        if name != "pages":  # Only Parquet has them.
-            harm = functools.partial(_damage, harm=change)
-            yield Cache(f"damaged, {name}", harm, is_planted=False)
-
-
-FAMILIES = (storage, caches)
+FAMILIES = (storage,)

@@ -247,10 +247,10 @@ def test_the_file_itself_and_boxes_from_elsewhere(small_sample: Path, tmp_path: 
     assert find_layout(str(roots["val_tar"]), None, "val").kind == "folder"
 
 
-def link(name: str, target: str, kind: bytes) -> Callable[[tarfile.TarFile], None]:
+def link(name: str, target: str, kind: bytes, **headers: str) -> Callable[[tarfile.TarFile], None]:
     def add(tar: tarfile.TarFile) -> None:
         info = tarfile.TarInfo(name)
-        info.type, info.linkname = kind, target
+        info.type, info.linkname, info.pax_headers = kind, target, headers
         tar.addfile(info)
 
     return add
@@ -267,6 +267,7 @@ def link(name: str, target: str, kind: bytes) -> Callable[[tarfile.TarFile], Non
         (link("val/../../b.JPEG", "", tarfile.REGTYPE), "outside it"),
         (link("/etc/b.JPEG", "", tarfile.REGTYPE), "at an absolute path"),
         (link("C:\\b.JPEG", "", tarfile.REGTYPE), "at an absolute path"),
+        (link("b.JPEG", "", tarfile.REGTYPE, path="../b.JPEG"), "outside it"),
     ],
 )
 def test_archives_that_reach_out_are_refused(

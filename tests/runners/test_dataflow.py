@@ -292,65 +292,6 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--project="], "--project=PROJECT is required"),
-        (["--region="], "--region=REGION is required"),
-        (["--temp_location="], "--temp_location=gs://BUCKET/FOLDER is required"),
-        (["--temp_location=/tmp"], "--temp_location must be gs://"),
-        (["--output", "out"], "--output out lies on this machine"),
-        (["--input", ""], "argument --input: expected a value, got ''"),
-        (["--annotations", "boxes"], "--annotations boxes lies on this machine"),
-        (["--weights", "w"], "--weights w lies on this machine"),
-        (["--backgrounds", "b"], "--backgrounds b lies on this machine"),
-        (["--publish", "p"], "--publish p lies on this machine"),
-        (["--models", "resnet18=a.pth"], "workers of Dataflow cannot reach a.pth"),
-        (["--models", "onnx:a.onnx"], "workers of Dataflow cannot reach a.onnx"),
-        (["--models", "Mine:=answers:a.csv"], "workers of Dataflow cannot reach a.csv"),
-        (["--models", "hf:/tmp"], "workers of Dataflow cannot reach /tmp"),
-        (["--weights", "gs://"], "gs:// names no bucket"),
-        (["--models", "onnx:gs:///a.onnx"], "gs:///a.onnx names no bucket"),
-        (["--project=12345"], "Invalid Project ID (12345)"),
-        (["--job_name=In9"], "Invalid job_name (In9)"),
-        (["--num_workers=9", "--max_num_workers=3"], "cannot exceed max_num_workers (3)"),
-        (["--device", "cuda"], "--device cuda needs the key gpu on Dataflow"),
-        ([*keys(gpu="L4!")], "gpu L4!: expected TYPE[:MACHINE][,OPTION...]"),
-        ([*keys(gpu="nvidia-t4")], "gpu nvidia-t4: expected one of nvidia-l4, nvidia-tesla-t4"),
-        ([*keys(gpu="nvidia-l4")], "gpu nvidia-l4: only machines g2-* have it"),
-        ([*keys(gpu="nvidia-tesla-t4,fast")], "'fast' is no option; known: count:N"),
-        ([*keys(gpu="nvidia-tesla-t4,count:2,count:4")], "count is given twice"),
-        ([*keys(gpu="nvidia-tesla-t4,count:2,use_nvidia_mps")], "machines with a single GPU"),
-        ([*keys(gpu=GPU), "--disk_size_gb=25"], "needs a boot disk of 50 GB or more"),
-        ([*keys(gpu=GPU)], "--sdk_container_image=IMAGE is required with gpu"),
-        ([*keys(gpu="nvidia-l4"), "--device", "cpu"], "contradict each other"),
-        (["--runner=DirectRunner", *keys(gpu="nvidia-l4")], "gpu is for --runner=DataflowRunner"),
-        (
-            ["--runner=DirectRunner", "--no_wait_until_finish"],
-            "--no_wait_until_finish is for --runner=DataflowRunner",
-        ),
-    ],
-)
-def test_a_missing_or_wrong_flag_is_named_before_anything_is_sent(
-    capsys: pytest.CaptureFixture[str], flags: list[str], message: str
-) -> None:
-    places = ("--output", f"{ROOT}/o", "--input", f"{ROOT}/i", "--runner=DataflowRunner")
-    run_here("run", *places, *TOLD, *flags, code=2)
-    assert message in capsys.readouterr().err
-
-
-def test_a_local_model_in_a_list_of_models_is_named_too(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    models = tmp_path / "models.txt"
-    models.write_text("resnet18  # ours:\nresnet50=a.pth\n")
-    places = ("--output", f"{ROOT}/o", "--input", f"{ROOT}/i", "--runner=DataflowRunner")
-    run_here("run", *places, *TOLD, f"--models=@{models}", code=2)
-    assert "--models resnet50=a.pth: workers of Dataflow cannot reach a.pth" in (
-        capsys.readouterr().err
-    )
-
-
-@pytest.mark.parametrize(
     ("value", "hint"),
     [
         (

@@ -9,6 +9,7 @@ COCO = '{"images": [], "annotations": [], "categories": []}'
 ROWS: Rows = {
     "generate --output {new} --input": [
         ("s3://bucket/images", "s3:// is not supported; give a local path, or gs://"),
+        ("http://host/a.csv", "http:// is not supported"),
         ("/nowhere", "--input /nowhere does not exist, or is not a folder"),
         ("{dataset}", "is a dataset that in9 made"),
         ("{tmp}/a.parquet", "not a whole Parquet file", {"a.parquet": "junk\0"}),
