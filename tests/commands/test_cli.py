@@ -81,7 +81,7 @@ def test_a_path_without_a_flag_is_given_an_example(
     )
 
 
-def test_links_are_followed_to_where_a_command_may_not_read_or_write(
+def test_what_links_and_tables_lead_to_may_not_be_replaced(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path
 ) -> None:
     inside = dataset / ".in9" / "staging" / "mine"
@@ -91,6 +91,12 @@ def test_links_are_followed_to_where_a_command_may_not_read_or_write(
     assert "where files are replaced and removed" in refusal(capsys, *command)
     with pytest.raises(UsageError, match="where files are replaced and removed"):
         in9.Generate(dataset, input=str(inside))
+    row = f"image,class,boxes\n{inside / 'a.png'},n02085620,[1 1 9 9]\n"
+    (tmp_path / "table.csv").write_text(row)
+    (inside / "a.png").touch()
+    command = ("generate", "--output", tmp_path / "dataset", "--overwrite", "config,rebuild")
+    run_here(*command, "--input", tmp_path / "table.csv", "--segmenter", "box", code=2)
+    assert "where files are replaced and removed; move it" in capsys.readouterr().err
     (tmp_path / "lost").symlink_to(tmp_path / "gone")
     assert "which does not exist" in refusal(capsys, "generate", "--output", tmp_path / "lost")
 

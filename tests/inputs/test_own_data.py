@@ -18,7 +18,6 @@ from PIL import Image
 from runs import ONE, dataset_in, keys, manifest_of, refusal, run_here, run_in9, stamps, table_of
 from soundness import assert_sound
 
-from pipeline.commands.cli import main
 from pipeline.errors import UsageError
 from pipeline.inputs.layout import find_layout, list_images
 from pipeline.inputs.lists import read_taxonomy
@@ -303,6 +302,7 @@ def test_zero_shot_models_are_asked_for_the_classes_of_the_taxonomy() -> None:
 
 
 def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None:
+    """Other forms of tables are in test_manifests."""
     for name in ("a.png", "b.png", "deep/c.png", "d.png"):
         write_picture(tmp_path / name, 0)
     elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere.png"
@@ -333,17 +333,6 @@ def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None
     assert (train.key, train.group, len(boxes_of(train))) == ("a", "kitchen", 2)
     with pytest.raises(UsageError, match="has no image of split 'test'"):
         listed(path, split="test")
-    # The same table is read in other formats.
-    lines = [{**row, "image": str(row["image"])} for row in rows]
-    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (tmp_path / "table.json").write_text(json.dumps(lines))
-    for line in lines:
-        line["boxes"] = np.reshape(json.loads(line["boxes"] or "[]"), (-1, 4)).tolist()
-    names = dict.fromkeys(name for line in lines for name in line)
-    columns = {name: [line.get(name) for line in lines] for name in names}
-    pq.write_table(pa.table(columns), tmp_path / "table.parquet")
-    for name in ("table.jsonl", "table.json", "table.parquet"):
-        assert listed(tmp_path / name) == images
 
 
 def test_broken_boxes_are_left_to_the_image_and_entries_of_coco_are_not(
@@ -470,31 +459,6 @@ def test_what_is_made_of_own_data_is_verified_exported_and_repeated(
     assert stamps(toy_run) == before
 
 
-def test_a_head_that_cannot_fit_is_refused_before_anything_is_made(
-    toy: Path, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ("--input", toy, "--taxonomy", toy / "kinds.csv", *SMALL)
-    why = (
-        "--models efficientnet_lite0: a head of 1000 outputs fits neither the 4 classes nor the 3 "
-        "superclasses, and ImageNet has no output for 'fork' and 1 more; a column index"
-    )
-    output = tmp_path / "out"
-    before = stamps(toy_run)
-    for command in (
-        ("run", "--output", output, *flags),
-        ("run", "--output", output, *flags, "--dry_run"),
-        ("evaluate", "--dataset", toy_run),
-        ("attack", "--dataset", toy_run),
-        ("saliency", "--dataset", toy_run),
-    ):
-        words = [str(word) for word in (*command, "--models", "efficientnet_lite0")]
-        assert main(words) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert why in line
-    assert not output.exists()
-    assert stamps(toy_run) == before
-
-
 def test_columns_of_a_manifest_may_have_other_names(
     toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -527,46 +491,6 @@ def test_columns_of_a_manifest_may_have_other_names(
     run_here(*command, others, "--overwrite", "input,rebuild")
     samples = manifest_of(tmp_path / "out")["samples"]["val"]["original"]
     assert samples == {"dishes": 0, "cutlery": 12, "lights": 0}
-
-
-def test_masks_of_a_manifest_are_those_of_a_folder(tmp_path: Path) -> None:
-    rows = toy_rows(tmp_path, each=2)
-    images, annotations = [], []
-    for number, row in enumerate(rows):
-        corners = [int(str(row.pop(name))) for name in ("xmin", "ymin", "xmax", "ymax")]
-        x0, y0, x1, y1 = corners
-        mask = np.zeros((48, 48), np.uint8)
-        mask[y0:y1, x0:x1] = 255
-        row["mask"] = f"masks/{Path(str(row['image'])).stem}.png"
-        (tmp_path / "masks").mkdir(exist_ok=True)
-        Image.fromarray(mask).save(tmp_path / str(row["mask"]))
-        images.append({"id": number, "file_name": row["image"], "width": 48, "height": 48})
-        polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
-        annotations.append({"id": number, "image_id": number, "bbox": [x0, y0, 18, 18],
-                            "category_id": list(CLASSES).index(str(row["class"])),
-                            "segmentation": [polygon]})  # fmt: skip
-    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (tmp_path / "coco.json").write_text(json.dumps(content))
-    write_csv(tmp_path / "masked.csv", rows)
-    write_csv(
-        tmp_path / "bare.csv", ({k: v for k, v in row.items() if k != "mask"} for row in rows)
-    )
-    kinds = write_csv(tmp_path / "kinds.csv",
-                      ({"class": c, "superclass": s} for c, s in CLASSES.items()))  # fmt: skip
-    small = ("--image_size", 32, *keys(resize=32), "--segmenter", "masks", "--formats", "parquet")
-    digests = {}
-    for name, more in (
-        ("bare.csv", ("--masks", tmp_path / "masks")),
-        ("masked.csv", ()),
-        ("coco.json", ()),
-    ):
-        output = tmp_path / f"out-{name}"
-        run_in9("generate", "--input", tmp_path / name, "--output", output, "--taxonomy", kinds,
-                *small, *more, *ONE)  # fmt: skip
-        files = manifest_of(output)["files"]
-        digests[name] = {f["path"]: f["sha256"] for f in files if f["path"].startswith("parquet/")}
-    assert digests["bare.csv"] == digests["masked.csv"] == digests["coco.json"]
 
 
 def test_labels_may_be_many(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

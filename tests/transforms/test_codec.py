@@ -1,11 +1,9 @@
 """Tests decoding by the stated policy, and lossless encoding."""
 
 import io
-import struct
 import subprocess
 import sys
 import tracemalloc
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +17,6 @@ from PIL import EpsImagePlugin, Image
 
 from transforms.annotations import AnnotationError, parse_annotation
 from transforms.codec import (
-    MAX_PIXELS,
     TooManyPixelsError,
     UndecodableError,
     decode_image,
@@ -94,16 +91,6 @@ def test_exif_orientation_is_ignored() -> None:
     exif[0x0112] = 6
     data = saved(Image.fromarray(ramp()), "JPEG", exif=exif)
     assert decode_image(data).shape == (40, 60, 3)
-
-
-def test_a_bomb_is_refused_by_its_header() -> None:
-    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    chunk = b"IHDR" + header
-    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
-    data += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT"
-    with pytest.raises(TooManyPixelsError):
-        decode_image(data)
-    assert MAX_PIXELS < 50_000**2
 
 
 def test_the_pixel_limit_is_inclusive() -> None:
@@ -266,20 +253,6 @@ def test_what_is_too_large_is_not_looked_at() -> None:
     for data in (bytes(MAX_ANNOTATION_BYTES + 1), Unread.from_size(10**12, MAX_ANNOTATION_BYTES)):
         with pytest.raises(AnnotationError, match="bytes, more than"):
             parse_annotation(data)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_formats_that_people_have_are_opened(kind: str) -> None:
-    grey = np.full((40, 60, 3), 128, np.uint8)
-    assert abs(decode_image(saved(Image.fromarray(grey), kind)).astype(int) - 128).max() <= 2
-
-
-@pytest.mark.parametrize("kind", sorted({"EPS", "PDF", "PPM", "TGA", "ICO", "AVIF", "JPEG2000"}))
-def test_other_formats_are_not_pictures(kind: str) -> None:
-    data = saved(Image.fromarray(ramp()), kind)
-    for decode in (decode_image, decode_mask):
-        with pytest.raises(UndecodableError, match="not a picture"):
-            decode(data)
 
 
 def test_a_postscript_program_is_never_executed(

@@ -421,76 +421,45 @@ def _contents(folder: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def _in_a_folder_of_somebody_else(cache_dir: Path) -> Path:
-    os.chown(cache_dir, 4242, -1)
-    return cache_dir
-
-
-def _below_a_folder_of_somebody_else(cache_dir: Path) -> Path:
-    os.chown(cache_dir.parent, 4242, -1)
-    return cache_dir
-
-
-def _below_a_sticky_folder_of_somebody_else(cache_dir: Path) -> Path:
-    cache_dir.parent.chmod(0o1777)
-    os.chown(cache_dir.parent, 4242, -1)
-    return cache_dir
-
-
-def _writable_by_all(cache_dir: Path) -> Path:
-    cache_dir.chmod(0o777)
-    return cache_dir
-
-
-def _below_a_folder_of_a_group(cache_dir: Path) -> Path:
-    cache_dir.parent.chmod(0o770)
-    return cache_dir
-
-
-def _the_code_in_a_sticky_folder(cache_dir: Path) -> Path:
-    (folder,) = cache_dir.iterdir()
-    folder.chmod(0o1777)
-    return cache_dir
-
-
-def _behind_a_link_that_others_can_replace(cache_dir: Path) -> Path:
+def _link(cache_dir: Path) -> Path:
+    """Puts a link to the cache into a folder that all may write to."""
     (shared := cache_dir.parents[1] / "shared").mkdir()
     (shared / "link").symlink_to(cache_dir)
     shared.chmod(0o777)
     return shared / "link"
 
 
-def _behind_two_links(cache_dir: Path) -> Path:
-    link = _behind_a_link_that_others_can_replace(cache_dir)
+def _link_to_link(cache_dir: Path) -> Path:
+    _link(cache_dir)
     (first := cache_dir.parents[1] / "first").symlink_to("shared/link")
-    assert link.samefile(first)
     return first
 
 
-def _relative(cache_dir: Path) -> Path:
-    return Path(os.path.relpath(cache_dir))
+PLACES: dict[str, Callable[[Path], Path | None]] = {
+    "of somebody else": lambda folder: os.chown(folder, 4242, -1),
+    "below a folder of somebody else": lambda folder: os.chown(folder.parent, 4242, -1),
+    "below a sticky folder of somebody else": lambda folder: (
+        folder.parent.chmod(0o1777) or os.chown(folder.parent, 4242, -1)
+    ),
+    "writable by all": lambda folder: folder.chmod(0o777),
+    "below a folder of a group": lambda folder: folder.parent.chmod(0o770),
+    "with code in a sticky folder": lambda folder: next(folder.iterdir()).chmod(0o1777),
+    "behind a link that others can replace": _link,
+    "behind two links": _link_to_link,
+    "relative": lambda folder: Path(os.path.relpath(folder)),
+}
+"""Makes a cache one that others can change; returns its place if that is another one."""
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        *(_in_a_folder_of_somebody_else, _below_a_folder_of_somebody_else),
-        *(_below_a_sticky_folder_of_somebody_else, _writable_by_all, _below_a_folder_of_a_group),
-        *(_the_code_in_a_sticky_folder, _behind_a_link_that_others_can_replace),
-        *(_behind_two_links, _relative),
-    ],
-)
+@pytest.mark.parametrize("place", PLACES)
 def test_a_cache_that_others_can_change_is_neither_read_nor_written(
-    place: Callable[[Path], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache_dir = tmp_path / "above" / "cache"
     _plant(cache_dir)
-    if "somebody_else" in place.__name__ and os.geteuid():
+    if "somebody else" in place and os.geteuid():
         pytest.skip("only root can give a folder away")
-    monkeypatch.setenv("IN9_CACHE_DIR", str(place(cache_dir)))
+    monkeypatch.setenv("IN9_CACHE_DIR", str(PLACES[place](cache_dir) or cache_dir))
     before, folders = _contents(tmp_path), []
     monkeypatch.setattr(interface, "_import_kernels", folders.append)
     _, is_kept = interface._load(lambda: pytest.fail("is said to be compiled for all"))
@@ -555,10 +524,7 @@ def test_links_and_sticky_folders_of_ones_own_are_trusted(
     "damage", ["cut", "zeros", "gone", "beside a foreign file", "of somebody else", "open to all"]
 )
 def test_a_damaged_cache_is_compiled_anew(
-    damage: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("IN9_CACHE_DIR", str(tmp_path))
 

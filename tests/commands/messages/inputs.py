@@ -1,10 +1,22 @@
 """Inputs: folders, tables and lists that are not what a flag is for."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+from shapes import tar_bytes
+
 from messages import Rows
 
 CLASSES = "class,superclass\ncup,dishes\nplate,dishes\nfork,cutlery\nlamp,lights\n"
+FITS = (
+    "--models efficientnet_lite0: a head of 1000 outputs fits neither the 4 classes nor the 3 "
+    "superclasses, and ImageNet has no output for 'fork' and 1 more; a column index"
+)
 TABLE = "image,class,xmin,ymin,xmax,ymax\na.png,cup,1,2,30,40\n"
 TOY = {"kinds.csv": CLASSES, "toy/manifest.csv": TABLE, "toy/a.png": b"\x89PNG"}
+KAGGLE = "ImageId,PredictionString\n"
+TAR = tar_bytes([("a.JPEG", b"")])
+pq.write_table(pa.table({"text": ["a"]}), written := pa.BufferOutputStream())
+TEXTS = written.getvalue().to_pybytes()
 COCO = '{"images": [], "annotations": [], "categories": []}'
 ROWS: Rows = {
     "generate --output {new} --input": [
@@ -38,6 +50,10 @@ ROWS: Rows = {
         ("{tmp}/toy --segmenter box", "no image of an ImageNet-9 class", TOY),
         ("{tmp}/toy --taxonomy {tmp}/none.csv", "is not a file that can be read", TOY),
     ],
+    "run --output {new} --input {tmp}/toy --taxonomy {tmp}/kinds.csv --segmenter box": [
+        ("--models efficientnet_lite0", FITS, TOY),
+        ("--models efficientnet_lite0 --dry_run", FITS, TOY),
+    ],
     "generate --output {new} --input {tmp}/toy --taxonomy {tmp}/kinds.csv": [
         ("--annotations {tmp}", "boxes are in the manifest", TOY),
         ("--split val,train", "does not say which images are of which --split", TOY),
@@ -64,6 +80,23 @@ ROWS: Rows = {
             ("group=scene,key=name", "has no columns 'scene', 'name'"),
             ("", "expected words separated by commas"),
         )
+    ],
+    "generate --output {new} --input {tmp}/in": [
+        (
+            "",
+            "LOC_val_solution.csv, line 2: expected",
+            {"in/LOC_val_solution.csv": f"{KAGGLE}a,n02085620 1 2\n", "in/val.tar": TAR},
+        ),
+        ("", "val.tar holds no images", {"in/val.tar": tar_bytes([("readme.txt", b"")])}),
+        ("", "call it .tar if it is one", {"in/val.tar.gz": TAR}),
+        (
+            "",
+            "expected the columns image",
+            {
+                "in/LOC_val_solution.csv": KAGGLE,
+                "in/val.parquet": TEXTS,
+            },
+        ),
     ],
     "generate --output {new} --input {tmp}/t.csv": [
         ("", says, {"t.csv": text, "a.png": b"\x89PNG"})

@@ -97,11 +97,6 @@ ROWS: Rows = {
             for entry in ("a,resnet18=", "onnx:", "@")
         ),
         ("--output {tmp}/out --config {tmp}/out/.in9/progress/mine", CLEARED, OUT),
-        (
-            "--output {tmp}/out --segmenter box --input {tmp}/t.csv",
-            CLEARED,
-            {**OUT, "t.csv": "image,class,boxes\nout/.in9/progress/mine,n02085620,[1 1 9 9]\n"},
-        ),
         ("--output {tmp}/mine", "{tmp}/mine", foreign(".in9/export/source.json")),
         ("--output {tmp}/mine", "{tmp}/mine", foreign("parquet/a")),
         ("--output {new} --publish {tmp}/mine", "{tmp}/mine", foreign("latest.json")),
