@@ -173,7 +173,6 @@ class Input:
       make: makes the input in a folder that has good pictures; returns additional flags, which may
         include another `--input`.
       names: strings, one of which the closing line must contain if there is one.
-      foreign_may_be_opened: whether the user's own table or link leads to foreign files.
       command: `generate`, `run` or `import`, for which `make` returns the flag `--from`.
       code: expected exit code, None for any.
     """
@@ -182,7 +181,6 @@ class Input:
     name: str
     make: Callable[[Path], tuple[str, ...]]
     names: tuple[str, ...]
-    foreign_may_be_opened: bool = False
     command: str = "generate"
     code: int | None = None
 
@@ -198,14 +196,13 @@ class Input:
             command = (self.command, *output, *added)
             if self.command != "import":
                 command = (self.command, *input_flags, *MAKE, *segmenter, *output, *added)
-            foreign = "" if self.foreign_may_be_opened else str(trial / "victim")
-            ended = lab.run(trial, *command, foreign=foreign)
+            ended = lab.run(trial, *command)
             faults = faults_of(ended, *self.names)
             if self.code not in (None, ended.code):
                 faults.append(f"exit code {ended.code}, where {self.code} was wanted")
             if temporary := [path for path in trial.rglob("*") if _is_temporary(path)]:
                 faults.append(f"{temporary[0].name} is left")
-            if advises_again(ended) and lab.run(trial, *command, foreign=foreign).code != 0:
+            if advises_again(ended) and lab.run(trial, *command).code != 0:
                 faults.append("'the same command again' does not help")
             if contents(trial / "victim") != victim or len(list(trial.iterdir())) > 4:
                 faults.append("something outside of the output has changed")
@@ -271,80 +268,7 @@ def _links() -> Iterator[Input]:
         is_away = name in ("link to nothing", "link through a file") and place != "scene"
         code = int(is_away)
         names = ("hostile",)
-        yield Input("links and devices", f"{place}: {name}", arrange, names, True, code=code)
-
-
-def _tables() -> Iterator[Input]:
-    def text(name: str, content: str | bytes, *flags: str) -> Callable[[Path], tuple[str, ...]]:
-        def arrange(folder: Path) -> tuple[str, ...]:
-            path = folder / name
-            path.write_bytes(content if isinstance(content, bytes) else content.encode())
-            return ("--input", str(path), *flags)
-
-        return arrange
-
-    head = "image,class,xmin,ymin,xmax,ymax,key,mask,group\n"
-    hidden = "val/n02110063/sample_val_00000001.JPEG,n02110063,20,20,70,60"
-    for path in ("/dev/zero", "../victim/diary.txt", "/", "%!PS"):
-        row = f"{head}{hidden},k,{path},\n"
-        flags = ("--segmenter", "masks")
-        make = text("manifest.csv", row, *flags)
-        yield Input("manifests, CSV", f"mask {path!r}", make, ("manifest.csv", path), True)
-    where = "val/n02110063/sample_val_00000001.JPEG"
-    lines = {
-        "deep": "[" * 100_000,
-        "list": "[1]",
-        "boxes of words": json.dumps({"image": where, "class": "n02110063", "boxes": "x"}),
-        "boxes, deep": json.dumps({"image": where, "class": "n02110063", "boxes": "[" * 100_000}),
-        "boxes of objects": json.dumps({"image": where, "class": "n02110063", "boxes": [{}]}),
-        "image is a list": json.dumps({"image": [where], "class": "n02110063"}),
-        "class is an object": json.dumps({"image": where, "class": {"a": 1}}),
-        "two classes": f'{{"image": "{where}", "class": "n02110063", "class": "n02084071"}}',
-        "long number": f'{{"image": "{where}", "class": "n02110063", "xmin": {"9" * 10_000}}}',
-    }
-    for name, content in lines.items():
-        make = text("manifest.jsonl", content)
-        yield Input("manifests, JSON lines", name, make, ("manifest.jsonl",))
-
-    def coco(
-        segmentation: Any = None, bbox: Any = (20, 20, 50, 40), **about: Any
-    ) -> dict[str, Any]:
-        entry = {"id": 1, "image_id": 1, "category_id": 1, "bbox": bbox}
-        if segmentation is not None:
-            entry["segmentation"] = segmentation
-        return {
-            "images": [{"id": 1, "file_name": where, "width": 125, "height": 93, **about}],
-            "annotations": [entry],
-            "categories": [{"id": 1, "name": "n02110063"}],
-        }
-
-    documents: dict[str, Any] = {
-        "name above": coco(file_name="../victim/diary.txt"),
-        "name of a device": coco(file_name="/dev/zero"),
-        "name is a number": coco(file_name=7),
-        "box of words": coco(bbox=["a", "b", "c", "d"]),
-        "box is null": coco(bbox=None),
-        "box is infinite": coco(bbox=[1e308, 1e308, 1e308, 1e308]),
-        "runs of a huge mask": coco({"size": [10**9, 10**9], "counts": [10**18]}),
-        "runs of another size": coco({"size": [10, 10], "counts": [50, 50]}),
-        "runs of a wrong length": coco({"size": [93, 125], "counts": [5, 5]}),
-        "runs below 0": coco({"size": [93, 125], "counts": [-5, 11630]}),
-        "packed runs that are none": coco({"size": [93, 125], "counts": "\u00ff\0zzzz"}),
-        "polygon of two points": coco([[1, 2, 3, 4]]),
-        "polygon of words": coco([["a", "b", "c", "d", "e", "f"]]),
-        "polygon far outside": coco([[1e300, 0, 0, 1e300, 5, 5]]),
-        "polygon of NaN": coco([[float("nan")] * 6]),
-        "category that is not there": {**coco(), "categories": []},
-        "images is an object": {**coco(), "images": {"a": 1}},
-        "annotations is null": {**coco(), "annotations": None},
-        "huge number": {**coco(), "annotations": [{"id": 10**400, "image_id": 1}]},
-    }
-    for name, document in documents.items():
-        content = json.dumps(document)
-        names = ("manifest.json", "/dev/zero", "diary.txt")
-        masked = ("--segmenter", "masks") if "segmentation" in content else ()
-        make = text("manifest.json", content, *masked)
-        yield Input("manifests, COCO", name, make, names, name == "name above")
+        yield Input("links and devices", f"{place}: {name}", arrange, names, code=code)
 
 
 # Files that change.
@@ -507,7 +431,7 @@ def _in_place_of_files() -> Iterator[Input]:
                 return (*flag.split(), str(folder / name))
 
             kind = "in place of files"
-            yield Input(kind, f"{flag} {name}: {size}", arrange, (name,), True, command, 2)
+            yield Input(kind, f"{flag} {name}: {size}", arrange, (name,), command, 2)
 
 
 ENCODINGS = {
@@ -551,10 +475,10 @@ def _names() -> Iterator[Input]:
                 (folder / file).write_text(data)
                 return (flag, str(folder / file))
 
-            yield Input("names in every encoding", f"{place}: {name}", arrange, (file,), True)
+            yield Input("names in every encoding", f"{place}: {name}", arrange, (file,))
 
 
-FAMILIES = (_links, _tables, _unsteady, _in_place_of_files, _names)
+FAMILIES = (_links, _unsteady, _in_place_of_files, _names)
 
 
 def all_inputs() -> list[Trial]:

@@ -16,7 +16,6 @@ import fault_documents
 import fault_models
 import fault_months
 import fault_states
-import fault_storage
 import fault_tables
 from fault_inputs import all_inputs
 from fault_lab import Lab, Outcome, Trial, describe, table
@@ -25,14 +24,7 @@ from fault_states import DAMAGED_STATES
 
 def all_faults(lab: Lab, states: Sequence[str] = DAMAGED_STATES) -> list[Trial]:
     """Returns all faults of inputs and of these states, which must include "finished"."""
-    modules = (
-        fault_states,
-        fault_documents,
-        fault_storage,
-        fault_models,
-        fault_months,
-        fault_tables,
-    )
+    modules = (fault_states, fault_documents, fault_models, fault_months, fault_tables)
     families = [family for module in modules for family in module.FAMILIES]
     return [*all_inputs(), *(fault for family in families for fault in family(lab, states))]
 
@@ -54,11 +46,9 @@ SAMPLE = (
     *("in place of files: --exclude .*: pipe", "in place of files: --input manifest.json: 12 GB"),
     "links and devices: annotation: 12 GB",
     *("short and long reads: folder: cut", "short and long reads: member of a tar: mix"),
-    *("manifests, JSON lines: deep", "manifests, COCO: runs of a huge mask"),
     "finished: parquet/[*]/[*].parquet: empty, in9 run",
     *("finished: index/[*].parquet: pages", "in compose: .*index/[*].parquet: pages, in9 run"),
     *("power cut: .*: finished, zeros", "power cut: .*: killed in publish, cut"),
-    *("links: folders: parquet, in9 update", "links: files: manifest.json"),
     *("strays: locks: .in9/lock b'{}', in9 run", "strays: locks: .in9/lock/notes.txt b'[?]'"),
     "strays: results/foreign/model.json b'{}'",
     *("strays: .in9/.DS_Store", "file and folder swapped: manifest.json"),

@@ -59,7 +59,6 @@ class Fault:
       command: one of `Lab.commands`.
       heals: whether the command must succeed and leave the dataset as it was.
       strict: whether a silent success counts as a failure.
-      foreign_may_be_opened: whether a link in the output leads to foreign files.
       also: strings that a message may contain instead of the file's path.
     """
 
@@ -71,7 +70,6 @@ class Fault:
     command: str
     heals: bool = False
     strict: bool = False
-    foreign_may_be_opened: bool = False
     also: tuple[str, ...] = ()
 
     def __call__(self, lab: Lab) -> list[Outcome]:
@@ -86,7 +84,7 @@ class Fault:
             damaged = path.read_bytes() if path.is_file() else None
             victim, held = contents(trial / "victim"), len(contents(output))
             command = lab.commands(output, versioned=is_versioned(self.state))[self.command]
-            foreign = "" if self.foreign_may_be_opened else str(trial / "victim")
+            foreign = str(trial / "victim")
             ended = lab.run(trial, *command, foreign=foreign)
             # A message names the damaged file by its path relative to the output or to the dataset.
             inside = re.sub(r"^published/v-[^/]+/", "", self.file)
@@ -255,7 +253,7 @@ def power_cuts(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
         )
 
 
-# Links, strays and swapped files.
+# Strays and swapped files.
 
 
 def _folders(lab: Lab) -> list[str]:
@@ -267,75 +265,6 @@ def _folders(lab: Lab) -> list[str]:
         and (name := str(path.relative_to(output)))
         and (name.count("/") == 0 or name in (".in9/tmp", ".in9/checksums"))
     ]
-
-
-def links(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Yields faults that move folders and files of the output elsewhere and link to them."""
-    turn = itertools.cycle(READERS)
-    for folder in (*_folders(lab), ".in9/staging", ".in9/tmp"):
-
-        def harm(trial: Path, folder: str = folder) -> None:
-            path, victim = trial / "out" / folder, trial / "victim" / "moved"
-            victim.parent.mkdir(exist_ok=True)
-            if path.exists():
-                path.rename(victim)
-            else:
-                victim.mkdir()
-            for name in ("foreign.parquet", "val-00007-of-00008.parquet", "x/val-00003.tar"):
-                (victim / name).parent.mkdir(exist_ok=True)
-                (victim / name).write_bytes(b"somebody else's")
-            path.symlink_to(victim)
-
-        for command in ("update", "run", next(turn)):
-            yield _Linked(
-                kind="links: folders",
-                name=f"{folder}, in9 {command}",
-                state="finished",
-                file=folder,
-                damage=harm,
-                command=command,
-                foreign_may_be_opened=True,
-            )
-    for kind, file in files_by_kind(lab.state("finished")).items():
-
-        def replace(trial: Path, file: str = file) -> None:
-            path, victim = trial / "out" / file, trial / "victim" / "moved.file"
-            path.rename(victim)
-            path.symlink_to(victim)
-
-        yield Fault(
-            kind="links: files",
-            name=f"{kind}, in9 update",
-            state="finished",
-            file=file,
-            damage=replace,
-            command="update",
-            foreign_may_be_opened=True,
-        )
-
-
-class _Linked(Fault):
-    """A link to a folder, in which a command may change our files but no others."""
-
-    def __call__(self, lab: Lab) -> list[Outcome]:
-        with lab.trial() as trial:
-            output = trial / "out"
-            shutil.copytree(lab.state(self.state), output, copy_function=shutil.copy2)
-            self.damage(trial)
-            before = contents(trial / "victim")
-            command = lab.commands(output)[self.command]
-            ended = lab.run(trial, *command)
-            after = contents(trial / "victim")
-            faults = faults_of(ended, self.file)
-            theirs = [
-                name
-                for name, content in before.items()
-                if not name.startswith("moved/") or content == b"somebody else's"
-            ]
-            lost = [name for name in theirs if after.get(name) != before[name]]
-            if lost:
-                faults.append(f"outside of the output: {', '.join(lost[:3])} changed or deleted")
-        return [Outcome(self.kind, self.name, tuple(faults), ended)]
 
 
 def strays(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
@@ -395,4 +324,4 @@ def swapped(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
         )
 
 
-FAMILIES = (damaged_files, power_cuts, links, strays, swapped)
+FAMILIES = (damaged_files, power_cuts, strays, swapped)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import forks, keys, manifest_of, run_in9
+from runs import forks, keys, manifest_of, pictures_of, run_in9
 
 UNPRIVILEGED = """
 import ctypes
@@ -45,56 +45,37 @@ def test_names_in_a_manifest_of_files_stay_inside(tiny_input: Path, tmp_path: Pa
     assert broken.stderr.count("\n") == 1
 
 
-@pytest.fixture
-def locked() -> Iterator[list[Path]]:
-    """Paths that are to be made accessible again at the end."""
-    paths: list[Path] = []
-    yield paths
-    for path in paths:
-        path.chmod(0o755)
-
-
-def test_folders_that_cannot_be_read_or_written_are_named(
-    tiny_input: Path, tmp_path: Path, locked: list[Path]
+@pytest.mark.parametrize(
+    ("place", "mode", "said", "code"),
+    [
+        ("input/val/n01440764", 0, "{} cannot be read: Permission denied", 2),
+        ("input/val", 0, "{} cannot be read: Permission denied", 2),
+        (".", 0o555, "--output {}/out cannot be written: Permission denied", 2),
+        # One image that cannot be read is an error of the machine, not of the image.
+        ("input/val/n01440764/{}", 0, "Permission denied: '{}'", 1),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_named(
+    place: str, mode: int, said: str, code: int, tiny_input: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "unprivileged.py").write_text(UNPRIVILEGED)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-
-    def refused(*arguments: object, code: int = 2) -> str:
-        words = ["generate", *VARIANTS, *map(str, arguments)]
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "unprivileged.py").write_text(UNPRIVILEGED)
+    words = ["generate", "--input", str(tiny_input), "--output", str(tmp_path / "out"), *VARIANTS]
+    picture = pictures_of(tiny_input)[0]
+    place = place.replace("n01440764", picture.parent.name).format(picture.name)
+    path = tmp_path / place
+    path.chmod(mode)
+    try:
+        environment = {**os.environ, "PYTHONPATH": str(modules)}
         done = forks().run(words, environment, modules=("unprivileged",))
-        assert done.returncode == code, done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
-        return done.stderr
-
-    def lock(path: Path, mode: int = 0) -> None:
-        path.chmod(mode)
-        locked.append(path)
-
-    output = tmp_path / "out"
-    closed = sorted(tiny_input.glob("val/*"))[0]
-    lock(closed)
-    line = refused("--input", tiny_input, "--output", output)
-    assert f"{closed} cannot be read: Permission denied" in line
-    closed.chmod(0o755)
-    lock(tiny_input / "val")
-    line = refused("--input", tiny_input, "--output", output)
-    assert f"{tiny_input / 'val'} cannot be read: Permission denied" in line
-    (tiny_input / "val").chmod(0o755)
-    read_only = tmp_path / "read_only"
-    read_only.mkdir()
-    lock(read_only, 0o555)
-    line = refused("--input", tiny_input, "--output", read_only / "out")
-    assert f"--output {read_only / 'out'} cannot be written: Permission denied" in line
-    # One image that cannot be read is an error of the machine, not of the image.
-    image = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
-    lock(image)
-    line = refused("--input", tiny_input, "--output", output, code=1)
-    assert "Permission denied" in line
-    assert str(image) in line
-    image.chmod(0o644)
-    run_in9("generate", "--input", tiny_input, "--output", output, *VARIANTS)
-    assert manifest_of(output)["images"]["val"]["accepted"] == 5
+    finally:
+        path.chmod(0o755)
+    assert done.returncode == code, done.stderr
+    assert said.format(path) in done.stderr
+    assert done.stderr.count("\n") == 1
+    run_in9(*words)
+    assert manifest_of(tmp_path / "out")["images"]["val"]["accepted"] == 5
 
 
 @pytest.fixture

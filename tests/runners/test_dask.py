@@ -17,7 +17,6 @@ from runs import (
     QUICK,
     ROOT,
     everything,
-    keys,
     manifest_of,
     refusal,
     results_of,
@@ -36,7 +35,6 @@ from pipeline.storage.store import Store
 
 QUICKLY = ("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "1s")
 """Environment variable by which a job waits less long for the scheduler's answer."""
-SHARDS = keys(images_per_shard=3)
 
 
 @pytest.fixture(scope="module")
@@ -82,13 +80,13 @@ def test_a_job_that_loses_a_worker_in_each_step_says_and_makes_what_one_in_threa
 
 
 @pytest.fixture
-def job(small_sample: Path, modules: Path) -> tuple[object, ...]:
+def job(quick_job: tuple[object, ...], modules: Path) -> tuple[object, ...]:
     """A command that makes a dataset quickly; its segmenter and output folder are to follow."""
-    return ("generate", "--input", small_sample, *QUICK, *SHARDS)
+    return quick_job
 
 
 def test_workers_that_are_killed_at_once_are_started_again(
-    cluster: DaskCluster, job: tuple[object, ...], modules: Path, tmp_path: Path
+    cluster: DaskCluster, job: tuple[object, ...], modules: Path, tmp_path: Path, by_signs: Path
 ) -> None:
     signs = Signs(modules)
     command = (*job, *signs.flags, "--output")
@@ -102,12 +100,11 @@ def test_workers_that_are_killed_at_once_are_started_again(
     signs.go_on()
     _, error = running.communicate()
     assert running.returncode == 0, error
-    run_in9(*command, tmp_path / "fresh")
-    assert results_of(tmp_path / "out") == results_of(tmp_path / "fresh")
+    assert results_of(tmp_path / "out") == results_of(by_signs)
 
 
 def test_no_call_of_a_job_that_has_ended_goes_on(
-    cluster: DaskCluster, job: tuple[object, ...], modules: Path, tmp_path: Path
+    cluster: DaskCluster, job: tuple[object, ...], modules: Path, tmp_path: Path, by_signs: Path
 ) -> None:
     signs, output = Signs(modules), tmp_path / "out"
     command = (*job, *signs.flags, "--output")
@@ -127,12 +124,11 @@ def test_no_call_of_a_job_that_has_ended_goes_on(
     assert everything(output) == left
     assert not (output / "manifest.json").exists()
     run_in9(*command, output, "--dask", cluster.address)
-    run_in9(*command, tmp_path / "fresh")
-    assert results_of(output) == results_of(tmp_path / "fresh")
+    assert results_of(output) == results_of(by_signs)
 
 
 def test_a_job_that_is_killed_moves_nothing_afterwards(
-    cluster: DaskCluster, losses: Path, job: tuple[object, ...], tmp_path: Path
+    cluster: DaskCluster, losses: Path, job: tuple[object, ...], tmp_path: Path, by_boxes: Path
 ) -> None:
     output, hold = tmp_path / "out", losses / "Move"
     hold.mkdir()
@@ -145,8 +141,7 @@ def test_a_job_that_is_killed_moves_nothing_afterwards(
     assert results_of(output) == left
     shutil.rmtree(hold)
     run_in9(*job, "--output", output, "--dask", cluster.address)
-    run_in9(*job, "--output", tmp_path / "fresh")
-    assert results_of(output) == results_of(tmp_path / "fresh")
+    assert results_of(output) == results_of(by_boxes)
 
 
 def test_a_job_that_has_lost_its_lock_moves_nothing(
@@ -166,7 +161,7 @@ def test_a_job_that_has_lost_its_lock_moves_nothing(
 
 
 def test_a_job_that_loses_the_scheduler_ends_in_one_line(
-    job: tuple[object, ...], modules: Path, tmp_path: Path
+    job: tuple[object, ...], modules: Path, tmp_path: Path, by_signs: Path
 ) -> None:
     signs, output = Signs(modules), tmp_path / "out"
     (folder := tmp_path / "dask").mkdir()
@@ -181,18 +176,18 @@ def test_a_job_that_loses_the_scheduler_ends_in_one_line(
     assert "Run the same command again to go on" in error
     signs.go_on()
     run_in9(*command, output)
-    run_in9(*command, tmp_path / "fresh")
-    assert results_of(output) == results_of(tmp_path / "fresh")
+    assert results_of(output) == results_of(by_signs)
 
 
-def test_jobs_share_workers(cluster: DaskCluster, job: tuple[object, ...], tmp_path: Path) -> None:
+def test_jobs_share_workers(
+    cluster: DaskCluster, job: tuple[object, ...], tmp_path: Path, by_boxes: Path
+) -> None:
     outputs = [tmp_path / name for name in ("a", "b")]
     running = [start_in9(*job, "--output", out, "--dask", cluster.address) for out in outputs]
-    run_in9(*job, "--output", tmp_path / "fresh")
     for one, output in zip(running, outputs, strict=True):
         _, error = one.communicate(timeout=100)
         assert one.returncode == 0, error
-        assert results_of(output) == results_of(tmp_path / "fresh")
+        assert results_of(output) == results_of(by_boxes)
 
 
 EDITED = """
@@ -231,7 +226,7 @@ def test_workers_run_the_code_of_the_job(
 
 
 def test_a_job_waits_for_the_first_worker(
-    bare: DaskCluster, job: tuple[object, ...], tmp_path: Path
+    bare: DaskCluster, job: tuple[object, ...], tmp_path: Path, by_boxes: Path
 ) -> None:
     running = start_in9(*job, "--output", tmp_path / "out", "--dask", bare.address)
     started = time.monotonic()
@@ -243,8 +238,7 @@ def test_a_job_waits_for_the_first_worker(
     assert running.returncode == 0, error
     assert error.count("\n") == 1
     assert f"waiting for workers: none is connected with {bare.address}\n" in error
-    run_in9(*job, "--output", tmp_path / "fresh")
-    assert results_of(tmp_path / "out") == results_of(tmp_path / "fresh")
+    assert results_of(tmp_path / "out") == results_of(by_boxes)
 
 
 def test_a_worker_of_another_version_ends_the_job(

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
-from pathlib import Path
 
 import fault_pictures
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import EpsImagePlugin, Image
+from PIL import Image
 
 from transforms.annotations import AnnotationError, parse_annotation
 from transforms.codec import (
@@ -73,17 +72,6 @@ def test_alpha_and_palette_become_rgb() -> None:
     np.testing.assert_array_equal(
         decode_image(saved(palette, "PNG")), np.asarray(palette.convert("RGB"))
     )
-
-
-def test_a_warning_rejects_no_picture() -> None:
-    """Checks it in a new interpreter, as filters of warnings are set when one starts."""
-    data = io.BytesIO()
-    Image.fromarray(ramp()).quantize(16).save(data, "PNG", transparency=bytes(range(16)))
-    code = "import sys; from transforms.codec import decode_image"
-    code += "; print(decode_image(sys.stdin.buffer.read()).shape)"
-    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
-    done = subprocess.run(command, input=data.getvalue(), capture_output=True, check=True)
-    assert done.stdout.decode().strip() == str(ramp().shape)
 
 
 def test_exif_orientation_is_ignored() -> None:
@@ -253,24 +241,3 @@ def test_what_is_too_large_is_not_looked_at() -> None:
     for data in (bytes(MAX_ANNOTATION_BYTES + 1), Unread.from_size(10**12, MAX_ANNOTATION_BYTES)):
         with pytest.raises(AnnotationError, match="bytes, more than"):
             parse_annotation(data)
-
-
-def test_a_postscript_program_is_never_executed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Replaces Ghostscript, which Pillow starts for EPS, with a script that leaves a mark."""
-    mark = tmp_path / "started"
-    stand_in = tmp_path / "gs"
-    stand_in.write_text(f"#!/bin/sh\ntouch {mark}\n")
-    stand_in.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
-    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n{} loop\n%%EOF\n"
-    with pytest.raises(OSError), Image.open(io.BytesIO(program)) as picture:  # noqa: PT011
-        picture.load()
-    assert mark.exists(), "the stand-in is what Pillow would start"
-    mark.unlink()
-    for decode in (open_picture, decode_image, decode_mask):
-        with pytest.raises(UndecodableError):
-            decode(program)
-    assert not mark.exists()

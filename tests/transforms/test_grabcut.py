@@ -160,13 +160,6 @@ def cut_twice(image: Image, rect: Rect, iterations: int, seed: int) -> tuple[Ima
     return first, second
 
 
-def test_the_package_names_its_modules() -> None:
-    assert package.__doc__ is not None
-    named = re.findall(r"^    (\w+)  ", package.__doc__, re.MULTILINE)
-    files = Path(package.__file__).parent.glob("[!_]*.py")
-    assert sorted(named) == sorted(path.stem for path in files)
-
-
 def test_a_cut_that_is_not_unique_is_ours() -> None:
     row = [(0, 64, 64), *[(0, 64, 0)] * 2, *[(0, 64, 64)] * 3, *[(64, 64, 64)] * 2]
     image, rect = np.array([row], np.uint8), (1, 0, 6, 1)
