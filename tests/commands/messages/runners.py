@@ -18,6 +18,7 @@ ROWS: Rows = {
         ("--direct_num_workers two", "--direct_num_workers: invalid int value: 'two'"),
         ("--runner NoSuchRunner", "--runner=NoSuchRunner cannot be used"),
         (f"--dry_run {KEYS}", "gpu is for --runner=DataflowRunner", GPU_KEY),
+        (f"--dask tcp://127.0.0.1:8786 {KEYS}", "gpu is for --runner=Dataflow", GPU_KEY),
         ("--dry_run --dask tcp://192.0.2.1:8786", "whoever reaches tcp://192.0.2.1:8786"),
     ],
     "generate --output {new} --segmenter box --dask": [
@@ -46,7 +47,6 @@ ROWS: Rows = {
             "tcp://127.0.0.1:8786 --direct_running_mode multi_processing",
             "--dask chooses the workers; leave out --runner",
         ),
-        (f"tcp://127.0.0.1:8786 {KEYS}", "gpu is for --runner=DataflowRunner", GPU_KEY),
     ],
     DATAFLOW: [
         ("--project=", "--project=PROJECT is required"),
