@@ -86,14 +86,6 @@ def shown(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join(capsys.readouterr().err.split())
 
 
-@pytest.fixture(scope="module")
-def in_tars(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with tars only."""
-    output = tmp_path_factory.mktemp("tars") / "out"
-    make(output, small_sample, *TARS)
-    return output
-
-
 def flip(path: Path, at: float = 0.5) -> Path:
     """Flips a bit of two bytes of a file."""
     data = bytearray(path.read_bytes())

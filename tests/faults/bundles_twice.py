@@ -33,13 +33,7 @@ def _environment() -> dict[str, str]:
 
 
 class Server:
-    """The job server as a separate process.
-
-    Args:
-      root: folder whose accesses count.
-      fates: for each job, the fates of its bundles, in turn; the first job must have none.
-      forks: a server of commands.
-    """
+    """The job server as a separate process; the first job must have no fates."""
 
     def __init__(self, root: Path, fates: tuple[tuple[str, ...], ...], forks: Forks) -> None:
         self._forks, self._folder = forks, tempfile.TemporaryDirectory()

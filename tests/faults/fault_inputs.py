@@ -276,12 +276,7 @@ def _links() -> Iterator[Input]:
 
 @dataclasses.dataclass(frozen=True)
 class Unsteady:
-    """A file of the input that changes while it is read, and is then restored with its old time.
-
-    Attributes:
-      shape: one of `UNSTEADY`, the reader.
-      change: one of `fault_hooks.CHANGES`.
-    """
+    """A file of the input that changes while it is read, and is then restored with its old time."""
 
     shape: str
     change: str

@@ -62,14 +62,7 @@ class Ended:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The outcome of one fault.
-
-    Attributes:
-      kind: row of the table.
-      name: name of the fault.
-      faults: reasons why the fault does not count as handled; empty if it does.
-      ended: result of the command.
-    """
+    """The outcome of one fault, and why it does not count as handled, if it does not."""
 
     kind: str
     name: str
@@ -280,12 +273,7 @@ def payload(output: Path) -> dict[str, str | bytes]:
 
 
 def faults_of(ended: Ended, *names: str) -> list[str]:
-    """Returns what is wrong with the result of a command, whatever its task was.
-
-    Args:
-      ended: result of the command.
-      names: strings, such as the path of the damaged file; a closing line must contain one of them.
-    """
+    """Returns what is wrong with a result, whose closing line must contain one of the names."""
     faults = list(ended.notes)
     if ended.code == -14:
         return [*faults, "did not end"]

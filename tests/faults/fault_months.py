@@ -27,11 +27,7 @@ def versions_in(output: Path) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Months:
-    """Runs that each change a picture, publish, and keep one version beside the newest.
-
-    Attributes:
-      runs: number of runs.
-    """
+    """Runs that each change a picture, publish, and keep one version beside the newest."""
 
     runs: int = RUNS
     kind: str = "published runs: growth"

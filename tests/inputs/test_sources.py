@@ -73,15 +73,6 @@ def variants_of(output: Path, split: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_all_shapes_hold_the_same_270_images(shared: Path, tmp_path: Path, shape: str) -> None:
-    mini = shared / "imagenet-mini"
-    SHAPES[shape](mini, tmp_path)
-    listing = listed(tmp_path, split_of(shape))
-    assert contents(listing) == contents(listed(mini))
-    assert (len(listing[0]), listing[1]) == (270, {})
-
-
 def identities_of(output: Path) -> dict[str, str]:
     """Returns the digests that identify the images of a dataset, by key."""
     records = pyarrow.dataset.dataset(sorted(map(str, output.glob("layers/*.parquet"))))
@@ -102,21 +93,6 @@ def test_all_shapes_give_the_same_dataset(
     assert identities_of(output) == identities_of(one_worker)
     if split == "val":
         assert manifest_of(output)["fingerprint"] == manifest_of(one_worker)["fingerprint"]
-
-
-def test_input_in_another_shape_makes_no_work(
-    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = tmp_path / "out"
-    run_here("generate", "--input", tiny_input, "--output", output, *SHARDS)
-    before = stamps(output)
-    for shape in ("val_tar", "kaggle", "manifest_csv"):
-        (tmp_path / shape).mkdir()
-        SHAPES[shape](tiny_input, tmp_path / shape)
-        capsys.readouterr()
-        run_here("generate", "--input", tmp_path / shape, "--output", output, *SHARDS)
-        assert "nothing to do" in capsys.readouterr().out
-        assert stamps(output) == before
 
 
 def test_of_images_with_one_key_the_lowest_md5_is_taken(tiny_input: Path, tmp_path: Path) -> None:

@@ -14,19 +14,7 @@ from runs import ROOT, forks
 
 
 class Cluster:
-    """Worker pools, whose workers are forks, and the job server that `serve` starts.
-
-    Args:
-      stack: ends all processes.
-      log: folder of their logs.
-      pools: number of pools.
-
-    Attributes:
-      pools: the worker pools.
-      addresses: addresses of the pools.
-      server: the job server.
-      flags: flags of a job that runs on the server.
-    """
+    """Worker pools, whose workers are forks, and the job server that `serve` starts."""
 
     server: subprocess.Popen[bytes]
     flags: tuple[str, ...]
@@ -49,13 +37,7 @@ class Cluster:
         return process
 
     def serve(self, port: int, pool: str, *command: object) -> None:
-        """Starts a job server.
-
-        Args:
-          port: port on which it accepts jobs.
-          pool: address of the pool that starts its workers.
-          command: command that starts the server.
-        """
+        """Starts a job server on a port, whose workers the pool at an address starts."""
         self.server = self._start(port, *command)
         wait_for(port, self.server)
         self.flags = (

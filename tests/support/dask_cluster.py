@@ -15,17 +15,7 @@ from runs import ROOT
 
 
 class DaskCluster:
-    """A scheduler, and the workers that `add` starts.
-
-    Args:
-      stack: ends all processes.
-      folder: an empty folder for logs, and for files of the workers.
-      variables: further environment variables of all processes.
-
-    Attributes:
-      address: the scheduler's address.
-      scheduler: its process.
-    """
+    """A scheduler, and the workers that `add` starts; files and logs are in a folder."""
 
     def __init__(self, stack: contextlib.ExitStack, folder: Path, **variables: str) -> None:
         self._stack, self._folder = stack, folder
@@ -42,14 +32,7 @@ class DaskCluster:
     def add(
         self, *flags: object, number: int = 1, wait: bool = True, **variables: str
     ) -> list[subprocess.Popen[bytes]]:
-        """Starts workers.
-
-        Args:
-          flags: further flags of `dask worker`.
-          number: how many.
-          wait: whether to wait until they are connected with the scheduler.
-          variables: further environment variables.
-        """
+        """Starts workers, with further flags of `dask worker` and environment variables."""
         first = len(self._nannies)
         local = ("--local-directory", self._folder / "local", "--no-dashboard")
         one = ("worker", self.address, "--nthreads", 1, "--memory-limit", 0, *local, *flags)

@@ -32,14 +32,7 @@ segment.version = 1
 
 
 class Signs:
-    """A segmenter that works for minutes unless it may go on, and what it shows of itself.
-
-    Args:
-      modules: folder in which its module is found.
-
-    Attributes:
-      flags: flags of a job that uses it.
-    """
+    """A segmenter that works for minutes unless it may go on, and what it shows of itself."""
 
     flags = ("--segmenter", "python:at_work:segment")
 
@@ -75,11 +68,7 @@ def printed(stdout: str, output: Path) -> list[str]:
 
 
 def listened_at(running: Started) -> set[tuple[str, int]]:
-    """Waits for the end of a command.
-
-    Returns:
-      The (address, port) at which it or a process that it has started has accepted connections.
-    """
+    """Waits for the end of a command; returns where it or its children listened."""
     places: set[tuple[str, int]] = set()
     while running.poll() is None:
         for process in _with_descendants(running.pid):

@@ -46,15 +46,7 @@ def address(machine: str) -> str:
 
 
 class Machines:
-    """Machines that end with a stack.
-
-    Args:
-      stack: runs what ends them.
-      folder: an empty folder for their files.
-
-    Raises:
-      RefusedError: this process may not make namespaces and networks.
-    """
+    """Machines that end with a stack; raises RefusedError if it may not make namespaces."""
 
     def __init__(self, stack: contextlib.ExitStack, folder: Path) -> None:
         self._stack, self._folder = stack, folder
@@ -99,13 +91,7 @@ class Machines:
             raise RefusedError(self._log(machine).read_text())
 
     def start(self, log: str, *command: object, **options: object) -> subprocess.Popen[bytes]:
-        """Starts a process that ends with the stack, or with this process.
-
-        Args:
-          log: name of the file for its output.
-          command: its words.
-          options: options of `subprocess.Popen`.
-        """
+        """Starts a process that ends with the stack, or this process; `log` is for its output."""
         with self._log(log).open("ab") as file:
             process = subprocess.Popen(
                 ["setpriv", "--pdeathsig=KILL", *map(str, command)],
@@ -199,11 +185,7 @@ PartitionName=all Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
 
 
 class Slurm(Machines):
-    """Two machines as nodes of a Slurm cluster, whose controller runs on the head.
-
-    Raises:
-      RefusedError: the daemons may not do here what they need to.
-    """
+    """Two machines as nodes of a Slurm cluster, whose controller runs on the head."""
 
     def __init__(self, stack: contextlib.ExitStack, folder: Path) -> None:
         super().__init__(stack, folder)

@@ -53,11 +53,7 @@ def interval_of(
 
 
 def share_interval(pictures: Iterable[tuple[str, str | None, bool]]) -> tuple[float, float]:
-    """Returns the interval (low, high) of the share of right predictions.
-
-    Args:
-      pictures: (foreground, background, right) of each picture.
-    """
+    """Returns the interval of the share of right ones of (foreground, background, right)."""
     rows = list(pictures)
     n, share = len(rows), sum(right for *_, right in rows) / len(rows)
     variance, df = variance_of([(fg, bg, (right - share) / n) for fg, bg, right in rows])

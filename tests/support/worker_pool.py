@@ -19,11 +19,7 @@ from typing import Any
 
 
 class Forker:
-    """A child process that forks workers; it must be made before gRPC is loaded.
-
-    Args:
-      enter: called in a new worker with the worker's id and the further arguments of `start`.
-    """
+    """A child process that forks workers; it must be made before gRPC is loaded."""
 
     def __init__(self, enter: Callable[..., None] | None = None) -> None:
         self._connection, theirs = socket.socketpair()
