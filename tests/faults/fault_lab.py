@@ -20,8 +20,7 @@ from pathlib import Path
 
 import fault_hooks
 from forking import Forks
-from PIL import Image
-from runs import keys
+from runs import keys, shrink
 
 from pipeline.dataset.folder import sample_folder
 
@@ -75,15 +74,7 @@ def small_input(folder: Path, pictures: tuple[int, ...] = PICTURES) -> Path:
     sample = Path(sample_folder())
     for number in pictures:
         (source,) = sample.glob(f"val/*/sample_val_{number:08d}.JPEG")
-        target = folder / source.relative_to(sample)
-        xml = folder / "Annotations" / "val" / f"{source.stem}.xml"
-        for path in (target, xml):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(source) as picture:
-            picture.resize((picture.width // 4, picture.height // 4)).save(target, "JPEG")
-        text = (sample / "Annotations" / "val" / xml.name).read_text()
-        sizes = r">(\d+)</(width|height|[xy]m..)>"
-        xml.write_text(re.sub(sizes, lambda found: f">{int(found[1]) // 4}</{found[2]}>", text))
+        shrink(sample, source, folder, 1 / 4)
     return folder
 
 

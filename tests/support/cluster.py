@@ -33,7 +33,7 @@ class Cluster:
     def _start_pool(self, port: int) -> Started:
         program = Path(__file__).with_name("worker_pool.py")
         process = forks().start(["--service_port", str(port)], self._env, program=program)
-        self._stack.callback(_kill, process)
+        self._stack.callback(kill, process)
         return process
 
     def serve(self, port: int, pool: str, *command: object) -> None:
@@ -50,7 +50,7 @@ class Cluster:
             process = subprocess.Popen(
                 [*map(str, command)], stdout=log, stderr=log, env=self._env, start_new_session=True
             )
-        self._stack.callback(_kill, process)
+        self._stack.callback(kill, process)
         return process
 
     def workers(self, pool: int) -> list[int]:
@@ -58,11 +58,16 @@ class Cluster:
         return children(*children(self.pools[pool].pid))
 
 
-def children(pid: int) -> list[int]:
-    """Returns the ids of a process's live children."""
-    threads = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [child for thread in threads for child in thread.read_text().split()]
-    return [int(child) for child in children if Path(f"/proc/{child}/cmdline").read_bytes()]
+def children(pid: int, running: bytes = b"") -> list[int]:
+    """Returns the ids of a process's live children whose command lines have a word."""
+    found = []
+    with contextlib.suppress(OSError):  # It may end at any moment.
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                with contextlib.suppress(OSError):
+                    words = Path(f"/proc/{child}/cmdline").read_bytes()
+                    found += [int(child)] if words and running in words else []
+    return found
 
 
 LOOPBACK = {"0100007F", f"{'0' * 16}FFFF00000100007F", f"{'0' * 24}01000000"}
@@ -96,7 +101,7 @@ def wait_for(port: int, process: subprocess.Popen[bytes] | Started) -> None:
         time.sleep(0.05)
 
 
-def _kill(process: subprocess.Popen[bytes] | Started) -> None:
+def kill(process: subprocess.Popen[bytes] | Started) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

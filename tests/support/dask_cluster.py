@@ -2,13 +2,12 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster import wait_for
+from cluster import children, kill, wait_for
 from gcs import free_port
 from machines import until
 from runs import ROOT
@@ -55,7 +54,7 @@ class DaskCluster:
     def remove(self, workers: list[subprocess.Popen[bytes]]) -> None:
         """Kills workers, and their nannies first."""
         for worker in workers:
-            _kill(worker)
+            kill(worker)
 
     def _start(self, name: str, *words: object, **variables: str) -> subprocess.Popen[bytes]:
         # The shell's word `dask` may be that of another environment.
@@ -69,7 +68,7 @@ class DaskCluster:
                 cwd=self._folder,
                 start_new_session=True,
             )
-        self._stack.callback(_kill, process)
+        self._stack.callback(kill, process)
         return process
 
 
@@ -84,17 +83,4 @@ def dask_cluster(folder: Path, number: int, **variables: str) -> Iterator[DaskCl
 
 def spawned_by(pid: int) -> list[int]:
     """Returns the ids of a process's live children that `multiprocessing` has started to work."""
-    found = []
-    with contextlib.suppress(OSError):
-        threads = [*Path(f"/proc/{pid}/task").iterdir()]
-        for child in {int(word) for t in threads for word in (t / "children").read_text().split()}:
-            with contextlib.suppress(OSError):
-                if b"--multiprocessing-fork" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    found.append(child)
-    return found
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    return children(pid, b"--multiprocessing-fork")

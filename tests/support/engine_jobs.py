@@ -4,7 +4,7 @@ import contextlib
 import time
 from pathlib import Path
 
-from cluster import listens_at
+from cluster import children, listens_at
 from forking import Started
 from machines import until
 from runs import TINY_MODEL
@@ -79,9 +79,4 @@ def listened_at(running: Started) -> set[tuple[str, int]]:
 
 
 def _with_descendants(pid: int) -> set[int]:
-    found = {pid}
-    with contextlib.suppress(OSError):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            for child in (thread / "children").read_text().split():
-                found |= _with_descendants(int(child))
-    return found
+    return {pid}.union(*(_with_descendants(child) for child in children(pid)))

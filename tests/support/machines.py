@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cluster import children
 from runs import ROOT
 
 HEAD = "head"
@@ -134,14 +135,6 @@ class Machines:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         life.wait()
-
-
-def children(pid: int) -> list[int]:
-    """Returns the ids of a process's children; none if it has ended."""
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

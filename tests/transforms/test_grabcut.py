@@ -283,6 +283,39 @@ def test_a_search_that_is_too_deep_is_unserved(monkeypatch: pytest.MonkeyPatch) 
         grabcut(image, (5, 5, 25, 30))
 
 
+class Graph:
+    """A small grid of pixels with drawn links, as the kernels hold it."""
+
+    def __init__(self, data: st.DataObject, height: int, width: int) -> None:
+        from transforms.grabcut.lanes import SLACK
+
+        stride, pixels = width + 2, itertools.product(range(height), range(width))
+        self.size, self.nodes = (height, width), [(y + 1) * stride + x + 1 for y, x in pixels]
+        self.residual = np.zeros((height + 2) * stride * 8, np.int32)
+        self.excess = np.zeros((height + 2) * stride, np.int32)
+        self.links = []
+        steps = [-stride - 1, -stride, 1 - stride, -1, 1, stride - 1, stride, stride + 1]
+        for (i, node), k in itertools.product(enumerate(self.nodes), range(4, 8)):
+            if node + steps[k] in self.nodes:
+                j, capacity = self.nodes.index(node + steps[k]), data.draw(st.integers(0, 5))
+                self.residual[node * 8 + k] = self.residual[self.nodes[j] * 8 + 7 - k] = capacity
+                self.links.append((i, j, capacity))
+        self.is_open = np.append(self.open_arcs(), np.zeros(SLACK, np.uint8))
+        self.level = np.zeros(len(self.excess) + SLACK, np.uint16)
+
+    def open_arcs(self) -> NDArray[np.uint8]:
+        arcs = self.residual.reshape(-1, 8) > 0
+        return np.packbits(arcs, axis=1, bitorder="little")[:, 0]
+
+    def largest_source_side(self, pulls: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Tries all cuts; returns the pixels that are on the source side of some minimal one."""
+        sides = np.array(list(itertools.product([False, True], repeat=len(self.nodes))))
+        energies = np.where(sides, np.maximum(-pulls, 0), np.maximum(pulls, 0)).sum(1)
+        for i, j, capacity in self.links:
+            energies += capacity * (sides[:, i] != sides[:, j])
+        return sides[energies == energies.min()].any(0)
+
+
 @given(st.data(), st.integers(1, 3), st.integers(1, 4))
 @settings(max_examples=100)
 def test_the_cut_is_minimal_and_its_source_side_maximal(
@@ -290,44 +323,21 @@ def test_the_cut_is_minimal_and_its_source_side_maximal(
 ) -> None:
     prepare()
     from transforms.grabcut.forest import DEEPEST, FREE
-    from transforms.grabcut.lanes import SLACK
     from transforms.grabcut.max_flow import minimum_cut, workspace
 
-    stride, pixels = width + 2, list(itertools.product(range(height), range(width)))
-    nodes = [(y + 1) * stride + x + 1 for y, x in pixels]
-    residual = np.zeros((height + 2) * stride * 8, np.int32)
-    excess = np.zeros((height + 2) * stride, np.int32)
-    links = []
-    steps = [-stride - 1, -stride, 1 - stride, -1, 1, stride - 1, stride, stride + 1]
-    for i, k in itertools.product(range(len(nodes)), range(4, 8)):
-        if nodes[i] + steps[k] in nodes:
-            j = nodes.index(nodes[i] + steps[k])
-            capacity = data.draw(st.integers(0, 5))
-            residual[nodes[i] * 8 + k] = residual[nodes[j] * 8 + 7 - k] = capacity
-            links.append((i, j, capacity))
-    is_open = np.zeros(len(excess) + SLACK, np.uint8)
-    is_open[:-SLACK] = np.packbits(residual.reshape(-1, 8) > 0, axis=1, bitorder="little")[:, 0]
-    level = np.zeros(len(excess) + SLACK, np.uint16)
-    work = workspace(len(excess), DEEPEST)
-    pulls = np.zeros(len(nodes), np.int32)
+    graph = Graph(data, height, width)
+    work, pulls = workspace(len(graph.excess), DEEPEST), np.zeros(len(graph.nodes), np.int32)
     # The second cut starts from the flow of the first.
     for _ in range(2):
-        fresh = np.array(
-            data.draw(st.lists(st.integers(-9, 9), min_size=len(nodes), max_size=len(nodes))),
-            np.int32,
-        )
-        excess[nodes] += fresh - pulls
+        drawn = st.lists(st.integers(-9, 9), min_size=len(pulls), max_size=len(pulls))
+        fresh = np.array(data.draw(drawn), np.int32)
+        graph.excess[graph.nodes] += fresh - pulls
         pulls = fresh
-        minimum_cut(residual, is_open, excess, level, height, width, DEEPEST, *work)
-        source_side = level[nodes] == FREE
-        left = np.packbits(residual.reshape(-1, 8) > 0, axis=1, bitorder="little")[:, 0]
-        np.testing.assert_array_equal(is_open[:-SLACK], left)
-
-        sides = np.array(list(itertools.product([False, True], repeat=len(nodes))))
-        energies = np.where(sides, np.maximum(-pulls, 0), np.maximum(pulls, 0)).sum(1)
-        for i, j, capacity in links:
-            energies += capacity * (sides[:, i] != sides[:, j])
-        np.testing.assert_array_equal(source_side, sides[energies == energies.min()].any(0))
+        state = (graph.residual, graph.is_open, graph.excess, graph.level)
+        minimum_cut(*state, *graph.size, DEEPEST, *work)
+        np.testing.assert_array_equal(graph.is_open[: len(graph.excess)], graph.open_arcs())
+        source_side = graph.level[graph.nodes] == FREE
+        np.testing.assert_array_equal(source_side, graph.largest_source_side(pulls))
 
 
 def _load_slowly(folder: Path) -> None:
