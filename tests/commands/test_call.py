@@ -1,7 +1,5 @@
 """Tests `in9.evaluate_model` and what stands beside it."""
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import random

@@ -1,7 +1,5 @@
 """Tests the command line: wrong usage gets one helpful line and the right exit code."""
 
-from __future__ import annotations
-
 import argparse
 import inspect
 import os
@@ -15,10 +13,9 @@ from typing import Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import msgspec
 import pytest
-import torch
 from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
-from runs import ONE, ROOT, dataset_in, keys, pictures_of, refusal, run_here, run_python
+from runs import ONE, ROOT, dataset_in, pictures_of, refusal, run_here, run_python
 
 import in9
 from pipeline.analyses import ANALYSES
@@ -41,8 +38,6 @@ from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
 from transforms.variants import ORIGINAL, PAPER
 
-WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
@@ -61,110 +56,6 @@ def dataset(tmp_path: Path) -> Path:
     )
     Store(str(tmp_path / "dataset")).write(MANIFEST, manifest.to_json())
     return tmp_path / "dataset"
-
-
-@pytest.mark.parametrize(
-    ("flags", "line"),
-    [
-        (("--limit", "1.5"), "argument --limit: invalid int value: '1.5'"),
-        (("--own_background=maybe",), "expected true or false, got 'maybe'"),
-        (
-            ("--overwrite", "config,all"),
-            "expected some of config, input, rebuild, shards, weights: got 'config,all'",
-        ),
-        (("--overwrite",), "expected some of config, input, rebuild, shards, weights: got ''"),
-        (("--limt", 3), "unknown flag --limt; did you mean --limit?"),
-        (("--num_worker=3",), "did you mean --num_workers?"),
-        (("more",), "unexpected argument 'more'; example: in9 run --output out --input"),
-        (("--input", "in", "more"), "unexpected argument 'more'; example: in9 run --output"),
-        (("--runner", "DirectRunner", "more"), "unexpected argument 'more'; example: in9 run"),
-        (("--variants", "original,mixed_best"), "unknown variant 'mixed_best'"),
-        (("--variants", "only_gb_t"), "python:MODULE:FUNCTION; did you mean only_bg_t?"),
-        (("--image_size", 300), "resize must be between --image_size 300"),
-        (keys(jpeg_quality=0), "jpeg_quality must be between 1 and 100: got 0"),
-        (("--limit", 0), "--limit must be at least 1: got 0"),
-        (("--per_class", "most"), "--per_class must be all, min or at least 1: got 'most'"),
-        (
-            ("--segmenter", "magic"),
-            "one of grabcut, cv2, masks, box, python:MODULE:FUNCTION: got 'magic'",
-        ),
-        (
-            ("--mixed_rand", "own"),
-            "argument --mixed_rand: invalid choice: 'own' (choose from 'any', 'other')",
-        ),
-        (("--split", "val,val"), "--split must name different splits"),
-        (keys(creator="a\nb"), "a line of printable text, at most 1000 characters: got 'a\\nb'"),
-        (keys(terms="x" * 1001), "argument terms: expected a line of printable text, at most 1000"),
-        (("--formats", "zip"), "--formats must name some of"),
-        (("--direct_running_mode=multi_threading",), "silently loses elements"),
-        (("--direct_num_workers", -1), "--direct_num_workers must be at least 0"),
-        (("--direct_num_workers", "two"), "--direct_num_workers: invalid int value: 'two'"),
-        (("--runner", "NoSuchRunner"), "--runner=NoSuchRunner cannot be used"),
-        (("--input", "s3://bucket/images"), "s3:// is not supported; give a local path, or gs://"),
-        (("--input", "/nowhere"), "--input /nowhere does not exist, or is not a folder"),
-        (("--models", "resnet5O"), "timm has no model 'resnet5O'; close to it: resnet50"),
-        (("--models", "resnet18=/nowhere.pth"), "there is no file /nowhere.pth"),
-        (("--models", "resnet50.a9_in1k"), "no such weights; timm has a1_in1k"),
-        (("--models", "efficientnet_lite0,efficientnet_lite0"), "names a model twice"),
-        (
-            ("--device", "tpu"),
-            "argument --device: invalid choice: 'tpu' (choose from 'auto', 'cpu', 'cuda')",
-        ),
-        pytest.param(("--device", "cuda"), "leave --device out to run on", marks=WITHOUT_GPU),
-        pytest.param(
-            ("--dry_run", "--device", "cuda"), "leave --device out to run on", marks=WITHOUT_GPU
-        ),
-        (("--dry_run", *keys(gpu="nvidia-l4")), "gpu is for --runner=DataflowRunner"),
-        (("--dry_run", "--dask", "tcp://192.0.2.1:8786"), "whoever reaches tcp://192.0.2.1:8786"),
-        (("--models", "mynet.py"), "python:mynet:FUNCTION, with its folder on PYTHONPATH"),
-        (("--models", "lib/mynet.py:net"), "for a function of your own: python:mynet:net"),
-        (("--models", "python:mynet.py:net"), "say python:mynet:net, with its folder on"),
-        (("--models", "net.onnx"), "use onnx:net.onnx"),
-        (("--models", "resnet50.pth"), "add its architecture, such as resnet50=resnet50.pth"),
-        (("--models", "resnet50", "resnet18"), "'resnet18'; example: in9 run --output out"),
-        (
-            ("--precision", "fp8"),
-            "--precision: invalid choice: 'fp8' (choose from 'fp32', 'tf32', 'bf16')",
-        ),
-        (("--eval_split", "test"), "--eval_split test: the dataset has val"),
-    ],
-)
-def test_wrong_flags_get_one_helpful_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, flags: tuple[object, ...], line: str
-) -> None:
-    assert line in refusal(capsys, "run", "--output", tmp_path / "out", *flags)
-    assert not (tmp_path / "out" / "manifest.json").exists()
-
-
-def test_commands_and_outputs_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--output DIR is required" in refusal(capsys, "run")
-    assert "--dataset DIR is required" in refusal(capsys, "verify")
-    assert "--to DIR is required" in refusal(capsys, "export", "--dataset", "out")
-    assert "--from DIR|TAR is required" in refusal(capsys, "import", "--output", "out")
-    assert "unknown flag --outptu; did you mean --output?" in refusal(
-        capsys, "run", "--outptu", "x"
-    )
-    assert "no command 'rum'; did you mean run?" in refusal(capsys, "rum")
-    assert "invalid choice: 'rotate'" in refusal(capsys, "rotate")
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (("export", "--output", "x"), "; example: in9 export --dataset out --to bg_challenge"),
-        (
-            ("matrix", "--models", "x"),
-            "flag of in9 run, evaluate, method, attack, saliency, models;",
-        ),
-        # Beam has a flag of the same name, but it would have no effect here.
-        (("evaluate", "--dry-run"), "no --dry_run, which is a flag of in9 run, generate"),
-        (("verify", "--colour"), "(see: in9 verify --help all)"),
-    ],
-)
-def test_a_flag_by_another_commands_name_is_told(
-    capsys: pytest.CaptureFixture[str], words: tuple[str, ...], line: str
-) -> None:
-    assert line in refusal(capsys, *words)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -190,184 +81,29 @@ def test_a_path_without_a_flag_is_given_an_example(
     )
 
 
-@WITHOUT_GPU
-@pytest.mark.parametrize(
-    "words",
-    [("evaluate",), ("attack",), ("saliency",), ("train", "--train_split", "val"), ("matrix",)],
-)
-def test_a_card_that_is_not_there_is_told(
-    capsys: pytest.CaptureFixture[str], dataset: Path, words: tuple[str, ...]
-) -> None:
-    words = (*words, "--probe", "--holdout", "0.5") if words == ("matrix",) else words
-    line = refusal(capsys, *words, "--dataset", dataset, "--device", "cuda")
-    assert "--device cuda: " in line
-    assert "or leave --device out to" in line
-
-
-@pytest.mark.parametrize("command", ["train", "matrix"])
-def test_a_probe_takes_no_flags_of_whole_networks(
-    capsys: pytest.CaptureFixture[str], dataset: Path, command: str
-) -> None:
-    line = refusal(capsys, command, "--dataset", dataset, "--probe", "--lr", "0.2")
-    assert "leave out --lr or --probe" in line
-
-
-def test_outputs_that_would_be_harmed_are_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, small_input: Path
-) -> None:
-    inside = small_input / "out"
-    line = refusal(capsys, "generate", "--input", small_input, "--output", inside)
-    assert "lies inside --input" in line
-    other = tmp_path / "thesis"
-    other.mkdir()
-    (other / "chapter.txt").write_text("mine")
-    assert "not empty" in refusal(capsys, "generate", "--output", other)
-    assert "is not a folder" in refusal(capsys, "generate", "--output", other / "chapter.txt")
-    (tmp_path / "link").symlink_to(tmp_path / "gone")
-    assert "which does not exist" in refusal(capsys, "generate", "--output", tmp_path / "link")
-
-
-def test_inputs_where_files_are_removed_are_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path, small_input: Path
-) -> None:
-    inside = dataset / ".in9" / "staging" / "mine"
-    shutil.move(small_input, inside)
-    (tmp_path / "link").symlink_to(inside)
-    version = tmp_path / "published" / "v-0123456789ab"
-    for folder in (version, tmp_path / ".in9"):
-        folder.mkdir(parents=True)
-    for words in (
-        ("generate", "--output", dataset, "--input", inside),
-        ("generate", "--output", dataset, "--annotations", tmp_path / "link" / "Annotations"),
-        ("run", "--output", dataset, "--models", f"a,resnet18={inside / 'val'}"),
-        ("evaluate", "--dataset", dataset, "--imagenet", dataset / "parquet"),
-        ("evaluate", "--dataset", dataset, "--publish", version.parent, "--weights", version),
-        ("train", "--dataset", dataset, "--output", dataset / "results" / "new"),
-        ("import", "--output", dataset, "--from", inside / "val"),
-        ("models", "fetch", "--to", tmp_path, "--models", f"onnx:{tmp_path / '.in9'}"),
-    ):
-        line = refusal(capsys, *words)
-        assert "where files are replaced and removed; name a place outside of it" in line
-    with pytest.raises(UsageError, match="where files are replaced and removed"):
-        in9.Generate(dataset, input=str(inside))
-
-
-def test_outputs_of_others_are_left_alone(
+def test_what_links_and_tables_lead_to_may_not_be_replaced(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path
 ) -> None:
-    model = tmp_path / "model.safetensors"
-    model.write_bytes(b"mine")
-    train = ("train", "--dataset", dataset, "--train_split", "val", "--output")
-    assert "was not trained here" in refusal(capsys, *train, tmp_path)
-    assert "is not a folder" in refusal(capsys, *train, model)
-    fetch = ("models", "fetch", "--models", "efficientnet_lite0", "--to", model)
-    assert "is not a folder" in refusal(capsys, *fetch)
-    assert model.read_bytes() == b"mine"
-    line = refusal(capsys, "export", "--dataset", dataset, "--to", dataset / "export")
-    assert "lies inside --dataset" in line
-
-
-@pytest.mark.parametrize("command", ["train", "export", "import"])
-def test_flags_of_beam_are_for_commands_that_run_a_graph(
-    capsys: pytest.CaptureFixture[str], dataset: Path, command: str
-) -> None:
-    flag = "--output" if command == "import" else "--dataset"
-    line = refusal(capsys, command, flag, dataset, "--direct_num_workers=2")
-    assert f"unknown flag --direct_num_workers; example: in9 {command} " in line
-
-
-def test_refusals_write_nothing(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path, small_input: Path
-) -> None:
-    output = tmp_path / "new" / "out"
-    line = refusal(capsys, "import", "--from", dataset, "--output", output)
-    assert "is not the released layout" in line
-    line = refusal(capsys, "import", "--from", tmp_path / "nowhere", "--output", output)
-    assert "neither a folder nor a file" in line
-    flags = ("--dataset", dataset, "--variant", "mixed_best", "--train_split", "val")
-    line = refusal(capsys, "train", *flags, "--output", output)
-    assert "--variant mixed_best: the dataset has" in line
-    # Only the graph looks at the images.
-    other = tmp_path / "other"
-    shutil.copytree(small_input, other)
-    shutil.rmtree(other / "val")
-    (other / "val" / "holiday").mkdir(parents=True)
-    line = refusal(capsys, "generate", "--input", other, "--output", output)
-    assert "no image of an ImageNet-9 class" in line
-    assert not output.parent.exists()
-    output.mkdir(parents=True)
-    refusal(capsys, "generate", "--input", other, "--output", output)
-    assert [*output.parent.rglob("*")] == [output]
+    inside = dataset / ".in9" / "staging" / "mine"
+    inside.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(inside)
+    command = ("generate", "--output", dataset, "--annotations", tmp_path / "link" / "Annotations")
+    assert "where files are replaced and removed" in refusal(capsys, *command)
+    with pytest.raises(UsageError, match="where files are replaced and removed"):
+        in9.Generate(dataset, input=str(inside))
+    row = f"image,class,boxes\n{inside / 'a.png'},n02085620,[1 1 9 9]\n"
+    (tmp_path / "table.csv").write_text(row)
+    (inside / "a.png").touch()
+    command = ("generate", "--output", tmp_path / "dataset", "--overwrite", "config,rebuild")
+    run_here(*command, "--input", tmp_path / "table.csv", "--segmenter", "box", code=2)
+    assert "where files are replaced and removed; move it" in capsys.readouterr().err
+    (tmp_path / "lost").symlink_to(tmp_path / "gone")
+    assert "which does not exist" in refusal(capsys, "generate", "--output", tmp_path / "lost")
 
 
 def test_a_home_folder_that_the_shell_left_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/of/mine")
     assert absolute("~/out/") == "/home/of/mine/out"
-
-
-def test_inputs_without_images_say_what_was_expected(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, small_input: Path
-) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    line = refusal(capsys, "generate", "--input", empty, "--output", tmp_path / "out")
-    assert "no folder 'val'" in line
-    (empty / "val" / "holiday").mkdir(parents=True)
-    line = refusal(capsys, "generate", "--input", empty, "--output", tmp_path / "out")
-    assert "no annotations of 'val'" in line
-    xml = next(small_input.glob("Annotations/val/*.xml"))
-    (empty / "Annotations" / "val").mkdir(parents=True)
-    (empty / "Annotations" / "val" / xml.name).write_bytes(xml.read_bytes())
-    line = refusal(capsys, "generate", "--input", empty, "--output", tmp_path / "out")
-    assert "no image of an ImageNet-9 class" in line
-
-
-def test_inputs_of_another_kind_are_told(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path
-) -> None:
-    flags = ("generate", "--output", tmp_path / "out")
-    assert "is a dataset that in9 made" in refusal(capsys, *flags, "--input", dataset)
-    junk = tmp_path / "junk.parquet"
-    junk.write_bytes(b"junk\0")
-    assert "not a whole Parquet file" in refusal(capsys, *flags, "--input", junk)
-    assert "is not text" in refusal(capsys, *flags, "--exclude", junk)
-    model = ("evaluate", "--dataset", dataset, "--models", junk)
-    assert f"add its architecture, such as resnet50={junk}" in refusal(capsys, *model)
-
-
-@pytest.mark.parametrize("command", ["evaluate", "report", "verify"])
-def test_commands_on_no_dataset_say_how_to_make_one(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
-) -> None:
-    assert "in9 generate --output" in refusal(capsys, command, "--dataset", tmp_path)
-    assert "does not exist" in refusal(capsys, command, "--dataset", tmp_path / "nowhere")
-    (tmp_path / "notes").write_text("mine")
-    assert "is a file" in refusal(capsys, command, "--dataset", tmp_path / "notes")
-    # The authors' archive, packed and unpacked, is what most people have first.
-    for archive in ("bg.tar", "bg.tar.gz", "bg.tgz"):
-        (tmp_path / archive).touch()
-    (tmp_path / "bg.data/original/val").mkdir(parents=True)
-    for released in ("bg.tar", "bg.tar.gz", "bg.tgz", "bg.data"):
-        path = tmp_path / released
-        refused = refusal(capsys, command, "--dataset", path)
-        assert refused.endswith(f"in9 import --from {path} --output released"), refused
-
-
-def test_a_manifest_of_another_kind_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    for kind, version in (("other", 1), ("imagenet9-dataset", 7)):
-        (tmp_path / "manifest.json").write_text(
-            f'{{"format": "{kind}", "format_version": {version}}}'
-        )
-        assert f"'{kind}' version {version}" in refusal(capsys, "verify", "--dataset", tmp_path)
-    (tmp_path / "manifest.json").write_text("[]")
-    assert "If it is damaged, remove it" in refusal(capsys, "verify", "--dataset", tmp_path)
-    for damaged in (b"", b"[", b"\xff\xfe\x00"):
-        (tmp_path / "manifest.json").write_bytes(damaged)
-        assert "holds no finished dataset" in refusal(capsys, "verify", "--dataset", tmp_path)
-    with pytest.raises(ValueError, match="made by a newer release: flags later are not known"):
-        DatasetConfig.from_flags({**DatasetConfig().flags(), "later": 1})
 
 
 def flag_values() -> list[type[msgspec.Struct]]:
@@ -522,6 +258,25 @@ def test_the_exit_code_counts_even_if_nobody_reads(
         run_here("verify", "--dataset", tmp_path, code=3)
 
 
+@pytest.mark.parametrize(("closed", "full", "code"), [((0, 1, 2), 0, 0), ((), 1, 1), ((), 2, 0)])
+def test_a_command_works_whatever_its_streams_are(
+    closed: tuple[int, ...], full: int, code: int, three_draws: Path, tmp_path: Path
+) -> None:
+    """A new process, whose streams are closed, or lead to a full disk."""
+    words = [sys.executable, "-m", "pipeline", "verify", "--dataset", str(three_draws)]
+    files = ["/dev/full" if number == full else str(tmp_path / str(number)) for number in range(3)]
+    actions = [
+        (os.POSIX_SPAWN_CLOSE, number)
+        if number in closed
+        else (os.POSIX_SPAWN_OPEN, number, file, os.O_RDWR | os.O_CREAT, 0o600)
+        for number, file in enumerate(files)
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    child = os.posix_spawn(sys.executable, words, environment, file_actions=actions)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    assert not (tmp_path / "2").exists() or (tmp_path / "2").read_text().count("\n") == code
+
+
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert help_of(capsys, "--version") == f"in9 {metadata.version('imagenet9-pipeline')}\n"
 
@@ -605,22 +360,6 @@ def test_no_flag_of_beam_is_a_misspelt_one_of_ours(command: str) -> None:
         refuse_near_misses(name, own)
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ("train", "--variant", "mixed_ramd"),
-        ("matrix", "--holdout", "0.5", "--variants", "original,mixed_ramd"),
-        ("saliency", "--variant", "mixed_ramd"),
-        ("report", "--columns", "original,mixed_ramd"),
-    ],
-)
-def test_a_misspelt_variant_is_told_from_the_one_that_was_meant(
-    flags: tuple[str, ...], dataset: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command, *rest = flags
-    assert "; did you mean mixed_rand?" in refusal(capsys, command, "--dataset", dataset, *rest)
-
-
 def test_an_export_to_the_root_of_a_disk_is_refused_without_walking_it(
     dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -668,8 +407,3 @@ def test_warnings_of_libraries_neither_reject_nor_reach_the_terminal(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert f"val: {len(pictures)} images, {len(pictures)} accepted, 0 rejected" in done.stdout
     assert "warn" not in done.stderr.lower()
-
-
-def test_a_new_command_takes_flags_from_a_file() -> None:
-    assert "--config" in [flag.name for flag in flags_of("new")]
-    assert all("--config" in [flag.name for flag in flags_of(name)] for name in COMMANDS)

@@ -1,7 +1,5 @@
 """Tests how command lines and files of flags are parsed, and which are refused."""
 
-from __future__ import annotations
-
 import os
 import re
 from contextlib import nullcontext
@@ -126,37 +124,6 @@ def test_every_command_takes_a_file_of_its_own_flags(
     assert all(getattr(arguments, flag.dest) == str(tmp_path / flag.dest) for flag in flags)
     line = refusal(capsys, command, *words, "--config", config_of(tmp_path, "configs = 1"))
     assert line.startswith(f"in9 {command}: --config {path}: unknown flag --configs; did you mean")
-
-
-@pytest.mark.parametrize(
-    ("text", "line"),
-    [
-        ("limt = 3", "unknown flag --limt; did you mean --limit?"),
-        ("direct_num_worker = 3", "did you mean --direct_num_workers?"),
-        ('image_size = "large"', "argument --image_size: invalid int value: 'large'"),
-        ('resize = "large"', "argument resize: invalid int value: 'large'"),
-        ('encodin = "png"', "unknown flag --encodin; did you mean encoding?"),
-        ("[run]\nlimt = 3", "unknown flag --limt; did you mean --limit?"),
-        ("[rnu]\nlimit = 3", "[rnu] is no command of in9; did you mean run?"),
-        ("[run.limit]\nval = 3", "[run.limit] is a table; keys are flags of in9 run"),
-        ("[run]\ngrid = 3", "this command has no --grid, which is a flag of in9 attack"),
-        ("[run]\nhelp = true", "--help is only for the command line"),
-        ('config = "other.toml"', "--config is only for the command line"),
-        ("limit", "it is not valid TOML"),
-        ("\udcff", "it is not valid TOML"),
-        ("limit = " + "[" * 100_000, "it is not valid TOML: it has more than 64 levels"),
-        (f"limit = {'[' * 70}{']' * 70}", "it is not valid TOML: it has more than 64 levels"),
-    ],
-)
-def test_files_that_hold_something_else_are_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, line: str
-) -> None:
-    path = tmp_path / "flags.toml"
-    path.write_bytes(text.encode(errors="surrogateescape"))
-    message = refusal(capsys, "run", "--output", tmp_path / "out", "--config", path)
-    assert line in message
-    assert str(path) in message
-    assert not (tmp_path / "out").exists()
 
 
 SHARED = """
@@ -311,20 +278,3 @@ def test_no_letter_that_is_left_out_hides_a_flag() -> None:
     for name in names:
         for at in range(2, len(name)):
             assert did_you_mean(name[:at] + name[at + 1 :], names)
-
-
-def test_flags_before_the_command_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    for flag in ("--runner=DirectRunner", "--output=out", "-x"):
-        line = refusal(capsys, flag, "run")
-        assert line == f"in9: flags stand behind the command: in9 run {flag}"
-
-
-def test_a_file_that_cannot_be_read_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    for path, reason in (
-        (tmp_path, "Is a directory"),
-        (tmp_path / "nowhere.toml", "No such file or directory"),
-    ):
-        line = refusal(capsys, "verify", "--config", path)
-        assert line.endswith(f"--config {path}: it cannot be read: {reason}")

@@ -1,7 +1,5 @@
 """Tests that the docs match the code: the reference, all commands on pages, the tutorial."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import shutil

@@ -1,7 +1,5 @@
 """Tests the dataset card with the Hugging Face library, and Croissant with its own library."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """Tests the flags of a dataset: their fingerprints, and how card and Croissant describe them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

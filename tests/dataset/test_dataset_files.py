@@ -1,7 +1,5 @@
 """Tests the files of a dataset: writing, finding, reading, verification, holdout and versions."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import os

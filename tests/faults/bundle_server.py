@@ -18,8 +18,6 @@ many accesses each one makes. With fates, the notes say what was done to each bu
 written on SIGUSR1, after all suspended executions have resumed and ended.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

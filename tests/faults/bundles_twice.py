@@ -1,15 +1,7 @@
-"""Runs every bundle of a job twice and compares the files with those of an ordinary run.
-
-    PYTHONPATH=tests/support python tests/faults/bundles_twice.py --input DIR
-
-This runs one job under each fate of `bundle_server` and prints a table of its stages: the number of
-bundles, of first executions suspended half-way, of executions, and of executions with dropped
-results that ended with an error.
-"""
+"""Runs every bundle of a job twice, on the server of `bundle_server`."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -19,16 +11,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from bundle_server import FATES, Note
+from bundle_server import Note
 from forking import Forks
 from gcs import free_port
-from runs import keys, words_of
+from runs import words_of
 
 HERE = Path(__file__).parent
 SUPPORT = HERE.with_name("support")
 STAGES = ("--attack", "4x3", "--saliency", "2")
 """Flags that add the optional stages to a job."""
-TWO_MODELS = ("--models", "python:tiny_models:first,python:tiny_models:second")
 _TELLS_TIME = re.compile("time: ")
 _OF_A_RUN = re.compile(r"/\.in9/(report\.json|tmp/|progress/)")
 """Files that may differ between runs. `report.json` depends on the times of files; `tmp` is for
@@ -42,13 +33,7 @@ def _environment() -> dict[str, str]:
 
 
 class Server:
-    """The job server as a separate process.
-
-    Args:
-      root: folder whose accesses count.
-      fates: for each job, the fates of its bundles, in turn; the first job must have none.
-      forks: a server of commands.
-    """
+    """The job server as a separate process; the first job must have no fates."""
 
     def __init__(self, root: Path, fates: tuple[tuple[str, ...], ...], forks: Forks) -> None:
         self._forks, self._folder = forks, tempfile.TemporaryDirectory()
@@ -101,41 +86,3 @@ def files_below(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and not _OF_A_RUN.search(str(path))
     }
-
-
-def _print_table(flags: tuple[str, ...]) -> None:
-    fates = ((), *((fate,) for fate in FATES))
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        Server(root := Path(folder), fates, Forks()) as server,
-    ):
-        expected, _ = server.run(root / "once", *flags)
-        files = files_below(root / "once")
-        print(f"{'stage':40} {'fate':8} bundles suspended executions stopped-by-an-error")
-        for fate in FATES:
-            output, notes = server.run(root / fate, *flags)
-            for stage in dict.fromkeys(note.stage for note in notes):
-                ours = [note for note in notes if note.stage == stage]
-                errors = sum(note.ended not in ("done", "killed") for note in ours)
-                executions = sum(note.executions for note in ours)
-                stopped = sum(note.stopped for note in ours)
-                print(f"{stage:40} {fate:8} {len(ours):7} {stopped:9} {executions:10} {errors}")
-            fate_files = files_below(root / fate)
-            other = {
-                path
-                for path in files.keys() | fate_files
-                if files.get(path) != fate_files.get(path)
-            }
-            print(f"{fate}: {len(fate_files)} files, differences: {len(other)} {sorted(other)[:5]}")
-            print(f"{fate}: says the same: {output == expected}", flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--input", required=True, help="images")
-    few = keys(images_per_shard=2)
-    _print_table(("run", "--input", parser.parse_args().input, *few, *TWO_MODELS, *STAGES))
-
-
-if __name__ == "__main__":
-    main()

@@ -4,8 +4,6 @@ A document is a JSON file, or the JSON in the metadata of a Parquet file. All ki
 all states, and all their fields, are discovered, not listed.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import json
@@ -15,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fault_lab import WITHOUT_DATASET, Lab, undecodable_entry
+from fault_lab import WITHOUT_DATASET, Lab
 from fault_states import READERS, Fault, files_by_kind, is_healed
 
 DOCUMENTS = {
@@ -221,47 +219,6 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                 )
 
 
-def undecodable_failures(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Yields faults of models whose file names or errors are not UTF-8.
-
-    They are of this run, or of an earlier one, which stored them as they were.
-    """
-
-    def checkpoint(trial: Path) -> None:
-        (trial / "tmp" / "bad\udcff.pth").write_bytes(b"junk")
-
-    def spoilt(trial: Path) -> None:
-        output = trial / "out"
-        failure = {
-            **dict.fromkeys(("entry", "model"), undecodable_entry(output)),
-            "error": "no \udcff sense\n",
-            "stage": "evaluate",
-            "dataset": json.loads((output / "manifest.json").read_text())["fingerprint"],
-            "evaluation": {
-                "split": "val",
-                "eval_input": "stored",
-                "precision": "fp32",
-                "holdout": 0.0,
-            },
-        }
-        content = {failure["entry"]: {"evaluate": failure}}
-        (output / "results" / "failures.json").write_text(json.dumps(content))
-        checkpoint(trial)
-
-    evaluate = "evaluate what is not UTF-8"
-    for command in ("run", "report", "evaluate", evaluate):
-        for harm in (checkpoint, spoilt) if command == evaluate else (spoilt,):
-            yield Fault(
-                kind="names in every encoding",
-                name=f"{harm.__name__} model, in9 {command}",
-                state="finished",
-                file="results/failures.json",
-                damage=harm,
-                command=command,
-                heals=True,
-            )
-
-
 def foreign_tables(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
     """Yields faults that replace Parquet files with intact ones that are not ours."""
     for kind, file in files_by_kind(lab.state("finished")).items():
@@ -291,4 +248,4 @@ def foreign_tables(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                 )
 
 
-FAMILIES = (wrong_documents, wrong_fields, undecodable_failures, foreign_tables)
+FAMILIES = (wrong_documents, wrong_fields, foreign_tables)

@@ -4,8 +4,6 @@ The guard is an audit hook. It notes what a command must not do: start a process
 outside its folder (the hook ends the command before that), or open foreign files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -29,9 +27,6 @@ creation or a removal."""
 CHANGE = "IN9_FAULT_CHANGE"
 """Environment variable `N HOW PATTERN`: before the Nth opening of files whose path matches the
 pattern, the file that is opened is changed by one of `CHANGES`."""
-LOADS_KERNELS = "IN9_FAULT_LOADS_KERNELS"
-"""Environment variable: if it is set, the command loads compiled kernels from IN9_CACHE_DIR, as a
-process does that has not been forked from one with kernels."""
 MORE_MEMORY = 2 << 30
 """Bytes that a command may allocate beyond its initial size: no input may fill the machine."""
 
@@ -140,11 +135,6 @@ def tiny() -> Any:
     return torch.nn.Sequential(*layers)
 
 
-def second() -> Any:
-    """Returns another model that needs no download."""
-    return _adding(1.0, 300)
-
-
 def _adding(value: float, outputs: int, above: int = 0) -> Any:
     """Returns the tiny model with a value added to some outputs for pictures of a larger side."""
     import torch
@@ -198,11 +188,6 @@ def steep() -> Any:
     return Steep()
 
 
-def undecodable() -> Any:
-    """Raises an error whose text cannot be encoded, in place of making a model."""
-    raise ValueError("no \udcff weights")
-
-
 class Untold(RuntimeError):
     """An error whose message cannot be read."""
 
@@ -247,12 +232,4 @@ if NOTES in os.environ:
     with contextlib.suppress(ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (_size + MORE_MEMORY, resource.RLIM_INFINITY))
     tempfile.tempdir = None  # Inherited from the process that forked this one.
-    if LOADS_KERNELS in os.environ:
-        from transforms.grabcut import interface
-
-        interface._loaded.clear()
-        _kept = ("interface", "cache", "errors", "compilation")
-        for _name in [each for each in sys.modules if each.startswith("transforms.grabcut.")]:
-            if _name.rpartition(".")[2] not in _kept:
-                del sys.modules[_name]
     sys.addaudithook(_Guard())

@@ -20,8 +20,7 @@ from pathlib import Path
 
 import fault_hooks
 from forking import Forks
-from PIL import Image
-from runs import keys
+from runs import keys, shrink
 
 from pipeline.dataset.folder import sample_folder
 
@@ -62,14 +61,7 @@ class Ended:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The outcome of one fault.
-
-    Attributes:
-      kind: row of the table.
-      name: name of the fault.
-      faults: reasons why the fault does not count as handled; empty if it does.
-      ended: result of the command.
-    """
+    """The outcome of one fault, and why it does not count as handled, if it does not."""
 
     kind: str
     name: str
@@ -82,15 +74,7 @@ def small_input(folder: Path, pictures: tuple[int, ...] = PICTURES) -> Path:
     sample = Path(sample_folder())
     for number in pictures:
         (source,) = sample.glob(f"val/*/sample_val_{number:08d}.JPEG")
-        target = folder / source.relative_to(sample)
-        xml = folder / "Annotations" / "val" / f"{source.stem}.xml"
-        for path in (target, xml):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(source) as picture:
-            picture.resize((picture.width // 4, picture.height // 4)).save(target, "JPEG")
-        text = (sample / "Annotations" / "val" / xml.name).read_text()
-        sizes = r">(\d+)</(width|height|[xy]m..)>"
-        xml.write_text(re.sub(sizes, lambda found: f">{int(found[1]) // 4}</{found[2]}>", text))
+        shrink(sample, source, folder, 1 / 4)
     return folder
 
 
@@ -115,11 +99,6 @@ def fill_victim(victim: Path) -> None:
     small_input(victim, PICTURES[:1])
     for name in ("diary.txt", "manifest.json", "latest.json", "lock", "foreign.parquet"):
         (victim / name).write_text(f'"{name} of somebody else"\n')
-
-
-def undecodable_entry(output: Path) -> str:
-    """Returns the entry of a checkpoint, which need not exist, beside an output."""
-    return f"resnet18={output.parent}/tmp/bad\udcff.pth"
 
 
 class Lab:
@@ -165,13 +144,6 @@ class Lab:
                 *("--pictures", "none", "--direct_num_workers=1"),
             ),
             "report": ("report", *dataset_flags, "--pictures", "none"),
-            "evaluate what is not UTF-8": (
-                *("evaluate", *dataset_flags, "--pictures", "none", "--direct_num_workers=1"),
-                *(
-                    "--models",
-                    f"{MODEL},python:fault_hooks:undecodable,{undecodable_entry(output)}",
-                ),
-            ),
         }
 
     @contextlib.contextmanager
@@ -292,12 +264,7 @@ def payload(output: Path) -> dict[str, str | bytes]:
 
 
 def faults_of(ended: Ended, *names: str) -> list[str]:
-    """Returns what is wrong with the result of a command, whatever its task was.
-
-    Args:
-      ended: result of the command.
-      names: strings, such as the path of the damaged file; a closing line must contain one of them.
-    """
+    """Returns what is wrong with a result, whose closing line must contain one of the names."""
     faults = list(ended.notes)
     if ended.code == -14:
         return [*faults, "did not end"]

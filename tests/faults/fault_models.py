@@ -1,14 +1,9 @@
-"""Faults of models: outputs that are not numbers, errors without a message, and bombs."""
+"""Faults of models: outputs that are not numbers, and errors without a message."""
 
-from __future__ import annotations
-
-import base64
 import dataclasses
 import functools
 import itertools
-import json
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -120,31 +115,6 @@ def non_finite(lab: Lab, states: Sequence[str]) -> Iterator[Broken]:
         yield Broken(kind, f"training: {name}", (*train, *flags), f"the {name} ", absent=absent)
 
 
-def _with_huge_keys(checkpoint: bytes) -> bytes:
-    """Replaces the keys of training images by some that take 2 GB and are packed into 2 MB."""
-    length = int.from_bytes(checkpoint[:8], "little")
-    header = json.loads(checkpoint[8 : 8 + length])
-    note = json.loads(header["__metadata__"]["in9"])
-    # A piece that is compressed on its own can be repeated, which saves the time of compression.
-    piece, pieces = b"k" * (1 << 20), 2100
-    checksum = functools.reduce(lambda sum_, _: zlib.adler32(piece, sum_), range(pieces), 1)
-    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    packed = packer.compress(piece) + packer.flush(zlib.Z_FULL_FLUSH)
-    packed = b"\x78\x9c" + packed * pieces + packer.flush() + checksum.to_bytes(4, "big")
-    note["in9_keys"] = base64.b64encode(packed).decode()
-    header["__metadata__"]["in9"] = json.dumps(note)
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + checkpoint[8 + length :]
-
-
-def bombs(lab: Lab, states: Sequence[str]) -> Iterator[Broken]:
-    """Yields a small checkpoint whose metadata would fill a machine."""
-    flags = ("--dataset", "{out}", "--pictures", "none", LAST, "--models", f"{ARCH}={{file}}")
-    for command in ("evaluate", "saliency"):
-        name = f"checkpoint: keys of 2 GB, in9 {command}"
-        yield Broken("bombs", name, (command, *flags), "model.safetensors", _with_huge_keys)
-
-
 def failing_functions(lab: Lab, states: Sequence[str]) -> Iterator[Broken]:
     """Yields functions that end the process, or whose error has no message.
 
@@ -177,4 +147,4 @@ def failing_functions(lab: Lab, states: Sequence[str]) -> Iterator[Broken]:
     yield Broken("non-finite outputs", "evaluate: complex", ("evaluate", *models, own), "Complex")
 
 
-FAMILIES = (non_finite, bombs, failing_functions)
+FAMILIES = (non_finite, failing_functions)

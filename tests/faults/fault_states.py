@@ -4,8 +4,6 @@ All kinds of files in all states are discovered, not listed. `fault_documents` d
 content of documents.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import os
@@ -17,7 +15,6 @@ from typing import Any
 
 from fault_lab import (
     STATES,
-    Ended,
     Lab,
     Outcome,
     advises_again,
@@ -62,7 +59,6 @@ class Fault:
       command: one of `Lab.commands`.
       heals: whether the command must succeed and leave the dataset as it was.
       strict: whether a silent success counts as a failure.
-      foreign_may_be_opened: whether a link in the output leads to foreign files.
       also: strings that a message may contain instead of the file's path.
     """
 
@@ -74,7 +70,6 @@ class Fault:
     command: str
     heals: bool = False
     strict: bool = False
-    foreign_may_be_opened: bool = False
     also: tuple[str, ...] = ()
 
     def __call__(self, lab: Lab) -> list[Outcome]:
@@ -89,7 +84,7 @@ class Fault:
             damaged = path.read_bytes() if path.is_file() else None
             victim, held = contents(trial / "victim"), len(contents(output))
             command = lab.commands(output, versioned=is_versioned(self.state))[self.command]
-            foreign = "" if self.foreign_may_be_opened else str(trial / "victim")
+            foreign = str(trial / "victim")
             ended = lab.run(trial, *command, foreign=foreign)
             # A message names the damaged file by its path relative to the output or to the dataset.
             inside = re.sub(r"^published/v-[^/]+/", "", self.file)
@@ -258,7 +253,7 @@ def power_cuts(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
         )
 
 
-# Links, strays and swapped files.
+# Strays and swapped files.
 
 
 def _folders(lab: Lab) -> list[str]:
@@ -270,75 +265,6 @@ def _folders(lab: Lab) -> list[str]:
         and (name := str(path.relative_to(output)))
         and (name.count("/") == 0 or name in (".in9/tmp", ".in9/checksums"))
     ]
-
-
-def links(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
-    """Yields faults that move folders and files of the output elsewhere and link to them."""
-    turn = itertools.cycle(READERS)
-    for folder in (*_folders(lab), ".in9/staging", ".in9/tmp"):
-
-        def harm(trial: Path, folder: str = folder) -> None:
-            path, victim = trial / "out" / folder, trial / "victim" / "moved"
-            victim.parent.mkdir(exist_ok=True)
-            if path.exists():
-                path.rename(victim)
-            else:
-                victim.mkdir()
-            for name in ("foreign.parquet", "val-00007-of-00008.parquet", "x/val-00003.tar"):
-                (victim / name).parent.mkdir(exist_ok=True)
-                (victim / name).write_bytes(b"somebody else's")
-            path.symlink_to(victim)
-
-        for command in ("update", "run", next(turn)):
-            yield _Linked(
-                kind="links: folders",
-                name=f"{folder}, in9 {command}",
-                state="finished",
-                file=folder,
-                damage=harm,
-                command=command,
-                foreign_may_be_opened=True,
-            )
-    for kind, file in files_by_kind(lab.state("finished")).items():
-
-        def replace(trial: Path, file: str = file) -> None:
-            path, victim = trial / "out" / file, trial / "victim" / "moved.file"
-            path.rename(victim)
-            path.symlink_to(victim)
-
-        yield Fault(
-            kind="links: files",
-            name=f"{kind}, in9 update",
-            state="finished",
-            file=file,
-            damage=replace,
-            command="update",
-            foreign_may_be_opened=True,
-        )
-
-
-class _Linked(Fault):
-    """A link to a folder, in which a command may change our files but no others."""
-
-    def __call__(self, lab: Lab) -> list[Outcome]:
-        with lab.trial() as trial:
-            output = trial / "out"
-            shutil.copytree(lab.state(self.state), output, copy_function=shutil.copy2)
-            self.damage(trial)
-            before = contents(trial / "victim")
-            command = lab.commands(output)[self.command]
-            ended = lab.run(trial, *command)
-            after = contents(trial / "victim")
-            faults = faults_of(ended, self.file)
-            theirs = [
-                name
-                for name, content in before.items()
-                if not name.startswith("moved/") or content == b"somebody else's"
-            ]
-            lost = [name for name in theirs if after.get(name) != before[name]]
-            if lost:
-                faults.append(f"outside of the output: {', '.join(lost[:3])} changed or deleted")
-        return [Outcome(self.kind, self.name, tuple(faults), ended)]
 
 
 def strays(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
@@ -398,75 +324,4 @@ def swapped(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Flipped:
-    """Bits of two bytes of a file that have changed, and a command that may read it.
-
-    The command names the file, or leaves what it leaves without the fault.
-
-    Attributes:
-      kind, name: kind and name of the outcome.
-      file: path relative to the output.
-      place: where the bytes are, as a share of the file (0 to 1).
-      command: one of `_READING`.
-    """
-
-    kind: str
-    name: str
-    file: str
-    place: float
-    command: str
-
-    def __call__(self, lab: Lab) -> list[Outcome]:
-        """Changes a copy of the finished state and runs the command; returns one outcome."""
-        ended, found = self._run(lab, is_flipped=True)
-        faults = faults_of(ended, self.file, os.path.dirname(self.file))
-        if ended.code == 0 and self.file not in ended.stderr:
-            if self.command not in _RIGHT:
-                _RIGHT[self.command] = self._run(lab, is_flipped=False)[1]
-            right = _RIGHT[self.command]
-            names = {name for name in right if found.get(name) != right[name]} - {self.file}
-            faults += [f"other results: {', '.join(sorted(names)[:3])}"] if names else []
-        return [Outcome(self.kind, self.name, tuple(faults), ended)]
-
-    def _run(self, lab: Lab, *, is_flipped: bool) -> tuple[Ended, dict[str, str | bytes]]:
-        """Returns the result of the command, and what it leaves if that succeeds."""
-        with lab.trial() as trial:
-            output = trial / "out"
-            shutil.copytree(lab.state("finished"), output)
-            path = output / self.file
-            data = bytearray(path.read_bytes())
-            for at in (int(self.place * len(data)), int(self.place * len(data)) + 7):
-                data[at % len(data)] ^= 0x10 * is_flipped
-            path.write_bytes(data)
-            commands = lab.commands(output)
-            command = (*commands[_READING[self.command][0]], *_READING[self.command][1:])
-            ended = lab.run(trial, *command)
-            return ended, payload(output) | tables(output) if ended.code == 0 else {}
-
-
-_READING = {
-    "another model": ("evaluate", "--models", "python:fault_hooks:second"),
-    "another seed": ("run", "--seed", "1", "--overwrite", "config"),
-}
-"""Commands that read pictures, predictions and layers: one of `Lab.commands`, and more flags."""
-
-
-_RIGHT: dict[str, dict[str, str | bytes]] = {}
-"""What each of these commands leaves without a fault, once it was run."""
-
-
-def tables(output: Path) -> dict[str, str | bytes]:
-    """Returns the tables of results of a dataset."""
-    return {path.name: path.read_bytes() for path in output.glob("results/*.csv")}
-
-
-def flipped_bytes(lab: Lab, states: Sequence[str]) -> Iterator[Flipped]:
-    """Yields faults that change two bytes of each kind of file, at three places."""
-    for kind, file in files_by_kind(lab.state("finished")).items():
-        for place, command in itertools.product((0.2, 0.5, 0.8), _READING):
-            name = f"{kind} at {place}, {command}"
-            yield Flipped("flipped bytes", name, file, place, command)
-
-
-FAMILIES = (damaged_files, power_cuts, links, strays, swapped, flipped_bytes)
+FAMILIES = (damaged_files, power_cuts, strays, swapped)

@@ -3,8 +3,6 @@
 Each trial reads some hundred mutated files in a process of its own, because pyarrow may end it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import io

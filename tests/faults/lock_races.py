@@ -16,8 +16,6 @@ times of locks (`lock.RENEWAL_SECONDS`, `EXPIRY_SECONDS`) are all shorter than i
 factor.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses
@@ -117,15 +115,7 @@ def _contend(store: Store, place: str, log: str, seed: int) -> None:
 def race(
     store: Store, logs: Path, *, rounds: int = 0, disturbances: int = 0, seed: int = 0
 ) -> Race:
-    """Lets processes race for the lock of a folder.
-
-    Args:
-      store: the folder, which must be empty.
-      logs: local folder for the notes of the processes.
-      rounds: number of rounds to run if nobody is disturbed.
-      disturbances: number of times that a process is killed or suspended.
-      seed: decides which process is disturbed, and when.
-    """
+    """Lets processes race for the lock of an empty folder, for rounds or disturbances."""
     store.write(MANIFEST, b"0")
     context = multiprocessing.get_context("fork")
     moments, kinds = random.Random(seed), Counter[str]()

@@ -1,7 +1,5 @@
 """Tests a fixed sample of the faults that `scripts/faults` tries: at least one of each kind."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections import Counter

@@ -1,21 +1,12 @@
-"""Tests broken and malicious input, and folders that cannot be read or written.
-
-Each fault must end as a row with its reason, or as a message of one line, and the rest of the job
-must complete.
-"""
-
-from __future__ import annotations
+"""Tests folders that cannot be read or written, full disks, and a machine without threads."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_pictures import png_header, shown
-from runs import forks, index_of, keys, manifest_of, run_in9
-from soundness import assert_sound
+from runs import forks, keys, manifest_of, pictures_of, run_in9
 
 UNPRIVILEGED = """
 import ctypes
@@ -36,109 +27,6 @@ programs that this process executes."""
 VARIANTS = ("--variants", "original,mixed_rand", "--formats", "webdataset")
 
 
-def xml(width: int, height: int, *boxes: tuple[int, int, int, int]) -> str:
-    """Returns an annotation with these boxes."""
-    objects = "".join(
-        f"<object><name>n01641577</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
-        f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
-        for x0, y0, x1, y1 in boxes
-    )
-    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
-    return f"<annotation>{size}{objects}</annotation>"
-
-
-BOMB = (
-    '<!DOCTYPE bomb [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">'
-    '<!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;">]>'
-    "<annotation><size><width>&c;</width></size></annotation>"
-)
-OUTWARD = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>'
-
-
-def test_every_hostile_image_is_a_row_with_its_reason(tiny_input: Path, tmp_path: Path) -> None:
-    good = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
-    folder, annotations = good.parent, tiny_input / "Annotations" / "val"
-    good_xml = (annotations / f"{good.stem}.xml").read_text()
-    intact = good.read_bytes()
-    expected: dict[bytes, str] = {}
-
-    def add(name: bytes | str, image: bytes, annotation: str | None, reason: str) -> None:
-        stem = os.fsencode(name)
-        with open(os.fsencode(folder) + b"/" + stem + b".JPEG", "wb") as file:
-            file.write(image)
-        if annotation is not None:
-            with open(os.fsencode(annotations) + b"/" + stem + b".xml", "w") as file:
-                file.write(annotation)
-        expected[stem] = reason
-
-    add("empty", b"", good_xml, "undecodable")
-    add("cut_short", intact[: len(intact) // 2], good_xml, "undecodable")
-    add("text", b"GIF? no.", good_xml, "undecodable")
-    add("picture_bomb", png_header(50_000, 50_000), xml(50_000, 50_000, (1, 1, 9, 9)),
-        "too_many_pixels")  # fmt: skip
-    add("cut_png", png_header(500, 500), xml(500, 500, (1, 1, 9, 9)), "undecodable")
-    add("no_xml", intact, None, "missing_annotation")
-    add("no_markup", intact, "box: 1 1 9 9", "unreadable_annotation")
-    add("xml_bomb", intact, BOMB, "unreadable_annotation")
-    add("xml_outward", intact, OUTWARD, "unreadable_annotation")
-    add("words", intact, good_xml.replace("<xmin>", "<xmin>left "), "unreadable_annotation")
-    add("infinite", intact, xml(1, 1).replace(">1<", ">1e999<"), "unreadable_annotation")
-    add("size", intact, xml(17, 17, (1, 1, 9, 9)), "size_mismatch")
-    width, height = (
-        int(good_xml.split(f"<{side}>")[1].split("<")[0]) for side in ("width", "height")
-    )
-    add("no_box", intact, xml(width, height), "not_one_box")
-    add("two_boxes", intact, xml(width, height, (1, 1, 50, 50), (9, 9, 60, 60)), "not_one_box")
-    add("outside", intact, xml(width, height, (width + 5, 1, width + 50, 50)), "invalid_box")
-    add("negative", intact, xml(width, height, (-50, -50, -5, -5)), "invalid_box")
-    add("no_area", intact, xml(width, height, (20, 20, 20, 60)), "invalid_box")
-    add("inside_out", intact, xml(width, height, (60, 60, 20, 20)), "invalid_box")
-    add("whole_picture", intact, xml(width, height, (0, 0, width, height)), "box_too_large")
-    add("..", intact, good_xml, "invalid_key")
-    # Systems leave such hidden files beside others, so they are passed over.
-    add("._left", intact, good_xml, "")
-    del expected[b"._left"]
-    add("with.dots", intact, good_xml, "invalid_key")
-    add("two\nlines\x1b[31m", intact, good_xml, "invalid_key")
-    add("back\\slash", intact, good_xml, "invalid_key")
-    add(b"not\xffutf8", intact, good_xml, "invalid_key")
-    add("x" * 240, intact, good_xml, "invalid_key")
-    for name, target in (("circle", "circle.JPEG"), ("long", "x" * 300), ("zeros", "/dev/zero")):
-        add(name, b"", good_xml, "undecodable")
-        (folder / f"{name}.JPEG").unlink()
-        (folder / f"{name}.JPEG").symlink_to(target)
-    add("no_xml_file", intact, "", "unreadable_annotation")
-    (annotations / "no_xml_file.xml").unlink()
-    (annotations / "no_xml_file.xml").symlink_to("no_xml_file.xml")
-    other = next(path for path in sorted(tiny_input.glob("val/*")) if path > folder)
-    shutil.copy(good, other)  # It has the same key, in a class that comes later.
-
-    output = tmp_path / "out"
-    done = run_in9("generate", "--input", tiny_input, "--output", output, *VARIANTS)
-    index = index_of(output)
-    assert len(index) == len(expected) + 7
-    rows = {
-        row["path"].rpartition("/")[2].removesuffix(".JPEG"): (row["status"], row["detail"])
-        for row in index
-        if row["status"] not in ("accepted", "duplicate_key", "segmentation_failed")
-    }
-
-    assert {name: status for name, (status, _) in rows.items()} == {
-        shown(os.fsencode(name)): reason for name, reason in expected.items()
-    }
-    assert all(detail for _, detail in rows.values())
-    # Both have the same content, so the class decides.
-    duplicates = [row["path"] for row in index if row["status"] == "duplicate_key"]
-    assert duplicates == [f"val/{other.name}/{good.name}"]
-    images = manifest_of(output)["images"]["val"]
-    assert (images["listed"], images["accepted"]) == (len(index), 5)
-    assert f"{len(index)} images, 5 accepted" in done.stdout
-    assert "\x1b" not in done.stdout
-    assert_sound(output)
-    # No name of an image may lead out of the output.
-    assert {path.name for path in tmp_path.iterdir()} == {"input", "out"}
-
-
 def test_names_in_a_manifest_of_files_stay_inside(tiny_input: Path, tmp_path: Path) -> None:
     """Checks that a link out of the input is read as a picture and its target is not touched."""
     image = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
@@ -157,56 +45,37 @@ def test_names_in_a_manifest_of_files_stay_inside(tiny_input: Path, tmp_path: Pa
     assert broken.stderr.count("\n") == 1
 
 
-@pytest.fixture
-def locked() -> Iterator[list[Path]]:
-    """Paths that are to be made accessible again at the end."""
-    paths: list[Path] = []
-    yield paths
-    for path in paths:
-        path.chmod(0o755)
-
-
-def test_folders_that_cannot_be_read_or_written_are_named(
-    tiny_input: Path, tmp_path: Path, locked: list[Path]
+@pytest.mark.parametrize(
+    ("place", "mode", "said", "code"),
+    [
+        ("input/val/n01440764", 0, "{} cannot be read: Permission denied", 2),
+        ("input/val", 0, "{} cannot be read: Permission denied", 2),
+        (".", 0o555, "--output {}/out cannot be written: Permission denied", 2),
+        # One image that cannot be read is an error of the machine, not of the image.
+        ("input/val/n01440764/{}", 0, "Permission denied: '{}'", 1),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_named(
+    place: str, mode: int, said: str, code: int, tiny_input: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "unprivileged.py").write_text(UNPRIVILEGED)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-
-    def refused(*arguments: object, code: int = 2) -> str:
-        words = ["generate", *VARIANTS, *map(str, arguments)]
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "unprivileged.py").write_text(UNPRIVILEGED)
+    words = ["generate", "--input", str(tiny_input), "--output", str(tmp_path / "out"), *VARIANTS]
+    picture = pictures_of(tiny_input)[0]
+    place = place.replace("n01440764", picture.parent.name).format(picture.name)
+    path = tmp_path / place
+    path.chmod(mode)
+    try:
+        environment = {**os.environ, "PYTHONPATH": str(modules)}
         done = forks().run(words, environment, modules=("unprivileged",))
-        assert done.returncode == code, done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
-        return done.stderr
-
-    def lock(path: Path, mode: int = 0) -> None:
-        path.chmod(mode)
-        locked.append(path)
-
-    output = tmp_path / "out"
-    closed = sorted(tiny_input.glob("val/*"))[0]
-    lock(closed)
-    line = refused("--input", tiny_input, "--output", output)
-    assert f"{closed} cannot be read: Permission denied" in line
-    closed.chmod(0o755)
-    lock(tiny_input / "val")
-    line = refused("--input", tiny_input, "--output", output)
-    assert f"{tiny_input / 'val'} cannot be read: Permission denied" in line
-    (tiny_input / "val").chmod(0o755)
-    read_only = tmp_path / "read_only"
-    read_only.mkdir()
-    lock(read_only, 0o555)
-    line = refused("--input", tiny_input, "--output", read_only / "out")
-    assert f"--output {read_only / 'out'} cannot be written: Permission denied" in line
-    # One image that cannot be read is an error of the machine, not of the image.
-    image = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
-    lock(image)
-    line = refused("--input", tiny_input, "--output", output, code=1)
-    assert "Permission denied" in line
-    assert str(image) in line
-    image.chmod(0o644)
-    run_in9("generate", "--input", tiny_input, "--output", output, *VARIANTS)
-    assert manifest_of(output)["images"]["val"]["accepted"] == 5
+    finally:
+        path.chmod(0o755)
+    assert done.returncode == code, done.stderr
+    assert said.format(path) in done.stderr
+    assert done.stderr.count("\n") == 1
+    run_in9(*words)
+    assert manifest_of(tmp_path / "out")["images"]["val"]["accepted"] == 5
 
 
 @pytest.fixture

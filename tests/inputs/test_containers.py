@@ -1,7 +1,5 @@
 """Tests images and boxes in folders, archives and Parquet files, and what their names tell."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -149,12 +147,13 @@ def test_samples_of_one_key_are_as_many_images(tmp_path: Path) -> None:
 def test_rows_of_a_parquet_file_are_images(tmp_path: Path) -> None:
     names, wnids = ("in/a.b.JPEG", None, "", "c\\d_n02085620.png"), [None, "", "n02085620", None]
     images = [{"bytes": bytes([48 + n]), "path": name} for n, name in enumerate(names)]
-    images[2:3] = [None]  # type: ignore[list-item]
+    # A path alone is not followed.
+    images[2:3] = [{"bytes": None, "path": __file__}]
     table = pa.table({"image": images, "label": [1, -1, 0, 0], "wnid": wnids})
     pq.write_table(table, tmp_path / "v.parquet", row_group_size=3)
     assert seen(listed(HubParquet(), tmp_path, "v.parquet", taxonomy=CUPS)) == [
         ("v.parquet/0/0", "a.b", "cup", b"0"), ("v.parquet/0/1", "v-parquet-0-1", "", b"1"),
-        ("v.parquet/0/2", "v-parquet-0-2", "n02085620", b""), ("v.parquet/1/0", "d", "0", b"3"),
+        ("v.parquet/0/2", "test_containers", "n02085620", b""), ("v.parquet/1/0", "d", "0", b"3"),
     ]  # fmt: skip
     texts = pa.array(["a.png"])
     for column in (texts, texts.cast("large_string"), texts.dictionary_encode(), images[:1]):

@@ -1,7 +1,5 @@
 """Tests that damaged input is refused in a line that names it, and that stray files are skipped."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import gzip
@@ -25,7 +23,6 @@ from pipeline.errors import UsageError
 from pipeline.inputs import archives
 from pipeline.inputs.annotations import coco_objects, index_annotations
 from pipeline.inputs.archives import stream
-from pipeline.inputs.image_manifest import path_from
 from pipeline.inputs.imagenet import ImageFolder, ImagenetTars
 from pipeline.inputs.location import Location, read_location
 from pipeline.inputs.source_images import Checksums, Content, KnownContent
@@ -360,9 +357,3 @@ def test_lines_of_json_end_where_json_says(tmp_path: Path) -> None:
         "a\u2028b.png",
         "c.png",
     ]
-
-
-def test_an_address_that_is_no_path_is_refused() -> None:
-    with pytest.raises(UsageError, match="http:// is not supported"):
-        path_from("/data", "http://host/a.png")
-    assert path_from("/data", "a.png") == "/data/a.png"

@@ -1,7 +1,5 @@
 """Tests tables that people write: their rows, COCO's entries, and the images that they name."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os
@@ -95,14 +93,8 @@ def test_what_is_wrong_with_a_table_or_a_value_is_told_by_line(tmp_path: Path) -
     twins = (tmp_path / "twins.parquet").read_bytes()
     for name, data, why in (
         ("t.jsonl", b'{"a": 1}\n\n[1]', "t.jsonl, line 3: not an object"),
-        ("t.csv", b"a\n\xfc\n", "t.csv is not text in UTF-8"),
         ("t.parquet", b"PAR1", "t.parquet is not a whole Parquet file"),
         ("t.jsonl", b'{"a": 1}\n{"a": 1, "b": 2, "b": 3}', "line 2: .* two fields 'b'"),
-        (
-            "t.json",
-            b'[{"a": [{"c": 1, "c": 1}]}]',
-            "t.json is not JSON: an object has two fields 'c'",
-        ),
         ("t.csv", b"a,b,b\n1,2,3\n", "t.csv has two columns 'b'"),
         ("t.parquet", twins, "t.parquet has two columns 'b'"),
     ):

@@ -1,7 +1,5 @@
 """Tests images from outside ImageNet: manifests, taxonomies, and the datasets made from them."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re
@@ -20,7 +18,6 @@ from PIL import Image
 from runs import ONE, dataset_in, keys, manifest_of, refusal, run_here, run_in9, stamps, table_of
 from soundness import assert_sound
 
-from pipeline.commands.cli import main
 from pipeline.errors import UsageError
 from pipeline.inputs.layout import find_layout, list_images
 from pipeline.inputs.lists import read_taxonomy
@@ -152,18 +149,6 @@ def test_roots_of_ones_own_make_a_taxonomy() -> None:
     assert (dog, cat, fish) == (0, 1, OUTSIDE)
     assert np.array_equal(labels_of_outputs(1000, taxonomy), taxonomy.labels)
     assert parse_json(json.dumps(taxonomy.to_json()).encode(), Taxonomy) == taxonomy
-    # In the other order, the carnivores leave no class for the dogs.
-    for wrong, why in (
-        (
-            "n02075296,n02084071",
-            "all classes below n02084071 already belong to the roots before it",
-        ),
-        ("n00000001", "above none of ImageNet's 1000 classes"),
-        ("dogs", "is neither a file nor a WordNet id"),
-        ("n02084071=x,n01503061=x", "two roots are called 'x'"),
-    ):
-        with pytest.raises(UsageError, match=why):
-            read_taxonomy(wrong)
 
 
 def test_a_file_says_superclasses_labels_and_outputs(tmp_path: Path) -> None:
@@ -253,8 +238,6 @@ def test_an_index_that_is_empty_is_imagenets(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("class,kind\na,b\n", "expected the columns class and superclass"),
-        ("class,superclass\n", "has no rows"),
         ("class,superclass\na,x\na,y\n", "line 3, column class: 'a' is in line 2 too"),
         ("class,superclass\n,x\n", "line 2, column class: is empty"),
         ("class,superclass\na,\n", "and so are all others"),
@@ -319,6 +302,7 @@ def test_zero_shot_models_are_asked_for_the_classes_of_the_taxonomy() -> None:
 
 
 def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None:
+    """Other forms of tables are in test_manifests."""
     for name in ("a.png", "b.png", "deep/c.png", "d.png"):
         write_picture(tmp_path / name, 0)
     elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere.png"
@@ -349,20 +333,11 @@ def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None
     assert (train.key, train.group, len(boxes_of(train))) == ("a", "kitchen", 2)
     with pytest.raises(UsageError, match="has no image of split 'test'"):
         listed(path, split="test")
-    # The same table is read in other formats.
-    lines = [{**row, "image": str(row["image"])} for row in rows]
-    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (tmp_path / "table.json").write_text(json.dumps(lines))
-    for line in lines:
-        line["boxes"] = np.reshape(json.loads(line["boxes"] or "[]"), (-1, 4)).tolist()
-    names = dict.fromkeys(name for line in lines for name in line)
-    columns = {name: [line.get(name) for line in lines] for name in names}
-    pq.write_table(pa.table(columns), tmp_path / "table.parquet")
-    for name in ("table.jsonl", "table.json", "table.parquet"):
-        assert listed(tmp_path / name) == images
 
 
-def test_broken_boxes_are_left_to_the_image_and_broken_tables_are_not(tmp_path: Path) -> None:
+def test_broken_boxes_are_left_to_the_image_and_entries_of_coco_are_not(
+    tmp_path: Path,
+) -> None:
     write_picture(tmp_path / "a.png", 0)
     head = "image,class,xmin,ymin,xmax,ymax\n"
 
@@ -375,29 +350,6 @@ def test_broken_boxes_are_left_to_the_image_and_broken_tables_are_not(tmp_path: 
         assert image.annotation is not None
         with pytest.raises(AnnotationError, match="line 2: no list of boxes"):
             parse_annotation(read_location(image.annotation))
-    for text, why in (
-        (f"{head}b.png,cup,1,2,3,4\n", "line 2, column image: there is no file"),
-        (f"{head},cup,1,2,3,4\n", "line 2, column image: names no file"),
-        ("picture,class\na.png,cup\n", "has no column 'image'"),
-        ("image,class,xmin\na.png,cup,1\n", "has no columns 'ymin', 'xmax', 'ymax': a manifest"),
-        ("path,xmin,ymin,xmax\na.png,1,1,2\n", "has no columns 'image', 'class', 'ymax'"),
-        ("image,class,boxes,xmin,ymin,xmax,ymax\na.png,cup,,1,2,3,4\n", "boxes in two ways"),
-        ("image,class,key\na.png,cup,x\na.png,cup,y\n", "line 3, column key: 'y' differs"),
-        ("image,class\na.png\n", "line 2: 1 values for 2 columns"),
-        ('image,class\n"a.png,cup\n', "unexpected end of data"),
-        ("image,image\na.png,a.png\n", "has two columns 'image'"),
-        ("", "has no rows"),
-    ):
-        with pytest.raises(UsageError, match=re.escape(why)) as caught:
-            listed(table(text))
-        assert "\n" not in str(caught.value)
-    for text, why in (
-        ("{", "is not JSON"),
-        ("{}", "neither COCO's JSON"),
-        ("[1]", "row 1: not an object"),
-    ):
-        with pytest.raises(UsageError, match=re.escape(why)):
-            listed(table(text, "t.json"))
     coco: dict[str, Any] = {
         "images": [{"id": 1, "file_name": "a.png"}],
         "annotations": [{"id": 5, "image_id": 2, "category_id": 1, "bbox": [1, 2, 3, 4]}],
@@ -507,31 +459,6 @@ def test_what_is_made_of_own_data_is_verified_exported_and_repeated(
     assert stamps(toy_run) == before
 
 
-def test_a_head_that_cannot_fit_is_refused_before_anything_is_made(
-    toy: Path, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ("--input", toy, "--taxonomy", toy / "kinds.csv", *SMALL)
-    why = (
-        "--models efficientnet_lite0: a head of 1000 outputs fits neither the 4 classes nor the 3 "
-        "superclasses, and ImageNet has no output for 'fork' and 1 more; a column index"
-    )
-    output = tmp_path / "out"
-    before = stamps(toy_run)
-    for command in (
-        ("run", "--output", output, *flags),
-        ("run", "--output", output, *flags, "--dry_run"),
-        ("evaluate", "--dataset", toy_run),
-        ("attack", "--dataset", toy_run),
-        ("saliency", "--dataset", toy_run),
-    ):
-        words = [str(word) for word in (*command, "--models", "efficientnet_lite0")]
-        assert main(words) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert why in line
-    assert not output.exists()
-    assert stamps(toy_run) == before
-
-
 def test_columns_of_a_manifest_may_have_other_names(
     toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -564,106 +491,6 @@ def test_columns_of_a_manifest_may_have_other_names(
     run_here(*command, others, "--overwrite", "input,rebuild")
     samples = manifest_of(tmp_path / "out")["samples"]["val"]["original"]
     assert samples == {"dishes": 0, "cutlery": 12, "lights": 0}
-
-
-@pytest.mark.parametrize(
-    ("columns", "why"),
-    [
-        ("picture=filename", "picture=filename: expected NAME=COLUMN, where NAME is one of image,"),
-        ("image", "width, height, or label for class"),
-        ("image=", "image=: expected NAME=COLUMN"),
-        ("image=image,image=class", "image=class: image or class is named twice"),
-        ("class=class,label=image", "label=image: class or image is named twice"),
-        ("image=class,class=class", "class=class: class or class is named twice"),
-        ("image=nowhere", "has no column 'nowhere'"),
-        ("image=class", "has no column 'class' that --input_columns leaves: a manifest"),
-        ("width=xmin,group=x", "has no columns 'xmin' that --input_columns leaves, 'x': a manif"),
-        ("group=scene,key=name", "has no columns 'scene', 'name'"),
-        ("", "expected words separated by commas"),
-    ],
-)
-def test_wrong_columns_are_one_line(
-    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], columns: str, why: str
-) -> None:
-    command = ("generate", "--output", tmp_path / "out", "--input", toy / "manifest.csv")
-    kinds = ("--taxonomy", toy / "kinds.csv")
-    assert why in refusal(capsys, *command, *kinds, "--input_columns", columns)
-
-
-def test_only_tables_have_columns_to_name(
-    toy: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "coco.json").write_text('{"images": [], "annotations": [], "categories": []}')
-    pq.write_table(pa.table({"image": [1], "label": [0]}), tmp_path / "val.parquet")
-    for source, why in (
-        (small_sample, f"is for manifests, and {small_sample} is no table with paths in a column"),
-        (tmp_path / "coco.json", "is COCO's JSON, which has no columns"),
-        (tmp_path / "val.parquet", "is no table with paths in a column 'image'"),
-    ):
-        command = ("generate", "--output", tmp_path / "out", "--input", source)
-        assert why in refusal(capsys, *command, "--input_columns", "class=label")
-    rows = [{"image": "a.png", "class": "cup", "w": "x"}]
-    with_image = write_csv(tmp_path / "t.csv", rows)
-    command = ("generate", "--output", tmp_path / "out", "--input", with_image)
-    line = refusal(capsys, *command, "--input_columns", "image=w", "--segmenter", "masks")
-    assert "t.csv, line 2, column w: there is no file" in line
-
-
-def test_wrong_usage_of_manifests_is_one_line(toy: Path, tmp_path: Path) -> None:
-    command = ("generate", "--output", tmp_path / "out", "--input", toy, *SMALL, *ONE)
-    kinds = ("--taxonomy", toy / "kinds.csv")
-    for flags, why in (
-        ((), "no image of an ImageNet-9 class"),
-        ((*kinds, "--annotations", toy), "boxes are in the manifest"),
-        ((*kinds, "--split", "val,train"), "does not say which images are of which --split"),
-        (("--taxonomy", toy / "none.csv"), "is not a file that can be read"),
-        ((*kinds, "--segmenter", "masks"), "no image of"),
-    ):
-        done = run_in9(*command, *flags, check=2)
-        assert why in done.stderr
-        assert len(done.stderr.splitlines()) == 1
-    done = run_in9("evaluate", "--dataset", tmp_path / "out", "--models", "x", check=2)
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_masks_of_a_manifest_are_those_of_a_folder(tmp_path: Path) -> None:
-    rows = toy_rows(tmp_path, each=2)
-    images, annotations = [], []
-    for number, row in enumerate(rows):
-        corners = [int(str(row.pop(name))) for name in ("xmin", "ymin", "xmax", "ymax")]
-        x0, y0, x1, y1 = corners
-        mask = np.zeros((48, 48), np.uint8)
-        mask[y0:y1, x0:x1] = 255
-        row["mask"] = f"masks/{Path(str(row['image'])).stem}.png"
-        (tmp_path / "masks").mkdir(exist_ok=True)
-        Image.fromarray(mask).save(tmp_path / str(row["mask"]))
-        images.append({"id": number, "file_name": row["image"], "width": 48, "height": 48})
-        polygon = [x0, y0, x1, y0, x1, y1, x0, y1]
-        annotations.append({"id": number, "image_id": number, "bbox": [x0, y0, 18, 18],
-                            "category_id": list(CLASSES).index(str(row["class"])),
-                            "segmentation": [polygon]})  # fmt: skip
-    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (tmp_path / "coco.json").write_text(json.dumps(content))
-    write_csv(tmp_path / "masked.csv", rows)
-    write_csv(
-        tmp_path / "bare.csv", ({k: v for k, v in row.items() if k != "mask"} for row in rows)
-    )
-    kinds = write_csv(tmp_path / "kinds.csv",
-                      ({"class": c, "superclass": s} for c, s in CLASSES.items()))  # fmt: skip
-    small = ("--image_size", 32, *keys(resize=32), "--segmenter", "masks", "--formats", "parquet")
-    digests = {}
-    for name, more in (
-        ("bare.csv", ("--masks", tmp_path / "masks")),
-        ("masked.csv", ()),
-        ("coco.json", ()),
-    ):
-        output = tmp_path / f"out-{name}"
-        run_in9("generate", "--input", tmp_path / name, "--output", output, "--taxonomy", kinds,
-                *small, *more, *ONE)  # fmt: skip
-        files = manifest_of(output)["files"]
-        digests[name] = {f["path"]: f["sha256"] for f in files if f["path"].startswith("parquet/")}
-    assert digests["bare.csv"] == digests["masked.csv"] == digests["coco.json"]
 
 
 def test_labels_may_be_many(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

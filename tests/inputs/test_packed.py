@@ -1,7 +1,5 @@
 """Tests that packed objects come out as they went in, and what memory they take."""
 
-from __future__ import annotations
-
 import tracemalloc
 from collections.abc import Iterator
 

@@ -1,7 +1,5 @@
 """Tests how lines of a user's text files are read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

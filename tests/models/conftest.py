@@ -1,7 +1,5 @@
 """Models of kinds that need more than a file."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator
@@ -36,10 +34,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture
-def my_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name of a user's module on the path."""
-    source = """
+MY_MODELS = """
 import torch
 
 def plain():
@@ -69,9 +64,14 @@ def failing():
 def features():
     return torch.nn.Conv2d(3, 9, 3)
 """
+
+
+@pytest.fixture
+def my_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of a user's module on the path."""
     folder = tmp_path / "path"
     folder.mkdir()
-    (folder / "my_models.py").write_text(source)
+    (folder / "my_models.py").write_text(MY_MODELS)
     (folder / "broken_models.py").write_text("1 / 0")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder))

@@ -1,7 +1,5 @@
 """Tests checkpoints that say what they were trained on, and the share that is held out."""
 
-from __future__ import annotations
-
 import shutil
 import zipfile
 from pathlib import Path

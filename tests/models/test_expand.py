@@ -1,7 +1,5 @@
 """Tests lists, wildcards and files of `--models`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Tests models of Hugging Face against the library's own processors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,10 +1,7 @@
 """Tests that what is remembered of a model is valid until its source changes."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
-import http.server
 import json
 import os
 import socket
@@ -163,32 +160,26 @@ def test_a_model_of_the_hub_is_known_by_its_commit(tmp_path: Path) -> None:
     assert ask("load") == ["None", "False"]
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Stand-in for the hub that says which commit a repository is at."""
+@contextlib.contextmanager
+def server(answer: bytes) -> Iterator[str]:
+    """Gives each request one answer; if it is empty, the server accepts and stays silent."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
 
-    commit = "a" * 40
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = listening.accept()
+                    with connection:
+                        connection.recv(1000)
+                        connection.sendall(answer)
 
-    def do_GET(self) -> None:
-        body = json.dumps({"id": "org/name", "sha": self.commit}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def hub() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+        if answer:
+            threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        listening.shutdown(socket.SHUT_RDWR)  # Else it would listen until the thread's next call.
 
 
-def test_the_hub_is_asked_where_it_answers(hub: str, tmp_path: Path) -> None:
+def test_the_hub_is_asked_where_it_answers(tmp_path: Path) -> None:
     ask = "from pipeline.models.identity import Origin; print(Origin('hub', 'org/name').stamp())"
 
     def stamp(endpoint: str) -> str:
@@ -198,7 +189,9 @@ def test_the_hub_is_asked_where_it_answers(hub: str, tmp_path: Path) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    assert stamp(hub) == "a" * 40
+    head = b"HTTP/1.0 200 OK\r\nContent-Type: application/json\r\n\r\n"
+    with server(head + json.dumps({"id": "org/name", "sha": "a" * 40}).encode()) as hub:
+        assert stamp(hub) == "a" * 40
     assert stamp("http://127.0.0.1:9") == "None"
     cached(tmp_path, "org/name", "c" * 40)
     assert stamp("http://127.0.0.1:9") == "c" * 40
@@ -215,22 +208,6 @@ def test_folders_and_missing_files(tmp_path: Path) -> None:
     assert None not in before
     assert of_folder.stamp() != before[0]
     assert of_file.stamp() != before[1]
-
-
-@contextlib.contextmanager
-def server(answer: bytes) -> Iterator[str]:
-    """Serves one answer to one request; if it is empty, the server accepts and stays silent."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-
-        def serve() -> None:
-            connection, _ = listening.accept()
-            with connection:
-                connection.recv(1000)
-                connection.sendall(answer)
-
-        if answer:
-            threading.Thread(target=serve, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
 
 
 def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

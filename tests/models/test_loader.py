@@ -1,7 +1,5 @@
 """Tests that the loader yields what the sets hold, whatever it reads ahead or keeps."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import threading

@@ -1,7 +1,5 @@
 """Tests ONNX graphs against the networks that they were exported from."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tests zero-shot models against open_clip itself."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Tests of the precision that models run in, and of compiled models."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path

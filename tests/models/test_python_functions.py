@@ -1,7 +1,5 @@
 """Tests models that functions of the user return."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from small_models import logits, pictures

@@ -1,7 +1,5 @@
 """Tests what is known of entries of `--models` before they are loaded: source, library, head."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from pathlib import Path
@@ -17,59 +15,52 @@ from pipeline.errors import UsageError
 from pipeline.models.registry import check_fit, check_model, load_model
 from transforms.taxonomy import Taxonomy
 
+KINDS = Taxonomy(("x", "y"), ("a", "b", "c"), (0, 1, 1), ("a", "b", "c"))
 
-def test_heads_are_known_without_weights(tmp_path: Path, clip_folder: Path, my_models: str) -> None:
-    """Checks that what each entry says of itself is enough; no hub is asked."""
-    kinds = Taxonomy(("x", "y"), ("a", "b", "c"), (0, 1, 1), ("a", "b", "c"))
-    small = {name: timm.create_model("resnet10t", num_classes=n).state_dict()
-             for name, n in (("three", 3), ("four", 4))}  # fmt: skip
-    for name, state in small.items():
-        torch.save({"state_dict": state}, tmp_path / f"{name}.pth")
-        save_file({f"module._orig_mod.{key}": value for key, value in state.items()},
-                  tmp_path / f"{name}.safetensors")  # fmt: skip
-    (tmp_path / "broken.pth").write_bytes(b"nothing")
-    (tmp_path / "broken.safetensors").write_bytes(b"nothing at all")
-    vit(tmp_path / "vit_three", id2label=dict(enumerate("abc")))
-    vit(tmp_path / "vit_four", id2label=dict(enumerate("abcd")))
-    fitting = [
-        f"resnet10t={tmp_path}/three.pth",
-        f"resnet10t={tmp_path}/three.safetensors",
-        f"hf:{tmp_path}/vit_three",
-        export(tmp_path / "three.onnx", network(3), 64, {0: "n"}),
-        f"open_clip:{clip_folder}",
-        # The heads of these are unknown until they are loaded.
-        f"resnet10t={tmp_path}/broken.pth",
-        f"resnet10t={tmp_path}/broken.safetensors",
-        "hf:microsoft/resnet-50",
-        f"python:{my_models}:plain",
-    ]
+
+def of_head(folder: Path, outputs: int) -> list[str]:
+    """Writes models of every kind with this many outputs; returns their entries."""
+    state = timm.create_model("resnet10t", num_classes=outputs).state_dict()
+    torch.save({"state_dict": state}, folder / "model.pth")
+    wrapped = {f"module._orig_mod.{key}": value for key, value in state.items()}
+    save_file(wrapped, folder / "model.safetensors")
+    vit(folder / "vit", id2label=dict(enumerate("abcd"[:outputs])))
+    graph = export(folder / "model.onnx", network(outputs), 64, {0: "n"})
+    files = (f"resnet10t={folder}/model.{kind}" for kind in ("pth", "safetensors"))
+    return [*files, f"hf:{folder}/vit", graph]
+
+
+def test_heads_that_fit_or_are_not_known_are_no_misfits(
+    tmp_path: Path, clip_folder: Path, my_models: str
+) -> None:
+    """Checks what each entry says of itself; no hub is asked."""
+    for kind in ("pth", "safetensors"):
+        (tmp_path / f"broken.{kind}").write_bytes(b"nothing at all")
+    unknown = [f"resnet10t={tmp_path}/broken.{kind}" for kind in ("pth", "safetensors")]
+    unknown += ["hf:microsoft/resnet-50", f"python:{my_models}:plain"]
+    for spec in (*of_head(tmp_path, 3), f"open_clip:{clip_folder}", *unknown):
+        check_fit(spec, KINDS)
+    with pytest.raises(UsageError, match="a zero-shot model has exactly one output per class"):
+        check_fit(f"open_clip:{clip_folder}", dataclasses.replace(KINDS, outputs=(0, 1, 5)))
+
+
+def test_misfits_are_known_without_weights(tmp_path: Path, my_models: str) -> None:
+    names = ("resnet50.a1_in1k", "resnet50", "efficientnet_lite0", "efficientnet_lite2")
     misfits = {
-        f"resnet10t={tmp_path}/four.pth": 4,
-        f"resnet10t={tmp_path}/four.safetensors": 4,
-        f"hf:{tmp_path}/vit_four": 4,
-        export(tmp_path / "four.onnx", network(4), 64, {0: "n"}): 4,
-        "resnet50.a1_in1k": 1000,
-        "resnet50": 1000,
-        "efficientnet_lite0": 1000,
-        "efficientnet_lite2": 1000,
-        "torchvision:resnet50": 1000,
+        **dict.fromkeys(of_head(tmp_path, 4), 4),
+        **dict.fromkeys((*names, "torchvision:resnet50"), 1000),
         "vit_base_patch16_224.augreg_in21k": 21843,
     }
-    for spec in fitting:
-        check_fit(spec, kinds)
     for spec, outputs in misfits.items():
         with pytest.raises(UsageError) as caught:
-            check_fit(spec, kinds)
-        assert str(caught.value).startswith(
-            f"--models {spec}: a head of {outputs} outputs fits neither the 3 classes nor the 2 "
-        )
+            check_fit(spec, KINDS)
+        said = f"a head of {outputs} outputs fits neither the 3 classes nor the 2 "
+        assert str(caught.value).startswith(f"--models {spec}: {said}")
     # Fetched weights tell their head, too.
     nine = f"python:{my_models}:plain"
     run_here("models", "fetch", "--models", nine, "--to", tmp_path / "weights")
     with pytest.raises(UsageError, match="a head of 9 outputs fits neither the 3 classes"):
-        check_fit(nine, kinds, str(tmp_path / "weights"))
-    with pytest.raises(UsageError, match="a zero-shot model has exactly one output per class"):
-        check_fit(f"open_clip:{clip_folder}", dataclasses.replace(kinds, outputs=(0, 1, 5)))
+        check_fit(nine, KINDS, str(tmp_path / "weights"))
 
 
 @pytest.mark.parametrize(

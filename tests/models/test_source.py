@@ -1,7 +1,5 @@
 """Tests that models are built without a random initialisation, whatever loads their weights."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tests weights that `in9 models fetch` has stored, and the command `models`."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -9,66 +7,63 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import run_here, run_in9
+from runs import refusal, run_here, run_in9
 from small_models import checkpoint, export, logits, network, pictures, vit
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.registry import check_model, load_model
+from pipeline.models.source import LoadedModel
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
-def test_fetched_weights_are_the_models_themselves(
-    tmp_path: Path,
-    clip_folder: Path,
-    my_models: str,
-    torchvision_cache: torch.nn.Module,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """Loads every kind of entry from the folder after its source has gone."""
+@pytest.fixture
+def models(
+    tmp_path: Path, clip_folder: Path, my_models: str, torchvision_cache: torch.nn.Module
+) -> dict[str, LoadedModel]:
+    """An entry of every kind, loaded from its source, which lies in tmp_path/gone."""
     gone = tmp_path / "gone"
     gone.mkdir()
     vit(gone / "vit", num_labels=9)
     shutil.copytree(clip_folder, gone / "clip")
-    onnx_spec = export(gone / "net.onnx", network(9), 64, {})
-    models = (
-        "efficientnet_lite1",
-        checkpoint(gone / "net.pth"),
-        onnx_spec,
-        f"hf:{gone / 'vit'}",
-        f"open_clip:{gone / 'clip'}",
-        f"python:{my_models}:described",
+    entries = (
+        *("efficientnet_lite1", checkpoint(gone / "net.pth")),
+        *(export(gone / "net.onnx", network(9), 64, {}), f"hf:{gone / 'vit'}"),
+        *(f"open_clip:{gone / 'clip'}", f"python:{my_models}:described"),
         "torchvision:squeezenet1_1",
     )
-    direct = {spec: load_model(spec) for spec in models}
+    return {entry: load_model(entry) for entry in entries}
+
+
+def test_fetched_weights_are_the_models_themselves(
+    models: dict[str, LoadedModel],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folder = tmp_path / "weights"
     run_here("models", "fetch", "--models", ",".join(models), "--to", folder)
-    out = capsys.readouterr().out
-    assert out.count(": stored, sha256 ") == len(models)
+    assert capsys.readouterr().out.count(": stored, sha256 ") == len(models)
     files = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     index = json.loads((folder / "index.json").read_text())["models"]
-    assert {path.name for path in files} == {"index.json"} | {
-        f"{entry['sha256']}.safetensors" for entry in index.values()
-    }
+    stored = {f"{entry['sha256']}.safetensors" for entry in index.values()}
+    assert {path.name for path in files} == {"index.json", *stored}
     # CLIP is left out because its prompts take a while.
     again = [spec for spec in models if not spec.startswith("open_clip:")]
     run_here("models", "fetch", "--models", ",".join(again), "--to", folder)
     assert capsys.readouterr().out.count(": already stored, sha256 ") == len(again)
     assert files == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-
-    shutil.rmtree(gone)
+    shutil.rmtree(tmp_path / "gone")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
-    for spec, model in direct.items():
+    for spec, model in models.items():
         check_model(spec, str(folder))
-        stored = load_model(spec, str(folder))
-        assert stored.weights_sha256 == model.weights_sha256
-        for name in ("name", "architecture", "weights", "preprocessing", "num_outputs"):
-            assert getattr(stored, name) == getattr(model, name)
+        loaded = load_model(spec, str(folder))
+        for name in ("weights_sha256", "name", "architecture", "preprocessing", "num_outputs"):
+            assert getattr(loaded, name) == getattr(model, name)
         batch = pictures(2, 64)
-        torch.testing.assert_close(logits(stored, batch), logits(model, batch), rtol=0, atol=0)
+        torch.testing.assert_close(logits(loaded, batch), logits(model, batch), rtol=0, atol=0)
     run_here("models", "list", "--weights", folder)
-    assert direct["efficientnet_lite1"].weights_sha256 in capsys.readouterr().out
+    assert models["efficientnet_lite1"].weights_sha256 in capsys.readouterr().out
 
 
 def test_tampered_and_missing_weights_are_refused(tmp_path: Path, my_models: str) -> None:
@@ -138,23 +133,12 @@ def test_models_command_says_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch,
     my_models: str,
 ) -> None:
-    def refusal(*arguments: object, code: int = 2) -> str:
-        run_here("models", *arguments, code=code)
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
-
-    assert "invalid choice: 'fech'" in refusal("fech")
-    assert "fetch needs --models A,B and --to DIR" in refusal("fetch", "--models", "resnet50")
-    assert "matches resnet5O; close to it" in refusal("list", "resnet5O")
-    assert "timm has no model 'nosuch'" in refusal("list", "--models", "resnet18,nosuch")
-    for ignoring in (["list", "resnet*"], ["list", "--models", "resnet18"], ["fetch"]):
-        assert "leave it out" in refusal(*ignoring, "--weights", tmp_path)
     monkeypatch.setitem(sys.modules, "open_clip", None)
     needs = "open_clip:* needs open_clip_torch: pip install open_clip_torch"
-    assert needs in refusal("list", "open_clip:*")
-    assert "timm has no model" in refusal("fetch", "--models", "resnet5O", "--to", tmp_path)
+    assert needs in refusal(capsys, "models", "list", "open_clip:*")
     both = f"python:{my_models}:failing,python:{my_models}:plain"
-    line = refusal("fetch", "--models", both, "--to", tmp_path / "w", code=1)
+    run_here("models", "fetch", "--models", both, "--to", tmp_path / "w", code=1)
+    (line,) = capsys.readouterr().err.splitlines()
     assert "1 of 2 models could not be fetched: python:my_models:failing" in line
     assert len(list((tmp_path / "w").glob("*.safetensors"))) == 1
     run_here("models", "list", "resnet18.*")

@@ -1,7 +1,5 @@
 """Tests checkpoints of timm's models and packaged weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Tests torchvision's models, and that no checkpoint runs code."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any

@@ -1,12 +1,10 @@
 """Runs a job on a Flink of two task managers, each of which is lost, and prints what came out.
 
-    scripts/machines flink
+    scripts/machines
 
 The machines are namespaces (`tests/support/machines.py`), so this needs root. Flink is the one of
 the release, from PyPI, with the settings of deploy/flink/compose.yaml.
 """
-
-from __future__ import annotations
 
 import contextlib
 import shutil

@@ -1,7 +1,5 @@
 """Tests a job whose bundles all run twice, as on a runner that has lost sight of a machine."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from bundle_server import FATES

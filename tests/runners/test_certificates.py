@@ -1,7 +1,5 @@
 """Tests who gets what from Dask with the certificates of `deploy/certificates`."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

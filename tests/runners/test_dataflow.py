@@ -1,7 +1,5 @@
 """Tests submission to Dataflow: what is sent, that it runs as sent, and what is refused."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import io
@@ -21,7 +19,7 @@ from apache_beam.options.value_provider import RuntimeValueProvider
 from apache_beam.portability.api import beam_runner_api_pb2
 from dataflow_stub import DataflowStub, run_staged, write_credentials
 from gcs import BUCKET, object_store
-from runs import keys, manifest_of, run_here, run_in9
+from runs import keys, manifest_of, run_in9
 
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.dataset.folder import Dataset
@@ -201,74 +199,79 @@ def test_the_number_of_groups_is_that_of_the_flag_or_follows_from_the_work(
     assert blocks.work.evaluation.blocks == groups
 
 
-def run_as_worker(cloud: Cloud, job: dict[str, Any]) -> None:
-    """Runs what a job has staged, as a worker does."""
+def run_as_worker(cloud: Cloud, job: dict[str, Any]) -> dict[str, Any]:
+    """Runs what a job has staged, as a worker does; returns what it sums up in `out`."""
     options = options_of(job)
     run_staged(cloud.read(options["pipelineUrl"]), options)
+    summary: dict[str, Any] = json.loads(cloud.read(f"{ROOT}/out/.in9/last_run.json"))["summary"]
+    return summary
 
 
-def test_what_was_staged_runs_as_it_is(
-    cloud: Cloud,
-    submitted: dict[str, tuple[dict[str, Any], str]],
-    one_worker: Path,
+@pytest.fixture(scope="module")
+def summary(cloud: Cloud, submitted: dict[str, tuple[dict[str, Any], str]]) -> dict[str, Any]:
+    """What the submitted job sums up after it has run on a worker."""
+    return run_as_worker(cloud, submitted["out"][0])
+
+
+def generate(cloud: Cloud, *flags: str, output: str = "out") -> list[str]:
+    where = ("--output", f"{ROOT}/{output}", "--input", f"{ROOT}/input")
+    return cloud.flags("generate", *where, *keys(images_per_shard=6), *flags)
+
+
+def test_one_graph_does_the_whole_job(
+    cloud: Cloud, summary: dict[str, Any], one_worker: Path
 ) -> None:
-    """Checks that one graph does the whole job, and that it then finds nothing to do.
-
-    A launcher that waits prints what a local job prints.
-    """
-    job, _ = submitted["out"]
-    run_as_worker(cloud, job)
     manifest = json.loads(cloud.read(f"{ROOT}/out/manifest.json"))
     assert manifest == manifest_of(one_worker)
     work = {name for name in cloud.names("out/") if name.startswith(".in9/")}
     assert not any("lock" in name or "progress" in name or "staging" in name for name in work)
-    summary = json.loads(cloud.read(f"{ROOT}/out/.in9/last_run.json"))["summary"]
     assert summary["dataset"] == manifest["fingerprint"]
     assert summary["images"]["val"]["listed"] == 18
 
-    base = ("--input", f"{ROOT}/input", *keys(images_per_shard=6), f"--sdk_container_image={IMAGE}")
+
+def test_a_job_that_was_done_finds_nothing_to_do(cloud: Cloud, summary: dict[str, Any]) -> None:
+    image = f"--sdk_container_image={IMAGE}"
+    ((code, _),) = cloud.launch(generate(cloud, image, "--no_wait_until_finish"))
+    assert code == 0
+    before = cloud.read(f"{ROOT}/out/manifest.json")
+    again = run_as_worker(cloud, cloud.dataflow.jobs[-1])
+    assert cloud.read(f"{ROOT}/out/manifest.json") == before
+    assert (again["dataset"], again["changed"]) == (summary["dataset"], False)
+
+
+@pytest.mark.usefixtures("summary")
+def test_a_launcher_that_waits_prints_what_a_local_job_prints(cloud: Cloud) -> None:
     cloud.dataflow.state = "JOB_STATE_DONE"
     cloud.dataflow.counters = {"images_segmented": 18, "source_shards_made": 3}
-    template = f"--template_location={ROOT}/templates/job"
-    before = len(cloud.dataflow.jobs)
-    again, waited, flex, nowhere = cloud.launch(
-        cloud.flags("generate", "--output", f"{ROOT}/out", *base, "--no_wait_until_finish"),
-        cloud.flags(
-            "generate", "--output", f"{ROOT}/out", *base, "--limit=1", "--overwrite=config"
-        ),
-        cloud.flags("generate", "--output", f"{ROOT}/flex", *base[:-1], template),
-        cloud.flags("generate", "--output", f"{ROOT}/out", *base, "--publish=gs://no-bucket/p"),
-    )
+    image = f"--sdk_container_image={IMAGE}"
+    ((code, printed),) = cloud.launch(generate(cloud, image, "--limit=1", "--overwrite=config"))
     cloud.dataflow.state = "JOB_STATE_RUNNING"
-    assert again[0] == 0
-    manifest_bytes = cloud.read(f"{ROOT}/out/manifest.json")
-    run_as_worker(cloud, cloud.dataflow.jobs[before])
-    assert cloud.read(f"{ROOT}/out/manifest.json") == manifest_bytes
-    summary = json.loads(cloud.read(f"{ROOT}/out/.in9/last_run.json"))["summary"]
-    assert (summary["dataset"], summary["changed"]) == (manifest["fingerprint"], False)
-    assert waited[0] == 0
-    assert "val: 18 images" in waited[1]
-    assert "done now: 18 images segmented" in waited[1]
-    assert "in9 summary: " in waited[1]
-    # The launcher of a template builds the job, and leaves the rest to the service.
-    assert flex == (0, "")
-    assert nowhere[0] == 2
-    assert "--publish gs://no-bucket/p: there is no such bucket" in nowhere[1]
+    assert code == 0
+    for said in ("val: 18 images", "done now: 18 images segmented", "in9 summary: "):
+        assert said in printed
+
+
+def test_a_template_is_built_and_left_to_the_service(cloud: Cloud) -> None:
+    """Without an image, its workers install the package."""
+    submitted = len(cloud.dataflow.jobs)
+    template = f"--template_location={ROOT}/templates/job"
+    assert cloud.launch(generate(cloud, template, output="flex")) == [(0, "")]
+    assert len(cloud.dataflow.jobs) == submitted
     built = json.loads(cloud.read(f"{ROOT}/templates/job"))
     assert built["labels"]["app"] == "in9"
-    # Without an image, workers install the package.
     (pool,) = built["environment"]["workerPools"]
     (package,) = [p["location"] for p in pool["packages"] if p["name"] == "workflow.tar.gz"]
     sources = cloud.read(f"gs://{package.partition('/')[2]}")
     with tarfile.open(fileobj=io.BytesIO(sources)) as tar:
         files = {name.partition("/")[2] for name in tar.getnames()}
-    assert {
-        "setup.py",
-        "in9.py",
-        "pipeline/runtime/dataflow_jobs.py",
-        "pipeline/templates/report.html",
-    } <= files
-    assert len(cloud.dataflow.jobs) == before + 2
+    assert files >= {"setup.py", "in9.py", "pipeline/runtime/dataflow_jobs.py"}
+    assert "pipeline/templates/report.html" in files
+
+
+def test_a_bucket_that_is_not_there_is_refused_before_the_job(cloud: Cloud) -> None:
+    ((code, said),) = cloud.launch(generate(cloud, "--publish=gs://no-bucket/p"))
+    assert code == 2
+    assert "--publish gs://no-bucket/p: there is no such bucket" in said
 
 
 def test_a_job_that_fails_says_why_and_leaves_no_lock(
@@ -291,65 +294,6 @@ def test_a_job_that_fails_says_why_and_leaves_no_lock(
     assert code == 1
     assert "in9 generate: the job failed: val: no shard arrived" in printed
     assert ".in9/lock" not in cloud.names("gpu/")
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--project="], "--project=PROJECT is required"),
-        (["--region="], "--region=REGION is required"),
-        (["--temp_location="], "--temp_location=gs://BUCKET/FOLDER is required"),
-        (["--temp_location=/tmp"], "--temp_location must be gs://"),
-        (["--output", "out"], "--output out lies on this machine"),
-        (["--input", ""], "argument --input: expected a value, got ''"),
-        (["--annotations", "boxes"], "--annotations boxes lies on this machine"),
-        (["--weights", "w"], "--weights w lies on this machine"),
-        (["--backgrounds", "b"], "--backgrounds b lies on this machine"),
-        (["--publish", "p"], "--publish p lies on this machine"),
-        (["--models", "resnet18=a.pth"], "workers of Dataflow cannot reach a.pth"),
-        (["--models", "onnx:a.onnx"], "workers of Dataflow cannot reach a.onnx"),
-        (["--models", "Mine:=answers:a.csv"], "workers of Dataflow cannot reach a.csv"),
-        (["--models", "hf:/tmp"], "workers of Dataflow cannot reach /tmp"),
-        (["--weights", "gs://"], "gs:// names no bucket"),
-        (["--models", "onnx:gs:///a.onnx"], "gs:///a.onnx names no bucket"),
-        (["--project=12345"], "Invalid Project ID (12345)"),
-        (["--job_name=In9"], "Invalid job_name (In9)"),
-        (["--num_workers=9", "--max_num_workers=3"], "cannot exceed max_num_workers (3)"),
-        (["--device", "cuda"], "--device cuda needs the key gpu on Dataflow"),
-        ([*keys(gpu="L4!")], "gpu L4!: expected TYPE[:MACHINE][,OPTION...]"),
-        ([*keys(gpu="nvidia-t4")], "gpu nvidia-t4: expected one of nvidia-l4, nvidia-tesla-t4"),
-        ([*keys(gpu="nvidia-l4")], "gpu nvidia-l4: only machines g2-* have it"),
-        ([*keys(gpu="nvidia-tesla-t4,fast")], "'fast' is no option; known: count:N"),
-        ([*keys(gpu="nvidia-tesla-t4,count:2,count:4")], "count is given twice"),
-        ([*keys(gpu="nvidia-tesla-t4,count:2,use_nvidia_mps")], "machines with a single GPU"),
-        ([*keys(gpu=GPU), "--disk_size_gb=25"], "needs a boot disk of 50 GB or more"),
-        ([*keys(gpu=GPU)], "--sdk_container_image=IMAGE is required with gpu"),
-        ([*keys(gpu="nvidia-l4"), "--device", "cpu"], "contradict each other"),
-        (["--runner=DirectRunner", *keys(gpu="nvidia-l4")], "gpu is for --runner=DataflowRunner"),
-        (
-            ["--runner=DirectRunner", "--no_wait_until_finish"],
-            "--no_wait_until_finish is for --runner=DataflowRunner",
-        ),
-    ],
-)
-def test_a_missing_or_wrong_flag_is_named_before_anything_is_sent(
-    capsys: pytest.CaptureFixture[str], flags: list[str], message: str
-) -> None:
-    places = ("--output", f"{ROOT}/o", "--input", f"{ROOT}/i", "--runner=DataflowRunner")
-    run_here("run", *places, *TOLD, *flags, code=2)
-    assert message in capsys.readouterr().err
-
-
-def test_a_local_model_in_a_list_of_models_is_named_too(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    models = tmp_path / "models.txt"
-    models.write_text("resnet18  # ours:\nresnet50=a.pth\n")
-    places = ("--output", f"{ROOT}/o", "--input", f"{ROOT}/i", "--runner=DataflowRunner")
-    run_here("run", *places, *TOLD, f"--models=@{models}", code=2)
-    assert "--models resnet50=a.pth: workers of Dataflow cannot reach a.pth" in (
-        capsys.readouterr().err
-    )
 
 
 @pytest.mark.parametrize(

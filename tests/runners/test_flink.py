@@ -1,7 +1,5 @@
 """Tests the unchanged job on a real Flink: embedded in Beam's job server, and as a cluster."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """Tests that each of several GPUs of this machine has a process of its own."""
 
-from __future__ import annotations
-
 import json
 import operator
 import os

@@ -1,7 +1,5 @@
 """Tests the unchanged job on the portable runner, with a job server and separate worker pools."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

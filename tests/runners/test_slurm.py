@@ -1,7 +1,5 @@
 """Tests the batch script on a real Slurm."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

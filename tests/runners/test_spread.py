@@ -1,7 +1,5 @@
 """Tests the laws of `Spread` on both engines, and jobs in processes of this machine."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time
@@ -13,9 +11,10 @@ from pathlib import Path
 import pytest
 from dask_cluster import DaskCluster, dask_cluster, spawned_by
 from engine_jobs import Signs, listened_at, printed
+from forking import Started
 from lost_workers import STEPS, lost_after_steps
 from machines import until
-from runs import QUICK, ROOT, everything, keys, results_of, run_in9, start_in9, wait_until
+from runs import ROOT, everything, results_of, run_in9, start_in9, wait_until
 from spread_steps import Die, Fail, Meet, Note, Shared, Sleep, outputs_of
 
 from pipeline.errors import JobError, UsageError
@@ -147,6 +146,7 @@ def test_a_job_that_loses_a_process_in_each_step_says_what_one_in_threads_says_a
         (losses / step).touch()
     running = start_in9(*whole_job, output, *PROCESSES)
     assert listened_at(running) == set()
+    assert (by_threads / "listened").read_text() == ""
     out, error = running.communicate()
     assert running.returncode == 0, error
     assert {path.name for path in losses.iterdir()}.isdisjoint(STEPS)
@@ -156,43 +156,40 @@ def test_a_job_that_loses_a_process_in_each_step_says_what_one_in_threads_says_a
     assert results_of(output) == results_of(by_threads / "out")
 
 
-def test_a_job_in_threads_never_listens(whole_job: tuple[object, ...], tmp_path: Path) -> None:
-    running = start_in9(*whole_job, tmp_path / "out")
-    assert listened_at(running) == set()
-    assert running.returncode == 0
+@pytest.fixture
+def at_work(
+    quick_job: tuple[object, ...], modules: Path, tmp_path: Path
+) -> tuple[Started, Signs, Path]:
+    """A job whose two processes are at work, their signs, and its output."""
+    signs, output = Signs(modules), tmp_path / "out"
+    running = start_in9(*quick_job, *signs.flags, "--output", output, *PROCESSES)
+    wait_until(lambda: len(signs.seen()) == 2, running)
+    return running, signs, output
 
 
 def test_processes_that_are_killed_at_once_are_started_again(
-    small_sample: Path, modules: Path, tmp_path: Path
+    at_work: tuple[Started, Signs, Path], by_signs: Path
 ) -> None:
-    signs = Signs(modules)
-    flags = ("generate", "--input", small_sample, *QUICK, *keys(images_per_shard=2), *signs.flags)
-    running = start_in9(*flags, "--output", tmp_path / "out", *PROCESSES)
-    wait_until(lambda: len(signs.seen()) == 2, running)
+    running, signs, output = at_work
     for process in spawned_by(running.pid):
         os.kill(process, signal.SIGKILL)
     wait_until(lambda: len(signs.seen()) == 4, running)
     signs.go_on()
     _, error = running.communicate()
     assert running.returncode == 0, error
-    run_in9(*flags, "--output", tmp_path / "fresh")
-    assert results_of(tmp_path / "out") == results_of(tmp_path / "fresh")
+    assert results_of(output) == results_of(by_signs)
 
 
 def test_processes_end_with_a_job_that_is_killed(
-    small_sample: Path, modules: Path, tmp_path: Path
+    at_work: tuple[Started, Signs, Path], quick_job: tuple[object, ...], by_signs: Path
 ) -> None:
-    signs = Signs(modules)
-    flags = ("generate", "--input", small_sample, *QUICK, *keys(images_per_shard=2), *signs.flags)
-    running = start_in9(*flags, "--output", tmp_path / "out", *PROCESSES)
-    wait_until(lambda: len(signs.seen()) == 2, running)
+    running, signs, output = at_work
     running.kill()
     running.wait()
     signs.wait_for_end()
-    left = everything(tmp_path / "out")
+    left = everything(output)
     signs.go_on()
     time.sleep(0.5)
-    assert everything(tmp_path / "out") == left
-    run_in9(*flags, "--output", tmp_path / "out")
-    run_in9(*flags, "--output", tmp_path / "fresh")
-    assert results_of(tmp_path / "out") == results_of(tmp_path / "fresh")
+    assert everything(output) == left
+    run_in9(*quick_job, *signs.flags, "--output", output)
+    assert results_of(output) == results_of(by_signs)

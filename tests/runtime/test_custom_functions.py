@@ -31,8 +31,6 @@ from transforms.annotations import Box
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
 
-Returned = Callable[[], Any]
-
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 FLOATS = ["float16", "float32", "float64", "longdouble"]
 NO_NUMBERS = ["complex64", "complex128", "datetime64[s]", "timedelta64[s]", "object", "U8", "S8"]
@@ -262,15 +260,12 @@ def gradients(module: torch.nn.Module) -> object:
     return winning_logit_gradients(predictor, pictures(2, 64))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [SystemExit(3), GeneratorExit(), asyncio.CancelledError(), Stopped("a"), KeyboardInterrupt()],
-    ids=repr,
-)
-def test_what_code_of_the_user_raises_ends_no_process_unless_it_is_interrupted(
-    own: Any, three_draws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
-) -> None:  # fmt: skip
+ERRORS = (SystemExit(3), GeneratorExit(), asyncio.CancelledError(), Stopped("a"))
+
+
+def attempts(own: Any, three_draws: Path, folder: Path, error: BaseException) -> list[Any]:
+    """Returns all ways to call code that raises: (call, error that is told, how it begins)."""
+
     def fails(*_: Any) -> Any:
         raise error
 
@@ -279,10 +274,9 @@ def test_what_code_of_the_user_raises_ends_no_process_unless_it_is_interrupted(
 
     own.answer = fails
     name = f"ends_{abs(hash(repr(error)))}"
-    (tmp_path / f"{name}.py").write_text("import own_functions\nown_functions.answer()\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    (folder / f"{name}.py").write_text("import own_functions\nown_functions.answer()\n")
     module = "python:own_functions"
-    attempts: list[tuple[Returned, type[Exception], str]] = [
+    return [
         (lambda: cut(own), JobError, f"--segmenter {module}:cut raised"),
         (lambda: paint(own), JobError, f"{module}:paint@1 raised"),
         (lambda: fill(own), JobError, f"{module}:fill@1 raised"),
@@ -297,15 +291,30 @@ def test_what_code_of_the_user_raises_ends_no_process_unless_it_is_interrupted(
         (lambda: evaluate(Raising(error)), JobError, "call:m fails on a picture"),
         (lambda: evaluate(Raising(error, "copy")), UsageError, "call:m: the module cannot be"),
     ]
-    for attempt, kind, named in attempts:
-        if isinstance(error, KeyboardInterrupt):
-            with pytest.raises(KeyboardInterrupt):
-                attempt()
-        else:
-            with pytest.raises(kind, match=f"{named}.*{type(error).__name__}.* would end the pro"):
-                attempt()
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_what_code_of_the_user_raises_ends_no_process(
+    own: Any,
+    three_draws: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for attempt, kind, named in attempts(own, three_draws, tmp_path, error):
+        with pytest.raises(kind, match=f"{named}.*{type(error).__name__}.* would end the pro"):
+            attempt()
     own.answer = lambda: Raising(error, "state")
-    if not isinstance(error, KeyboardInterrupt):
-        assert not takes_other_sizes(Raising(error), 64)
-        with pytest.raises(JobError, match=f"{module}:model could not be loaded .*would end the"):
-            load_model(f"{module}:model")
+    assert not takes_other_sizes(Raising(error), 64)
+    with pytest.raises(JobError, match=r"own_functions:model could not be loaded .*would end the"):
+        load_model("python:own_functions:model")
+
+
+def test_an_interruption_passes_through_code_of_the_user(
+    own: Any, three_draws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for attempt, *_ in attempts(own, three_draws, tmp_path, KeyboardInterrupt()):
+        with pytest.raises(KeyboardInterrupt):
+            attempt()

@@ -1,7 +1,5 @@
 """Tests locks with real processes: one writes at a time, and one that has lost its lock stops."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Tests of what control groups leave of a machine, and of standard streams that are closed."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Tests progress: what is noted, and what is shown of it."""
 
-from __future__ import annotations
-
 import io
 import re
 import time

@@ -1,7 +1,5 @@
 """Tests files that people open, tables and logs, and how they show hostile names."""
 
-from __future__ import annotations
-
 import ast
 import csv
 import io

@@ -1,7 +1,5 @@
 """Tests gs:// paths on a real object store, alone and behind a proxy that breaks requests."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

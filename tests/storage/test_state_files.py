@@ -3,8 +3,6 @@
 Damaged ones count as missing, and no name in them leads out of the folder.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import errno
 import json
@@ -331,27 +329,29 @@ def test_no_path_leads_out_of_a_store(path: str, tmp_path: Path) -> None:
         Store(str(tmp_path)).read(path)
 
 
-def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Checks the order of system calls, since a power cut cannot be tried here."""
-    calls: list[str] = []
-    fsync, replace, link = os.fsync, os.replace, os.link
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """System calls that write and name files, since a power cut cannot be tried here."""
+    found: list[str] = []
 
     def watched(name: str, call: Callable[..., None]) -> Callable[..., None]:
         def run(*arguments: object) -> None:
             target = arguments[0]
             if isinstance(target, int):
                 target = os.readlink(f"/proc/self/fd/{target}")
-            is_folder = os.path.isdir(str(target))
-            calls.append(f"{name} {'folder' if is_folder else 'file'}")
+            found.append(f"{name} {'folder' if os.path.isdir(str(target)) else 'file'}")
             call(*arguments)
 
         return run
 
-    monkeypatch.setattr(os, "fsync", watched("sync", fsync))
-    monkeypatch.setattr(os, "replace", watched("name", replace))
-    monkeypatch.setattr(os, "link", watched("name", link))
+    for name, call in (("sync", "fsync"), ("name", "replace"), ("name", "link")):
+        monkeypatch.setattr(os, call, watched(name, getattr(os, call)))
+    return found
+
+
+def test_what_commits_others_is_on_the_disk_before_it_has_a_name(
+    tmp_path: Path, calls: list[str]
+) -> None:
     store = Store(str(tmp_path))
     expected = ["sync file", "name file", "sync folder"]
     write_table(store, "layers/val-00000.parquet", pa.table({"key": ["a"]}), "f")

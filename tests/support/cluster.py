@@ -1,7 +1,5 @@
 """A job server and worker pools as separate processes, for tests of portable runners."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal
@@ -16,19 +14,7 @@ from runs import ROOT, forks
 
 
 class Cluster:
-    """Worker pools, whose workers are forks, and the job server that `serve` starts.
-
-    Args:
-      stack: ends all processes.
-      log: folder of their logs.
-      pools: number of pools.
-
-    Attributes:
-      pools: the worker pools.
-      addresses: addresses of the pools.
-      server: the job server.
-      flags: flags of a job that runs on the server.
-    """
+    """Worker pools, whose workers are forks, and the job server that `serve` starts."""
 
     server: subprocess.Popen[bytes]
     flags: tuple[str, ...]
@@ -47,17 +33,11 @@ class Cluster:
     def _start_pool(self, port: int) -> Started:
         program = Path(__file__).with_name("worker_pool.py")
         process = forks().start(["--service_port", str(port)], self._env, program=program)
-        self._stack.callback(_kill, process)
+        self._stack.callback(kill, process)
         return process
 
     def serve(self, port: int, pool: str, *command: object) -> None:
-        """Starts a job server.
-
-        Args:
-          port: port on which it accepts jobs.
-          pool: address of the pool that starts its workers.
-          command: command that starts the server.
-        """
+        """Starts a job server on a port, whose workers the pool at an address starts."""
         self.server = self._start(port, *command)
         wait_for(port, self.server)
         self.flags = (
@@ -70,7 +50,7 @@ class Cluster:
             process = subprocess.Popen(
                 [*map(str, command)], stdout=log, stderr=log, env=self._env, start_new_session=True
             )
-        self._stack.callback(_kill, process)
+        self._stack.callback(kill, process)
         return process
 
     def workers(self, pool: int) -> list[int]:
@@ -78,11 +58,16 @@ class Cluster:
         return children(*children(self.pools[pool].pid))
 
 
-def children(pid: int) -> list[int]:
-    """Returns the ids of a process's live children."""
-    threads = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [child for thread in threads for child in thread.read_text().split()]
-    return [int(child) for child in children if Path(f"/proc/{child}/cmdline").read_bytes()]
+def children(pid: int, running: bytes = b"") -> list[int]:
+    """Returns the ids of a process's live children whose command lines have a word."""
+    found = []
+    with contextlib.suppress(OSError):  # It may end at any moment.
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                with contextlib.suppress(OSError):
+                    words = Path(f"/proc/{child}/cmdline").read_bytes()
+                    found += [int(child)] if words and running in words else []
+    return found
 
 
 LOOPBACK = {"0100007F", f"{'0' * 16}FFFF00000100007F", f"{'0' * 24}01000000"}
@@ -116,7 +101,7 @@ def wait_for(port: int, process: subprocess.Popen[bytes] | Started) -> None:
         time.sleep(0.05)
 
 
-def _kill(process: subprocess.Popen[bytes] | Started) -> None:
+def kill(process: subprocess.Popen[bytes] | Started) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -1,33 +1,20 @@
 """A Dask cluster on this machine, of real processes."""
 
-from __future__ import annotations
-
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cluster import wait_for
+from cluster import children, kill, wait_for
 from gcs import free_port
 from machines import until
 from runs import ROOT
 
 
 class DaskCluster:
-    """A scheduler, and the workers that `add` starts.
-
-    Args:
-      stack: ends all processes.
-      folder: an empty folder for logs, and for files of the workers.
-      variables: further environment variables of all processes.
-
-    Attributes:
-      address: the scheduler's address.
-      scheduler: its process.
-    """
+    """A scheduler, and the workers that `add` starts; files and logs are in a folder."""
 
     def __init__(self, stack: contextlib.ExitStack, folder: Path, **variables: str) -> None:
         self._stack, self._folder = stack, folder
@@ -44,14 +31,7 @@ class DaskCluster:
     def add(
         self, *flags: object, number: int = 1, wait: bool = True, **variables: str
     ) -> list[subprocess.Popen[bytes]]:
-        """Starts workers.
-
-        Args:
-          flags: further flags of `dask worker`.
-          number: how many.
-          wait: whether to wait until they are connected with the scheduler.
-          variables: further environment variables.
-        """
+        """Starts workers, with further flags of `dask worker` and environment variables."""
         first = len(self._nannies)
         local = ("--local-directory", self._folder / "local", "--no-dashboard")
         one = ("worker", self.address, "--nthreads", 1, "--memory-limit", 0, *local, *flags)
@@ -74,7 +54,7 @@ class DaskCluster:
     def remove(self, workers: list[subprocess.Popen[bytes]]) -> None:
         """Kills workers, and their nannies first."""
         for worker in workers:
-            _kill(worker)
+            kill(worker)
 
     def _start(self, name: str, *words: object, **variables: str) -> subprocess.Popen[bytes]:
         # The shell's word `dask` may be that of another environment.
@@ -88,7 +68,7 @@ class DaskCluster:
                 cwd=self._folder,
                 start_new_session=True,
             )
-        self._stack.callback(_kill, process)
+        self._stack.callback(kill, process)
         return process
 
 
@@ -103,17 +83,4 @@ def dask_cluster(folder: Path, number: int, **variables: str) -> Iterator[DaskCl
 
 def spawned_by(pid: int) -> list[int]:
     """Returns the ids of a process's live children that `multiprocessing` has started to work."""
-    found = []
-    with contextlib.suppress(OSError):
-        threads = [*Path(f"/proc/{pid}/task").iterdir()]
-        for child in {int(word) for t in threads for word in (t / "children").read_text().split()}:
-            with contextlib.suppress(OSError):
-                if b"--multiprocessing-fork" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    found.append(child)
-    return found
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    return children(pid, b"--multiprocessing-fork")

@@ -145,12 +145,7 @@ def _as_worker(options: dict[str, Any]) -> Iterator[None]:
 
 
 def run_staged(pipeline: bytes, options: dict[str, Any]) -> None:
-    """Runs a staged pipeline.
-
-    Args:
-      pipeline: content of `pipeline.pb`.
-      options: `environment.sdkPipelineOptions.options` of the job.
-    """
+    """Runs a staged pipeline with the options of its job."""
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.portability import common_urns, python_urns
     from apache_beam.portability.api import beam_runner_api_pb2

@@ -1,12 +1,10 @@
 """Jobs on the workers of an engine: their flags, what they print, where they listen, signs."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from pathlib import Path
 
-from cluster import listens_at
+from cluster import children, listens_at
 from forking import Started
 from machines import until
 from runs import TINY_MODEL
@@ -34,14 +32,7 @@ segment.version = 1
 
 
 class Signs:
-    """A segmenter that works for minutes unless it may go on, and what it shows of itself.
-
-    Args:
-      modules: folder in which its module is found.
-
-    Attributes:
-      flags: flags of a job that uses it.
-    """
+    """A segmenter that works for minutes unless it may go on, and what it shows of itself."""
 
     flags = ("--segmenter", "python:at_work:segment")
 
@@ -77,11 +68,7 @@ def printed(stdout: str, output: Path) -> list[str]:
 
 
 def listened_at(running: Started) -> set[tuple[str, int]]:
-    """Waits for the end of a command.
-
-    Returns:
-      The (address, port) at which it or a process that it has started has accepted connections.
-    """
+    """Waits for the end of a command; returns where it or its children listened."""
     places: set[tuple[str, int]] = set()
     while running.poll() is None:
         for process in _with_descendants(running.pid):
@@ -92,9 +79,4 @@ def listened_at(running: Started) -> set[tuple[str, int]]:
 
 
 def _with_descendants(pid: int) -> set[int]:
-    found = {pid}
-    with contextlib.suppress(OSError):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            for child in (thread / "children").read_text().split():
-                found |= _with_descendants(int(child))
-    return found
+    return {pid}.union(*(_with_descendants(child) for child in children(pid)))

@@ -4,8 +4,6 @@ All of them listen on all interfaces, and run code for whoever asks, so they get
 nobody else reaches.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -153,15 +151,7 @@ class Flink(Machines):
         cluster: bool = False,
         program: Sequence[str] = ("-m", "pipeline"),
     ) -> subprocess.Popen[str]:
-        """Starts a command in the head's network.
-
-        Args:
-          command: the command of in9.
-          flags: its flags, without those of the runner.
-          port: port of the worker pools, beside each task manager.
-          cluster: whether the job runs on the cluster, whose address the command gets.
-          program: what Python runs.
-        """
+        """Starts a command in the head's network, with the pools at a port beside task managers."""
         runner = ("--runner=PortableRunner", "--job_endpoint=localhost:8099", "--parallelism=2")
         pools = ("--environment_type=EXTERNAL", f"--environment_config=localhost:{port}")
         more = (*pools, "--sdk_worker_parallelism=2", *((f"--flink_master={REST}",) * cluster))

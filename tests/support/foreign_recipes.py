@@ -1,7 +1,5 @@
 """Recipes with a right checksum that no export has written."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -34,11 +34,7 @@ _LIVES: list[socket.socket] = []
 
 
 def start_server(root: Path = ROOT) -> str:
-    """Starts a server of forks, which ends with this process; returns its address.
-
-    Args:
-      root: folder of the checkout whose code the commands run.
-    """
+    """Starts a server of forks, which ends with this process; returns its address."""
     address = os.path.join(tempfile.mkdtemp(), "forks")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
@@ -56,11 +52,7 @@ def start_server(root: Path = ROOT) -> str:
 
 
 class Forks:
-    """A connection with a server of forks: the shared one, or one of this process.
-
-    Args:
-      root: folder of the checkout whose code the commands run.
-    """
+    """A connection with a server of forks: the shared one, or one for another checkout."""
 
     def __init__(self, root: Path = ROOT) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
@@ -75,14 +67,7 @@ class Forks:
         seconds: int = 0,
         modules: tuple[str, ...] = (),
     ) -> subprocess.CompletedProcess[str]:
-        """Runs `in9` with these arguments to its end.
-
-        Args:
-          arguments: arguments of the command line.
-          environment: complete environment of the process.
-          seconds: time after which SIGALRM ends the process, 0 for never.
-          modules: modules on its PYTHONPATH that it imports first.
-        """
+        """Runs `in9` to its end, or for so many seconds, after it has imported modules."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             files = (out.fileno(), err.fileno())
             self._send(files, arguments, environment, seconds=seconds, modules=modules)
@@ -101,14 +86,7 @@ class Forks:
         *,
         program: Path | None = None,
     ) -> Started:
-        """Starts `in9` with these arguments in its own session and process group.
-
-        Args:
-          arguments: arguments of the command line.
-          environment: complete environment of the process.
-          stderr: descriptor of the terminal to which it writes errors, None for a file.
-          program: Python program that is started instead of `in9`.
-        """
+        """Starts `in9`, or another Python program, in its own session and process group."""
         out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         ours, theirs = socket.socketpair()
         errors = err.fileno() if stderr is None else stderr
@@ -141,12 +119,7 @@ class Forks:
 
 
 class Started:
-    """A running command, with the part of `subprocess.Popen` that tests need.
-
-    Attributes:
-      pid: id of its process and of its process group.
-      returncode: exit code; None until the end has been seen.
-    """
+    """A running command, with the part of `subprocess.Popen` that tests need."""
 
     def __init__(self, connection: socket.socket, *files: IO[bytes]) -> None:
         self._connection, self._files = connection, files

@@ -1,7 +1,5 @@
 """A real object store on this machine: fake-gcs-server in a separate process."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import subprocess

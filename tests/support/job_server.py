@@ -6,8 +6,6 @@ Beam's own server, `apache_beam.runners.portability.local_job_service_main`, run
 whatever a job asks for. This is the same server and runner, with a worker from each pool.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import threading

@@ -1,7 +1,5 @@
 """Kills work in the middle, before a change of a file."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

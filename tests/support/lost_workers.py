@@ -5,8 +5,6 @@ they start, and import this module by it. In this folder, a file that has the na
 one loss. While there is a folder of this name, calls of the step wait in it for four seconds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib

@@ -5,8 +5,6 @@ which end with the process that started them, however that ends. So nothing is l
 several such clusters may run at once.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -18,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from cluster import children
 from runs import ROOT
 
 HEAD = "head"
@@ -48,15 +47,7 @@ def address(machine: str) -> str:
 
 
 class Machines:
-    """Machines that end with a stack.
-
-    Args:
-      stack: runs what ends them.
-      folder: an empty folder for their files.
-
-    Raises:
-      RefusedError: this process may not make namespaces and networks.
-    """
+    """Machines that end with a stack; raises RefusedError if it may not make namespaces."""
 
     def __init__(self, stack: contextlib.ExitStack, folder: Path) -> None:
         self._stack, self._folder = stack, folder
@@ -101,13 +92,7 @@ class Machines:
             raise RefusedError(self._log(machine).read_text())
 
     def start(self, log: str, *command: object, **options: object) -> subprocess.Popen[bytes]:
-        """Starts a process that ends with the stack, or with this process.
-
-        Args:
-          log: name of the file for its output.
-          command: its words.
-          options: options of `subprocess.Popen`.
-        """
+        """Starts a process that ends with the stack, or this process; `log` is for its output."""
         with self._log(log).open("ab") as file:
             process = subprocess.Popen(
                 ["setpriv", "--pdeathsig=KILL", *map(str, command)],
@@ -152,14 +137,6 @@ class Machines:
         life.wait()
 
 
-def children(pid: int) -> list[int]:
-    """Returns the ids of a process's children; none if it has ended."""
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
@@ -201,11 +178,7 @@ PartitionName=all Nodes=n[1-2] Default=YES MaxTime=INFINITE State=UP
 
 
 class Slurm(Machines):
-    """Two machines as nodes of a Slurm cluster, whose controller runs on the head.
-
-    Raises:
-      RefusedError: the daemons may not do here what they need to.
-    """
+    """Two machines as nodes of a Slurm cluster, whose controller runs on the head."""
 
     def __init__(self, stack: contextlib.ExitStack, folder: Path) -> None:
         super().__init__(stack, folder)

@@ -1,7 +1,5 @@
 """Makes results of models from the fields that a test is about."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints

@@ -1,7 +1,5 @@
 """The processor that numba compiles for."""
 
-from __future__ import annotations
-
 
 def without_avx512() -> dict[str, str]:
     """Returns environment variables with which numba compiles no AVX-512, as for most laptops."""

@@ -1,7 +1,5 @@
 """Work of Beam that is the same for each graph, and that tests do once."""
 
-from __future__ import annotations
-
 import copyreg
 import functools
 from typing import Any

@@ -1,7 +1,5 @@
 """The page in a browser, and what is peculiar to the runs that it shows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Runs `in9` in tests, and reads or changes what it reads and leaves."""
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import csv
@@ -289,8 +287,8 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
-def shrink(source: Path, image: Path, target: Path) -> Path:
-    """Copies a picture and its boxes to another input folder at 2/5 of its size.
+def shrink(source: Path, image: Path, target: Path, share: float = 2 / 5) -> Path:
+    """Copies a picture and its boxes to another input folder at a share of its size.
 
     Smaller pictures save time, because GrabCut's time grows with the number of pixels. Returns the
     path of the copy.
@@ -300,11 +298,11 @@ def shrink(source: Path, image: Path, target: Path) -> Path:
     for path in (small, target / annotation):
         path.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(image) as picture:
-        size = (picture.width * 2 // 5, picture.height * 2 // 5)
+        size = (int(picture.width * share), int(picture.height * share))
         picture.resize(size).save(small, "JPEG", quality=95)
     xml = re.sub(
         r">(\d+)</(width|height|[xy]m..)>",
-        lambda found: f">{int(found[1]) * 2 // 5}</{found[2]}>",
+        lambda found: f">{int(int(found[1]) * share)}</{found[2]}>",
         (source / annotation).read_text(),
     )
     (target / annotation).write_text(xml)

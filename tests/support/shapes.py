@@ -1,7 +1,5 @@
 """Writes the images of a folder in every layout in which ImageNet is distributed."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """A segmenter that takes its time without using the processor."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

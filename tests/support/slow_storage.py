@@ -1,7 +1,5 @@
 """A disk of this machine that answers as late as storage behind a network."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import inspect

@@ -1,7 +1,5 @@
 """Small models of several kinds, and what they say of random pictures."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checks that the files of a dataset agree: records, index, samples and manifest."""
 
-from __future__ import annotations
-
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator

@@ -33,15 +33,7 @@ def outputs_of(
     folder: Path,
     card: Callable[[Any], int] | None = None,
 ) -> tuple[list[Any], dict[str, int]]:
-    """Runs a step on elements, as a job does; returns its outputs and the counters.
-
-    Args:
-      engine: the engine; None for threads.
-      step: the step.
-      elements: the elements.
-      folder: folder of the job's log.
-      card: see `Spread`.
-    """
+    """Runs a step on elements, as a job does; returns its outputs and the counters."""
     _outputs.clear()
     # Other tests of this process have imported functions that these steps do not call.
     imported_digests.clear()
@@ -55,11 +47,7 @@ def outputs_of(
 
 
 class Shared(Engine):
-    """An engine that several jobs use, one after the other.
-
-    Args:
-      engine: the engine.
-    """
+    """An engine that several jobs use, one after the other."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self.has_cards = engine, engine.has_cards
@@ -81,12 +69,7 @@ class Sleep(beam.DoFn):
 
 
 class Note(beam.DoFn):
-    """Anything -> the same; notes in a file what it is asked to do, by which process and thread.
-
-    Args:
-      file: path of the file.
-      name: name of the step in the notes.
-    """
+    """Anything -> the same; notes in a file what it is asked to do, by which process and thread."""
 
     def __init__(self, file: Path, name: str) -> None:
         self._file, self._name = file, name
@@ -111,13 +94,7 @@ class Note(beam.DoFn):
 
 
 class Fail(beam.DoFn):
-    """Raises an error, and leaves a file for each time.
-
-    Args:
-      folder: folder of the files.
-      kind: name of the error.
-      message: its message.
-    """
+    """Raises an error, and leaves a file for each time."""
 
     def __init__(self, folder: Path, kind: str, message: str) -> None:
         self._folder, self._kind, self._message = folder, kind, message
@@ -137,11 +114,7 @@ class Die(beam.DoFn):
 
 
 class Meet(beam.DoFn):
-    """A number of processes -> their ids; waits until so many work on such steps at once.
-
-    Args:
-      folder: an empty folder in which they meet.
-    """
+    """A number of processes -> their ids; waits until so many are in a folder at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

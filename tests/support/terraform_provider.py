@@ -6,8 +6,6 @@ and types (provider_schema.json) from this process. The protocol is Protocol Buf
 gRPC: https://github.com/hashicorp/terraform/blob/main/docs/plugin-protocol/tfplugin5.proto
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Classifiers for tests in which predictions do not matter."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

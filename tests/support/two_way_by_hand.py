@@ -1,7 +1,5 @@
 """Computes two-way intervals with plain dictionaries, as a reference for the tables."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -55,11 +53,7 @@ def interval_of(
 
 
 def share_interval(pictures: Iterable[tuple[str, str | None, bool]]) -> tuple[float, float]:
-    """Returns the interval (low, high) of the share of right predictions.
-
-    Args:
-      pictures: (foreground, background, right) of each picture.
-    """
+    """Returns the interval of the share of right ones of (foreground, background, right)."""
     rows = list(pictures)
     n, share = len(rows), sum(right for *_, right in rows) / len(rows)
     variance, df = variance_of([(fg, bg, (right - share) / n) for fg, bg, right in rows])

@@ -6,8 +6,6 @@ It does what `apache_beam.runners.worker.worker_pool_main` does, but its workers
 process that has imported what they need. Importing takes longer than most of their work.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json
@@ -21,11 +19,7 @@ from typing import Any
 
 
 class Forker:
-    """A child process that forks workers; it must be made before gRPC is loaded.
-
-    Args:
-      enter: called in a new worker with the worker's id and the further arguments of `start`.
-    """
+    """A child process that forks workers; it must be made before gRPC is loaded."""
 
     def __init__(self, enter: Callable[..., None] | None = None) -> None:
         self._connection, theirs = socket.socketpair()

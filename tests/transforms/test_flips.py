@@ -1,7 +1,5 @@
 """Tests flip rates against plain loops, and their laws."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

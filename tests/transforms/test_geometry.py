@@ -1,7 +1,5 @@
 """Tests Resize + CenterCrop against PIL, and the laws of the boxes that they move."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

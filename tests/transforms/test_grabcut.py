@@ -1,7 +1,5 @@
 """Tests the kernels of GrabCut against OpenCV, which defines what is right."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import multiprocessing
@@ -162,13 +160,6 @@ def cut_twice(image: Image, rect: Rect, iterations: int, seed: int) -> tuple[Ima
     return first, second
 
 
-def test_the_package_names_its_modules() -> None:
-    assert package.__doc__ is not None
-    named = re.findall(r"^    (\w+)  ", package.__doc__, re.MULTILINE)
-    files = Path(package.__file__).parent.glob("[!_]*.py")
-    assert sorted(named) == sorted(path.stem for path in files)
-
-
 def test_a_cut_that_is_not_unique_is_ours() -> None:
     row = [(0, 64, 64), *[(0, 64, 0)] * 2, *[(0, 64, 64)] * 3, *[(64, 64, 64)] * 2]
     image, rect = np.array([row], np.uint8), (1, 0, 6, 1)
@@ -292,6 +283,39 @@ def test_a_search_that_is_too_deep_is_unserved(monkeypatch: pytest.MonkeyPatch) 
         grabcut(image, (5, 5, 25, 30))
 
 
+class Graph:
+    """A small grid of pixels with drawn links, as the kernels hold it."""
+
+    def __init__(self, data: st.DataObject, height: int, width: int) -> None:
+        from transforms.grabcut.lanes import SLACK
+
+        stride, pixels = width + 2, itertools.product(range(height), range(width))
+        self.size, self.nodes = (height, width), [(y + 1) * stride + x + 1 for y, x in pixels]
+        self.residual = np.zeros((height + 2) * stride * 8, np.int32)
+        self.excess = np.zeros((height + 2) * stride, np.int32)
+        self.links = []
+        steps = [-stride - 1, -stride, 1 - stride, -1, 1, stride - 1, stride, stride + 1]
+        for (i, node), k in itertools.product(enumerate(self.nodes), range(4, 8)):
+            if node + steps[k] in self.nodes:
+                j, capacity = self.nodes.index(node + steps[k]), data.draw(st.integers(0, 5))
+                self.residual[node * 8 + k] = self.residual[self.nodes[j] * 8 + 7 - k] = capacity
+                self.links.append((i, j, capacity))
+        self.is_open = np.append(self.open_arcs(), np.zeros(SLACK, np.uint8))
+        self.level = np.zeros(len(self.excess) + SLACK, np.uint16)
+
+    def open_arcs(self) -> NDArray[np.uint8]:
+        arcs = self.residual.reshape(-1, 8) > 0
+        return np.packbits(arcs, axis=1, bitorder="little")[:, 0]
+
+    def largest_source_side(self, pulls: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Tries all cuts; returns the pixels that are on the source side of some minimal one."""
+        sides = np.array(list(itertools.product([False, True], repeat=len(self.nodes))))
+        energies = np.where(sides, np.maximum(-pulls, 0), np.maximum(pulls, 0)).sum(1)
+        for i, j, capacity in self.links:
+            energies += capacity * (sides[:, i] != sides[:, j])
+        return sides[energies == energies.min()].any(0)
+
+
 @given(st.data(), st.integers(1, 3), st.integers(1, 4))
 @settings(max_examples=100)
 def test_the_cut_is_minimal_and_its_source_side_maximal(
@@ -299,44 +323,21 @@ def test_the_cut_is_minimal_and_its_source_side_maximal(
 ) -> None:
     prepare()
     from transforms.grabcut.forest import DEEPEST, FREE
-    from transforms.grabcut.lanes import SLACK
     from transforms.grabcut.max_flow import minimum_cut, workspace
 
-    stride, pixels = width + 2, list(itertools.product(range(height), range(width)))
-    nodes = [(y + 1) * stride + x + 1 for y, x in pixels]
-    residual = np.zeros((height + 2) * stride * 8, np.int32)
-    excess = np.zeros((height + 2) * stride, np.int32)
-    links = []
-    steps = [-stride - 1, -stride, 1 - stride, -1, 1, stride - 1, stride, stride + 1]
-    for i, k in itertools.product(range(len(nodes)), range(4, 8)):
-        if nodes[i] + steps[k] in nodes:
-            j = nodes.index(nodes[i] + steps[k])
-            capacity = data.draw(st.integers(0, 5))
-            residual[nodes[i] * 8 + k] = residual[nodes[j] * 8 + 7 - k] = capacity
-            links.append((i, j, capacity))
-    is_open = np.zeros(len(excess) + SLACK, np.uint8)
-    is_open[:-SLACK] = np.packbits(residual.reshape(-1, 8) > 0, axis=1, bitorder="little")[:, 0]
-    level = np.zeros(len(excess) + SLACK, np.uint16)
-    work = workspace(len(excess), DEEPEST)
-    pulls = np.zeros(len(nodes), np.int32)
+    graph = Graph(data, height, width)
+    work, pulls = workspace(len(graph.excess), DEEPEST), np.zeros(len(graph.nodes), np.int32)
     # The second cut starts from the flow of the first.
     for _ in range(2):
-        fresh = np.array(
-            data.draw(st.lists(st.integers(-9, 9), min_size=len(nodes), max_size=len(nodes))),
-            np.int32,
-        )
-        excess[nodes] += fresh - pulls
+        drawn = st.lists(st.integers(-9, 9), min_size=len(pulls), max_size=len(pulls))
+        fresh = np.array(data.draw(drawn), np.int32)
+        graph.excess[graph.nodes] += fresh - pulls
         pulls = fresh
-        minimum_cut(residual, is_open, excess, level, height, width, DEEPEST, *work)
-        source_side = level[nodes] == FREE
-        left = np.packbits(residual.reshape(-1, 8) > 0, axis=1, bitorder="little")[:, 0]
-        np.testing.assert_array_equal(is_open[:-SLACK], left)
-
-        sides = np.array(list(itertools.product([False, True], repeat=len(nodes))))
-        energies = np.where(sides, np.maximum(-pulls, 0), np.maximum(pulls, 0)).sum(1)
-        for i, j, capacity in links:
-            energies += capacity * (sides[:, i] != sides[:, j])
-        np.testing.assert_array_equal(source_side, sides[energies == energies.min()].any(0))
+        state = (graph.residual, graph.is_open, graph.excess, graph.level)
+        minimum_cut(*state, *graph.size, DEEPEST, *work)
+        np.testing.assert_array_equal(graph.is_open[: len(graph.excess)], graph.open_arcs())
+        source_side = graph.level[graph.nodes] == FREE
+        np.testing.assert_array_equal(source_side, graph.largest_source_side(pulls))
 
 
 def _load_slowly(folder: Path) -> None:
@@ -423,76 +424,45 @@ def _contents(folder: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
-def _in_a_folder_of_somebody_else(cache_dir: Path) -> Path:
-    os.chown(cache_dir, 4242, -1)
-    return cache_dir
-
-
-def _below_a_folder_of_somebody_else(cache_dir: Path) -> Path:
-    os.chown(cache_dir.parent, 4242, -1)
-    return cache_dir
-
-
-def _below_a_sticky_folder_of_somebody_else(cache_dir: Path) -> Path:
-    cache_dir.parent.chmod(0o1777)
-    os.chown(cache_dir.parent, 4242, -1)
-    return cache_dir
-
-
-def _writable_by_all(cache_dir: Path) -> Path:
-    cache_dir.chmod(0o777)
-    return cache_dir
-
-
-def _below_a_folder_of_a_group(cache_dir: Path) -> Path:
-    cache_dir.parent.chmod(0o770)
-    return cache_dir
-
-
-def _the_code_in_a_sticky_folder(cache_dir: Path) -> Path:
-    (folder,) = cache_dir.iterdir()
-    folder.chmod(0o1777)
-    return cache_dir
-
-
-def _behind_a_link_that_others_can_replace(cache_dir: Path) -> Path:
+def _link(cache_dir: Path) -> Path:
+    """Puts a link to the cache into a folder that all may write to."""
     (shared := cache_dir.parents[1] / "shared").mkdir()
     (shared / "link").symlink_to(cache_dir)
     shared.chmod(0o777)
     return shared / "link"
 
 
-def _behind_two_links(cache_dir: Path) -> Path:
-    link = _behind_a_link_that_others_can_replace(cache_dir)
+def _link_to_link(cache_dir: Path) -> Path:
+    _link(cache_dir)
     (first := cache_dir.parents[1] / "first").symlink_to("shared/link")
-    assert link.samefile(first)
     return first
 
 
-def _relative(cache_dir: Path) -> Path:
-    return Path(os.path.relpath(cache_dir))
+PLACES: dict[str, Callable[[Path], Path | None]] = {
+    "of somebody else": lambda folder: os.chown(folder, 4242, -1),
+    "below a folder of somebody else": lambda folder: os.chown(folder.parent, 4242, -1),
+    "below a sticky folder of somebody else": lambda folder: (
+        folder.parent.chmod(0o1777) or os.chown(folder.parent, 4242, -1)
+    ),
+    "writable by all": lambda folder: folder.chmod(0o777),
+    "below a folder of a group": lambda folder: folder.parent.chmod(0o770),
+    "with code in a sticky folder": lambda folder: next(folder.iterdir()).chmod(0o1777),
+    "behind a link that others can replace": _link,
+    "behind two links": _link_to_link,
+    "relative": lambda folder: Path(os.path.relpath(folder)),
+}
+"""Makes a cache one that others can change; returns its place if that is another one."""
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        *(_in_a_folder_of_somebody_else, _below_a_folder_of_somebody_else),
-        *(_below_a_sticky_folder_of_somebody_else, _writable_by_all, _below_a_folder_of_a_group),
-        *(_the_code_in_a_sticky_folder, _behind_a_link_that_others_can_replace),
-        *(_behind_two_links, _relative),
-    ],
-)
+@pytest.mark.parametrize("place", PLACES)
 def test_a_cache_that_others_can_change_is_neither_read_nor_written(
-    place: Callable[[Path], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache_dir = tmp_path / "above" / "cache"
     _plant(cache_dir)
-    if "somebody_else" in place.__name__ and os.geteuid():
+    if "somebody else" in place and os.geteuid():
         pytest.skip("only root can give a folder away")
-    monkeypatch.setenv("IN9_CACHE_DIR", str(place(cache_dir)))
+    monkeypatch.setenv("IN9_CACHE_DIR", str(PLACES[place](cache_dir) or cache_dir))
     before, folders = _contents(tmp_path), []
     monkeypatch.setattr(interface, "_import_kernels", folders.append)
     _, is_kept = interface._load(lambda: pytest.fail("is said to be compiled for all"))
@@ -557,10 +527,7 @@ def test_links_and_sticky_folders_of_ones_own_are_trusted(
     "damage", ["cut", "zeros", "gone", "beside a foreign file", "of somebody else", "open to all"]
 )
 def test_a_damaged_cache_is_compiled_anew(
-    damage: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("IN9_CACHE_DIR", str(tmp_path))
 

@@ -1,7 +1,5 @@
 """Tests intervals: published values, coverage, and the bootstrap against a plain loop."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tests the run lengths of masks; `tests/generate/test_segmenters.py` tests those of images."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,7 +1,5 @@
 """Tests that noise is normal, keyed, and the same bytes everywhere."""
 
-from __future__ import annotations
-
 import hashlib
 from statistics import NormalDist
 

@@ -1,7 +1,5 @@
 """Tests the rules, uniformity and stability of selection and pairing."""
 
-from __future__ import annotations
-
 import collections
 import itertools
 import tracemalloc

@@ -1,7 +1,5 @@
 """Tests how holes are filled, how foregrounds are put on backgrounds, and the names of both."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import cv2

@@ -1,7 +1,5 @@
 """Tests label rules and intervals against known values and by simulation."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

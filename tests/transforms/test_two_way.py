@@ -1,7 +1,5 @@
 """Tests two-way intervals, Student's t and adjusted p values against loops, tables and laws."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """Tests the laws of the variants."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

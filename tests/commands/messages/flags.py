@@ -1,0 +1,113 @@
+"""Flags that are unknown, missing or wrong, and names of commands and variants."""
+
+from messages import Rows
+
+OVERWRITE = "expected some of config, input, rebuild, shards, weights: got"
+MISSPELT = "; did you mean mixed_rand?"
+NO_CARD = "or leave --device out to"
+KEYS = "--config {tmp}/k.toml"
+ROWS: Rows = {
+    "run --output {new}": [
+        ("--limit 1.5", "argument --limit: invalid int value: '1.5'"),
+        ("--own_background=maybe", "expected true or false, got 'maybe'"),
+        ("--overwrite config,all", f"{OVERWRITE} 'config,all'"),
+        ("--overwrite", f"{OVERWRITE} ''"),
+        ("--limt 3", "unknown flag --limt; did you mean --limit?"),
+        ("--num_worker=3", "did you mean --num_workers?"),
+        ("more", "unexpected argument 'more'; example: in9 run --output out --input"),
+        ("--input in more", "unexpected argument 'more'; example: in9 run --output"),
+        ("--runner DirectRunner more", "unexpected argument 'more'; example: in9 run"),
+        ("--variants original,mixed_best", "unknown variant 'mixed_best'"),
+        ("--variants only_gb_t", "python:MODULE:FUNCTION; did you mean only_bg_t?"),
+        ("--image_size 300", "resize must be between --image_size 300"),
+        (KEYS, "jpeg_quality must be between 1 and 100: got 0", {"k.toml": "jpeg_quality = 0"}),
+        (KEYS, "a line of printable text, at most 1000", {"k.toml": 'creator = "a\\nb"'}),
+        (
+            KEYS,
+            "argument terms: expected a line of printable text, at most 1000",
+            {"k.toml": f'terms = "{"x" * 1001}"'},
+        ),
+        ("--limit 0", "--limit must be at least 1: got 0"),
+        ("--per_class most", "--per_class must be all, min or at least 1: got 'most'"),
+        (
+            "--segmenter magic",
+            "one of grabcut, cv2, masks, box, python:MODULE:FUNCTION: got 'magic'",
+        ),
+        ("--mixed_rand own", "--mixed_rand: invalid choice: 'own' (choose from 'any', 'other')"),
+        ("--split val,val", "--split must name different splits"),
+        ("--formats zip", "--formats must name some of"),
+        ("--device tpu", "--device: invalid choice: 'tpu' (choose from 'auto', 'cpu', 'cuda')"),
+        ("--device cuda", "leave --device out to run on"),
+        ("--dry_run --device cuda", "leave --device out to run on"),
+        ("--precision fp8", "invalid choice: 'fp8' (choose from 'fp32', 'tf32', 'bf16')"),
+        ("--eval_split test", "--eval_split test: the dataset has val"),
+    ],
+    "": [
+        ("run", "--output DIR is required"),
+        ("verify", "--dataset DIR is required"),
+        ("export --dataset out", "--to DIR is required"),
+        ("import --output out", "--from DIR|TAR is required"),
+        ("run --outptu x", "unknown flag --outptu; did you mean --output?"),
+        ("rum", "no command 'rum'; did you mean run?"),
+        ("rotate", "invalid choice: 'rotate'"),
+        ("--runner=DirectRunner run", "stand behind the command: in9 run --runner=DirectRunner"),
+        ("--output=out run", "in9: flags stand behind the command: in9 run --output=out"),
+        ("-x run", "in9: flags stand behind the command: in9 run -x"),
+        ("export --output x", "; example: in9 export --dataset out --to bg_challenge"),
+        ("matrix --models x", "flag of in9 run, evaluate, method, attack, saliency, models;"),
+        # Beam has a flag of the same name, but it would have no effect here.
+        ("evaluate --dry-run", "no --dry_run, which is a flag of in9 run, generate"),
+        ("verify --colour", "(see: in9 verify --help all)"),
+        ("verify --dask tcp://127.0.0.1:8786", "this command has no --dask"),
+        ("train --dask tcp://127.0.0.1:8786", "this command has no --dask"),
+        *(
+            (
+                f"{command} --{folder} {{dataset}} --direct_num_workers=2",
+                f"unknown flag --direct_num_workers; example: in9 {command} ",
+            )
+            for command, folder in (
+                ("train", "dataset"),
+                ("export", "dataset"),
+                ("import", "output"),
+            )
+        ),
+        ("train --dataset {dataset} --variant mixed_ramd", MISSPELT),
+        ("matrix --dataset {dataset} --holdout 0.5 --variants original,mixed_ramd", MISSPELT),
+        ("saliency --dataset {dataset} --variant mixed_ramd", MISSPELT),
+        ("report --dataset {dataset} --columns original,mixed_ramd", MISSPELT),
+        ("train --dataset {dataset} --probe --lr 0.2", "leave out --lr or --probe"),
+        ("matrix --dataset {dataset} --probe --lr 0.2", "leave out --lr or --probe"),
+        ("evaluate --dataset {dataset} --device cuda", NO_CARD),
+        ("attack --dataset {dataset} --device cuda", NO_CARD),
+        ("saliency --dataset {dataset} --device cuda", NO_CARD),
+        ("train --dataset {dataset} --train_split val --device cuda", NO_CARD),
+        ("matrix --dataset {dataset} --probe --holdout 0.5 --device cuda", NO_CARD),
+    ],
+    "run --output {new} --config {tmp}/flags.toml": [
+        ("", f"flags.toml: {says}", {"flags.toml": text})
+        for text, says in (
+            ("limt = 3", "unknown flag --limt; did you mean --limit?"),
+            (
+                "direct_num_worker = 3",
+                "unknown flag --direct_num_worker; did you mean --direct_num_w",
+            ),
+            ('image_size = "large"', "argument --image_size: invalid int value: 'large'"),
+            ('resize = "large"', "argument resize: invalid int value: 'large'"),
+            ('encodin = "png"', "unknown flag --encodin; did you mean encoding?"),
+            ("[run]\nlimt = 3", "unknown flag --limt; did you mean --limit?"),
+            ("[rnu]\nlimit = 3", "[rnu] is no command of in9; did you mean run?"),
+            ("[run.limit]\nval = 3", "[run.limit] is a table; keys are flags of in9 run"),
+            ("[run]\ngrid = 3", "this command has no --grid, which is a flag of in9 attack"),
+            ("[run]\nhelp = true", "--help is only for the command line"),
+            ('config = "other.toml"', "--config is only for the command line"),
+            ("limit", "it is not valid TOML"),
+            (b"\xff", "it is not valid TOML"),
+            ("limit = " + "[" * 100_000, "it is not valid TOML: it has more than 64 levels"),
+            (f"limit = {'[' * 70}{']' * 70}", "it is not valid TOML: it has more than 64 levels"),
+        )
+    ],
+    "verify": [
+        ("--config {tmp}", "--config {tmp}: it cannot be read: Is a directory"),
+        ("--config {new}", "--config {new}: it cannot be read: No such file or directory"),
+    ],
+}
