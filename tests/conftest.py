@@ -1,7 +1,5 @@
 """Inputs and finished datasets that several test modules share."""
 
-from __future__ import annotations
-
 import gc
 import os
 import shutil
@@ -217,12 +215,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 def run_small(small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """A function that runs a command on `small_input` into tmp_path/out, two source images a shard.
 
-    It returns what the command prints, on standard error if the command is to fail.
+    Masks are boxes. It returns what the command prints, on standard error if it is to fail.
     """
 
     def run(command: str, *flags: str, code: int = 0) -> str:
         folders = ["--input", str(small_input), "--output", str(tmp_path / "out")]
-        config = [*keys(images_per_shard=2), "--formats", "parquet"]
+        config = [*keys(images_per_shard=2), "--formats", "parquet", "--segmenter", "box"]
         config += ["--variants", "original,mixed_same,mixed_rand", "--pictures", "none"]
         assert main(words_of([command, *folders, *config, *flags])) == code
         printed = capsys.readouterr()

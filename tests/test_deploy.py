@@ -1,7 +1,5 @@
 """Tests the files in `deploy/` without a cloud, with the tools and clients that will read them."""
 
-from __future__ import annotations
-
 import datetime
 import importlib.util
 import json

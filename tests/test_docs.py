@@ -1,7 +1,5 @@
 """Tests that links in the pages lead somewhere, and that pages named in code exist."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

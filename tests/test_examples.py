@@ -1,7 +1,5 @@
 """Tests the programs of examples/ on tiny pictures."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

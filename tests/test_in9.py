@@ -1,7 +1,5 @@
 """Tests `in9`, the module that users import: reading, and the stages in a custom Beam pipeline."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ Rejections with their reasons, and every pixel of every variant, must be the sam
 no predictions, so tables are not compared.
 """
 
-from __future__ import annotations
-
 import io
 from collections import Counter
 from collections.abc import Callable
@@ -233,10 +231,8 @@ def test_any_box_is_filtered_and_cut_the_same(
 ) -> None:
     """Gives both implementations the same mask, because any mask must be treated the same."""
     width, height, boxes, seed, density = drawn
-    chance = np.random.default_rng(seed)
-    pixels = chance.integers(0, 256, (height, width, 3), np.uint8)
-    stored = io.BytesIO()
-    Image.fromarray(pixels).save(stored, "BMP")
+    chance, stored = np.random.default_rng(seed), io.BytesIO()
+    Image.fromarray(chance.integers(0, 256, (height, width, 3), np.uint8)).save(stored, "BMP")
     folder = tmp_path_factory.getbasetemp() / "drawn"
     (folder / "Annotations" / "val").mkdir(parents=True, exist_ok=True)
     image = folder / "val" / "any" / "drawn.JPEG"
@@ -259,15 +255,8 @@ def test_any_box_is_filtered_and_cut_the_same(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rendition, "grabcut", grabcut)
         expected = rendition.process(stored, xml)
-    (actual,) = cut_objects(
-        stored.getvalue(),
-        xml.read_bytes(),
-        segment=segment,
-        seed=0,
-        resize=256,
-        crop=224,
-        interpolation="nearest",
-    )
+    how: Any = {"seed": 0, "resize": 256, "crop": 224, "interpolation": "nearest"}
+    (actual,) = cut_objects(stored.getvalue(), xml.read_bytes(), segment=segment, **how)
     assert (actual.reason or "accepted") == expected["status"]
     assert actual.mask_over_box == expected.get("mask_over_box")
     if actual.layer is not None:

@@ -1,7 +1,5 @@
 """Tests that the folders of tests mirror the layers of `pipeline/`."""
 
-from __future__ import annotations
-
 import ast
 import tomllib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Tests that the package declares what it imports, and states its version consistently."""
 
-from __future__ import annotations
-
 import ast
 import importlib.metadata
 import re

@@ -3,8 +3,6 @@
 A stand-in for pip records how it was called, because the real one would download gigabytes.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Runs the main job once as a user does: in processes of its own, for the fast lane."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tests that every Python snippet of the documentation runs, and that examples are sound."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ No cloud or registry is contacted: `terraform_provider` says where the names and
 The assertions of the tests beside the configuration also hold with the real providers.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import os

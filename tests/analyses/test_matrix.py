@@ -1,31 +1,17 @@
 """Tests the train x test matrix, and the checks that keep trained images out of the test."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from made_results import made, stored
-from runs import (
-    ONE,
-    QUICK,
-    dataset_in,
-    manifest_of,
-    run_here,
-    run_in9,
-    stamps,
-    table_of,
-    write_all,
-)
+from made_results import made
+from runs import ONE, QUICK, dataset_in, manifest_of, run_here, run_in9, stamps, table_of, write_all
 from two_way_by_hand import interval_of, variance_of
 
 from pipeline.analyses.matrix.results import Matrix, read_matrices
@@ -35,12 +21,9 @@ from pipeline.dataset.folder import Dataset, Holdout, selected_rows
 from pipeline.errors import UsageError
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.published import TRAINED
-from pipeline.evaluate.results import PREDICTION_SCHEMA
-from pipeline.evaluate.summary import Evaluated
 from pipeline.models.identity import PredictConfig
 from pipeline.report.page import check_claims
 from pipeline.runtime.lock import DATASET_LOCK, locked
-from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
 from pipeline.training.probe_fit import Backbone, ProbePlan, fit_variant
 from pipeline.training.train_plan import TrainPlan, describe_penalty
@@ -86,46 +69,38 @@ def evaluated(probed: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory
     return output
 
 
-def test_every_cell_has_its_images_interval_and_published_figure(
-    probed: tuple[Path, str],
-) -> None:
-    output, printed = probed
-    rows = table_of(output, "matrix")
-    assert [(row["train_variant"], row["test_variant"]) for row in rows] == [
-        (train, test) for train in SHOWN for test in SHOWN
-    ]
-    dataset = dataset_in(output)
-    tested = selected_rows(dataset, "val", Holdout(0.5))
+def test_every_cell_has_its_images_interval_and_published_figure(probed: tuple[Path, str]) -> None:
+    rows = table_of(probed[0], "matrix")
+    cells = [(row["train_variant"], row["test_variant"]) for row in rows]
+    assert cells == [(train, test) for train in SHOWN for test in SHOWN]
+    tested = selected_rows(dataset_in(probed[0]), "val", Holdout(0.5))
+    classes = Counter(image["label"] for image in tested)
     for row in rows:
         accuracy, published = float(row["accuracy"]), float(row["published"])
-        assert int(row["n"]) == len(tested)
         assert float(row["ci_low"]) <= accuracy <= float(row["ci_high"])
         assert published == TRAINED[row["train_variant"]][row["test_variant"]]
         assert float(row["difference"]) == pytest.approx(accuracy - published)
-        assert (row["overlap"], row["method"], row["holdout"]) == ("0", "probe", "0.5")
+        assert (row["n"], row["overlap"]) == (str(len(tested)), "0")
+        assert (row["method"], row["holdout"]) == ("probe", "0.5")
         assert int(row["train_n"]) <= 18 - len(tested)
-        classes = Counter(image["label"] for image in tested)
         assert float(row["chance"]) == max(classes.values()) / len(tested)
+
+
+def test_the_terminal_and_the_page_tell_what_the_tables_hold(probed: tuple[Path, str]) -> None:
+    output, printed = probed
+    rows, page = table_of(output, "matrix"), (output / "report.html").read_text()
     assert f"{NAME}, %" in printed
     chance = f"A constant answer gets {100 * float(rows[0]['chance']):.1f} %, the share of the"
     assert chance in printed
-    assert "; mixed variants: first of 3 draws" in printed
-    sides = [
-        abs(float(row["accuracy"]) - float(row[end]))
-        for row in rows
-        for end in ("ci_low", "ci_high")
-    ]
-    assert f"at most ± {100 * max(sides):.1f} points" in printed
-    assert "Trained on Mixed-Rand" in printed
-    for row in SHOWN:
-        model = json.loads((row_folder(output, row) / "model.json").read_text())
-        assert stored(convert(model, Evaluated)) == model
-    content = json.loads((output / "results" / "matrix.json").read_text())
-    (matrix,) = content["matrices"]
-    assert {row["train_variant"] for row in matrix["gaps"]} == set(SHOWN)
-    page = (output / "report.html").read_text()
-    assert re.search(r"BG-Gap (may be 0|is (above|below) 0) when trained on", page)
     assert chance in page
+    assert "; mixed variants: first of 3 draws" in printed
+    accuracies = [[float(row[name]) for name in ("accuracy", "ci_low", "ci_high")] for row in rows]
+    most = max(abs(accuracy - end) for accuracy, *ends in accuracies for end in ends)
+    assert f"at most ± {100 * most:.1f} points" in printed
+    assert "Trained on Mixed-Rand" in printed
+    assert re.search(r"BG-Gap (may be 0|is (above|below) 0) when trained on", page)
+    (matrix,) = json.loads((output / "results" / "matrix.json").read_text())["matrices"]
+    assert {row["train_variant"] for row in matrix["gaps"]} == set(SHOWN)
     for row in SHOWN:
         (penalty,) = {each["penalty"] for each in matrix["rows"] if each["train_variant"] == row}
         words = describe_penalty(penalty)
@@ -138,19 +113,16 @@ def test_differences_cover_other_foregrounds_and_other_backgrounds(
     probed: tuple[Path, str],
 ) -> None:
     """Compares intervals with those by hand, whose ends are seldom exactly 0."""
-    output, _ = probed
 
     def answers(row: str, variant: str) -> list[tuple[str, str, bool]]:
-        table = pq.read_table(row_folder(output, row) / "predictions", partitioning=None)
-        rows = [
-            one
+        table = pq.read_table(row_folder(probed[0], row) / "predictions", partitioning=None)
+        return [
+            (one["fg_key"], one["bg_key"], one["correct"])
             for one in table.to_pylist()
             if (one["variant"], one["label_rule"]) == (variant, "argmax_then_map")
         ]
-        return [(one["fg_key"], one["bg_key"], one["correct"]) for one in rows]
 
-    content = json.loads((output / "results" / "matrix.json").read_text())
-    (matrix,) = content["matrices"]
+    (matrix,) = json.loads((probed[0] / "results" / "matrix.json").read_text())["matrices"]
     sides = [
         (gap, *(answers(gap["train_variant"], name) for name in ("mixed_same", "mixed_rand")))
         for gap in matrix["gaps"]
@@ -194,15 +166,6 @@ def test_a_cell_is_what_evaluate_says_of_the_checkpoint(evaluated: Path) -> None
     page = (evaluated / "report.html").read_text()
     images, half = (f"{n} images of split val" for n in (18, summary["original"]["n"]))
     assert f"Tested on {images}, {half} (--holdout 0.5)</p>" in page
-    (gap,) = [
-        row
-        for row in table_of(evaluated, "gaps")
-        if row["model"].endswith("original.safetensors") and row["label_rule"] == "argmax_then_map"
-    ]
-    content = json.loads((evaluated / "results" / "matrix.json").read_text())
-    (ours,) = [r for r in content["matrices"][0]["gaps"] if r["train_variant"] == "original"]
-    # `evaluate` counts all three draws, the matrix only the first.
-    assert (gap["n"], gap["replicates"]) == (str(ours["n"]), "3")
 
 
 def test_a_second_run_makes_what_is_missing_and_nothing_else(copied: Path, tmp_path: Path) -> None:
@@ -224,22 +187,6 @@ def test_a_second_run_makes_what_is_missing_and_nothing_else(copied: Path, tmp_p
     after = stamps(copied)
     changed = {path for path in after if after[path] != before.get(path)}
     assert {Path(path).name for path in changed} == {predictions.name, "mixed_same.safetensors"}
-
-
-def test_rows_are_models_whose_pivot_the_matrix_is(probed: tuple[Path, str]) -> None:
-    output = probed[0]
-    for row in SHOWN:
-        folder = row_folder(output, row)
-        model = json.loads((folder / "model.json").read_text())
-        assert model["trained"]["variant"] == row
-        (file,) = folder.glob("predictions/*")
-        table = pq.read_table(file, partitioning=None)
-        assert table.schema.equals(PREDICTION_SCHEMA)
-        assert set(table["variant"].to_pylist()) == set(SHOWN)
-        predictions = table.filter(pc.equal(table["label_rule"], "argmax_then_map")).to_pylist()
-        for cell in (one for one in table_of(output, "matrix") if one["train_variant"] == row):
-            hits = [one["correct"] for one in predictions if one["variant"] == cell["test_variant"]]
-            assert (len(hits), sum(hits)) == (int(cell["n"]), int(cell["correct"]))
 
 
 def test_a_smaller_matrix_keeps_what_is_in_it(copied: Path) -> None:
@@ -323,56 +270,66 @@ def test_an_attack_on_held_out_images(copied: Path) -> None:
     assert content["trained"]["variant"] == "original"
 
 
-def test_whole_networks_and_in9l(three_draws: Path, small_sample: Path, tmp_path: Path) -> None:
-    output, in9l = Path(shutil.copytree(three_draws, tmp_path / "out")), tmp_path / "in9l"
+@pytest.fixture(scope="module")
+def of_networks(
+    three_draws: Path, small_sample: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A dataset with a matrix of a network on one variant and on IN-9L, and that IN-9L.
+
+    Tests must leave the results as they are.
+    """
+    root = tmp_path_factory.mktemp("networks")
+    output, in9l = Path(shutil.copytree(three_draws, root / "out")), root / "in9l"
     whole = ("--selection", "in9l", "--variants", "original", *QUICK[2:], *ONE)
     run_here("generate", "--input", small_sample, *whole, "--output", in9l)
-    command = ("matrix", "--dataset", output, "--in9l", in9l, "--holdout", 0.5)
-    flags = ("--arch", "test_efficientnet", "--epochs", 1, "--batch_size", 4, "--workers", 0)
-    variants = ("--variants", "only_bg_t", "--pictures", "none", "--lr", 0.01)
-    printed = run_in9(*command, *flags, *variants).stdout
-    assert "test_efficientnet-1ep-val-holdout0.5, %" in printed
-    rows = table_of(output, "matrix")
-    names = ("only_bg_t", "in9l")
-    assert [(row["train_variant"], row["test_variant"]) for row in rows] == [
-        (train, test) for train in names for test in names
-    ]
+    command = ("matrix", "--dataset", output, "--in9l", in9l, "--holdout", 0.5, "--lr", 0.01)
+    command += ("--arch", "test_efficientnet", "--epochs", 1, "--batch_size", 4, "--workers", 0)
+    command += ("--variants", "only_bg_t", "--pictures", "none")
+    assert "test_efficientnet-1ep-val-holdout0.5, %" in run_in9(*command).stdout
+    assert "nothing to do" in run_in9(*command).stdout
+    return output, in9l
+
+
+def test_whole_networks_and_in9l(of_networks: tuple[Path, Path], tmp_path: Path) -> None:
+    output, in9l = of_networks[0], Path(shutil.copytree(of_networks[1], tmp_path / "in9l"))
+    rows, names = table_of(output, "matrix"), ("only_bg_t", "in9l")
+    cells = [(row["train_variant"], row["test_variant"]) for row in rows]
+    assert cells == [(train, test) for train in names for test in names]
     assert {(row["method"], row["overlap"]) for row in rows} == {("train", "0")}
-    assert "nothing to do" in run_in9(*command, *flags, *variants).stdout
-    entry = output / rows[-1]["checkpoint"]
+    entry = f"test_efficientnet={output / rows[-1]['checkpoint']}"
     evaluate = ("evaluate", "--dataset", in9l, "--holdout", 0.5, "--pictures", "none", *ONE)
-    run_in9(*evaluate, "--models", f"test_efficientnet={entry}")
-    (results,) = (
-        row
+    run_in9(*evaluate, "--models", entry)
+    (correct,) = (
+        row["correct"]
         for row in table_of(in9l, "summary")
         if (row["variant"], row["label_rule"]) == ("original", "argmax_then_map")
     )
-    assert results["correct"] == rows[-1]["correct"]
-    assert table_of(output, "matrix") == rows
+    assert correct == rows[-1]["correct"]
 
-    def interval() -> tuple[float, float] | None:
+
+def test_images_of_a_group_count_as_related_on_in9l_too(of_networks: tuple[Path, Path]) -> None:
+    """Checks groups that are stored with the results, since IN-9L's index lies elsewhere."""
+    output, in9l = of_networks
+
+    def width() -> float | None:
         (matrix,) = read_matrices(dataset_in(output))
         results = {(row.train_variant, row.test_variant): row for row in matrix.rows}
         row = results.get(("only_bg_t", "in9l"))
-        return (row.ci_low, row.ci_high) if row else None
+        return row and row.ci_high - row.ci_low
 
-    # Images of a group count as related. This holds for IN-9L as well, whose index lies in another
-    # dataset.
     fingerprint = manifest_of(in9l)["fingerprint"]
     (folder,) = output.glob(f"results/*-only_bg_t+holdout0.5+{fingerprint[:12]}")
-    model = folder / "model.json"
-    content = json.loads(model.read_text())
-    (file,) = folder.glob("predictions/*")
-    keys = set(pq.read_table(file, partitioning=None)["key"].to_pylist())
-    alone = interval()
+    model, (file,) = folder / "model.json", folder.glob("predictions/*")
+    content, whole = json.loads(model.read_text()), file.read_bytes()
+    keys = pq.read_table(file, partitioning=None)["key"].to_pylist()
+    alone = width()
+    assert alone is not None
     model.write_text(json.dumps({**content, "groups": dict.fromkeys(keys, "one")}))
-    together = interval()
-    assert alone
-    assert together
-    assert together[1] - together[0] > alone[1] - alone[0]
+    assert (width() or 0) > alone
     model.write_text(json.dumps(content))
     file.write_bytes(b"PAR1, but no table")
-    assert interval() is None
+    assert width() is None
+    file.write_bytes(whole)
 
 
 def test_a_network_stays_on_its_device_for_the_next_probe(
@@ -418,36 +375,6 @@ def test_overwrite_replaces_only_trainings_with_other_flags(
     path.with_name("state.pth").write_bytes(b"junk")
     NetworkTrainer(plan, slower, overwrite=True).train("original")
     assert capsys.readouterr().out.count("\n") == 2
-
-
-@pytest.mark.parametrize(
-    ("flags", "line"),
-    [
-        (("--probe",), "no split train, but val: add --holdout 0.5"),
-        (("--probe", "--holdout", 0.5, "--variants", "mixed"), "--variants mixed: the dataset has"),
-        (("--probe", "--holdout", 0.5, "--train_split", "train"), "--holdout divides one split"),
-        (("--probe", "--train_split", "test"), "--train_split test: the dataset has val"),
-        (("--train_split", "val"), "all images of val would be both trained on and tested on"),
-        (("--holdout", 2), "at least 0 and less than 1"),
-        (
-            ("--probe", "--holdout", 0.5, "--in9l", "{dataset}"),
-            "is not an IN-9L dataset; make one with: in9 generate --selection in9l",
-        ),
-        (("--probe", "--holdout", 0.5, "--in9l", "/nowhere"), "--in9l: /nowhere does not exist"),
-        (("--arch", "resnet_50", "--holdout", 0.5), "no such architecture"),
-        (("--probe", "--arch", "python:tiny_models:first", "--holdout", 0.5), "network of timm"),
-    ],
-)
-def test_what_does_not_fit_is_one_line(
-    probed: tuple[Path, str], capsys: pytest.CaptureFixture[str], flags: Any, line: str
-) -> None:
-    before = stamps(probed[0])
-    flags = [str(flag).format(dataset=probed[0]) for flag in flags]
-    run_here("matrix", "--dataset", probed[0], *flags, code=2)
-    message = capsys.readouterr().err
-    assert line in message
-    assert message.count("\n") == 1
-    assert stamps(probed[0]) == before
 
 
 def matrix_of(overlap: int = 0) -> Matrix:

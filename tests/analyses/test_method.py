@@ -1,12 +1,10 @@
 """Tests `in9 method`: the same pairs in all renderings, and renderings that are not stored."""
 
-from __future__ import annotations
-
 import collections
 import dataclasses
-import importlib
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from runs import (
     pixels_of,
     refusal,
     run_here,
+    run_in9,
     table_of,
     write_all,
 )
@@ -170,6 +169,28 @@ def test_a_row_is_the_difference_at_the_same_draws(stored: Path) -> None:
         assert (row["seed_sd"] != "") == (hole == "all")
 
 
+Picture = tuple[str, int, str]
+"""(base, draw, key) of a picture."""
+
+
+def shares_right(
+    output: Path, folders: list[str], rule: str
+) -> tuple[dict[str, dict[Picture, float]], dict[Picture, str]]:
+    """Returns the share of models that are right, by rendering and picture, and its background."""
+    of_models = [predictions_of(output, folder) for folder in folders]
+    label_of = {row["key"]: row["label"] for row in index_of(output)}
+    right: dict[str, dict[Picture, float]] = {}
+    backgrounds = {}
+    for (of_rule, name, key), (_, bg_key, *_) in sorted(of_models[0].items()):
+        if of_rule == rule:
+            base, rendering, draw = dataclasses.astuple(VariantName.parse(name))
+            answers = [predicted[of_rule, name, key][0] for predicted in of_models]
+            share = answers.count(label_of[key]) / len(answers)
+            right.setdefault(rendering, {})[base, draw, key] = share
+            backgrounds[base, draw, key] = bg_key
+    return right, backgrounds
+
+
 @pytest.mark.parametrize(
     ("model", "folders"),
     [("python:tiny_models:first", ["*first*"]), ("mean of 2 models", ["*first*", "*second*"])],
@@ -177,41 +198,19 @@ def test_a_row_is_the_difference_at_the_same_draws(stored: Path) -> None:
 def test_intervals_and_p_values_are_of_the_pictures_units(
     two_models: Path, model: str, folders: list[str]
 ) -> None:
-    of_models = [predictions_of(two_models, folder) for folder in folders]
     index = {row["key"]: row for row in index_of(two_models)}
-    numbers = {key: number for number, key in enumerate(index)}
-    rule = "mapped_only"
-    # By rendering, each picture in one order: (base, draw, key) -> share of models that are right.
-    right: dict[str, dict[tuple[str, int, str], float]] = {}
-    backgrounds = {}
-    for (of_rule, name, key), (_, bg_key, *_) in sorted(of_models[0].items()):
-        if of_rule == rule:
-            base, rendering, draw = dataclasses.astuple(VariantName.parse(name))
-            answers = [predicted[of_rule, name, key][0] for predicted in of_models]
-            share = answers.count(index[key]["label"]) / len(answers)
-            right.setdefault(rendering, {})[base, draw, key] = share
-            backgrounds[base, draw, key] = bg_key
+    numbers, rule = {key: number for number, key in enumerate(index)}, "mapped_only"
+    right, backgrounds = shares_right(two_models, folders, rule)
     pictures = sorted(backgrounds)
     roles = Roles.from_units(
         np.array([numbers[key] for *_, key in pictures]),
         np.array([numbers[backgrounds[picture]] for picture in pictures]),
         np.unique([f"{draw} {key}" for _, draw, key in pictures], return_inverse=True)[1],
     )
-    sides = {
-        base: np.array([picture[0] == base for picture in pictures])
-        for base in ("mixed_same", "mixed_rand")
-    }
-    gaps, contributions = {}, {}
-    for rendering, by_picture in right.items():
-        correct = np.array([by_picture[picture] for picture in pictures], np.float64)
-        same, rand = (correct[side].mean() for side in sides.values())
-        centred = np.where(sides["mixed_same"], correct - same, rand - correct)
-        gaps[rendering] = same - rand
-        contributions[rendering] = centred / (len(pictures) / 2)
-    differences = np.array([gaps[name] - gaps[""] for name in RENDERINGS])
-    spread = roles.spread(
-        np.array([contributions[name] - contributions[""] for name in RENDERINGS])
-    )
+    is_same = np.array([base == "mixed_same" for base, *_ in pictures])
+    correct = np.array([[right[name][p] for p in pictures] for name in ("", *RENDERINGS)])
+    gaps, r = gaps_of_pictures(correct, is_same)
+    differences, spread = gaps[1:] - gaps[0], roles.spread(r[1:] - r[0])
     bounds = difference_interval(differences, spread)
     adjusted = holm(p_value(differences, spread))
     rows = {
@@ -222,7 +221,7 @@ def test_intervals_and_p_values_are_of_the_pictures_units(
     columns = ("difference", "difference_low", "difference_high", "p_adjusted")
     for name, *expected in zip(RENDERINGS, differences, *bounds, adjusted, strict=True):
         assert [float(rows[name][column]) for column in columns] == pytest.approx(expected)
-    own = difference_interval(np.asarray(gaps[""]), roles.spread(contributions[""]))
+    own = difference_interval(gaps[0], roles.spread(r[0]))
     low_high = [float(rows["paper"][column]) for column in ("ci_low", "ci_high")]
     assert low_high == pytest.approx([float(end) for end in own])
     # Not all of it is trivial.
@@ -354,20 +353,26 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
     assert "--replicates must be between 1 and 100" in too_many
 
 
-def test_another_dataset_is_compared_on_the_images_that_both_have(
-    composed: Path,
-    small_input: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Any,
-) -> None:
-    (tmp_path / "method_fills.py").write_text(
-        "def grey(image, hole):\n    image[hole] = 128\n    return image\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    pictures = pictures_of(small_input)
-    # A box that reaches beyond the central square, whose picture is all hole.
-    annotations = (small_input / "Annotations" / "val" / f"{path.stem}.xml" for path in pictures)
+FILL = "def grey(image, hole):\n    image[hole] = 128\n    return image\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two datasets, and what `in9 method` said of the images that both have.
+
+    Attributes:
+      common: keys of these images there, by those here; each has another of its class.
+    """
+
+    here: Path
+    there: Path
+    said: str
+    common: dict[str, str]
+
+
+def fill_a_square(source: Path) -> None:
+    """Lets the box of the widest picture of an input cover all of the central square."""
+    annotations = (source / "Annotations" / "val" / f"{p.stem}.xml" for p in pictures_of(source))
     sides = {xml: re.findall(r"<(?:width|height)>(\d+)<", xml.read_text()) for xml in annotations}
     whole = max(sides, key=lambda xml: int(sides[xml][0]) / int(sides[xml][1]))
     width, height = map(int, sides[whole])
@@ -376,26 +381,29 @@ def test_another_dataset_is_compared_on_the_images_that_both_have(
     for name, value in (("xmin", width // 20), ("ymin", 0), ("xmax", width), ("ymax", height)):
         boxes = re.sub(rf"<{name}>\d+<", f"<{name}>{value}<", boxes)
     whole.write_text(boxes)
-    here, there = tmp_path / "here", tmp_path / "there"
-    command = ("generate", "--input", small_input, *QUICK, *ONE, *keys(max_box=1), "--output")
+
+
+@pytest.fixture(scope="module")
+def pair(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """A dataset that is compared with another one, with a fill of the user's, too."""
+    root = tmp_path_factory.mktemp("pair")
+    (root / "method_fills.py").write_text(FILL)
+    source = Path(shutil.copytree(small_sample, root / "input"))
+    fill_a_square(source)
+    here, there = root / "here", root / "there"
+    command = ("generate", "--input", source, *QUICK, *ONE, *keys(max_box=1), "--output")
     run_here(*command, here, "--variants", "original,mixed_same,mixed_rand")
+    rows = {row["source_md5"]: row for row in index_of(here) if row["selected"]}
     # The other dataset has other keys, and lacks an image, so that one has no background.
-    accepted = [row for row in index_of(here) if row["selected"]]
-    counts = collections.Counter(row["label"] for row in accepted)
-    lacking = next(row for row in accepted if counts[row["label"]] == 2)
-    (small_input / lacking["path"]).unlink()
-    for path in sorted(small_input.rglob("*2.*")):
+    counts = collections.Counter(row["label"] for row in rows.values())
+    lacking = next(row for row in rows.values() if counts[row["label"]] == 2)
+    (source / lacking["path"]).unlink()
+    for path in sorted(source.rglob("*2.*")):
         path.rename(path.with_stem(f"{path.stem}0"))
     png = (*keys(encoding="png"), "--segmenter", "grabcut")
     png += ("--variants", "original,only_bg_t,fg_mask")
     run_here(*command, there, *png)
-    capsys.readouterr()
-    run_here(*METHOD, here, *ONE, "--renderings", "python:method_fills:grey", "--against", there)
-    said = capsys.readouterr().out
-    rows, others = (
-        {row["source_md5"]: row for row in index_of(each) if row["selected"]}
-        for each in (here, there)
-    )
+    others = {row["source_md5"]: row for row in index_of(there) if row["selected"]}
     labels = collections.Counter(rows[md5]["label"] for md5 in rows.keys() & others.keys())
     common = {
         row["key"]: others[md5]["key"]
@@ -404,85 +412,104 @@ def test_another_dataset_is_compared_on_the_images_that_both_have(
     }
     assert 4 < len(common) < len(rows.keys() & others.keys())
     assert any(key != name for key, name in common.items())
-    dataset, other = dataset_in(here), dataset_in(there)
+    own = ("--renderings", "python:method_fills:grey", "--against", there)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(root))
+        patch.syspath_prepend(root)
+        yield Pair(here, there, run_in9(*METHOD, here, *ONE, *own).stdout, common)
+
+
+def composed_of(pair: Pair) -> ComposedDataset:
+    dataset, other = dataset_in(pair.here), dataset_in(pair.there)
     compose = dataset.manifest.config.compose
-    both = ComposedDataset(dataset.store, dataset.manifest, "val", compose, other)
-    assert both.images["against"].keys == common
+    return ComposedDataset(dataset.store, dataset.manifest, "val", compose, other)
+
+
+def test_another_dataset_is_compared_on_the_images_that_both_have(pair: Pair) -> None:
+    both, again = composed_of(pair), composed_of(pair)
+    assert both.images["against"].keys == pair.common
+    assert pair.common.keys() < both.images[""].keys.keys()
     # What is planned serves the next models, too; other pairs have another plan.
-    again = ComposedDataset(dataset.store, dataset_in(here).manifest, "val", compose, other)
     assert again.images is both.images
-    reseeded = dataclasses.replace(again, compose=dataclasses.replace(compose, seed=1))
+    reseeded = dataclasses.replace(again, compose=dataclasses.replace(again.compose, seed=1))
     assert reseeded.images is not both.images
-    assert common.keys() < both.images[""].keys.keys()
-    # The pairs are drawn among these images, and the same in both datasets.
-    predicted = predictions_of(here)
+
+
+def test_pairs_are_drawn_among_common_images_and_are_the_same_in_both(pair: Pair) -> None:
     pairs = {
         (name, key): bg_key
-        for (rule, name, key), (_, bg_key, *_) in predicted.items()
+        for (rule, name, key), (_, bg_key, *_) in predictions_of(pair.here).items()
         if rule == "argmax_then_map" and VariantName.parse(name).rendering in ("common", "against")
     }
+    common, both = pair.common, composed_of(pair)
     assert {key for _, key in pairs} == set(pairs.values()) | common.keys() == common.keys()
-    pixels = {name: pixels_of(there, name) for name in ("original", "only_bg_t", "fg_mask")}
+    pixels = {name: pixels_of(pair.there, name) for name in ("original", "only_bg_t", "fg_mask")}
+    columns = ("key", "fg_key", "bg_key", "image")
     for base in ("mixed_same", "mixed_rand"):
         assert all(pairs[f"{base}_common", key] == pairs[f"{base}_against", key] for key in common)
-        (table,) = both.tables(
-            "val", 0, VariantName(base, "against"), ("key", "fg_key", "bg_key", "image")
-        )
+        (table,) = both.tables("val", 0, VariantName(base, "against"), columns)
         for row in table.to_pylist():
             assert row["key"] == row["fg_key"] != row["bg_key"]
             assert row["bg_key"] == pairs[f"{base}_against", row["key"]]
             name, background = common[row["key"]], common[row["bg_key"]]
-            expected = np.where(
-                pixels["fg_mask"][name][..., None] > 0,
-                pixels["original"][name],
-                pixels["only_bg_t"][background],
-            )
+            mask = pixels["fg_mask"][name][..., None] > 0
+            on = pixels["only_bg_t"][background]
+            expected = np.where(mask, pixels["original"][name], on)
             np.testing.assert_array_equal(decode_image(row["image"]), expected)
-    # The gaps and the difference are those of these pictures.
+
+
+def test_gaps_and_differences_are_of_the_common_images(pair: Pair) -> None:
+    predicted = predictions_of(pair.here)
     table = {
         (row["rendering"], row["hole"]): row
-        for row in table_of(here, "method")
+        for row in table_of(pair.here, "method")
         if row["label_rule"] == "argmax_then_map"
     }
-    labels = {row["key"]: row["label"] for row in rows.values()}
+    labels = {row["key"]: row["label"] for row in index_of(pair.here)}
     for rendering in ("common", "against"):
-        right = {
-            base: np.mean(
+        same, rand = (
+            np.mean(
                 [
                     predicted["argmax_then_map", f"{base}_{rendering}", key][0] == labels[key]
-                    for key in common
+                    for key in pair.common
                 ]
             )
             for base in ("mixed_same", "mixed_rand")
-        }
+        )
         row = table[rendering, "all"]
-        assert float(row["gap"]) == pytest.approx(right["mixed_same"] - right["mixed_rand"])
-        assert int(row["pictures"]) == 2 * len(common)
-    difference = float(table["against", "all"]["gap"]) - float(table["common", "all"]["gap"])
-    assert float(table["against", "all"]["difference"]) == pytest.approx(difference)
-    assert table["common", "all"]["difference"] == ""
+        assert float(row["gap"]) == pytest.approx(same - rand)
+        assert int(row["pictures"]) == 2 * len(pair.common)
+    common, against = table["common", "all"], table["against", "all"]
+    difference = float(against["gap"]) - float(common["gap"])
+    assert float(against["difference"]) == pytest.approx(difference)
+    assert common["difference"] == ""
+    # The boxes of the other dataset may be others, so the row does not say what they cover.
+    assert against["hole_low"] == against["hole_high"] == ""
+    assert common["hole_low"] != ""
     # A fill of the user's is a rendering among others.
     assert ("grey", "large") in table
-    (plot,) = make_plots(gather(dataset, imagenet9()))
-    assert f"against {other.manifest.fingerprint[:12]}" in plot.alt
+
+
+def test_what_is_compared_is_said(pair: Pair) -> None:
+    (plot,) = make_plots(gather(dataset_in(pair.here), imagenet9()))
+    assert f"against {manifest_of(pair.there)['fingerprint'][:12]}" in plot.alt
     assert "grey" in plot.alt
-    assert "grey@1" in (here / "results/latex/method.tex").read_text()
-    assert f"in the same pairs of the {len(common)} images that both have" in said
+    assert "grey@1" in (pair.here / "results/latex/method.tex").read_text()
+    assert f"in the same pairs of the {len(pair.common)} images that both have" in pair.said
     # The hole of one background is the whole picture.
-    assert re.search(r"[1-9]\d* of the filled backgrounds (is|are) tiled", said)
-    # The boxes of the other dataset may be others, so the row does not say what they cover.
-    assert table["against", "all"]["hole_low"] == table["against", "all"]["hole_high"] == ""
-    assert table["common", "all"]["hole_low"] != ""
-    # Results of another version of the fill, and of another dataset, have names of their own.
-    importlib.import_module("method_fills").grey.version = 2
-    fill = ("--renderings", "python:method_fills:grey")
-    run_here(
-        *METHOD[:2], "python:tiny_models:second", *METHOD[3:], here, *fill, "--against", composed
-    )
+    assert re.search(r"[1-9]\d* of the filled backgrounds (is|are) tiled", pair.said)
+
+
+def test_results_of_another_version_and_dataset_have_names_of_their_own(
+    pair: Pair, composed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    here = Path(shutil.copytree(pair.here, tmp_path / "here"))
+    (pair.here.parent / "method_fills.py").write_text(f"{FILL}\n\ngrey.version = 2\n")
+    own = ("--renderings", "python:method_fills:grey", "--against", composed)
+    run_in9(*METHOD[:2], "python:tiny_models:second", *METHOD[3:], here, *own)
     # What is finished is not composed again, although fewer renderings are asked for.
     monkeypatch.setattr(ComposedDataset, "tables", None)
-    capsys.readouterr()
-    run_here(*METHOD, here, *ONE, "--against", there)
+    run_here(*METHOD, here, *ONE, "--against", pair.there)
     said = capsys.readouterr().out
     monkeypatch.undo()
     write_all(here, "none")
@@ -490,7 +517,7 @@ def test_another_dataset_is_compared_on_the_images_that_both_have(
     latex = (here / "results/latex/method.tex").read_text()
     entry = "python:method_fills:grey@2"
     by_model = {"first": {}, "second": {"grey": entry}}
-    for (model, own), of in zip(by_model.items(), (there, composed), strict=True):
+    for (model, fill), of in zip(by_model.items(), (pair.there, composed), strict=True):
         digest = manifest_of(of)["fingerprint"]
         of_rows = {
             row["rendering"]: row["of"]
@@ -498,7 +525,7 @@ def test_another_dataset_is_compared_on_the_images_that_both_have(
             if row["model"] == f"python:tiny_models:{model}"
         }
         built_in = dict.fromkeys(("paper", *RENDERINGS), "")
-        assert of_rows == built_in | own | dict.fromkeys(("common", "against"), digest)
+        assert of_rows == built_in | fill | dict.fromkeys(("common", "against"), digest)
         line = f"{model}: common, against: BG-Gap of this dataset and of {digest[:12]}"
         assert line in said
         assert line in page

@@ -3,42 +3,27 @@
 An analysis that is added to a copy of this checkout works everywhere.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
-import select
 import shutil
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forking import Forks, Started
+from forking import NO_FIGURES, Forks
 from runs import ONE, ROOT, table_of
 
 from pipeline.analyses import ANALYSES
 from pipeline.evaluate.planned import PlannedAnalysis
 
-MODEL = """
-import os
-import time
-
-import tiny_models
-
-def slow():
-    model = tiny_models.first()
-    model.register_forward_pre_hook(lambda *_: time.sleep(float(os.environ.get("SECONDS", 0))))
-    return model
-"""
-MODELS = ("--models", "python:slow_models:slow", *ONE)
+MODELS = ("--models", "python:tiny_models:first", *ONE)
 
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the pipeline with the analysis `mirrored`, and a slow model.
+    """A copy of the pipeline with the analysis `mirrored`.
 
     A copy of `transforms` would have kernels of its own, which take long to compile.
     """
@@ -52,75 +37,50 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = names.read_text()
     assert last in text
     names.write_text(text.replace(last, f'{last}        "mirrored:MIRRORED",\n'))
-    (folder / "slow_models.py").write_text(MODEL)
     return folder
 
 
-class Copied:
-    """Commands of the copied code."""
+@pytest.fixture(scope="module")
+def copied(checkout: Path) -> Callable[..., str]:
+    """A function that runs a command of the copied code and returns what it prints."""
+    forks, paths = Forks(checkout), (checkout, ROOT, ROOT / "tests" / "support")
+    path = os.pathsep.join(map(str, paths))
+    environment = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", NO_FIGURES: "1"}
 
-    def __init__(self, checkout: Path) -> None:
-        self._forks = Forks(checkout)
-        paths = os.pathsep.join(map(str, (checkout, ROOT, ROOT / "tests" / "support")))
-        self._environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
-
-    def run(self, *arguments: object) -> str:
-        """Runs a command; returns what it prints."""
-        done = self._forks.run([str(argument) for argument in arguments], self._environment)
+    def run(*arguments: object) -> str:
+        done = forks.run([str(argument) for argument in arguments], environment)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
-    def start(self, terminal: int, *arguments: object) -> Started:
-        """Starts a command of a slow model that writes errors to a terminal."""
-        environment = {**self._environment, "SECONDS": "0.2"}
-        return self._forks.start([str(each) for each in arguments], environment, terminal)
+    return run
 
 
 def test_an_analysis_is_one_folder_and_one_line(
-    checkout: Path, one_worker: Path, small_sample: Path, tmp_path: Path
+    checkout: Path, copied: Callable[..., str], one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(one_worker, tmp_path / "out"))
-    dataset, copied = ("--dataset", output), Copied(checkout)
-    assert "--mirrored" in copied.run("evaluate", "--help")
-    reference = subprocess.run(
-        (sys.executable, "-m", "pipeline.commands.reference"),
-        cwd=checkout,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert "| `--mirrored " in reference
-    assert "results/mirrored.csv" in reference
+    assert "--mirrored" in copied("evaluate", "--help")
+    words = (sys.executable, "-m", "pipeline.commands.reference")
+    done = subprocess.run(words, cwd=checkout, capture_output=True, text=True, check=True)
+    assert "| `--mirrored " in done.stdout
+    assert "results/mirrored.csv" in done.stdout
     job = ("run", "--input", small_sample, "--output", tmp_path / "new", "--segmenter", "box")
-    forecast = copied.run(*job, *MODELS, "--mirrored", "--dry_run")
+    forecast = copied(*job, *MODELS, "--mirrored", "--dry_run")
     assert "for a mirrored with 18 pictures" in forecast
-
-    # Killed after its first shard, in a terminal that shows progress.
-    copied.run("evaluate", *dataset, *MODELS)
-    terminal, its_end = os.openpty()
-    started = copied.start(its_end, "evaluate", *dataset, *MODELS, "--mirrored")
-    shown, until = b"", time.monotonic() + 120
-    while not (first := list(output.glob("results/*/mirrored/*.parquet"))):
-        assert started.poll() is None, shown
-        assert time.monotonic() < until
-        if select.select([terminal], [], [], 0.01)[0]:
-            shown += os.read(terminal, 1 << 16)
-    os.killpg(started.pid, signal.SIGKILL)
-    started.communicate()
-    os.close(its_end)
-    os.close(terminal)
-    assert b"mirrored" in shown
-    kept = {path: path.stat().st_mtime_ns for path in first}
-    shards = len(list(output.glob("index/*.parquet")))
-    assert len(kept) < shards > 1
-    printed = copied.run("evaluate", *dataset, *MODELS, "--mirrored")
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert len(list(output.glob("results/*/mirrored/*.parquet"))) == shards
+    command = ("evaluate", "--dataset", output, *MODELS, "--mirrored")
+    printed = copied(*command)
     assert "mirrored pictures predicted" in printed
-
+    shards = [*output.glob("results/*/mirrored/*.parquet")]
+    assert len(shards) == len(list(output.glob("index/*.parquet"))) > 1
+    # What is there is not made again.
+    shards[0].unlink()
+    kept = {path: path.stat().st_mtime_ns for path in shards[1:]}
+    copied(*command)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert shards[0].exists()
     (row,) = table_of(output, "mirrored")
     accuracy = f"{100 * float(row['accuracy']):.1f}"
-    assert accuracy in next(line for line in printed.splitlines() if "slow_models:slow " in line)
+    assert accuracy in next(line for line in printed.splitlines() if "tiny_models:first " in line)
     assert f"${accuracy}$" in (output / "results" / "latex" / "mirrored.tex").read_text()
     page = (output / "report.html").read_text()
     assert f"answers {accuracy} % of {int(row['n'])} mirrored pictures correctly" in page

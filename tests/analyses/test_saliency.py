@@ -1,11 +1,10 @@
 """Tests saliency: gradients, their mass inside a mask, and the command that measures them."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from made_results import made
 from PIL import Image
-from runs import ONE, dataset_in, manifest_of, run_in9, stamps, table_of
+from runs import ONE, dataset_in, index_of, run_in9, stamps, table_of
 
 from pipeline.analyses.saliency.results import (
     SALIENCY_SCHEMA,
@@ -31,9 +30,6 @@ from pipeline.analyses.saliency.stage import (
     check_variants,
     winning_logit_gradients,
 )
-from pipeline.commands.command_line import build_parser
-from pipeline.commands.job_flags import analyses_from_flags
-from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import write_table
 from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.planned import Evaluation
@@ -251,11 +247,15 @@ def recompute(output: Path, key_order: Sequence[str]) -> dict[str, tuple[float, 
     return by_key
 
 
-def test_the_command_measures_shows_and_resumes(
-    one_worker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = Path(shutil.copytree(one_worker, tmp_path / "out"))
-    (tmp_path / "blind.py").write_text(
+FLAGS = ("saliency", *ONE, "--models", "efficientnet_lite0", "--dataset")
+
+
+@pytest.fixture(scope="module")
+def explained(one_worker: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A dataset with saliency of a model beside one without gradients, and what was printed."""
+    root = tmp_path_factory.mktemp("explained")
+    output = Path(shutil.copytree(one_worker, root / "out"))
+    (root / "blind.py").write_text(
         "import torch\n"
         "class Blind(torch.nn.Module):\n"
         "    def forward(self, x):\n"
@@ -263,76 +263,81 @@ def test_the_command_measures_shows_and_resumes(
         "def model():\n"
         "    return Blind()\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    flags = ("saliency", "--dataset", output, *ONE)
-    done = run_in9(*flags, "--models", "efficientnet_lite0,python:blind:model")
-    labels = [row["label"] for row in dataset_in(output).index("val") if row["selected"]]
-    assert f" {len(labels)} images explained" in done.stdout
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(root))
+        done = run_in9(*FLAGS, output, "--models", "efficientnet_lite0,python:blind:model")
     assert "no saliency: python:blind:model: it gives no gradient" in done.stderr
+    return output, done.stdout
 
-    folder = output / "results" / "efficientnet_lite0"
-    rows = [
-        row for path in folder.glob("saliency/*.parquet") for row in pq.read_table(path).to_pylist()
-    ]
-    keys = [row["key"] for row in rows]
-    expected = recompute(output, keys[:5])
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    paths = output.glob("results/efficientnet_lite0/saliency/*.parquet")
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def summary_of(output: Path) -> dict[str, Any]:
+    path = output / "results" / "efficientnet_lite0" / "saliency.json"
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def test_the_command_measures_each_image_and_their_mean(explained: tuple[Path, str]) -> None:
+    output, printed = explained
+    labels = [row["label"] for row in index_of(output) if row["selected"]]
+    assert f" {len(labels)} images explained" in printed
+    rows, summary = rows_of(output), summary_of(output)
+    expected = recompute(output, [row["key"] for row in rows[:5]])
     for row in rows[:5]:
         mass, area, best = expected[row["key"]]
         assert row["mass_in_mask"] == pytest.approx(mass, abs=2e-3)
         assert (row["mask_area"], row["output"]) == (pytest.approx(area), best)
-    summary = json.loads((folder / "saliency.json").read_text())
-    mean = np.mean([row["mass_in_mask"] for row in rows])
+    mean, area = (np.mean([row[name] for row in rows]) for name in ("mass_in_mask", "mask_area"))
     assert (summary["images"], summary["variant"]) == (len(labels), "original")
     assert summary["mass_in_mask"] == pytest.approx(mean)
     assert summary["ci_low"] < mean < summary["ci_high"]
-    area = np.mean([row["mask_area"] for row in rows])
     assert summary["mask_area"] == pytest.approx(area)
     assert summary["concentration"] == pytest.approx(mean / area)
-    assert f"{100 * mean:.1f} [" in done.stdout
-    shown = [one["label"] for one in summary["maps"]]
-    assert (len(shown), set(shown)) == (9, set(labels))
-    assert shown == sorted(shown)
-    by_key = {row["key"]: row for row in rows}
-    for one in summary["maps"]:
-        row = by_key[one["key"]]
-        assert (one["mass_in_mask"], one["prediction"]) == (row["mass_in_mask"], row["prediction"])
-        with Image.open(output / one["file"]) as picture:
-            assert picture.size == (224, 224)
+    assert f"{100 * mean:.1f} [" in printed
     lines = {row["model"]: row for row in table_of(output, "saliency")}
     assert float(lines["efficientnet_lite0"]["mass_in_mask"]) == pytest.approx(mean)
     assert lines["efficientnet_lite0"]["error"] == ""
     assert "no gradient" in lines["python:blind:model"]["error"]
     assert lines["python:blind:model"]["mass_in_mask"] == ""
 
-    # A rerun with fewer maps recreates missing files, keeps existing ones and removes extra maps.
-    missing = sorted(folder.glob("saliency/*.parquet"))[0]
+
+def test_maps_are_of_images_of_all_classes(explained: tuple[Path, str]) -> None:
+    output, _ = explained
+    maps, by_key = summary_of(output)["maps"], {row["key"]: row for row in rows_of(output)}
+    shown = [one["label"] for one in maps]
+    assert (len(shown), set(shown)) == (9, {row["label"] for row in by_key.values()})
+    assert shown == sorted(shown)
+    for one in maps:
+        row = by_key[one["key"]]
+        assert (one["mass_in_mask"], one["prediction"]) == (row["mass_in_mask"], row["prediction"])
+        with Image.open(output / one["file"]) as picture:
+            assert picture.size == (224, 224)
+
+
+def test_a_rerun_with_fewer_maps_makes_what_is_missing_and_removes_the_others(
+    explained: tuple[Path, str], tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(explained[0], tmp_path / "out"))
+    folder = output / "results" / "efficientnet_lite0" / "saliency"
+    missing = sorted(folder.glob("*.parquet"))[0]
     gone = pq.read_table(missing)
     missing.unlink()
     fewer = plan_of(output, 4).shown_images(dataset_in(output))
     redrawn = next(key for key in fewer if key not in gone["key"].to_pylist())
-    (folder / "saliency" / f"{redrawn}.png").unlink()
+    (folder / f"{redrawn}.png").unlink()
     others = {name: at for name, at in stamps(output).items() if name.endswith(".parquet")}
-    run_in9(*flags, "--models", "efficientnet_lite0", "--maps", 4)
+    run_in9(*FLAGS, output, "--maps", 4)
     assert pq.read_table(missing).equals(gone)
     after = stamps(output)
     assert all(after[name] == at for name, at in others.items())
-    assert {path.stem for path in folder.glob("saliency/*.png")} == set(fewer)
-    shown = json.loads((folder / "saliency.json").read_text())["maps"]
-    assert [one["key"] for one in shown] == list(fewer)
-    again = run_in9(*flags, "--models", "efficientnet_lite0", "--maps", 4)
-    assert "nothing to do" in again.stdout
+    assert {path.stem for path in folder.glob("*.png")} == set(fewer)
+    assert [one["key"] for one in summary_of(output)["maps"]] == list(fewer)
+    assert "nothing to do" in run_in9(*FLAGS, output, "--maps", 4).stdout
     assert stamps(output) == after
-
-
-def test_the_main_job_explains_too(tiny_input: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    variants = "original,mixed_same,mixed_rand,fg_mask"
-    flags = ("run", "--input", tiny_input, "--output", output, "--variants", variants)
-    done = run_in9(*flags, "--formats", "webdataset", "--saliency", 2)
-    assert "inside the mask, %" in done.stdout
-    summary = json.loads((output / "results" / "efficientnet_lite0" / "saliency.json").read_text())
-    assert summary["images"] == manifest_of(output)["images"]["val"]["selected"] > 0
-    assert len({one["label"] for one in summary["maps"]}) == 2
 
 
 @pytest.mark.parametrize("mass", [0.0, None])
@@ -348,23 +353,3 @@ def test_a_table_has_dashes_where_masks_or_saliency_are_empty(
     printed = saliency_table([made(SaliencyResult, model="m", **found)])
     cells = "0.0 [0.0, 0.0] 0.0 - 1" if mass == 0 else "- - - 0"
     assert printed.splitlines()[1].split() == ["m", *cells.split()]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--eval_input", "native"), "saliency is measured on stored pixels"),
-        (("--variant", "fg_mask"), "saliency of fg_mask: the dataset has"),
-        (("--maps", "0"), "expected a whole number of at least 1, got '0'"),
-        (("--maps", "tench"), "expected a whole number of at least 1, got 'tench'"),
-    ],
-)
-def test_wrong_flags_are_refused(one_worker: Path, flags: tuple[str, ...], message: str) -> None:
-    store = Store(str(one_worker))
-
-    def check() -> None:
-        arguments, _ = build_parser().parse_known_args(["saliency", *flags])
-        analyses_from_flags(arguments, Dataset.open(store))
-
-    with pytest.raises(UsageError, match=message):
-        check()

@@ -1,7 +1,5 @@
 """Tests ImageNet accuracy, measured or published, and the trend of other accuracies against it."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json
@@ -227,18 +225,27 @@ def test_shards_of_a_listing_hold_every_image_once() -> None:
     assert all(len(shard) < 1.2 * IMAGES_PER_SHARD for shard in shards)
 
 
-def test_top1_is_the_models_own_on_the_whole_picture(
+@pytest.fixture
+def measured(
     one_worker: Path, tiny_imagenet: Path, tmp_path: Path
+) -> tuple[Path, tuple[object, ...], str]:
+    """A dataset, and the command that has measured top-1 of one of two models, and its output.
+
+    A head of nine outputs cannot name ImageNet's classes.
+    """
+    output = Path(shutil.copytree(one_worker, tmp_path / "out"))
+    models = f"efficientnet_lite0,{checkpoint(tmp_path / 'nine.pth')}"
+    flags = ("evaluate", "--dataset", output, "--pictures", "none", *ONE)
+    flags += ("--models", models, "--imagenet", tiny_imagenet)
+    return output, flags, run_in9(*flags).stdout
+
+
+def test_top1_is_the_models_own_on_the_whole_picture(
+    measured: tuple[Path, tuple[object, ...], str], tiny_imagenet: Path
 ) -> None:
     """Compares each image with timm's own transform and an argmax over 1000 outputs."""
-    output = Path(shutil.copytree(one_worker, tmp_path / "out"))
-    spec = checkpoint(tmp_path / "nine.pth")
-    models = f"efficientnet_lite0,{spec}"
-    flags = ("evaluate", "--dataset", output, "--pictures", "none", *ONE)
-    flags = (*flags, "--models", models, "--imagenet", tiny_imagenet)
-    done = run_in9(*flags)
-    assert "20 ImageNet images classified" in done.stdout
-
+    output, _, printed = measured
+    assert "20 ImageNet images classified" in printed
     module = load_model("efficientnet_lite0").module
     transform = timm.data.create_transform(
         **timm.data.resolve_model_data_config(module), is_training=False
@@ -258,44 +265,55 @@ def test_top1_is_the_models_own_on_the_whole_picture(
     assert (result["n"], result["correct"], result["unknown"]) == (20, correct, 1)
     assert result["top1"] == correct / 20
     assert result["ci_low"] < result["top1"] < result["ci_high"]
-    assert f"ImageNet top-1, efficientnet_lite0: {5 * correct:.1f} %" in done.stdout
-    # A head of nine outputs cannot name ImageNet's classes.
+    assert f"ImageNet top-1, efficientnet_lite0: {5 * correct:.1f} %" in printed
     assert len(list(output.glob("results/*/imagenet.json"))) == 1
 
-    rows = table_of(output, "trend")
-    lite, other = ([r for r in rows if r["model"] == name] for name in ("efficientnet_lite0", spec))
-    assert len(lite) == len(other) == 2 * (len(TREND_VARIANTS) + 1)
-    classes = result["classes"]
-    assert {row["imagenet_source"] for row in lite} == {f"measured: 20 images of {classes} classes"}
-    assert {(row["imagenet_n"], float(row["imagenet_top1"])) for row in lite} == {
-        ("20", correct / 20)
-    }
-    assert {row["imagenet_top1"] for row in other} == {""}
-    summary = table_of(output, "summary")
-    accuracy = {(r["model"], r["label_rule"], r["variant"]): r["accuracy"] for r in summary}
-    gap = {(r["model"], r["label_rule"]): r["gap"] for r in table_of(output, "gaps")}
-    for row in rows:
-        if row["variant"] == BG_GAP:
-            assert row["accuracy"] == gap[row["model"], row["label_rule"]]
-        else:
-            assert row["accuracy"] == accuracy[row["model"], row["label_rule"], row["variant"]]
 
-    before = stamps(output)
-    again = run_in9(*flags)
-    assert "nothing to do" in again.stdout
+def test_the_table_of_the_trend_has_both_accuracies_of_each_model(
+    measured: tuple[Path, tuple[object, ...], str],
+) -> None:
+    output, _, _ = measured
+    path = output / "results" / "efficientnet_lite0" / "imagenet.json"
+    result, rows = json.loads(path.read_text()), table_of(output, "trend")
+    of_lite = [row for row in rows if row["model"] == "efficientnet_lite0"]
+    assert len(rows) == 2 * len(of_lite) == 4 * (len(TREND_VARIANTS) + 1)
+    source = f"measured: 20 images of {result['classes']} classes"
+    top1 = {(r["imagenet_n"], r["imagenet_top1"], r["imagenet_source"]) for r in of_lite}
+    assert top1 == {("20", str(result["top1"]), source)}
+    assert {row["imagenet_top1"] for row in rows if row not in of_lite} == {""}
+    figures = {
+        (row["model"], row["label_rule"], row["variant"]): row["accuracy"]
+        for row in table_of(output, "summary")
+    }
+    for row in table_of(output, "gaps"):
+        figures[row["model"], row["label_rule"], BG_GAP] = row["gap"]
+    for row in rows:
+        assert row["accuracy"] == figures[row["model"], row["label_rule"], row["variant"]]
+
+
+def test_a_model_that_fails_on_imagenet_says_so_until_it_is_mended(
+    measured: tuple[Path, tuple[object, ...], str], tmp_path: Path
+) -> None:
+    output, flags, _ = measured
+    before, nine = stamps(output), tmp_path / "nine.pth"
+    assert "nothing to do" in run_in9(*flags).stdout
     assert stamps(output) == before
-    (tmp_path / "nine.pth").write_bytes(b"junk")
+    nine.write_bytes(b"junk")
     said = " ".join(run_in9(*flags).stdout.split())
-    assert f"ImageNet top-1, {spec}: not measured: " in said
-    checkpoint(tmp_path / "nine.pth")
+    assert f"ImageNet top-1, mobilenetv3_small_050={nine}: not measured: " in said
+    checkpoint(nine)
     assert "not measured" not in run_in9(*flags).stdout
     assert not (output / "results" / "failures.json").exists()
+
+
+def test_a_broken_picture_of_imagenet_ends_the_job(
+    one_worker: Path, tiny_imagenet: Path, tmp_path: Path
+) -> None:
+    store = Store(str(shutil.copytree(one_worker, tmp_path / "out")))
+    models, progress = ("python:tiny_models:first",), Progress.for_store(store)
+    evaluation = Evaluation(store, models, "val", PredictConfig(), progress)
     broken = tiny_imagenet / "val" / "n02123045" / "n02123045_broken.JPEG"
     broken.write_bytes(b"junk")
-    store = Store(str(output))
-    evaluation = Evaluation(
-        store, ("efficientnet_lite0",), "val", PredictConfig(), Progress.for_store(store)
-    )
     with pytest.raises(JobError, match=r"n02123045/n02123045_broken\.JPEG of --imagenet"):
         RunModels(PlannedImageNet(evaluation, str(tiny_imagenet), imagenet9())).process(Block(0, 0))
     work = PlannedImageNet(evaluation, str(tiny_imagenet), imagenet9())
@@ -380,43 +398,14 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert slopes == pytest.approx(expected, abs=0.01)
     assert all(line.models == 4 for line in trend.lines)
     assert all(line.slope_low < line.slope < line.slope_high for line in trend.lines)
-    assert any("models of one family are not" in note for note in trend.notes)
-    assert any("published: timm results-imagenet.csv" in note for note in trend.notes)
+    for beginning in ("models of one family are not", "published: timm results-imagenet.csv"):
+        assert any(beginning in note for note in trend.notes)
     # The figure draws only the paper's rule; the table lists both rules.
     assert len(table_of(tmp_path, "trend")) == 2 * 4 * 6
-
     # A model without stored predictions has points but does not enter the lines.
     trend = write_trend(store, "f" * 32, summaries, imagenet9(), measured_of(summaries[:3]))
     assert {line.models for line in trend.lines} == {3}
     assert len(trend.points) == 4 * 6
-
-    # Accuracies on a part of ImageNet do not compare with those on all of it, so the trend uses
-    # figures on one set of images at a time.
-    def measure(model: str, **other: Any) -> None:
-        part = {"n": 10, "classes": 3, "listing": "part", "top1": 0.5, "weights_sha256": "ab" * 32}
-        part |= {"model": model, "ci_low": 0.2, "ci_high": 0.8, **other}
-        part |= {"evaluation": summaries[0].evaluation}
-        write_result(store, result_file(model, "imagenet"), made(ImageNetResult, **part))
-
-    def known() -> dict[str, float | None]:
-        current = trend_of(store, summaries)
-        left_out = sum("measured on other images are left out" in note for note in current.notes)
-        assert left_out == (current.points[0].imagenet_n == 50_000 and not all_measured)
-        return {point.model: point.imagenet_top1 for point in current.points}
-
-    all_measured = False
-    for model in list(MODELS)[:3]:
-        measure(model)
-        assert known() == MODELS
-    measure("convnext_tiny.fb_in1k", weights_sha256="cd" * 32)
-    assert known() == MODELS
-    measure("convnext_tiny.fb_in1k")
-    assert known() == dict.fromkeys(MODELS, 0.5)
-    all_measured = True
-    for model in MODELS:
-        measure(model, n=50_000, classes=1000, top1=0.6)
-    assert known() == dict.fromkeys(MODELS, 0.6)
-
     # Accuracy is measured at the model's own input size, whatever size the pictures have.
     trend = trend_of(store, [summary_of("resnet50.a1_in1k", 0.8, 96)])
     assert {point.imagenet_input_size for point in trend.points} == {224}
@@ -425,6 +414,34 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert any("at least 3 models" in note for note in trend.notes)
     unknown = trend_of(store, [summary_of("mine", 0.5)])
     assert {point.imagenet_top1 for point in unknown.points} == {None}
+
+
+def test_the_trend_uses_accuracies_on_one_set_of_images_at_a_time(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    summaries = [summary_of(model, top1) for model, top1 in MODELS.items()]
+
+    def measure(model: str, **other: Any) -> None:
+        part = {"n": 10, "classes": 3, "listing": "part", "top1": 0.5, "weights_sha256": "ab" * 32}
+        part |= {"model": model, "ci_low": 0.2, "ci_high": 0.8, **other}
+        part |= {"evaluation": summaries[0].evaluation}
+        write_result(store, result_file(model, "imagenet"), made(ImageNetResult, **part))
+
+    def known(are_left_out: bool) -> dict[str, float | None]:
+        current = trend_of(store, summaries)
+        said = ["measured on other images are left out" in note for note in current.notes]
+        assert any(said) == are_left_out
+        return {point.model: point.imagenet_top1 for point in current.points}
+
+    for model in list(MODELS)[:3]:
+        measure(model)
+        assert known(are_left_out=True) == MODELS
+    measure("convnext_tiny.fb_in1k", weights_sha256="cd" * 32)
+    assert known(are_left_out=True) == MODELS
+    measure("convnext_tiny.fb_in1k")
+    assert known(are_left_out=False) == dict.fromkeys(MODELS, 0.5)
+    for model in MODELS:
+        measure(model, n=50_000, classes=1000, top1=0.6)
+    assert known(are_left_out=False) == dict.fromkeys(MODELS, 0.6)
 
 
 def test_accuracies_of_earlier_weights_are_not_listed(tmp_path: Path) -> None:

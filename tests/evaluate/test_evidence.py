@@ -9,7 +9,7 @@ import pytest
 from made_results import made, of_model
 
 from pipeline.evaluate.evidence import ModelResults, Results, models_trained_on, training_of
-from pipeline.evaluate.published import PRETRAINED, published_for, trained_on
+from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.results import OfModel, Table
 from pipeline.evaluate.summary import Summary
 from pipeline.storage.store import Store
@@ -35,23 +35,25 @@ def test_models_are_found_by_what_they_were_trained_on() -> None:
     results = Results((clean, overlapping, other, pretrained))
     assert list(models_trained_on(results, "only_bg_t")) == [clean]
     assert [training_of(one) for one in results.models] == [
-        *("only_bg_t", "only_bg_t", "original", None),
+        *("only_bg_t", "only_bg_t", "original", None)
     ]
     assert clean.get(Summary) is not None
     assert clean.get(MarkRow) is None
 
 
-def test_names_tell_trainings_and_published_figures() -> None:
+def test_published_figures_are_found_by_any_name_of_the_model() -> None:
+    for published in PRETRAINED:
+        for name in published.architectures:
+            for spelt in (name, f"tf_{name}.ns_in1k", f"torchvision:{name}"):
+                assert published in published_for(spelt)
+            assert published_for(f"{name}d") == published_for(f"my_{name}") == ()
+        gap = published.accuracy["mixed_same"] - published.accuracy["mixed_rand"]
+        assert published.gap == pytest.approx(gap, abs=0.0011)
     assert [p.source for p in published_for("resnet50.a1_in1k")] == ["paper", "README"]
-    assert published_for("torchvision:vgg16_bn")[0].gap == 0.102
-    assert published_for("tf_efficientnet_b0.ns_jft_in1k")[0].name == "EfficientNet-b0"
-    assert published_for("tf_efficientnet_lite0.in1k") == ()
-    assert trained_on("resnet50=a/only_bg_t.pth", 9) == "only_bg_t"
-    assert trained_on("resnet50=a/only_bg_t.pth", 1000) is None
-    assert trained_on("resnet50", 9) is None
-    for entry in PRETRAINED:
-        gap = entry.accuracy["mixed_same"] - entry.accuracy["mixed_rand"]
-        assert entry.gap == pytest.approx(gap, abs=0.0011)
+    for variant in TRAINED:
+        assert trained_on(f"resnet50=/only_fg/mine-{variant}.pt", 9) == variant
+        assert trained_on(f"resnet50=/only_fg/{variant}/mine.pt", 9) is None
+        assert trained_on(f"resnet50={variant}.pth", 1000) is None
 
 
 def test_a_table_has_the_fields_of_its_types(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Tests models that fail in various ways beside models that succeed."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import io
@@ -35,55 +33,72 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 GOOD = "efficientnet_lite0"
 
 
-def test_a_model_that_fails_is_a_row_and_stops_nothing(small_run: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(small_run, tmp_path / "out"))
-    network = timm.create_model("mobilenetv3_small_050", num_classes=9)
-    # The name of the broken file is not UTF-8, so results show it escaped.
-    junk = tmp_path / "junk\udcff.pth"
+@dataclasses.dataclass(frozen=True)
+class Mended:
+    """A dataset with a broken checkpoint and a sound one, which the evaluation takes by `flags`."""
+
+    output: Path
+    junk: Path
+    flags: tuple[object, ...]
+
+    @property
+    def entry(self) -> str:
+        return f"mobilenetv3_small_050={self.junk}"
+
+    @property
+    def good(self) -> str:
+        return f"mobilenetv3_small_050={self.junk.with_name('good.pth')}"
+
+    def rows(self, entry: str) -> list[dict[str, str]]:
+        rows = table_of(self.output, "summary")
+        return [row for row in rows if row["model"] == escaped(entry)]
+
+
+@pytest.fixture
+def mended(small_run: Path, tmp_path: Path) -> Mended:
+    """A dataset with a broken checkpoint, whose name is not UTF-8."""
+    output, junk = Path(shutil.copytree(small_run, tmp_path / "out")), tmp_path / "junk\udcff.pth"
     junk.write_bytes(b"junk")
+    network = timm.create_model("mobilenetv3_small_050", num_classes=9)
     torch.save(network.state_dict(), tmp_path / "good.pth")
-    entry, good = (f"mobilenetv3_small_050={path}" for path in (junk, tmp_path / "good.pth"))
-    bad = escaped(entry)
     flags = ("evaluate", "--dataset", output, "--pictures", "none", *ONE)
-    done = run_in9(*flags, "--models", f"{entry},{GOOD},{good}", check=None)
-    # The command succeeds as long as one model does; below, none does.
-    assert done.returncode == 0
+    return Mended(output, junk, flags)
+
+
+def test_a_model_that_fails_is_a_row_and_stops_nothing(mended: Mended) -> None:
+    bad = escaped(mended.entry)
+    done = run_in9(*mended.flags, "--models", f"{mended.entry},{GOOD},{mended.good}")
     assert f"not evaluated: {bad}: " in done.stderr
     assert "cannot be read as a checkpoint" in done.stderr
-    rows = table_of(output, "summary")
-    of_model = {name: [r for r in rows if r["model"] == name] for name in (bad, GOOD, good)}
-    assert len(of_model[GOOD]) == len(of_model[good]) == 16
-    assert not any(row["error"] for row in of_model[GOOD] + of_model[good])
-    (failed,) = of_model[bad]
+    for entry in (GOOD, mended.good):
+        assert [row["error"] for row in mended.rows(entry)] == [""] * 16
+    (failed,) = mended.rows(mended.entry)
     assert "cannot be read as a checkpoint" in failed["error"]
     assert failed["accuracy"] == ""
-    noted = json.loads((output / "results" / "failures.json").read_text())
+    noted = json.loads((mended.output / "results" / "failures.json").read_text())
     assert list(noted) == [bad]
     failure = noted[bad]["evaluate"]
     assert (failure["model"], failure["error"]) == (bad, failed["error"])
     assert failure["dataset"] == failed["dataset"]
     assert failure["evaluation"]["precision"] == "fp32"
-    page = (output / "report.html").read_text().replace("<wbr>", "")
+    page = (mended.output / "report.html").read_text().replace("<wbr>", "")
     assert "mobilenetv3_small_050=junk\\udcff.pth" in page
-    assert page.count("cannot be read as a checkpoint") > 0
+    assert "cannot be read as a checkpoint" in page
 
-    # Once the checkpoint is mended, the model's results replace its failure.
-    shutil.copy(tmp_path / "good.pth", junk)
-    run_in9(*flags, "--models", entry)
-    of_bad = [row for row in table_of(output, "summary") if row["model"] == bad]
-    assert len([row for row in of_bad if not row["error"]]) == 16
-    assert not (output / "results" / "failures.json").exists()
 
-    # When the checkpoint breaks again, the earlier results stay.
-    junk.write_bytes(b"junk")
-    done = run_in9(*flags, "--models", f"{entry},{GOOD}")
-    assert f"not evaluated: {bad}: " in done.stderr
-    assert len([r for r in table_of(output, "summary") if r["model"] == bad]) == 16
-
+def test_results_replace_a_failure_and_no_failure_replaces_results(mended: Mended) -> None:
     # A job in which all models fail has no table and no page to show.
-    done = run_in9(*flags, "--models", entry, check=1)
+    done = run_in9(*mended.flags, "--models", mended.entry, check=1)
     assert "cannot be read" in done.stderr
     assert not re.search("^(accuracy|report)", done.stdout, re.MULTILINE)
+    shutil.copy(mended.junk.with_name("good.pth"), mended.junk)
+    run_in9(*mended.flags, "--models", mended.entry)
+    assert [row["error"] for row in mended.rows(mended.entry)] == [""] * 16
+    assert not (mended.output / "results" / "failures.json").exists()
+    mended.junk.write_bytes(b"junk")
+    done = run_in9(*mended.flags, "--models", f"{mended.entry},{GOOD}")
+    assert f"not evaluated: {escaped(mended.entry)}: " in done.stderr
+    assert len(mended.rows(mended.entry)) == 16
 
 
 def test_a_failure_is_of_an_entry_a_stage_and_a_dataset(tmp_path: Path) -> None:

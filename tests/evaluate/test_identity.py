@@ -1,7 +1,5 @@
 """Tests what results depend on: each field of a model and of its settings, changed alone."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -78,9 +76,7 @@ def identities(three_draws: Path) -> Any:
             holdout=holdout,
         )
         identity = dataclasses.replace(
-            MODEL,
-            preprocessing=dataclasses.replace(MODEL.preprocessing, **preprocessing),
-            **model,
+            MODEL, preprocessing=dataclasses.replace(MODEL.preprocessing, **preprocessing), **model
         )
         described = evaluation.describe(dataset, identity)
         works = (

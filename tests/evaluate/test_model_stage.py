@@ -1,7 +1,5 @@
 """Tests that finished results are found without a model, before the step that runs models."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Tests how models run on shards: they load in turn, and predictions are made only once."""
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 import re
@@ -15,11 +13,21 @@ from typing import Any
 
 import apache_beam as beam
 import msgspec
-import pyarrow.compute as pc
 import pytest
 import timm
 import torch
-from runs import ONE, QUICK, SHARDS, TINY_MODEL, dataset_in, refusal, run_in9, stamps
+from runs import (
+    ONE,
+    QUICK,
+    SHARDS,
+    TINY_MODEL,
+    dataset_in,
+    refusal,
+    run_here,
+    run_in9,
+    stamps,
+    table_of,
+)
 from slow_storage import slow_storage
 
 from pipeline.analyses.attack import arrays
@@ -70,6 +78,19 @@ def made(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Path:
+    """A copy of `made` that a test may change."""
+    return Path(shutil.copytree(made, tmp_path / "out"))
+
+
+@pytest.fixture
+def fresh(copied: Path) -> Path:
+    """A copy of `made` without results."""
+    shutil.rmtree(copied / "results")
+    return copied
+
+
 def plan(output: Path, *models: str, **how: Any) -> Evaluation:
     store = Store(str(output))
     return Evaluation(store, models, "val", PredictConfig(), Progress.for_store(store), **how)
@@ -89,7 +110,7 @@ def test_a_worker_with_a_share_of_a_machine_is_told_how_much(
 
 
 def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "counted.py").write_text(
         "import gc, torch, tiny_models\n"
@@ -102,9 +123,7 @@ def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
     )
     monkeypatch.syspath_prepend(tmp_path)
     models = ("python:counted:model", "python:tiny_models:none", FIRST)
-    output = Path(shutil.copytree(made, tmp_path / "out"))
-    shutil.rmtree(output / "results")
-    work = PlannedEvaluation(plan(output, *models), imagenet9())
+    work = PlannedEvaluation(plan(fresh, *models), imagenet9())
     step = RunModels(work)
     for order in (0, 0, 2):
         (done,) = step.process(Block(order, 0))
@@ -121,7 +140,7 @@ def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
     assert (missing.order, missing.entry) == (1, models[1])
     assert "has no function 'none'" in missing.error
     # A model that fails after loading is known by its name, and its error is one line.
-    shutil.rmtree(output / "results")
+    shutil.rmtree(fresh / "results")
     monkeypatch.setattr(PredictShards, "run", no_memory)
     (failed,) = RunModels(work).process(Block(2, 0))
     assert failed == FailedModel(2, FIRST, FIRST, "no memory")
@@ -143,15 +162,13 @@ def no_memory(*_: object) -> Iterator[Any]:
     ],
 )
 def test_a_lack_of_memory_anywhere_is_the_models_failure(
-    error: Exception, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> Iterator[Any]:
         raise error
         yield
 
-    output = Path(shutil.copytree(made, tmp_path / "out"))
-    shutil.rmtree(output / "results")
-    work = PlannedEvaluation(plan(output, FIRST), imagenet9())
+    work = PlannedEvaluation(plan(fresh, FIRST), imagenet9())
     monkeypatch.setattr(PredictShards, "run", fail)
     (failed,) = RunModels(work).process(Block(0, 0))
     assert isinstance(failed, FailedModel)
@@ -159,7 +176,7 @@ def test_a_lack_of_memory_anywhere_is_the_models_failure(
 
 
 def test_pictures_are_decoded_once_for_ten_models(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tests a local job, which is one process, on a machine of 16 cores."""
     entries = []
@@ -168,10 +185,8 @@ def test_pictures_are_decoded_once_for_ten_models(
         path = tmp_path / f"{number}.pth"
         torch.save(timm.create_model("test_efficientnet", num_classes=9).state_dict(), path)
         entries.append(f"test_efficientnet={path}")
-    output = Path(shutil.copytree(made, tmp_path / "out"))
-    shutil.rmtree(output / "results")
-    work = PlannedEvaluation(plan(output, *entries), imagenet9())
-    dataset = dataset_in(output)
+    work = PlannedEvaluation(plan(fresh, *entries), imagenet9())
+    dataset = dataset_in(fresh)
     pictures = sum(work.size(dataset, chunk) for chunk in work.chunks(dataset))
     monkeypatch.setattr(resident, "usable_memory", lambda: 4 * pictures * 64 * 64 * 3)
     monkeypatch.setattr(machine, "usable_cores", lambda: 16)
@@ -195,7 +210,7 @@ def test_pictures_are_decoded_once_for_ten_models(
 
 
 def test_a_chunk_of_an_attack_is_fetched_once_the_next_is_launched(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events, launch = list[tuple[str, int]](), arrays.try_all
 
@@ -212,8 +227,7 @@ def test_a_chunk_of_an_attack_is_fetched_once_the_next_is_launched(
     monkeypatch.setattr(arrays, "try_all", launched)
     monkeypatch.setattr("pipeline.analyses.attack.results._CHUNK", 2)
     monkeypatch.setitem(predict.IN_FLIGHT, "cpu", 1)
-    output = Path(shutil.copytree(made, tmp_path / "out"))
-    work = PlannedAttack(plan(output, FIRST), imagenet9(), 9, 9)
+    work = PlannedAttack(plan(copied, FIRST), imagenet9(), 9, 9)
     (done,) = RunModels(work).process(Block(0, 0))
     assert isinstance(done, BlockDone), done
     chunks = len(done.chunks)
@@ -222,10 +236,8 @@ def test_a_chunk_of_an_attack_is_fetched_once_the_next_is_launched(
     assert events == [("launch", 0), *sum(pairs, ()), ("fetch", chunks - 1)]
 
 
-def test_inferences_are_counted_under_beams_names(made: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(made, tmp_path / "out"))
-    shutil.rmtree(output / "results")
-    work = PlannedEvaluation(plan(output, FIRST), imagenet9())
+def test_inferences_are_counted_under_beams_names(fresh: Path) -> None:
+    work = PlannedEvaluation(plan(fresh, FIRST), imagenet9())
     pipeline = beam.Pipeline()
     _ = pipeline | beam.Create([Block(0, 0)]) | beam.ParDo(RunModels(work))
     found = pipeline.run().metrics().query()
@@ -239,7 +251,7 @@ def test_inferences_are_counted_under_beams_names(made: Path, tmp_path: Path) ->
 
 
 def test_a_chunk_of_an_attack_is_kept_if_the_next_one_fails(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch, launched = arrays.try_all, list[int]()
 
@@ -252,22 +264,20 @@ def test_a_chunk_of_an_attack_is_kept_if_the_next_one_fails(
     monkeypatch.setattr(arrays, "try_all", fail_later)
     monkeypatch.setattr("pipeline.analyses.attack.results._CHUNK", 2)
     monkeypatch.setitem(predict.IN_FLIGHT, "cpu", 1)
-    output = Path(shutil.copytree(made, tmp_path / "out"))
-    work = PlannedAttack(plan(output, FIRST), imagenet9(), 9, 9)
+    work = PlannedAttack(plan(copied, FIRST), imagenet9(), 9, 9)
     (failed,) = RunModels(work).process(Block(0, 0))
     assert isinstance(failed, FailedModel)
-    assert len(list(output.glob("results/*/attack/*/*.parquet"))) == 1
+    assert len(list(copied.glob("results/*/attack/*/*.parquet"))) == 1
 
 
 def test_a_module_that_users_hold_is_left_to_them(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "held.py").write_text(
         "import tiny_models\nnetwork = tiny_models.first()\ndef model(): return network\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    output = Path(shutil.copytree(made, tmp_path / "out"))
-    evaluation = plan(output, "python:held:model")
+    evaluation = plan(copied, "python:held:model")
     for work in (
         PlannedEvaluation(evaluation, imagenet9()),
         PlannedSaliency(evaluation, imagenet9(), num_maps=0),
@@ -367,12 +377,10 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
     (output / path).unlink()
     assert RunModels(work).process(Block(0, 0)) == [done]
     assert (output / path).read_bytes() == (made / path).read_bytes()
-    mixed = dict(zip(*read_table(evaluation.store, path).filter(
-        pc.equal(pc.field("variant"), "mixed_rand")
-    ).select(["key", "bg_key"]).to_pydict().values(), strict=True))  # fmt: skip
-    assert mixed == {
-        s.key: s.fields["bg_key"] for s in dataset.samples("val", 1, VariantName("mixed_rand"))
-    }
+    rows = read_table(evaluation.store, path).to_pylist()
+    mixed = {row["key"]: row["bg_key"] for row in rows if row["variant"] == "mixed_rand"}
+    samples = dataset.samples("val", 1, VariantName("mixed_rand"))
+    assert mixed == {sample.key: sample.fields["bg_key"] for sample in samples}
     native = dataclasses.replace(evaluation, predict=PredictConfig(eval_input="native"))
     ours, theirs = (each.describe(dataset, model) for each in (evaluation, native))
     assert pick(RunSettings, ours.evaluation) == evaluation.settings
@@ -383,9 +391,8 @@ def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("holdout", [0.0, 0.5])
-def test_progress_counts_the_tested_pictures(made: Path, tmp_path: Path, holdout: float) -> None:
-    output = Path(shutil.copytree(made, tmp_path / "out"))
-    evaluation = plan(output, FIRST, holdout=holdout)
+def test_progress_counts_the_tested_pictures(copied: Path, holdout: float) -> None:
+    evaluation = plan(copied, FIRST, holdout=holdout)
     works = (
         PlannedEvaluation(evaluation, imagenet9()),
         PlannedSaliency(evaluation, imagenet9(), num_maps=0),
@@ -400,13 +407,12 @@ def test_progress_counts_the_tested_pictures(made: Path, tmp_path: Path, holdout
 
 
 def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = Path(shutil.copytree(made, tmp_path / "out"))
-    evaluation = dataclasses.replace(plan(output, FIRST), predict=PredictConfig(batch_size=2))
+    evaluation = dataclasses.replace(plan(copied, FIRST), predict=PredictConfig(batch_size=2))
     dataset, work = Dataset.open(evaluation.store), PlannedEvaluation(evaluation, imagenet9())
     of_model = PredictShards(dataset, evaluation.describe(dataset, load_model(FIRST)))
-    path, original = output / of_model.path(1), Predictor.logits
+    path, original = copied / of_model.path(1), Predictor.logits
     path.unlink()
     RunModels(work).process(Block(0, 0))
     quiet = path.read_bytes()
@@ -435,33 +441,25 @@ def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(
     assert path.read_bytes() == quiet
 
 
-def test_another_variant_costs_only_its_own_pictures(small_sample: Path, tmp_path: Path) -> None:
+def test_another_variant_costs_only_its_own_pictures(
+    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Compares the predictions byte by byte with those of a dataset made at once."""
     grown, fresh = tmp_path / "grown", tmp_path / "fresh"
-    flags = ("--input", small_sample, *QUICK, *SHARDS, *TINY_MODEL, *ONE)
-    run_in9("run", "--output", grown, "--variants", "original,mixed_same", *flags)
-    more = ("--variants", "original,only_fg,mixed_same", "--overwrite", "config")
-    done = run_in9("run", "--output", grown, *more, *flags)
-    (images,) = re.findall(r"val: \d+ images, (\d+) accepted", done.stdout)
-    assert f"{images} pictures predicted" in done.stdout
-    run_in9("run", "--output", fresh, *more, *flags)
+    command = ("run", "--input", small_sample, *QUICK, *SHARDS, *TINY_MODEL, *ONE)
+    run_here(*command, "--output", grown, "--variants", "original,mixed_same")
+    capsys.readouterr()
+    command += ("--variants", "original,only_fg,mixed_same", "--overwrite", "config")
+    run_here(*command, "--output", grown)
+    (images,) = re.findall(
+        r"(?s)val: \d+ images, (\d+) accepted.* \1 pictures predicted", capsys.readouterr().out
+    )
+    assert int(images) > 9
+    run_here(*command, "--output", fresh)
     files = [sorted(output.glob("results/*/predictions/*")) for output in (grown, fresh)]
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
     assert len(files[0]) > 1
-    assert (grown / "results/summary.csv").read_text() == (
-        fresh / "results/summary.csv"
-    ).read_text()
-
-
-def test_looking_leaves_what_is_not_known(made: Path) -> None:
-    work = PlannedEvaluation(plan(made, FIRST), imagenet9())
-    before = stamps(made)
-    # User code may give other weights each time, so its model is always loaded.
-    (unknown,) = FindDone(work).process(Block(0, 0))
-    assert isinstance(unknown, beam.pvalue.TaggedOutput)
-    assert unknown.value == Block(0, 0)
-    assert stamps(made) == before
-    work.evaluation.progress.clear()
+    assert table_of(grown, "summary") == table_of(fresh, "summary")
 
 
 def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) -> None:
@@ -559,12 +557,10 @@ def test_caches_of_all_processes_take_a_quarter_of_the_memory(
 
 
 def test_the_thread_that_launches_asks_nothing_of_storage(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = Path(shutil.copytree(made, tmp_path / "out"))
-    shutil.rmtree(output / "results")
-    work = PlannedEvaluation(plan(output, FIRST), imagenet9())
-    chunks = len(work.chunks(dataset_in(output)))
+    work = PlannedEvaluation(plan(fresh, FIRST), imagenet9())
+    chunks = len(work.chunks(dataset_in(fresh)))
     assert chunks > 2
     events: list[tuple[str, int]] = []
 

@@ -1,7 +1,5 @@
 """Tests the power of BG-Gap: the probe in known cases and simulations, and on the command line."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,6 @@
 """Tests summaries of stored predictions, comparisons of two models, and published figures."""
 
-from __future__ import annotations
-
+import dataclasses
 import itertools
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made
 from msgspec.structs import replace
+from numpy.typing import NDArray
 from runs import ONE, QUICK, dataset_in, run_in9
 from two_way_by_hand import effective
 
@@ -33,7 +33,6 @@ from pipeline.evaluate import predictions
 from pipeline.evaluate import results as result_files
 from pipeline.evaluate.comparisons import ComparisonRow, compare_models, read_contributions
 from pipeline.evaluate.predictions import evaluated_variants, prediction_file
-from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
 from pipeline.evaluate.results import Failure
 from pipeline.evaluate.summaries import read_summaries, summary_rows
 from pipeline.evaluate.summary import Evaluated, Summary
@@ -162,9 +161,8 @@ def test_only_predictions_of_the_pictures_that_are_there_count(
     assert len(rows) == 2 * (len(shown) - 1)
 
 
-def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_path: Path) -> None:
+def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset) -> None:
     images = predictions.EvalImages.read(told, "val")
-    dataset = Dataset.open(Store(shutil.copytree(told.store.root, str(tmp_path / "out"))))
     for summary in summaries_of(told):
         answered = predictions.read_predictions(told, images, summary).by_rule
         for part, rows in summary_rows(answered, images, told.taxonomy).items():
@@ -179,8 +177,13 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
         for name, value in (("power", {}), ("entry", 3), ("evaluation", {"split": "../x"})):
             with pytest.raises(msgspec.ValidationError, match=name):
                 convert({**content, name: value}, Evaluated)
-    old, current, *_ = summaries_of(told)
-    # Stored power is reused only if it was measured on the same outputs.
+
+
+def test_stored_power_is_reused_only_if_it_was_measured_on_the_same_outputs(
+    told: Dataset, tmp_path: Path
+) -> None:
+    images, current = predictions.EvalImages.read(told, "val"), summaries_of(told)[1]
+    dataset = Dataset.open(Store(shutil.copytree(told.store.root, str(tmp_path / "out"))))
     path = result_files.result_file(current.folder, "model")
     model = result_files.read_result(told.store, path, Evaluated)
     assert model is not None
@@ -189,93 +192,136 @@ def test_summaries_have_a_form_and_are_made_of_predictions(told: Dataset, tmp_pa
         noted = replace(row, accuracy=0.125, fingerprint=fingerprint)
         result_files.write_result(dataset.store, path, replace(model, power=(noted,)))
         assert measure_power(dataset, images, current)[0].accuracy == accuracy
-    gap = next(row for row in old.gaps if row.label_rule == "argmax_then_map")
+
+
+def test_models_without_power_are_named_and_those_whose_gap_says_little(told: Dataset) -> None:
+    summary, *_ = summaries_of(told)
+    (row,) = summary.power
+    gap = next(row for row in summary.gaps if row.label_rule == "argmax_then_map")
     near, far = (replace(gap, ci_low=low, ci_high=0.2) for low in (-0.1, 0.1))
+    little = "; so a BG-Gap whose interval includes 0"
     for gaps, says_little in (
-        ((near,), "; so a BG-Gap whose interval includes 0 says little about the model"),
+        ((near,), f"{little} says little about the model"),
         ((far,), ""),
         # Only models whose interval includes 0 are named, if there are others.
-        ((near, far), f"; so a BG-Gap whose interval includes 0, as for {old.model}, says little"),
+        ((near, far), f"{little}, as for {summary.model}, says little"),
     ):
-        shown = [replace(old, gaps=(gap,), power=(replace(row, has_power=True),))]
-        shown += [replace(old, gaps=(one,), power=(replace(row, has_power=False),)) for one in gaps]
+        shown = [replace(summary, gaps=(gap,), power=(replace(row, has_power=True),))]
+        weak = (replace(row, has_power=False),)
+        shown += [replace(summary, gaps=(one,), power=weak) for one in gaps]
         (line,) = describe_power(shown)
         before, _, after = line.partition(" %)")
-        assert before.count(old.model) == len(gaps)
+        assert before.count(summary.model) == len(gaps)
         assert after.startswith(says_little)
         assert bool(after) == bool(says_little)
-    assert not list(describe_power([replace(old, power=())]))
+    assert not list(describe_power([replace(summary, power=())]))
 
 
-@given(st.integers(0, 30), st.integers(0, 2**32), st.booleans())
-def test_parts_of_a_summary_count_the_same_images(n: int, seed: int, grouped: bool) -> None:
-    rng = np.random.default_rng(seed)
-    labels, *drawn = rng.integers(-1, 9, (13, n)).astype(np.int16)
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Answers on n images with their labels, sizes and units, and the rows that sum them up."""
+
+    n: int
+    labels: NDArray[np.int16]
+    sizes: NDArray[np.float64]
+    units: tuple[str, ...]
+    answers: dict[VariantName, NDArray[np.int16]]
+    bg_units: dict[VariantName, NDArray[np.int64]]
+    parts: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"{self.n} images"
+
+
+@st.composite
+def drawn(draw: st.DrawFn) -> Drawn:
+    n, grouped = draw(st.integers(0, 30)), draw(st.booleans())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    labels, *numbers = rng.integers(-1, 9, (13, n)).astype(np.int16)
     labels = np.maximum(labels, 0)
     keys = pa.array([f"{number:02}" for number in range(n)], pa.string())
     units = tuple(f"g{number // 3}" if grouped else f"{number:02}" for number in range(n))
     # The size of some foregrounds is unknown.
     sizes = np.where(rng.random(n) < 0.3, np.nan, rng.random(n))
-    numbers = np.unique(np.asarray(units, object), return_inverse=True)[1]
-    images = predictions.EvalImages(keys, labels, sizes, keys, labels, units, numbers)
+    unit_numbers = np.unique(np.asarray(units, object), return_inverse=True)[1]
+    images = predictions.EvalImages(keys, labels, sizes, keys, labels, units, unit_numbers)
     answers, grounds = (
-        dict(zip(VARIANTS, part, strict=True)) for part in (drawn[::2], drawn[1::2])
+        dict(zip(VARIANTS, part, strict=True)) for part in (numbers[::2], numbers[1::2])
     )
     # Backgrounds are mostly the rarer role; with groups, foregrounds may be.
     bg_units = {name: rng.integers(-3, max(n // 4, 1), n) for name in MIXED}
     by_rule = {PAPER_RULE: predictions.Predictions(labels, answers, grounds, bg_units)}
-    parts: dict[str, Any] = summary_rows(by_rule, images, imagenet9())
-    # Every table has a dash for a figure that does not exist.
-    summary = made(Summary, model="m", label_rules=(PAPER_RULE,), **parts)
-    assert ("-" in accuracy_table([summary]).splitlines()[1].split()) == (n == 0)
-    assert ("Without results" in latex_tables([summary], imagenet9().names)["headline"]) == (n == 0)
+    parts = summary_rows(by_rule, images, imagenet9())
+    return Drawn(n, labels, sizes, units, answers, bg_units, parts)
+
+
+@given(drawn())
+def test_parts_of_a_summary_count_the_same_images(of: Drawn) -> None:
     draws = draws_of(VARIANTS)
-    assert [row.variant for row in parts["accuracy"]] == list(draws)
-    for row in parts["accuracy"]:
-        predicted = np.stack([answers[name] for name in draws[row.variant]])
-        assert row.accuracy == (pytest.approx((predicted == labels).mean()) if n else None)
+    assert [row.variant for row in of.parts["accuracy"]] == list(draws)
+    for row in of.parts["accuracy"]:
+        predicted = np.stack([of.answers[name] for name in draws[row.variant]])
+        assert row.accuracy == (pytest.approx((predicted == of.labels).mean()) if of.n else None)
         assert row.outside == (predicted == -1).sum()
-        assert row.chance == max([(labels == label).mean() for label in set(labels)], default=None)
+        shares = [(of.labels == label).mean() for label in set(of.labels)]
+        assert row.chance == max(shares, default=None)
         assert row.replicates == len(predicted)
-        assert (row.seed_sd is None) == (len(predicted) == 1 or n == 0)
+        assert (row.seed_sd is None) == (len(predicted) == 1 or of.n == 0)
         for part in ("accuracy", "per_class", "sizes", "confusion"):
-            rows = [each for each in parts[part] if each.variant == row.variant]
-            known = ~np.isnan(sizes) if part == "sizes" else np.full(n, True)
+            rows = [each for each in of.parts[part] if each.variant == row.variant]
+            known = ~np.isnan(of.sizes) if part == "sizes" else np.full(of.n, True)
             assert sum(each.pictures for each in rows) == known.sum() * len(predicted)
             if part != "confusion":
                 assert sum(each.n for each in rows) == known.sum()
-                right = int((predicted == labels)[:, known].sum())
+                right = int((predicted == of.labels)[:, known].sum())
                 assert sum(each.correct for each in rows) == right
-    assert sum(row.n for row in parts["decomposition"]) == n
+    for row in of.parts["confusion"]:
+        predicted = np.stack([of.answers[name] for name in draws[row.variant]])
+        expected = ((of.labels == row.label) & (predicted == row.prediction)).sum()
+        assert row.pictures == expected
+    assert sum(row.n for row in of.parts["decomposition"]) == of.n
+
+
+@given(drawn())
+def test_intervals_of_a_summary_contain_its_accuracies(of: Drawn) -> None:
+    for part in ("accuracy", "per_class", "groups", "sizes"):
+        for row in of.parts[part]:
+            assert not row.n or 0 <= row.ci_low <= row.accuracy <= row.ci_high <= 1
     # Each variant with a known background class has exactly one worst group.
-    worst = [row.variant for row in parts["groups"] if row.is_worst]
-    assert worst == list(dict.fromkeys(row.variant for row in parts["groups"]))
-    for row in (*parts["accuracy"], *parts["per_class"], *parts["groups"], *parts["sizes"]):
-        if row.n:
-            assert 0 <= row.ci_low <= row.accuracy <= row.ci_high <= 1
-    for row in parts["groups"]:
+    groups = of.parts["groups"]
+    worst = [row.variant for row in groups if row.is_worst]
+    assert worst == list(dict.fromkeys(row.variant for row in groups))
+    for row in groups:
         bounds = row.worst_ci_low, row.worst_ci_high
         if row.is_worst:
             assert bounds[0] <= row.ci_low <= row.ci_high <= bounds[1]
         else:
             assert bounds == (None, None)
-    assert len(parts["gaps"]) == (n > 0)
-    for gap in parts["gaps"]:
-        beside = {row.variant: row.accuracy for row in parts["accuracy"]}
+    # Every table has a dash for a figure that does not exist.
+    summary = made(Summary, model="m", label_rules=(PAPER_RULE,), **of.parts)
+    assert ("-" in accuracy_table([summary]).splitlines()[1].split()) == (of.n == 0)
+    headline = latex_tables([summary], imagenet9().names)["headline"]
+    assert ("Without results" in headline) == (of.n == 0)
+
+
+@given(drawn())
+def test_gaps_and_flips_have_the_units_of_their_rarer_role(of: Drawn) -> None:
+    assert len(of.parts["gaps"]) == (of.n > 0)
+    for gap in of.parts["gaps"]:
+        beside = {row.variant: row.accuracy for row in of.parts["accuracy"]}
         assert gap.gap == pytest.approx(beside["mixed_same"] - beside["mixed_rand"])
         for variant in ("mixed_same", "mixed_rand"):
             assert getattr(gap, variant) == pytest.approx(beside[variant])
-        draws_of_gap = [name for name in VARIANTS if name.is_mixed]
-        of_backgrounds = [unit for name in draws_of_gap for unit in bg_units[name].tolist()]
-        assert gap.units == pytest.approx(min(effective(units), effective(of_backgrounds)))
+        of_backgrounds = [unit for name in MIXED for unit in of.bg_units[name].tolist()]
+        assert gap.units == pytest.approx(min(effective(of.units), effective(of_backgrounds)))
         assert gap.replicates == 2
-    for row in parts["flips"]:
+    draws = draws_of(VARIANTS)
+    for row in of.parts["flips"]:
         # Only pictures in a pair on two different backgrounds count.
-        compared = [draws[row.variant], draws[row.other_variant]]
         pictures = {
-            (name, i): (units[i], bg_units[name][i])
-            for one, other in itertools.product(*compared)
-            for i in np.flatnonzero(bg_units[one] != bg_units[other])
+            (name, i): (of.units[i], of.bg_units[name][i])
+            for one, other in itertools.product(draws[row.variant], draws[row.other_variant])
+            for i in np.flatnonzero(of.bg_units[one] != of.bg_units[other])
             for name in (one, other)
         }
         roles = zip(*pictures.values(), strict=True)
@@ -311,14 +357,3 @@ def test_the_difference_of_two_models_is_minus_that_of_the_reverse(told: Dataset
         if row.p_adjusted < 0.05:
             assert row.ci_low > 0 or row.ci_high < 0
     assert compared(told, summaries[:1]) == []
-
-
-def test_published_figures_are_found_by_any_name_of_the_model() -> None:
-    for published in PRETRAINED:
-        for name in published.architectures:
-            for spelt in (name, f"tf_{name}.ns_in1k", f"torchvision:{name}"):
-                assert published in published_for(spelt)
-            assert published_for(f"{name}d") == published_for(f"my_{name}") == ()
-    for variant in TRAINED:
-        assert trained_on(f"resnet50=/only_fg/mine-{variant}.pt", 9) == variant
-        assert trained_on(f"resnet50=/only_fg/{variant}/mine.pt", 9) is None

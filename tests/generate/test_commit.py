@@ -1,7 +1,5 @@
 """Tests the totals over all shards, and how Commit puts their files in place."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import itertools

@@ -1,13 +1,10 @@
 """Tests variants and fills of the user's own: their names, versions and errors."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import refusal
 
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.custom_variants import custom_names, find_variants, versioned
@@ -50,34 +47,33 @@ def test_a_variant_of_the_users_has_a_version_and_changes_no_layer(
         variants[VariantName("half")].compose(layer)
 
 
-def test_a_fill_of_the_users_gives_a_variant_of_each_base(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = (
+@pytest.fixture
+def fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module with fills, as `--renderings` names it."""
+    (tmp_path / "filled_here.py").write_text(
         "def grey(image, hole):\n    image[hole] = 128\n    return image\n\n\n"
         "grey.version = 2\nhalf = lambda image, hole: image[::2]\n"
         "def fails(image, hole): raise LookupError('no')\n"
         "telea = paper = mine_r1 = Loud = grey\n"
     )
-    (tmp_path / "filled_here.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    module = "python:filled_here"
-    entries = versioned(["original"], [f"{module}:grey@7", f"{module}:half", f"{module}:fails"])
-    assert entries[1:4] == (
-        *(f"mixed_same={module}:grey@2", f"mixed_rand={module}:grey@2"),
-        f"only_bg_t={module}:grey@2",
-    )
+    return "python:filled_here"
+
+
+def test_a_fill_of_the_users_gives_a_variant_of_each_base(fills: str) -> None:
+    entries = versioned(["original"], [f"{fills}:grey@7", f"{fills}:half", f"{fills}:fails"])
+    bases = ("mixed_same", "mixed_rand", "only_bg_t")
+    assert entries[1:4] == tuple(f"{base}={fills}:grey@2" for base in bases)
     variants = find_variants(entries)
-    assert custom_names(["original"], [f"{module}:grey"]) == tuple(variants)[1:4]
+    assert custom_names(["original"], [f"{fills}:grey"]) == tuple(variants)[1:4]
     image, tile = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     layer = Layer(image, tile, np.zeros((32, 32), np.bool_), OutputBox(0, 0, 9, 9))
     before, expected = image.copy(), image.copy()
     expected[:9, :9] = 128
+    background = Background("key", layer.only_bg_t, layer)
     for base in ("mixed_same", "only_bg_t"):
         variant = variants[VariantName(base, "grey")]
-        filled = Fills(io.BytesIO()).fill(
-            variant.rendering, Background("key", layer.only_bg_t, layer)
-        )
+        filled = Fills(io.BytesIO()).fill(variant.rendering, background)
         # Nothing of the foreground is shown, because its mask is empty.
         np.testing.assert_array_equal(variant.compose(layer, filled), expected)
     np.testing.assert_array_equal(image, before)
@@ -85,29 +81,23 @@ def test_a_fill_of_the_users_gives_a_variant_of_each_base(
         ("half", r"half@1 returned uint8 of shape \(16, 32, 3\), not"),
         ("fails", "fails@1 raised LookupError: no"),
     ):
-        with pytest.raises(JobError, match=f"{module}:{said}"):
+        with pytest.raises(JobError, match=f"{fills}:{said}"):
             variants[VariantName("mixed_rand", name)].rendering.fill(layer)
+
+
+def test_fills_are_named_by_renderings_alone(fills: str) -> None:
     for name in ("telea", "paper", "mine_r1"):
         with pytest.raises(ValueError, match=f"_{name}' is taken"):
-            select_variants(versioned([], [f"{module}:{name}"]))
+            select_variants(versioned([], [f"{fills}:{name}"]))
     for fill, said in (
-        (f"{module}:Loud", ": name it with small letters"),
+        (f"{fills}:Loud", ": name it with small letters"),
         ("telea", " must look like python:my_fills:mean"),
         ("filled_here:grey", " must look like"),
     ):
         with pytest.raises(UsageError, match=f"--renderings {fill}{said}"):
             versioned([], [fill])
     with pytest.raises(JobError, match="its version is 2 here"):
-        find_variants([f"mixed_same={module}:grey@1"])
-    # Only --renderings names them.
-    for entry in (f"mixed_same={module}:grey@2", "mixed_same=x", "=@"):
+        find_variants([f"mixed_same={fills}:grey@1"])
+    for entry in (f"mixed_same={fills}:grey@2", "mixed_same=x", "=@"):
         with pytest.raises(UsageError, match=f"--variants {entry}: unknown variant"):
             versioned(["original", entry])
-
-
-def test_a_built_in_variant_has_no_version(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for entry in ("original@3", "mixed_same@x", "all@1"):
-        command = ("generate", "--output", tmp_path / "out", "--variants")
-        assert f"unknown variant '{entry}'" in refusal(capsys, *command, f"mixed_rand,{entry}")

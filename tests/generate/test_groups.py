@@ -1,7 +1,5 @@
 """Tests groups: images of one scene never get each other's background, and count as one unit."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pytest

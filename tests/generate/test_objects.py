@@ -1,7 +1,5 @@
 """Tests flags for data other than ImageNet: several boxes, other limits, padding."""
 
-from __future__ import annotations
-
 import io
 import json
 

@@ -1,7 +1,5 @@
 """Tests datasets with renderings: the pairs of their bases, and pictures from the layers alone."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 from pathlib import Path
@@ -10,17 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from runs import (
-    ONE,
-    QUICK,
-    dataset_in,
-    index_of,
-    keys,
-    pixels_of,
-    refusal,
-    results_of,
-    run_here,
-)
+from runs import ONE, QUICK, dataset_in, index_of, keys, pixels_of, results_of, run_here
 
 from pipeline.dataset.config import COMPOSE_VERSION, ComposeConfig
 from pipeline.dataset.folder import Holdout, training_pictures
@@ -134,18 +122,6 @@ def test_both_ways_through_the_released_layout(rendered: Path, tmp_path: Path) -
         np.testing.assert_array_equal(
             *(sorted(one.tobytes() for one in each.values()) for each in (before, after))
         )
-
-
-def test_renderings_without_layers_or_boxes_are_refused_in_one_line(
-    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = ("generate", "--input", small_sample, "--output", tmp_path / "out")
-    for flags, said in (
-        (("--variants", "mixed_external_telea"), "mixed_external has no renderings"),
-        (("--variants", "mixed_rand_box", "--layers", "drop"), "leave --layers drop out"),
-        (("--variants", "mixed_rand_box", "--selection", "in9l"), "has only original"),
-    ):
-        assert said in refusal(capsys, *command, *flags)
 
 
 def test_composed_pictures_are_the_stored_bytes(rendered: Path, three_draws: Path) -> None:

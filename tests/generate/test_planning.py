@@ -1,7 +1,5 @@
 """Tests the plan of a dataset: which images it has, and which background each of them gets."""
 
-from __future__ import annotations
-
 import os
 import random
 from pathlib import Path
@@ -27,12 +25,7 @@ from pipeline.dataset.records import (
 from pipeline.errors import JobError
 from pipeline.generate.job import GenerateJob
 from pipeline.generate.plan import Plan, PlanSplit, load_plan, select_images
-from pipeline.generate.shard_elements import (
-    OutputShard,
-    SourceShard,
-    SplitTotals,
-    pack_sources,
-)
+from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals, pack_sources
 from pipeline.inputs.location import Location
 from pipeline.inputs.source_images import SourceImage
 from pipeline.runtime.progress import Progress

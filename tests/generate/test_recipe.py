@@ -1,7 +1,5 @@
 """Tests recipes: a dataset is exported without its pixels, and made again from its pictures."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re
@@ -40,6 +38,8 @@ from pipeline.errors import UsageError
 from pipeline.generate import recipe as recipes
 from pipeline.generate.recipe import Recipe
 from pipeline.storage.store import Store
+
+Capture = pytest.CaptureFixture[str]
 
 
 def export(dataset: Path, target: Path) -> Path:
@@ -89,10 +89,7 @@ def test_every_file_is_the_same_without_segmenting(
 
 
 def test_what_the_maker_states_is_in_the_recipe_and_comes_back(
-    quick: tuple[Path, Path],
-    small_sample: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     shutil.copytree(quick[0], tmp_path / "stated")
     stated = keys(creator="Ann", contact="https://example.org", terms="CC BY 4.0")
@@ -104,9 +101,8 @@ def test_what_the_maker_states_is_in_the_recipe_and_comes_back(
     assert "Made by Ann. Contact: https://example.org\n" in card
     croissant = json.loads((recipe / "croissant.json").read_text())
     assert (croissant["creator"]["name"], croissant["license"]) == ("Ann", "CC BY 4.0")
-    assert (
-        mlcroissant.Dataset(jsonld=str(recipe / "croissant.json")).metadata.issues.errors == set()
-    )
+    checked = mlcroissant.Dataset(jsonld=str(recipe / "croissant.json"))
+    assert checked.metadata.issues.errors == set()
     again(recipe, small_sample, tmp_path / "out")
     assert results_of(tmp_path / "out") == results_of(tmp_path / "stated")
     capsys.readouterr()
@@ -121,11 +117,7 @@ def test_what_the_maker_states_is_in_the_recipe_and_comes_back(
 
 @pytest.mark.parametrize("shape", ["val_tar", "webdataset", "parquet"])
 def test_every_file_is_the_same_from_any_layout(
-    quick: tuple[Path, Path],
-    small_sample: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    shape: str,
+    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path, capsys: Capture, shape: str
 ) -> None:
     dataset, recipe = quick
     (tmp_path / "input").mkdir()
@@ -140,11 +132,8 @@ def test_every_file_is_the_same_from_any_layout(
 
 
 def test_a_recipe_holds_no_pixel_and_is_small(recipe: Path, one_worker: Path) -> None:
-    assert sorted(path.name for path in recipe.iterdir()) == [
-        "README.md",
-        "croissant.json",
-        "recipe.parquet",
-    ]
+    names = {path.name for path in recipe.iterdir()}
+    assert names == {"README.md", "croissant.json", "recipe.parquet"}
     table = pq.read_table(recipe / "recipe.parquet")
     assert not {"image", "image_offset", "only_bg_t_offset"} & set(table.column_names)
     card = json.loads((recipe / "croissant.json").read_text())
@@ -161,11 +150,7 @@ def test_a_recipe_holds_no_pixel_and_is_small(recipe: Path, one_worker: Path) ->
 
 
 def test_a_repeated_run_and_later_ones_go_by_the_copy(
-    quick: tuple[Path, Path],
-    small_sample: Path,
-    small_input: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    quick: tuple[Path, Path], small_sample: Path, small_input: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     _, recipe = quick
     shutil.rmtree(small_input / "Annotations")
@@ -255,7 +240,7 @@ def test_a_duplicate_stays_one_if_its_shard_is_made_again(
 
 
 def test_without_layers_there_are_masks_of_selected_images_only(
-    small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_input: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     flags = (*QUICK, *SHARDS, *ONE, "--layers", "drop", "--output")
     out, dataset = tmp_path / "out", tmp_path / "dataset"
@@ -339,10 +324,7 @@ def as_png(picture: Path) -> None:
 
 
 def test_other_files_of_the_same_pixels_pass(
-    quick: tuple[Path, Path],
-    small_input: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    quick: tuple[Path, Path], small_input: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     dataset, recipe = quick
     first, second, *_ = pictures_of(small_input)
@@ -356,59 +338,65 @@ def test_other_files_of_the_same_pixels_pass(
     assert results_of(tmp_path / "out") == results_of(dataset)
 
 
-def test_what_is_missing_or_differs_ends_the_job(
-    quick: tuple[Path, Path],
-    small_sample: Path,
-    small_input: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    dataset, recipe = quick
+@pytest.fixture
+def lacking(small_input: Path) -> tuple[Path, Path, Path]:
+    """An input with one picture missing and one with other pixels, and these two paths."""
     first, second, *_ = pictures_of(small_input)
     first.unlink()
     darken(second)
-    output = tmp_path / "out"
-    command = making(recipe, small_input, output)
-    line = refusal(capsys, *command)
+    return small_input, first, second
+
+
+def test_what_is_missing_or_differs_ends_the_job(
+    quick: tuple[Path, Path],
+    small_sample: Path,
+    lacking: tuple[Path, Path, Path],
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    source, first, second = lacking
+    output, few = tmp_path / "out", tmp_path / "few" / "val"
+    line = refusal(capsys, *making(quick[1], source, output))
     assert "of 18 pictures of the recipe, 1 missing and 1 with other pixels: " in line
     for picture, status in ((first, "missing_source"), (second, "source_differs")):
-        assert f"{picture.relative_to(small_input)} ({status})" in line
-    few = tmp_path / "few" / "val"
+        assert f"{picture.relative_to(source)} ({status})" in line
     few.mkdir(parents=True)
     shutil.copy(pictures_of(small_sample)[0], few)
-    line = refusal(capsys, *making(recipe, few.parent, output))
+    line = refusal(capsys, *making(quick[1], few.parent, output))
     assert "of 18 pictures of the recipe, 17 missing and 0 with other pixels: " in line
     assert line.count("(missing_source)") == 3
     assert "(missing_source), .... No dataset was written" in line
-    assert not output.exists()
-    run_here(*command, "--dry_run", code=2)
+    run_here(*making(quick[1], source, output, "--dry_run"), code=2)
     assert "1 missing" in capsys.readouterr().err
     assert not output.exists()
 
-    run_here(*command, "--allow_partial")
-    printed = capsys.readouterr().out
-    assert "this is not the recipe's dataset: it lacks 2 images" in printed
+
+def test_a_dataset_of_a_part_of_a_recipe_is_completed_later(
+    quick: tuple[Path, Path],
+    small_sample: Path,
+    lacking: tuple[Path, Path, Path],
+    tmp_path: Path,
+    capsys: Capture,
+) -> None:
+    (dataset, recipe), (source, first, second), output = quick, lacking, tmp_path / "out"
+    again(recipe, source, output, "--allow_partial")
+    assert "this is not the recipe's dataset: it lacks 2 images" in capsys.readouterr().out
     assert "This is not the recipe's dataset" in (output / "README.md").read_text()
     rejected = {row["key"]: row["status"] for row in index_of(output) if not row["selected"]}
     assert rejected == {first.stem: "missing_source", second.stem: "source_differs"}
     assert manifest_of(output)["fingerprint"] != manifest_of(dataset)["fingerprint"]
     before = stamps(output)
-    run_here(*command, "--allow_partial")
+    again(recipe, source, output, "--allow_partial")
     assert stamps(output) == before
-
     # Once all pictures are there, the copy makes the recipe's dataset of it.
-    shutil.rmtree(small_input / "val")
-    shutil.copytree(small_sample / "val", small_input / "val")
-    later = ("generate", "--input", small_input, "--output", output, *ONE)
-    run_here(*later, "--overwrite", "rebuild")
+    shutil.rmtree(source / "val")
+    shutil.copytree(small_sample / "val", source / "val")
+    run_here("generate", "--input", source, "--output", output, *ONE, "--overwrite", "rebuild")
     assert results_of(output) == results_of(dataset)
 
 
 def test_the_guard_watches_an_input_that_is_gone(
-    quick: tuple[Path, Path],
-    small_input: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    quick: tuple[Path, Path], small_input: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     again(quick[1], small_input, tmp_path / "out")
     for picture in pictures_of(small_input)[1:]:
@@ -423,11 +411,7 @@ def test_the_guard_watches_an_input_that_is_gone(
 
 @pytest.mark.parametrize("pillow", [Image.__version__, "1.0"])
 def test_a_decoder_that_gives_other_layers_ends_the_job(
-    quick: tuple[Path, Path],
-    small_sample: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    pillow: str,
+    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path, capsys: Capture, pillow: str
 ) -> None:
     """A recipe with a wrong digest stands for a library that decodes in another way."""
     wrong = {"layer_digest": lambda old: bytes(8)}
@@ -442,10 +426,7 @@ def test_a_decoder_that_gives_other_layers_ends_the_job(
 
 
 def test_files_of_other_libraries_are_named(
-    quick: tuple[Path, Path],
-    small_sample: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     """Other digests in the recipe stand for a library that encodes in another way."""
 
@@ -500,11 +481,7 @@ HOSTILE: dict[str, tuple[dict[str, Change], Change | None]] = {
     "its class is unknown": ({"wnid": lambda old: "n00000000"}, None),
     "impossible size": ({"width": lambda old: 2**31 - 1, "height": lambda old: 2**31 - 1}, None),
     "its picture is too narrow": (
-        {
-            "width": lambda old: 1,
-            "height": lambda old: 10**7,
-            "native_box": lambda old: [0, 0, 1, 1],
-        },
+        {"width": lambda _: 1, "height": lambda _: 10**7, "native_box": lambda _: [0, 0, 1, 1]},
         None,
     ),
     "its box is not in its picture": ({"native_box": lambda old: [0, 0, 10**6, 10**6]}, None),
@@ -517,31 +494,21 @@ HOSTILE: dict[str, tuple[dict[str, Change], Change | None]] = {
     "no such number": ({"object": lambda old: 3}, None),
     "share keys": (
         {},
-        lambda content: {
-            **content,
-            "images": {"val": {**content["images"]["val"], "listed": 10**9}},
-        },
+        lambda of: {**of, "images": {"val": {**of["images"]["val"], "listed": 10**9}}},
     ),
     "missing required field": ({}, without("shards")),
     "image_size": ({}, with_flag("image_size", 10**9)),
     "Expected `int`": ({}, with_flag("seed", "zero")),
     "its classes are not": ({}, with_flag("taxonomy", "2 superclasses")),
-    "is not the path of": (
-        {},
-        lambda content: {**content, "files": [{**content["files"][0], "path": "../x"}]},
-    ),
-    "it was made by stages": ({}, lambda content: {**content, "stages": {"segment": 99}}),
+    "is not the path of": ({}, lambda of: {**of, "files": [{**of["files"][0], "path": "../x"}]}),
+    "it was made by stages": ({}, lambda of: {**of, "stages": {"segment": 99}}),
     "without masks": ({}, with_flag("origin", "imported")),
 }
 
 
 @pytest.mark.parametrize("fault", HOSTILE)
 def test_hostile_recipes_are_refused_in_one_line(
-    quick: tuple[Path, Path],
-    small_sample: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    fault: str,
+    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path, capsys: Capture, fault: str
 ) -> None:
     columns, metadata = HOSTILE[fault]
     recipe = changed(quick[1], tmp_path / "recipe", columns, metadata)
@@ -557,7 +524,7 @@ def test_few_bytes_for_many_rows_are_refused_before_they_are_read(
     quick: tuple[Path, Path],
     small_sample: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
     options: dict[str, Any],
     objects: str,
 ) -> None:
@@ -585,31 +552,24 @@ def test_rows_that_are_like_each_other_are_read(quick: tuple[Path, Path], tmp_pa
 
 
 def test_each_region_of_the_file_is_sealed(
-    quick: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    quick: tuple[Path, Path], tmp_path: Path, capsys: Capture
 ) -> None:
-    whole = (quick[1] / "recipe.parquet").read_bytes()
-    folder = tmp_path / "recipe"
-    folder.mkdir()
+    whole, path = (quick[1] / "recipe.parquet").read_bytes(), tmp_path / "recipe" / "recipe.parquet"
+    path.parent.mkdir()
     places = [*range(0, len(whole), len(whole) // 60), *range(-70, 0)]
     damaged = [whole[:n] + bytes([whole[n] ^ 4]) + whole[n + 1 or len(whole) :] for n in places]
+    command = ("generate", "--output", tmp_path / "out", "--recipe")
     for data in (*damaged, whole[:-1], whole[: len(whole) // 2], whole + b"x", b"", b"PAR1"):
-        (folder / "recipe.parquet").write_bytes(data)
-        line = refusal(capsys, "generate", "--recipe", folder, "--output", tmp_path / "out")
+        path.write_bytes(data)
+        line = refusal(capsys, *command, path.parent)
         assert "recipe.parquet cannot be used: " in line
-        named = refusal(
-            capsys, "generate", "--recipe", folder / "recipe.parquet", "--output", tmp_path / "out"
-        )
-        assert named == line
-    assert "none/recipe.parquet; make one with: in9 export --layout recipe" in refusal(
-        capsys, "generate", "--recipe", tmp_path / "none", "--output", tmp_path / "out"
-    )
+    assert refusal(capsys, *command, path) == line
+    missing = refusal(capsys, *command, tmp_path / "none")
+    assert "none/recipe.parquet; make one with: in9 export --layout recipe" in missing
 
 
 def test_flags_that_contradict_a_recipe_are_refused_by_name(
-    quick: tuple[Path, Path],
-    small_sample: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     command = making(quick[1], small_sample, tmp_path / "out")
     line = refusal(capsys, *command, *keys(jpeg_quality=90), "--formats", "parquet")
@@ -622,9 +582,8 @@ def test_flags_that_contradict_a_recipe_are_refused_by_name(
     assert "--image_size=224 (the recipe has 64)" in line
     assert "--overwrite config" not in line
     assert "--annotations" in refusal(capsys, *command, "--annotations", small_sample)
-    assert "--recipe" in refusal(
-        capsys, "generate", "--output", tmp_path / "out", "--allow_partial"
-    )
+    alone = refusal(capsys, "generate", "--output", tmp_path / "out", "--allow_partial")
+    assert "--recipe" in alone
 
 
 def test_code_that_a_recipe_names_is_not_imported(
@@ -632,7 +591,7 @@ def test_code_that_a_recipe_names_is_not_imported(
     small_sample: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
 ) -> None:
     (tmp_path / "mine_to_run.py").write_text(
         "import numpy as np\n\n\ndef left(image, box):\n"
@@ -661,9 +620,7 @@ def test_code_that_a_recipe_names_is_not_imported(
     assert results_of(tmp_path / "again") == results_of(output)
 
 
-def test_scenes_must_be_named(
-    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_scenes_must_be_named(small_sample: Path, tmp_path: Path, capsys: Capture) -> None:
     scenes = tmp_path / "scenes"
     scenes.mkdir()
     for picture in pictures_of(small_sample)[:3]:
@@ -687,10 +644,7 @@ def test_scenes_must_be_named(
 
 
 def test_an_export_that_no_job_could_read_replaces_nothing(
-    quick: tuple[Path, Path],
-    small_sample: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     source, target = tmp_path / "input", tmp_path / "recipe"
     source.mkdir()
@@ -709,26 +663,25 @@ def test_an_export_that_no_job_could_read_replaces_nothing(
 
 
 def test_what_has_no_recipe_is_refused(
-    quick: tuple[Path, Path],
-    small_sample: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    make = ("generate", "--input", small_sample, "--output", tmp_path / "out", *ONE)
-    export_it = ("export", "--dataset", tmp_path / "out", "--layout", "recipe", "--to")
-    run_here(*make, *QUICK, "--layers", "drop", "--variants", "original")
-    assert "fg_mask" in refusal(capsys, *export_it, tmp_path / "r")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    run_here(*make, *QUICK, "--overwrite", "config,rebuild")
-    assert "is not empty" in refusal(capsys, *export_it, tmp_path / "full")
-    assert "lies inside" in refusal(capsys, *export_it, tmp_path / "out" / "r")
-    assert "leave --split out" in refusal(capsys, *export_it, tmp_path / "r", "--split", "val")
-    whole = ("--selection", "in9l", "--formats", "parquet")
-    run_here("generate", "--input", small_sample, "--output", tmp_path / "l", *whole, *ONE)
-    in9l = ("export", "--dataset", tmp_path / "l", "--layout", "recipe", "--to", tmp_path / "r")
-    assert "in9l" in refusal(capsys, *in9l)
+    whole = ("--selection", "in9l", "--variants", "original", *QUICK[2:])
+    for name, flags in (
+        ("dropped", (*QUICK, "--layers", "drop", "--variants", "original")),
+        ("whole", whole),
+    ):
+        run_here("generate", "--input", small_sample, *flags, *ONE, "--output", tmp_path / name)
     run_here("export", "--dataset", quick[0], "--to", tmp_path / "released")
     run_here("import", "--from", tmp_path / "released", "--output", tmp_path / "imported")
-    imported = ("export", "--dataset", tmp_path / "imported", "--layout", "recipe", "--to")
-    assert "it was imported" in refusal(capsys, *imported, tmp_path / "r")
+    capsys.readouterr()
+    for dataset, flags, said in (
+        (tmp_path / "dropped", ("--to", tmp_path / "r"), "fg_mask"),
+        (quick[0], ("--to", tmp_path / "full"), "is not empty"),
+        (quick[0], ("--to", quick[0] / "r"), "lies inside"),
+        (quick[0], ("--to", tmp_path / "r", "--split", "val"), "leave --split out"),
+        (tmp_path / "whole", ("--to", tmp_path / "r"), "in9l"),
+        (tmp_path / "imported", ("--to", tmp_path / "r"), "it was imported"),
+    ):
+        assert said in refusal(capsys, "export", "--dataset", dataset, "--layout", "recipe", *flags)

@@ -1,28 +1,26 @@
 """Tests reruns after changes, kills and damage: they repeat no work and lose nothing."""
 
-from __future__ import annotations
-
-import dataclasses
+import itertools
 import shutil
 import subprocess
 import sys
 from collections import Counter
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from killing import killed_before_change
 from runs import (
     ONE,
     QUICK,
     ROOT,
     SHARDS,
     Run,
-    dataset_in,
     index_of,
     keys,
     manifest_of,
+    pictures_of,
+    refusal,
     results_of,
     run_here,
     run_in9,
@@ -32,21 +30,9 @@ from soundness import assert_sound
 
 import in9
 from pipeline.commands.cli import main
-from pipeline.dataset.manifest import About
-from pipeline.generate.commit import restate
 from pipeline.storage.files import LocalFiles
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
-
-
-def test_a_second_run_does_no_work_and_says_so(sample_run: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(sample_run, output, copy_function=shutil.copy2)
-    before = stamps(output)
-    done = run_in9("run", "--output", output)
-    assert "nothing to do" in done.stdout
-    assert stamps(output) == before
-    assert not list((output / ".in9").glob("staging/*"))
 
 
 def test_only_what_changed_is_made_again(small_input: Path, tmp_path: Path) -> None:
@@ -54,7 +40,7 @@ def test_only_what_changed_is_made_again(small_input: Path, tmp_path: Path) -> N
     flags = ("--input", small_input, "--output", output, *keys(images_per_shard=3))
     run_in9("generate", *flags)
     before = manifest_of(output)
-    gone = sorted(small_input.glob("val/*/*.JPEG"))[4]
+    gone = pictures_of(small_input)[4]
     gone.unlink()
     done = run_in9("generate", *flags)
     after = manifest_of(output)
@@ -103,14 +89,6 @@ def test_what_the_maker_states_stays_and_rewrites_the_card_alone(
     run_here(*command, *keys(terms="", contact="ann@example.org"))
     expected = {"creator": "Ann", "contact": "ann@example.org", "terms": ""}
     assert manifest_of(output)["about"] == expected
-    # A run that was killed in Commit, when no manifest is in place, has stated it, too.
-    store, manifest = Store(str(output)), dataset_in(output).manifest
-    bob = dataclasses.replace(manifest, about=About("Bob"))
-    assert killed_before_change(12, partial(restate, store, imagenet9(), bob))
-    assert not (output / "manifest.json").exists()
-    run_here(*command)
-    assert "0 images segmented, 0 composed" in capsys.readouterr().out
-    assert manifest_of(output)["about"]["creator"] == "Bob"
     run_here(*command, *keys(creator="", contact=""))
     assert results_of(output) == files
 
@@ -119,8 +97,8 @@ def test_a_background_that_moves_to_a_sibling_class_changes_the_samples_that_sho
     small_input: Path, tmp_path: Path
 ) -> None:
     output, fresh = tmp_path / "out", tmp_path / "fresh"
-    flags = ["generate", "--input", str(small_input), "--segmenter", "box", "--formats", "parquet"]
-    flags += ["--variants", "original,mixed_same,mixed_rand", *keys(images_per_shard=2), *ONE]
+    flags = ("generate", "--input", small_input, *QUICK, *keys(images_per_shard=2), *ONE)
+    flags += ("--variants", "original,mixed_same,mixed_rand")
     run_here(*flags, "--output", output)
     shown = in9.open_dataset(output, "mixed_rand")[0][2]
     (picture,) = small_input.glob(f"val/*/{shown['bg_key']}.JPEG")
@@ -135,21 +113,6 @@ def test_a_background_that_moves_to_a_sibling_class_changes_the_samples_that_sho
     run_here(*flags, "--output", fresh)
     assert in9.open_dataset(output, "mixed_rand")[0][2] == {**shown, "bg_wnid": sibling}
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
-
-
-def test_another_seed_is_refused_then_composed_without_segmenting(
-    one_worker: Path, small_sample: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(one_worker, output)
-    flags = ("generate", "--output", output, "--input", small_sample, *SHARDS, "--seed", 1)
-    refused = run_in9(*flags, check=2)
-    assert "--seed=1 (the dataset has 0)" in refused.stderr
-    assert refused.stderr.count("\n") == 1
-    done = run_in9(*flags, "--overwrite", "config")
-    assert "0 images segmented" in done.stdout
-    assert manifest_of(output)["config"]["seed"] == 1
-    assert_sound(output)
 
 
 def test_another_implementation_of_the_segmenter_changes_nothing_but_its_name(
@@ -184,8 +147,7 @@ def test_without_a_compiler_opencv_segments_with_a_warning(
 def test_replicates_are_added_without_segmenting_and_change_nothing_else(
     one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(one_worker, output)
+    output = Path(shutil.copytree(one_worker, tmp_path / "out"))
     flags = ("generate", "--input", small_sample, *SHARDS, "--replicates", 2, "--output", output)
     assert "--replicates=2 (the dataset has 1)" in run_in9(*flags, check=2).stderr
     assert "0 images segmented" in run_in9(*flags, "--overwrite", "config").stdout
@@ -205,48 +167,53 @@ def test_replicates_are_added_without_segmenting_and_change_nothing_else(
     assert any(first != second for first, second in pairs)
 
 
-def test_resharding_copies_layers(one_worker: Path, small_sample: Path, tmp_path: Path) -> None:
-    output, fresh = tmp_path / "out", tmp_path / "fresh"
-    shutil.copytree(one_worker, output)
-    flags = ("generate", "--input", small_sample, *keys(images_per_shard=18))
-    refused = run_in9(*flags, "--output", output, check=2)
-    assert "images_per_shard=18" in refused.stderr
-    done = run_in9(*flags, "--output", output, "--overwrite", "shards")
-    assert "0 images segmented" in done.stdout
-    run_in9(*flags, "--output", fresh)
-    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
+@pytest.fixture
+def killed_at_move(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
+    """A function that runs a command and tells whether it failed: at a move of this number."""
+    original = Store.move
 
-
-def test_resharding_that_is_killed_is_finished_by_the_same_command(
-    one_worker: Path, small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    command = ["generate", "--input", str(small_sample), *keys(images_per_shard=18), *ONE]
-    original, manifests = Store.move, []
-    # The run is killed before all moves, after the manifest's, after the layers', or never.
-    for last in (0, 1, 3, 1000):
-        output = tmp_path / str(last)
-        shutil.copytree(one_worker, output)
+    def run(number: int, *command: object) -> bool:
         moves = iter(range(1000))
 
-        def move(
-            self: Store, source: str, target: str, moves: Any = moves, last: int = last
-        ) -> None:
-            if next(moves) == last:
+        def move(self: Store, source: str, target: str) -> None:
+            if next(moves) == number:
                 raise OSError("killed")
             original(self, source, target)
 
-        run = [*command, "--output", str(output), "--overwrite", "shards"]
         with monkeypatch.context() as patch:
             patch.setattr(Store, "move", move)
-            assert main(run) == (last < 1000)
-        assert main(run) == 0
-        manifests.append((output / "manifest.json").read_bytes())
-    assert len(set(manifests)) == 1
+            return main([str(word) for word in command]) != 0
+
+    return run
+
+
+def test_resharding_copies_layers_and_is_finished_by_the_same_command_if_it_is_killed(
+    one_worker: Path,
+    small_sample: Path,
+    tmp_path: Path,
+    killed_at_move: Callable[..., bool],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ("generate", "--input", small_sample, *keys(images_per_shard=18), *ONE, "--output")
+    run_here(*command, tmp_path / "fresh")
+    expected = (tmp_path / "fresh" / "manifest.json").read_bytes()
+    # The run is killed before all moves, after the manifest's, after the layers', or never.
+    for last in (0, 1, 3, 1000):
+        output = Path(shutil.copytree(one_worker, tmp_path / str(last)))
+        if last == 0:
+            assert " images_per_shard=18" in refusal(capsys, *command, output)
+        run = (*command, output, "--overwrite", "shards")
+        assert killed_at_move(last, *run) == (last < 1000)
+        capsys.readouterr()
+        run_here(*run)
+        assert "0 images segmented" in capsys.readouterr().out or last == 1000
+        assert (output / "manifest.json").read_bytes() == expected
 
 
 def test_dropped_layers_are_cut_again_when_needed(tiny_input: Path, tmp_path: Path) -> None:
     output, fresh = tmp_path / "out", tmp_path / "fresh"
-    flags = ("generate", "--input", tiny_input, *keys(images_per_shard=3), "--layers", "drop")
+    flags = ("generate", "--input", tiny_input, *QUICK, *keys(images_per_shard=3))
+    flags += ("--layers", "drop")
     run_in9(*flags, "--output", output)
     assert not list(output.glob("layers/*.tar"))
     again = run_in9(*flags, "--output", output)
@@ -258,63 +225,56 @@ def test_dropped_layers_are_cut_again_when_needed(tiny_input: Path, tmp_path: Pa
 
 
 def test_a_commit_can_be_killed_after_any_move(
-    tiny_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_input: Path, tmp_path: Path, killed_at_move: Callable[..., bool]
 ) -> None:
     """Kills Commit before each of its moves, and checks that the next run mends the dataset."""
-    flags = ["--variants", "original,mixed_rand", *keys(images_per_shard=3), *ONE]
-    flags += ["--segmenter", "box"]
-    before, after = tmp_path / "before", tmp_path / "after"
-    victim = sorted(tiny_input.glob("val/*/*.JPEG"))[0]
-    run_here("generate", "--input", tiny_input, "--output", before, *flags)
+    flags = (*QUICK, "--variants", "original,mixed_rand", *keys(images_per_shard=3), *ONE)
+    command = ("generate", "--input", tiny_input, *flags, "--output")
+    run_here(*command, tmp_path / "before")
+    victim = pictures_of(tiny_input)[0]
     # A JPEG comment changes the bytes but not the pixels.
     victim.write_bytes(victim.read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
-    run_here("generate", "--input", tiny_input, "--output", after, *flags)
-    expected = (after / "manifest.json").read_bytes()
-    assert expected != (before / "manifest.json").read_bytes()
-
-    original = Store.move
-    killed_at = 0
-    while True:
-        killed_at += 1
-        output = tmp_path / f"killed-{killed_at}"
-        shutil.copytree(before, output)
-        run = ["generate", "--input", str(tiny_input), "--output", str(output), *flags]
-        moves = iter(range(1, 1000))
-
-        def move(
-            self: Store, source: str, target: str, moves: Any = moves, last: int = killed_at
-        ) -> None:
-            if next(moves) == last:
-                raise OSError("killed")
-            original(self, source, target)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Store, "move", move)
-            interrupted = main(run) != 0
-        assert main(run) == 0
+    run_here(*command, tmp_path / "after")
+    expected = (tmp_path / "after" / "manifest.json").read_bytes()
+    assert expected != (tmp_path / "before" / "manifest.json").read_bytes()
+    for number in itertools.count():
+        output = Path(shutil.copytree(tmp_path / "before", tmp_path / f"killed-{number}"))
+        was_killed = killed_at_move(number, *command, output)
+        if number == 0:
+            # Until Commit moves files, the dataset keeps every byte.
+            assert results_of(output) == results_of(tmp_path / "before")
+        run_here(*command, output)
         assert (output / "manifest.json").read_bytes() == expected
         assert_sound(output)
         assert not (output / ".in9" / "staging").exists()
         assert not (output / ".in9" / "manifest.previous.json").exists()
-        shutil.rmtree(output)
-        if not interrupted:
+        if not was_killed:
             break
     # Commit moves at least the manifest, an index and a file of each kind.
-    assert killed_at > 5
+    assert number > 4
 
 
 def test_a_duplicate_takes_the_place_of_the_picture_that_won(
     tiny_input: Path, tmp_path: Path
 ) -> None:
-    images = sorted(tiny_input.glob("val/*/*.JPEG"))
+    images = pictures_of(tiny_input)
     shutil.copy(images[0], images[-1].parent / images[0].name)
     output, fresh = tmp_path / "out", tmp_path / "fresh"
-    flags = ["--input", str(tiny_input), "--formats", "parquet", "--variants", "original", *ONE]
-    run_here("generate", "--output", output, *flags)
+    command = (
+        "generate",
+        "--input",
+        tiny_input,
+        *QUICK,
+        "--variants",
+        "original",
+        *ONE,
+        "--output",
+    )
+    run_here(*command, output)
     assert manifest_of(output)["rejections"]["val"]["duplicate_key"] == 1
     images[0].unlink()
-    run_here("generate", "--output", output, *flags)
-    run_here("generate", "--output", fresh, *flags)
+    run_here(*command, output)
+    run_here(*command, fresh)
     assert "duplicate_key" not in manifest_of(output)["rejections"]["val"]
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
 
@@ -322,18 +282,16 @@ def test_a_duplicate_takes_the_place_of_the_picture_that_won(
 def test_damage_is_not_committed_again(
     one_worker: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = tmp_path / "out"
-    shutil.copytree(one_worker, output)
+    output = Path(shutil.copytree(one_worker, tmp_path / "out"))
     victim = output / "index" / "val-00001-of-00003.parquet"
-    data = victim.read_bytes()
-    before = (output / "manifest.json").read_bytes()
-    flags = ["generate", "--output", str(output), "--input", str(small_sample), *SHARDS, *ONE]
+    data, before = victim.read_bytes(), (output / "manifest.json").read_bytes()
+    command = ("generate", "--output", output, "--input", small_sample, *SHARDS, *ONE)
     victim.write_bytes(data.replace(b"parquet-cpp", b"parquet-CPP"))  # All rows can be read.
-    assert main(flags) == 1
+    run_here(*command, code=1)
     assert f"{victim} has changed since it was committed" in capsys.readouterr().err
     assert (output / "manifest.json").read_bytes() == before
     victim.write_bytes(data[:4] + bytes(400) + data[404:])
-    assert main(flags) == 0
+    run_here(*command)
     assert (output / "manifest.json").read_bytes() == before
     assert victim.read_bytes() == data
 
@@ -342,7 +300,7 @@ def test_damage_is_not_committed_again(
 def test_a_layer_that_is_corrupted_on_the_way_is_no_damage(
     is_corrupted: bool, run_small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_small("generate", "--segmenter", "box", *ONE)
+    run_small("generate", *ONE)
     tar = sorted((tmp_path / "out" / "layers").glob("*.tar"))[0]
     intact, read_ranges, seen = tar.read_bytes(), LocalFiles.read_ranges, Counter[str]()
 
@@ -355,40 +313,38 @@ def test_a_layer_that_is_corrupted_on_the_way_is_no_damage(
         monkeypatch.setattr(LocalFiles, "read_ranges", read)
     else:
         tar.write_bytes(bytes(len(intact)))
-    again = ("generate", "--segmenter", "box", *ONE, "--seed", "1", "--overwrite", "config")
+    again = ("generate", *ONE, "--seed", "1", "--overwrite", "config")
     expected = "has changed while it was read" if is_corrupted else "is damaged"
     assert expected in run_small(*again, code=1)
 
 
 def test_a_dataset_that_grows_keeps_its_shards(tiny_input: Path, tmp_path: Path) -> None:
-    images = sorted(tiny_input.glob("val/*/*.JPEG"))
-    aside = tmp_path / "aside"
+    images, aside = pictures_of(tiny_input)[1::2], tmp_path / "aside"
     aside.mkdir()
-    moved = [image.rename(aside / image.name) for image in images[1::2]]
+    for image in images:
+        image.rename(aside / image.name)
+    command = ("generate", *QUICK, "--variants", "original", *keys(images_per_shard=2))
+    command += ("--input", tiny_input, *ONE, "--output")
     output, fresh = tmp_path / "out", tmp_path / "fresh"
-    flags = [
-        *("--formats", "parquet", "--variants", "original", *keys(images_per_shard=2)),
-        *("--input", str(tiny_input), *ONE),
-    ]
-    run_here("generate", "--output", output, *flags)
+    run_here(*command, output)
     small = manifest_of(output)["shards"]["val"]
-    for image, original in zip(moved, images[1::2], strict=True):
-        image.rename(original)
-    run_here("generate", "--output", output, *flags, "--overwrite", "rebuild")
+    for image in images:
+        (aside / image.name).rename(image)
+    run_here(*command, output, "--overwrite", "rebuild")
     assert manifest_of(output)["shards"]["val"] == small
-    run_here("generate", "--output", output, *flags, "--overwrite", "shards")
-    run_here("generate", "--output", fresh, *flags)
+    run_here(*command, output, "--overwrite", "shards")
+    run_here(*command, fresh)
     assert manifest_of(fresh)["shards"]["val"] != small
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
 
 
 def test_layers_are_made_again_when_their_flags_change(tiny_input: Path, tmp_path: Path) -> None:
     output, fresh = tmp_path / "out", tmp_path / "fresh"
-    flags = ["--input", str(tiny_input), "--formats", "parquet", *ONE]
-    run_here("generate", "--output", output, *flags)
-    flags += [*keys(interpolation="bilinear"), "--per_class", "1", "--own_background"]
-    run_here("generate", "--output", output, *flags, "--overwrite", "config")
-    run_here("generate", "--output", fresh, *flags)
+    command = ("generate", "--input", tiny_input, *QUICK, *ONE)
+    run_here(*command, "--output", output)
+    command += (*keys(interpolation="bilinear"), "--per_class", 1, "--own_background")
+    run_here(*command, "--output", output, "--overwrite", "config")
+    run_here(*command, "--output", fresh)
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
     assert manifest_of(output)["samples"]["val"]["original"]["bird"] == 1
     assert manifest_of(output)["images"]["val"]["selected"] == 3

@@ -1,17 +1,27 @@
 """Tests pictures with several objects, their groups, and scenes, through the command line."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from runs import ONE, dataset_in, index_of, keys, manifest_of, pixels_of, run_in9, table_of
+from runs import (
+    ONE,
+    TINY_MODEL,
+    dataset_in,
+    index_of,
+    keys,
+    manifest_of,
+    pixels_of,
+    refusal,
+    run_here,
+    run_in9,
+    table_of,
+)
 from soundness import assert_sound
 from two_way_by_hand import effective, interval_of, share_interval
 
@@ -23,15 +33,6 @@ from pipeline.storage.store import Store
 from transforms.annotations import Box
 from transforms.codec import decode_image
 from transforms.cutting import crop_whole
-
-MODEL = """
-import torch
-
-def tiny():
-    torch.manual_seed(1)
-    layers = torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 1000)
-    return torch.nn.Sequential(*layers)
-"""
 
 CLASSES = ("n02085620", "n01514668", "n01440764")
 SMALL = ("--image_size", "64", *keys(resize=72, encoding="png"), "--segmenter", "box", *ONE)
@@ -80,20 +81,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(
-    street: Path, places: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, str]]:
+def made(street: Path, places: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A dataset of single objects with scenes, evaluated and attacked, and the job's output."""
     output = tmp_path_factory.mktemp("made") / "out"
-    (output.parent / "scene_models.py").write_text(MODEL)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(output.parent), prepend=":")
-        done = run_in9(
-            *("run", "--output", output, "--input", street, "--objects", "each"),
-            *("--backgrounds", places, "--models", "python:scene_models:tiny", "--attack", "6"),
-            *(*SMALL, *SHARDS),
-        )
-        yield output, done.stdout
+    flags = ("--objects", "each", "--backgrounds", places, *TINY_MODEL, "--attack", 6)
+    done = run_in9("run", "--output", output, "--input", street, *flags, *SMALL, *SHARDS)
+    return output, done.stdout
 
 
 def files_of(output: Path) -> dict[str, str]:
@@ -155,37 +148,27 @@ def test_mixed_external_is_the_foreground_on_a_scene(made: tuple[Path, str], pla
     assert [row["path"] for row in rows if row["status"] != "accepted"] == ["broken.jpg"]
 
 
-def test_models_are_measured_on_scenes_and_over_groups(made: tuple[Path, str]) -> None:
-    output, reported = made
-    assert "mixed_external" in reported
+def group(key: str) -> str:
+    return key.rpartition("_")[0]
 
-    accuracy = {
-        row["variant"]: row
-        for row in table_of(output, "summary")
-        if row["label_rule"] != "mapped_only"
-    }
-    assert int(accuracy["mixed_external"]["n"]) == 27
-    assert {row["variant"] for row in table_of(output, "groups")} == {
-        "mixed_same",
-        "mixed_rand",
-        "mixed_next",
-    }
-    (gap,) = (row for row in table_of(output, "gaps") if row["label_rule"] == "mapped_only")
-    predictions = ds.dataset(sorted((output / "results").rglob("predictions/*.parquet"))).to_table()
-    rows = [row for row in predictions.to_pylist() if row["label_rule"] == "mapped_only"]
-    sides = [
-        [row for row in rows if row["variant"] == name] for name in ("mixed_same", "mixed_rand")
-    ]
+
+def predictions_in(output: Path, variant: str) -> list[dict[str, Any]]:
+    """Returns the predictions of a variant by one rule."""
+    files = sorted((output / "results").rglob("predictions/*.parquet"))
+    rows = ds.dataset(files).to_table().to_pylist()
+    return [row for row in rows if (row["label_rule"], row["variant"]) == ("mapped_only", variant)]
+
+
+def test_gaps_are_over_groups(made: tuple[Path, str]) -> None:
+    output, _ = made
+    sides = [predictions_in(output, name) for name in ("mixed_same", "mixed_rand")]
     means = [np.mean([row["correct"] for row in side]) for side in sides]
-
-    def group(key: str) -> str:
-        return key.rpartition("_")[0]
-
     pictures = [
         (group(row["fg_key"]), group(row["bg_key"]), sign * (row["correct"] - mean) / len(side))
         for sign, side, mean in zip((1, -1), sides, means, strict=True)
         for row in side
     ]
+    (gap,) = (row for row in table_of(output, "gaps") if row["label_rule"] == "mapped_only")
     assert int(gap["n"]) == 27
     roles = zip(*((fg, bg) for fg, bg, _ in pictures), strict=True)
     assert float(gap["units"]) == pytest.approx(min(effective(role) for role in roles))
@@ -193,40 +176,27 @@ def test_models_are_measured_on_scenes_and_over_groups(made: tuple[Path, str]) -
     pairs = [row["fg_key"] for side in sides for row in side]
     bounds = interval_of(means[0] - means[1], pictures, pairs)
     assert (float(gap["ci_low"]), float(gap["ci_high"])) == pytest.approx(bounds, abs=1e-8)
-    # A scene serves several foregrounds, which count as related.
-    external = [row for row in rows if row["variant"] == "mixed_external"]
-    reported = next(
+    of_groups = {row["variant"] for row in table_of(output, "groups")}
+    assert of_groups == {"mixed_same", "mixed_rand", "mixed_next"}
+
+
+def test_models_are_measured_on_scenes(made: tuple[Path, str]) -> None:
+    output, printed = made
+    assert "mixed_external" in printed
+    external = predictions_in(output, "mixed_external")
+    (row,) = (
         row
         for row in table_of(output, "summary")
         if (row["label_rule"], row["variant"]) == ("mapped_only", "mixed_external")
     )
+    assert int(row["n"]) == 27
+    # A scene serves several foregrounds, which count as related.
     assert len({row["bg_key"] for row in external}) < len(external)
-    expected = share_interval(
-        (group(row["fg_key"]), row["bg_key"], row["correct"]) for row in external
-    )
-    assert (float(reported["ci_low"]), float(reported["ci_high"])) == pytest.approx(
-        expected, abs=1e-6
-    )
+    expected = share_interval((group(p["fg_key"]), p["bg_key"], p["correct"]) for p in external)
+    assert (float(row["ci_low"]), float(row["ci_high"])) == pytest.approx(expected, abs=1e-6)
     page = (output / "report.html").read_text()
     assert '<strong>a scene</strong><span class="key">, <code>place_' in page
-    (attack,) = table_of(output, "attack")[:1]
-    assert int(attack["foregrounds"]) == 6
-
-
-def test_dropped_layers_are_cut_again_object_by_object(
-    made: tuple[Path, str], street: Path, places: Path, tmp_path: Path
-) -> None:
-    flags = ("--objects", "each", "--backgrounds", places, *SMALL, *SHARDS)
-    run_in9("generate", "--output", tmp_path / "a", "--input", street, *flags, "--layers", "drop")
-    assert files_of(tmp_path / "a") == files_of(made[0])
-    assert not list((tmp_path / "a" / "layers").glob("*.tar"))
-    other = ("--seed", "1", "--overwrite", "config")
-    run_in9(
-        *("generate", "--output", tmp_path / "a", "--input", street, *flags),
-        *("--layers", "drop", *other),
-    )
-    run_in9("generate", "--output", tmp_path / "b", "--input", street, *flags, "--seed", "1")
-    assert files_of(tmp_path / "a") == files_of(tmp_path / "b") != files_of(made[0])
+    assert int(table_of(output, "attack")[0]["foregrounds"]) == 6
 
 
 def test_a_change_makes_no_more_than_it_must(street: Path, places: Path, tmp_path: Path) -> None:
@@ -266,54 +236,34 @@ def test_a_change_makes_no_more_than_it_must(street: Path, places: Path, tmp_pat
     assert "street_14" not in {row["group"] for row in index_of(output)}
 
 
-def test_the_flag_that_would_help_is_named(street: Path, tmp_path: Path) -> None:
-    command = ("generate", "--input", street, *SMALL, "--variants", "original")
-    printed = run_in9(*command, "--output", tmp_path / "one").stdout
+def test_the_flag_that_would_help_is_named(
+    street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("generate", "--input", street, *SMALL, "--variants", "original", "--output")
+
+    def said(*words: object) -> str:
+        run_here(*words)
+        return capsys.readouterr().out
+
+    printed = said(*command, tmp_path / "one")
     assert "val: 15 images, 3 accepted, 12 rejected (12 not_one_box)" in printed
     advice = "val: over half are rejected. not_one_box (12): --objects largest, union or each"
     assert advice in printed
-    assert advice in run_in9(*command, "--output", tmp_path / "dry", "--dry_run").stdout
-    assert "done now: 3 images segmented" in printed
+    assert advice in said(*command, tmp_path / "dry", "--dry_run")
     # A recipe has decided on its images.
-    exported = ("--layout", "recipe", "--to", tmp_path / "recipe")
-    run_in9("export", "--dataset", tmp_path / "one", *exported)
-    again = ("generate", "--recipe", tmp_path / "recipe", "--input", street / "val", *ONE)
-    for flags in (("--dry_run",), ()):
-        told = run_in9(*again, "--output", tmp_path / "again", *flags).stdout
-        assert "12 not_one_box" in told
-        assert "over half" not in told
-    dry = run_in9(*command, "--output", tmp_path / "dry", "--objects", "each", "--dry_run").stdout
+    run_here("export", "--dataset", tmp_path / "one", "--layout", "recipe", "--to", tmp_path / "r")
+    again = ("generate", "--recipe", tmp_path / "r", "--input", street / "val", *ONE)
+    told = said(*again, "--output", tmp_path / "again")
+    assert "12 not_one_box" in told
+    assert "over half" not in told
+    dry = said(*command, tmp_path / "dry", "--objects", "each", "--dry_run")
     assert "15 to segment" in dry
     assert "about 27 images in the dataset" in dry
-    for objects in ("largest", "union"):
-        printed = run_in9(*command, "--output", tmp_path / objects, "--objects", objects).stdout
-        assert "15 accepted" in printed
-        assert "over half" not in printed
-        boxes = {row["key"]: row["box"] for row in index_of(tmp_path / objects)}
-        assert (boxes["street_9"] == boxes["street_1"]) is False
-    wider = index_of(tmp_path / "union")[0]["box"], index_of(tmp_path / "largest")[0]["box"]
-    assert wider[0][2] - wider[0][0] >= wider[1][2] - wider[1][0]
-    refused = run_in9(*command, "--output", tmp_path / "union", *keys(max_box=0.8), check=2).stderr
+    printed = said(*command, tmp_path / "union", "--objects", "union")
+    assert "15 accepted" in printed
+    assert "over half" not in printed
+    refused = refusal(capsys, *command, tmp_path / "union", *keys(max_box=0.8))
     assert "max_box=0.8 (the dataset has 0.9), --objects=one (the dataset has union)" in refused
-    assert manifest_of(tmp_path / "union")["config"]["objects"] == "union"
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (("--variants", "mixed_external"), "mixed_external needs --backgrounds"),
-        (("--backgrounds", "nowhere"), "nowhere does not exist, or is not a folder that can be"),
-        (("--objects", "all"), "choose from 'one', 'largest', 'union', 'each'"),
-        (("--crop", "stretch"), "--crop: invalid choice: 'stretch' (choose from 'center', 'pad')"),
-        (keys(max_box=2), "max_box must be between 0 and 1"),
-    ],
-)
-def test_wrong_flags_are_one_line(
-    flags: tuple[str, ...], message: str, street: Path, tmp_path: Path
-) -> None:
-    done = run_in9("generate", "--output", tmp_path / "out", "--input", street, *flags, check=2)
-    (line,) = done.stderr.strip().splitlines()
-    assert message in line
 
 
 def test_scenes_without_a_picture(street: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Tests that records, index and samples each have one schema, whatever the flags are."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pyarrow.parquet as pq

@@ -1,7 +1,5 @@
 """Tests that --dry_run forecasts what the job then does, and writes nothing."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from hashlib import md5
@@ -52,6 +50,7 @@ def told(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
     xml[0].write_text(xml[0].read_text().replace(boxes[0], boxes[0] * 2))
     xml[-1].unlink()
     shutil.copy(images[2], images[2].with_name("a.b.JPEG"))
+    (images[2].parent / "notes.txt").write_text("?")
     (source / "val" / "n02123045").mkdir()
     shutil.copy(images[2], source / "val" / "n02123045" / "cat.JPEG")
     output = folder / "new" / "out"
@@ -72,7 +71,7 @@ def test_what_names_and_annotations_show_is_said(told: Told) -> None:
     counts = [int(count) for count in re.findall(r"[a-z] (\d+)[,)]", told.first[0])]
     assert told.first[0].startswith("val: 19 images (dog ")
     assert (len(counts), sum(counts)) == (9, 19)
-    assert told.first[0].endswith("1 of other classes, 0 other files")
+    assert told.first[0].endswith("1 of other classes, 1 other file")
     # The only images left of their classes have no partner for mixed_same.
     assert told.first[1:4] == [
         "val: 3 rejected for name or annotation alone "
@@ -150,7 +149,7 @@ def test_a_dataset_of_broken_pictures_is_estimated_as_empty(
 ) -> None:
     for picture in pictures_of(small_input):
         picture.write_bytes(picture.read_bytes()[:100])
-    printed = run_small("run", "--segmenter", "box", "--dry_run")
+    printed = run_small("run", "--dry_run")
     assert "0 of 18 accepted; compose 0.000 s" in printed
     assert "estimate: about 0 images in the dataset, 0 B (0 B layers, 0 B parquet)" in printed
 
@@ -179,7 +178,7 @@ def test_an_impossible_size_in_an_annotation_rejects_before_the_first_run(
 ) -> None:
     xml = min(small_input.glob("Annotations/val/*.xml"))
     xml.write_text(re.sub("<width>.*?</width>", "<width>0</width>", xml.read_text()))
-    printed = run_small("generate", "--segmenter", "box", "--dry_run")
+    printed = run_small("generate", "--dry_run")
     assert "1 rejected for name or annotation alone (1 size_mismatch)" in printed
     assert "0 segmented already, 17 to segment" in printed
 
@@ -200,12 +199,12 @@ def test_of_images_with_one_key_the_forecast_takes_that_of_the_job(
         paths = sorted([picture, other], reverse=is_reversed)
         for path, (_, content) in zip(paths, contents, strict=True):
             path.write_bytes(content)
-    flags = ("--segmenter", "box", *keys(max_box=1))
+    flags = keys(max_box=1)
     run_small("generate", *flags)
     index = index_of(tmp_path / "out")
     accepted = {row["key"]: row["path"] for row in index if row["status"] == "accepted"}
     words = ["generate", "--input", str(small_input), "--output", str(tmp_path / "out"), *flags]
-    words += [*keys(images_per_shard=2), "--formats", "parquet"]
+    words += [*keys(images_per_shard=2), "--formats", "parquet", "--segmenter", "box"]
     words += ["--variants", "original,mixed_same,mixed_rand"]
     arguments, _ = parse_command_line(words_of(words))
     job = job_from_flags(arguments, Store(str(tmp_path / "out")))
@@ -221,23 +220,23 @@ def test_a_name_that_cannot_be_printed_stops_no_later_forecast(
 ) -> None:
     picture = pictures_of(small_input)[0]
     shutil.copy(picture, picture.with_name("a\x01b.JPEG"))
-    run_small("generate", "--segmenter", "box")
-    assert "(1 invalid_key)" in run_small("generate", "--segmenter", "box", "--dry_run")
+    run_small("generate")
+    assert "(1 invalid_key)" in run_small("generate", "--dry_run")
 
 
 def test_a_damaged_record_leaves_its_images_to_segment(run_small: Run, tmp_path: Path) -> None:
-    run_small("generate", "--segmenter", "box")
+    run_small("generate")
     record = max((tmp_path / "out" / "layers").glob("*.parquet"), key=lambda p: p.stat().st_size)
     data = bytearray(record.read_bytes())
     data[4:400] = bytes(396)  # The metadata at the end stays as it is.
     record.write_bytes(data)
-    printed = run_small("generate", "--segmenter", "box", "--dry_run")
+    printed = run_small("generate", "--dry_run")
     assert re.search("val: 1[0-7] segmented already, [1-8] to segment", printed)
     assert "dataset: up to date" not in printed
 
 
 def test_what_is_held_out_of_the_evaluation_is_not_estimated(run_small: Run) -> None:
-    flags = ("--segmenter", "box", "--dry_run")
+    flags = ("--dry_run",)
     counts = [
         int(re.findall(r"for (\d+) pictures on", run_small("run", *flags, *holdout))[0])
         for holdout in ((), ("--holdout", "0.5"))
@@ -248,7 +247,7 @@ def test_what_is_held_out_of_the_evaluation_is_not_estimated(run_small: Run) -> 
 def test_a_dataset_that_does_not_fit_on_the_disk_is_foreseen(
     run_small: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags = ("generate", "--segmenter", "box", "--dry_run")
+    flags = ("generate", "--dry_run")
     assert "too little" not in run_small(*flags)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     printed = " ".join(run_small(*flags).split())
@@ -259,7 +258,7 @@ def test_images_with_several_objects_are_measured_once(run_small: Run, small_inp
     for xml in small_input.glob("Annotations/val/*.xml"):
         boxes = re.findall("<object>.*?</object>", xml.read_text(), re.DOTALL)
         xml.write_text(xml.read_text().replace(boxes[0], boxes[0] * 2))
-    flags = ("--segmenter", "box", "--objects", "each")
+    flags = ("--objects", "each")
     run_small("generate", *flags)
     again = (*flags, "--seed", "1", "--overwrite", "config", "--dry_run")
     assert "measured on 18 images" in run_small("generate", *again)

@@ -1,7 +1,5 @@
 """Tests that killed jobs' leftovers go, foreign files stay, and `verify` knows of jobs at work."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json
@@ -15,6 +13,7 @@ import pytest
 from fault_lab import small_input
 from killing import killed_before_change
 from runs import ONE, QUICK, run_here
+from soundness import assert_sound
 
 from pipeline.commands.cli import main
 from pipeline.dataset.manifest import PUBLISH_LOCK
@@ -65,6 +64,9 @@ def test_a_publication_killed_at_any_moment_leaves_nothing(made: Path, tmp_path:
         killed = Path(shutil.copytree(made, tmp_path / f"killed-{number}"))
         if not killed_before_change(number, partial(publish, publishing_in(killed))):
             break
+        # A version that has its manifest is whole.
+        for manifest in killed.glob("published/v-*/manifest.json"):
+            assert_sound(manifest.parent)
         # A version that is off the list does not come back, even if all versions are kept.
         listed = json.loads((killed / "published" / "latest.json").read_text())["versions"]
         later = Path(shutil.copytree(killed, tmp_path / f"later-{number}"))

@@ -1,28 +1,24 @@
 """Runs whose page tests open in a browser, and the browser."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pytest
-from report_page import HOSTILE, MODELS, TINY, Opened
+from report_page import MODELS, TINY, Opened
 from runs import QUICK, keys, made_once, run_in9, write_all
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata, write_table
 from pipeline.evaluate.predictions import prediction_file, prediction_fingerprints
-from pipeline.evaluate.results import FailedModel, RunSettings, note_failures, pick, read_results
+from pipeline.evaluate.results import read_results
 from pipeline.evaluate.summary import Evaluated
-from pipeline.report.write import write_report
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
-from transforms.taxonomy import imagenet9
 from transforms.variants import VariantName
 
 
@@ -36,22 +32,6 @@ def report_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "report",
         lambda out: run_in9("run", "--input", small_sample, "--output", out, *flags, figures=True),
     )
-
-
-@pytest.fixture(scope="session")
-def hostile_run(report_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of `report_run` with markup in the name of one model and in the error of another."""
-    output = tmp_path_factory.mktemp("hostile") / "out"
-    shutil.copytree(report_run, output)
-    dataset, original = _model(output, MODELS[0])
-    add_model(output, MODELS[0], HOSTILE)
-    failed = FailedModel(0, "none/such", "none/such", f"it said {HOSTILE}")
-    store = dataset.store
-    for stage in ("evaluate", "attack", "saliency"):
-        settings = pick(RunSettings, original.evaluation)
-        note_failures(store, dataset.manifest.fingerprint, stage, settings, [failed], [])
-    write_report(store, imagenet9())
-    return output
 
 
 @pytest.fixture(scope="session")
@@ -110,8 +90,20 @@ def _model(output: Path, name: str) -> tuple[Dataset, Evaluated]:
 
 
 @pytest.fixture
-def opened(browser: Any, report_run: Path) -> Iterator[Any]:
+def open_page(browser: Any) -> Iterator[Callable[..., Opened]]:
+    """A function that opens the page of a dataset, which is closed when the test ends."""
+    pages: list[Opened] = []
+
+    def open_page(output: Path, hash: str = "", **context: Any) -> Opened:
+        pages.append(Opened(browser, output, hash, **context))
+        return pages[-1]
+
+    yield open_page
+    for page in pages:
+        page.context.close()
+
+
+@pytest.fixture
+def opened(open_page: Callable[..., Opened], report_run: Path) -> Opened:
     """The page on a wide screen."""
-    page = Opened(browser, report_run, reduced_motion="reduce")
-    yield page
-    page.context.close()
+    return open_page(report_run, reduced_motion="reduce")

@@ -1,7 +1,5 @@
 """Tests how the page judges the paper's claims: verdicts by intervals, and figures from rows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -76,27 +74,28 @@ def attack(fooled: float, size: int, spread: float = 0.02) -> AttackResult:
 
 def test_claims_are_judged_by_intervals(three_draws: Path) -> None:
     assert {one.verdict for one in checked(three_draws).values()} == {Verdict.NOT_RUN}
-    misled = "Backgrounds mislead models"
-    for model, verdict in (
-        (gap(0.08, 0.03, 0.13), Verdict.HOLDS),
-        (gap(0.02, -0.01, 0.05), Verdict.OPEN),
-        (gap(-0.03, -0.05, -0.01), Verdict.FAILS),
+    misled, span = "Backgrounds mislead models", "BG-Gap is 6 to 14"
+    # Only an interval inside a range confirms it, and only one outside refutes it.
+    for claim, model, verdict in (
+        (misled, gap(0.08, 0.03, 0.13), Verdict.HOLDS),
+        (misled, gap(0.02, -0.01, 0.05), Verdict.OPEN),
+        (misled, gap(-0.03, -0.05, -0.01), Verdict.FAILS),
+        (span, gap(0.1, 0.07, 0.13), Verdict.HOLDS),
+        (span, gap(0.071, -0.016, 0.167), Verdict.OPEN),
     ):
-        assert find(checked(three_draws, model), misled).verdict is verdict
+        assert find(checked(three_draws, model), claim).verdict is verdict
     both = checked(three_draws, gap(0.08, 0.03, 0.13), gap(0.02, -0.01, 0.05, model="b"))
     assert find(both, misled).summary == "holds for 1 of 2 models, open for 1"
-    none = checked(three_draws, gap(0.02, -0.01, 0.05), gap(0.01, -0.03, 0.04, model="b"))
-    assert find(none, misled).summary == "open"
-    # Only an interval inside the range confirms it, and only one outside refutes it.
-    span = "BG-Gap is 6 to 14"
     assert find(both, span).summary == "does not hold for 1 of 2 models, open for 1"
-    assert find(checked(three_draws, gap(0.1, 0.07, 0.13)), span).verdict is Verdict.HOLDS
-    assert find(checked(three_draws, gap(0.071, -0.016, 0.167)), span).verdict is Verdict.OPEN
     assert find(both, "BG-Gap is 13 to 22").verdict is Verdict.NOT_RUN
     assert "resnet50.a1_in1k,b" in find(both, "Nearly every").command
+    none = checked(three_draws, gap(0.02, -0.01, 0.05), gap(0.01, -0.03, 0.04, model="b"))
+    assert find(none, misled).summary == "open"
 
-    # A small grid can show that backgrounds fool models, but not that they do not.
-    easily, hardly = "Nearly every foreground", "Few foregrounds survive"
+
+def test_a_small_grid_can_show_that_backgrounds_fool_models_but_not_that_they_do_not(
+    three_draws: Path,
+) -> None:
     for share, size, verdict in (
         (0.6, 100, Verdict.HOLDS),
         (0.4, 100, Verdict.SMALL),
@@ -104,17 +103,19 @@ def test_claims_are_judged_by_intervals(three_draws: Path) -> None:
         (0.51, 4050, Verdict.OPEN),
     ):
         claims = checked(three_draws, results(attack(share, size)))
-        assert find(claims, easily).verdict is verdict
+        assert find(claims, "Nearly every foreground").verdict is verdict
     claims = checked(three_draws, results(attack(0.9, 4050)))
-    assert find(claims, hardly).verdict is Verdict.HOLDS
+    assert find(claims, "Few foregrounds survive").verdict is Verdict.HOLDS
     (best,) = find(claims, "Single backgrounds").findings
     # This is the best of 450 backgrounds, so its interval is at 1 - 0.05 / 450.
     assert (best.value, best.low, best.high) == (0.5, *wilson(1800, 3600, 1 - 0.05 / 450))
     assert find(claims, "Some insect background").verdict is Verdict.HOLDS
 
+
+def test_claims_on_trends_are_judged_by_slopes(three_draws: Path) -> None:
     line = {"slope": -0.4, "slope_low": -0.7, "slope_high": -0.1, "models": 12}
-    flat = {**line, "slope_high": 0.1}
     rising = {**line, "slope": 0.5, "slope_low": 0.2, "slope_high": 0.8}
+    flat = {**line, "slope_high": 0.1}
     lines = {"bg_gap": line, "mixed_rand": rising, "mixed_same": line, "no_fg": flat}
     trend = {"lines": [{"variant": variant, **one} for variant, one in lines.items()]}
     claims = checked(three_draws, trend=trend)

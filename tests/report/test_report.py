@@ -1,7 +1,5 @@
 """Tests what the page says in a real browser, on real results, and when it is rebuilt."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json
@@ -9,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 from fault_documents import MISSING, fields, with_value
 from made_results import made, of_model, stored
-from report_page import HOSTILE, MODELS, Opened, column
+from report_page import MODELS, column
 from runs import dataset_in, keys, manifest_of, run_in9, run_python, stamps, write_all
 
 from pipeline.analyses import ANALYSES
@@ -40,7 +39,7 @@ from pipeline.commands.command_line import build_parser
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluate.evidence import Evidence, Results
-from pipeline.evaluate.results import Failure, read_result
+from pipeline.evaluate.results import Failure, Trained, read_result
 from pipeline.evaluate.summary import Evaluated, Summary
 from pipeline.report import write
 from pipeline.report.page import _environment, check_claims, find_not_run
@@ -131,15 +130,12 @@ def test_it_has_entries_to_cite(opened: Any, report_run: Path) -> None:
 def test_a_line_says_how_gaps_differ_from_that_of_the_baseline() -> None:
     larger, smaller = (0.031, 0.01, 0.05, True, None), (-0.04, -0.06, -0.02, True, None)
     alike = (0.01, -0.01, 0.03, False, None)
-
-    def said(*cells: Any) -> str:
+    for cells, said in (
+        ([larger], "+3.1 points, 1.0 to 5.0"),
+        ([larger, smaller, larger, alike], "significantly larger for 2, smaller for 1 of 4 models"),
+    ):
         rows = tuple((str(n), "base", {"BG-Gap": cell}) for n, cell in enumerate(cells))
-        return Differences(("BG-Gap",), rows, left_out=False).of_gaps
-
-    assert said(larger) == "+3.1 points, 1.0 to 5.0"
-    assert said(larger, smaller, larger, alike) == (
-        "significantly larger for 2, smaller for 1 of 4 models"
-    )
+        assert Differences(("BG-Gap",), rows, left_out=False).of_gaps == said
 
 
 def test_a_sentence_says_what_differs_between_models() -> None:
@@ -167,44 +163,32 @@ def test_a_sentence_says_what_differs_between_models() -> None:
 
 
 def test_the_intervals_of_the_gap_are_read_out() -> None:
-    above, below, both = (
-        HeadlineCell(0.1, 0.05, 0.2),
-        HeadlineCell(-0.1, -0.2, -0.05),
-        HeadlineCell(0.01, -0.1, 0.1),
-    )
+    above, below = HeadlineCell(0.1, 0.05, 0.2), HeadlineCell(-0.1, -0.2, -0.05)
+    both = HeadlineCell(0.01, -0.1, 0.1)
     # A gap whose interval excludes 0, but whose p value does not survive that there are many.
     doubtful = HeadlineCell(0.1, 0.01, 0.2)
     p_values = {id(above): 0.0001, id(below): 0.001, id(doubtful): 0.03, id(both): 0.8}
-
-    def said(*gaps: HeadlineCell) -> str:
-        return reading(gaps, np.asarray([p_values[id(gap)] for gap in gaps]), "these 9 images")
-
-    assert said(above) == "The whole interval is above 0: the model relies on the background."
-    assert said(below) == (
-        "The whole interval is below 0: the model does better on other backgrounds."
-    )
-    assert said(both) == (
-        "The interval includes 0: these 9 images do not show that the model relies on the "
-        "background."
-    )
-    for gaps in ([both] * 2, [doubtful, both]):
-        assert said(*gaps) == (
-            "No BG-Gap differs significantly from 0 (Holm, 5 %): these 9 images do not show that "
-            "these models rely on the background."
-        )
-    # That all models rely on it needs no adjustment, because each of them has to.
-    assert said(above, doubtful) == (
-        "Both models rely on the background: both intervals lie above 0."
-    )
-    assert said(*[doubtful] * 20) == (
-        "All 20 models rely on the background: all intervals lie above 0."
-    )
-    assert said(*[above] * 17, *[doubtful] * 2, both) == (
-        "BG-Gap is above 0 for at least 17 of 20 models (Holm, 5 %)."
-    )
-    assert said(above, below, both) == (
-        "BG-Gap is above 0 for at least 1 and below 0 for at least 1 of 3 models (Holm, 5 %)."
-    )
+    none = "No BG-Gap differs significantly from 0 (Holm, 5 %): these 9 images do not show that "
+    for gaps, said in (
+        ([above], "The whole interval is above 0: the model relies on the background."),
+        ([below], "The whole interval is below 0: the model does better on other backgrounds."),
+        ([both], "The interval includes 0: these 9 images do not show that the model relies on "),
+        ([both] * 2, none),
+        ([doubtful, both], none),
+        # That all models rely on it needs no adjustment, because each of them has to.
+        ([above, doubtful], "Both models rely on the background: both intervals lie above 0."),
+        ([doubtful] * 20, "All 20 models rely on the background: all intervals lie above 0."),
+        (
+            [above] * 17 + [doubtful] * 2 + [both],
+            "BG-Gap is above 0 for at least 17 of 20 models (Holm, 5 %).",
+        ),
+        (
+            [above, below, both],
+            "BG-Gap is above 0 for at least 1 and below 0 for at least 1 of 3 models (Holm, 5 %).",
+        ),
+    ):
+        p = np.asarray([p_values[id(gap)] for gap in gaps])
+        assert reading(gaps, p, "these 9 images").startswith(said)
 
 
 def test_links_lead_to_what_is_there(opened: Any, report_run: Path) -> None:
@@ -239,6 +223,12 @@ def test_the_headline_table_sorts_by_mouse_and_keyboard(opened: Any) -> None:
     page.keyboard.press("Space")
     assert column(page, 1) == sorted(MODELS, reverse=True)
     assert page.locator("tbody.published").text_content() == published
+    # A model without numbers stays at the end.
+    row = page.locator("#accuracy [data-tab]").first.locator("tbody tr").first
+    row.locator("td").first.evaluate("(e) => { e.dataset.value = ''; }")
+    for _ in range(2):
+        heads.nth(1).locator("button").click()
+        assert column(page, 1)[-1] == MODELS[1]
 
 
 def test_label_rules_are_tabs(opened: Any) -> None:
@@ -253,36 +243,13 @@ def test_label_rules_are_tabs(opened: Any) -> None:
     assert [panel.is_visible() for panel in panels.all()] == [True, False]
 
 
-def test_hostile_names_are_text(browser: Any, hostile_run: Path) -> None:
-    opened = Opened(browser, hostile_run)
-    page = opened.page
-    # Escaped names cause no complaint; a script that got through would be stopped and reported.
-    assert opened.complaints == []
-    assert page.locator("script").count() == 1
-    assert page.locator("[onerror], img[src='x']").count() == 0
-    rows = page.locator("#accuracy [data-tab]").first.locator("tbody").first
-    assert HOSTILE in rows.locator("th").evaluate_all("all => all.map((e) => e.title)")
-    assert f"failed: it said {HOSTILE}" in rows.inner_text()
-    for section in ("backgrounds", "saliency"):
-        message = page.locator(f"#{section} .empty").inner_text()
-        assert message == f"none/such failed: it said {HOSTILE}"
-    answered = page.locator(".card .marks").first.locator("[data-model]")
-    assert HOSTILE in answered.evaluate_all("all => all.map((e) => e.dataset.model)")
-    assert "</script><img src=x" in page.locator("#mistakes svg").first.text_content()
-    # Sorting leaves a model without numbers at the end.
-    for _ in range(2):
-        page.locator("#accuracy thead button").nth(1).click()
-        assert column(page, 1)[-1] == "none/such"
-    opened.context.close()
-
-
-def test_a_page_without_pictures(browser: Any, report_run: Path, tmp_path: Path) -> None:
+def test_a_page_without_pictures(open_page: Any, report_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(report_run, tmp_path / "out"))
     write_all(output, pictures="none")
     text = (output / "report.html").read_text()
     assert "data:image" not in text
     assert "<img" not in text
-    opened = Opened(browser, output)
+    opened = open_page(output)
     page = opened.page
     assert opened.complaints == []
     assert "--pictures none" in page.locator("#images").inner_text()
@@ -290,7 +257,6 @@ def test_a_page_without_pictures(browser: Any, report_run: Path, tmp_path: Path)
     assert page.locator(".card:visible").count() == 1
     assert page.locator(".card:visible .answers").count() == len(PICTURES)
     assert page.locator("svg").count() > 5
-    opened.context.close()
     with pytest.raises(UsageError, match="--pictures"):
         build_parser().parse_args(["report", "--pictures", "few"])
 
@@ -548,52 +514,25 @@ def _every_field(output: Path) -> dict[str, Any]:
     The last is a row of a matrix, tested on IN-9L.
     """
     folder = f"results/{MODELS[0]}"
-    files = ("model", "attack", "saliency")
     model, attack, saliency, trend = (
         json.loads((output / path).read_text())
-        for path in (*(f"{folder}/{name}.json" for name in files), "results/trend.json")
+        for path in (
+            *(f"{folder}/{name}.json" for name in ("model", "attack", "saliency")),
+            "results/trend.json",
+        )
     )
     line = {"slope": 1.0, "slope_low": 0.5, "slope_high": 1.5, "intercept": 0.0, "models": 3}
     settings = {k: v for k, v in model["evaluation"].items() if k != "input_size"}
-    failure = {
-        "entry": "none",
-        "stage": "evaluate",
-        "model": "none",
-        "error": "it failed",
-        "dataset": trend["dataset"],
-        "evaluation": settings,
-    }
-    imagenet = {
-        **{name: value for name, value in saliency.items() if name in model},
-        "libraries": model["libraries"],
-        "listing": "l",
-        "n": 20,
-        "classes": 9,
-        "unknown": 0,
-        "correct": 10,
-        "top1": 0.5,
-        "ci_low": 0.3,
-        "ci_high": 0.7,
-    }
-    trained = {
-        "variant": "original",
-        "dataset": "d",
-        "split": "val",
-        "holdout": 0.5,
-        "images": 9,
-        "pretrained": None,
-        "epochs": None,
-        "seed": 0,
-        "keys_sha256": "k",
-        "method": "probe",
-        "penalty": 0.1,
-    }
+    failed = {"model": "none", "entry": "none", "stage": "evaluate", "error": "it failed"}
+    failure = {**failed, "dataset": trend["dataset"], "evaluation": settings}
+    shared = {name: value for name, value in saliency.items() if name in model}
+    imagenet = {**stored(made(ImageNetResult)), **shared, "libraries": model["libraries"]}
     row = {
         **model,
         "model": "row",
         "evaluation": {**model["evaluation"], "dataset": "d"},
         "matrix": {"name": "probe", "row": "original", "arch": "a"},
-        "trained": trained,
+        "trained": stored(made(Trained, method="probe", penalty=0.1)),
         "overlap": 1,
         "variants": ["original"],
         "groups": {},
@@ -609,6 +548,15 @@ def _every_field(output: Path) -> dict[str, Any]:
     }
 
 
+def _without_a_value(content: Any, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the name of each field of a result, and the result without a value there."""
+    for field in fields(content):
+        mappings = {"libraries", "rules"}
+        is_entry = isinstance(field[-1], int) or {*field[-2:-1]} & mappings or "none" in field[-2:]
+        if not is_entry:
+            yield field[-1], with_value(content, field, value)
+
+
 KINDS: dict[str, Any] = {
     "model.json": Evaluated,
     "attack.json": AttackResult,
@@ -619,87 +567,77 @@ KINDS: dict[str, Any] = {
 }
 
 
+WITHOUT_FIELD = {
+    "device",
+    "overlap",
+    "trained",
+    "penalty",
+    "matrix",
+    "variants",
+    "groups",
+    "answers",
+}
+WITHOUT_VALUE = {
+    *("pretrained", "epochs", "fooled", "fooled_ci_low", "fooled_ci_high", "challenge_accuracy"),
+    *("bg_wnid", "mass_in_mask", "mask_area", "ci_low", "ci_high", "concentration"),
+    *("imagenet_top1", "imagenet_source", "imagenet_n", "imagenet_input_size"),
+}
+
+
 @pytest.mark.usefixtures("empty_pdfs")
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (
-            MISSING,
-            {
-                *("device", "overlap", "trained", "penalty", "matrix", "variants", "groups"),
-                "answers",
-            },
-        ),
-        (
-            None,
-            {
-                *("pretrained", "epochs", "fooled", "fooled_ci_low"),
-                *("fooled_ci_high", "challenge_accuracy", "bg_wnid", "mass_in_mask", "mask_area"),
-                *("ci_low", "ci_high", "concentration", "imagenet_top1", "imagenet_source"),
-                *("imagenet_n", "imagenet_input_size"),
-            },
-        ),
-    ],
-)
+@pytest.mark.parametrize(("value", "expected"), [(MISSING, WITHOUT_FIELD), (None, WITHOUT_VALUE)])
 def test_a_result_without_a_value_is_refused_unless_every_reader_can_do_without(
     value: str | None,
     expected: set[str],
     report_run: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     output = Path(shutil.copytree(report_run, tmp_path / "out"))
     store, results = Store(str(output)), _every_field(output)
     shutil.copytree(output / "results" / MODELS[0], output / "results" / "row+d")
-    optional = set()
+    model_json, optional = (output / "results" / MODELS[0] / "model.json").read_text(), set()
     for path, content in results.items():
-        # A reader can only rely on fields that the type has.
-        kind = KINDS[path.rpartition("/")[2]]
+        kind = KINDS[Path(path).name]  # A reader can only rely on fields that the type has.
         assert stored(convert(content, kind)) == content
         # Each file lies there alone, because trend.json is written anew where models have results.
         for other in (*output.glob("results/**/*.json"), *output.glob("results/*.csv")):
             other.unlink()
         if path.endswith("imagenet.json"):
-            model = path.replace("imagenet", "model")
-            (output / model).write_text(json.dumps(results[model]))
+            (output / path.replace("imagenet", "model")).write_text(model_json)
         is_refused = False
-        for field in fields(content):
-            mappings = {"libraries", "rules"}
-            if isinstance(field[-1], int) or {*field[-2:-1]} & mappings or "none" in field[-2:]:
-                continue  # It is an entry of a list or a mapping.
-            monkeypatch.setattr(state_files, "_warned", set())
+        for name, changed in _without_a_value(content, value):
+            state_files._warned.clear()
             caplog.clear()
-            changed = with_value(content, field, value)
             (output / path).write_text(json.dumps(changed))
             result = read_result(store, path, kind)
             if result is None:
                 (message,) = caplog.messages
-                assert message.startswith(f"{output / path} is damaged"), field
-                assert re.search(rf"[`.]{field[-1]}`|another folder", message), field
+                said = rf"{re.escape(str(output / path))} is damaged.*([`.]{name}`|another folder)"
+                assert re.match(said, message), name
                 # Whichever value a refused file lacks, the commands see no file.
                 if is_refused:
                     continue
                 is_refused = True
             else:
-                optional.add(field[-1])
-                # `in9 attack` and `in9 saliency` also print their tables.
-                assert kind is not AttackResult or attack_table([result])
-                assert kind is not SaliencyResult or saliency_table([result])
-            assert main(["report", "--dataset", str(output), "--pictures", "none"]) == 0, field
+                optional.add(name)
+                # The commands of these also print their tables.
+                printed = {AttackResult: attack_table, SaliencyResult: saliency_table}.get(kind)
+                assert printed is None or printed([result])
+            assert main(["report", "--dataset", str(output), "--pictures", "none"]) == 0, name
     assert optional == expected
 
 
 @pytest.mark.parametrize(
-    ("command", "name", "flags"),
+    ("name", "command"),
     [
-        ("evaluate", "model", ()),
-        ("attack", "attack", ("--grid", "9")),
-        ("saliency", "saliency", ("--maps", "3")),
+        ("model", ("evaluate",)),
+        ("attack", ("attack", "--grid", 9)),
+        ("saliency", ("saliency", "--maps", 3)),
     ],
 )
 def test_a_command_makes_its_result_without_a_field_again(
-    command: str, name: str, flags: tuple[str, ...], report_run: Path, tmp_path: Path
+    name: str, command: tuple[object, ...], report_run: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(report_run, tmp_path / "out"))
     path = output / "results" / MODELS[0] / f"{name}.json"
@@ -707,7 +645,6 @@ def test_a_command_makes_its_result_without_a_field_again(
     content = json.loads(whole)
     # A file is refused, whichever of these it lacks.
     path.write_text(json.dumps({key: content[key] for key in content if key != "weights_sha256"}))
-    shown = ("--dataset", output, "--models", MODELS[0], "--pictures", "none")
-    done = run_in9(command, *shown, *flags)
+    done = run_in9(*command, "--dataset", output, "--models", MODELS[0], "--pictures", "none")
     assert "Traceback" not in done.stderr
     assert path.read_bytes() == whole

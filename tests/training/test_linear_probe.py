@@ -4,8 +4,6 @@ A fit leaves at most `LEFT` in the difference between two logits of one image, b
 `pipeline.training.linear_probe`.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

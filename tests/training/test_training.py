@@ -1,7 +1,5 @@
 """Tests that training gives the same bytes however it is run, and models for other commands."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -11,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -450,39 +448,9 @@ def test_a_shard_without_its_picture_is_one_line(drawn: Path, tmp_path: Path) ->
     assert f"the shards of train have no picture of {key}; see: in9 verify" in printed
 
 
-@pytest.mark.parametrize(
-    ("flags", "line"),
-    [
-        (("--variant", "mixed_next"), "--variant mixed_next: the dataset has original, only_bg_t"),
-        (("--arch", "resnet5O"), "timm has no such architecture; close to it: resnet50"),
-        (("--train_split", "test"), "--train_split test: the dataset has train, val"),
-        (("--eval_split", "test"), "--eval_split test: the dataset has train, val"),
-        (("--eval_split", "train"), "--eval_split train is the split to train on"),
-        (("--holdout", "0.5", "--eval_split", "val"), "leave --eval_split val out"),
-        (("--holdout", "1"), "argument --holdout: expected a fraction, at least 0 and less than 1"),
-        (("--probe", "--holdout", "1"), "argument --holdout: expected a fraction"),
-        (("--lr", "0"), "--lr must be above 0: got 0.0"),
-        (("--workers", "-1"), "--workers must be at least 0: got -1"),
-        (("--precision", "fp16", "--device", "cpu"), "--precision fp16 needs a GPU"),
-        pytest.param(
-            ("--device", "cuda"),
-            "leave --device out to train on the CPU",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
-        ),
-        (("--epochs", "0"), "argument --epochs: expected a whole number of at least 1"),
-        (("--runner", "DataflowRunner"), "unknown flag --runner; example: in9 train"),
-    ],
-)
-def test_wrong_flags_get_one_helpful_line(
-    drawn: Path, tmp_path: Path, flags: Sequence[str], line: str
-) -> None:
-    printed = train(drawn, tmp_path / "model", *flags, check=2)
-    assert line in printed
-    assert len(printed.splitlines()) == 1
-    assert not (tmp_path / "model" / "state.pth").exists()
-
-
-def test_datasets_without_a_split_to_train_on_say_what_to_do(one_worker: Path) -> None:
+def test_splits_to_train_on_are_chosen_or_asked_for(one_worker: Path, drawn: Path) -> None:
+    with pytest.raises(UsageError, match="leave --eval_split val out"):
+        choose_splits(dataset_in(drawn), None, "val", 0.5)
     dataset = dataset_in(one_worker)
     with pytest.raises(UsageError, match=r"in9 generate --split train,val.*--holdout 0\.5"):
         choose_splits(dataset, None, None, 0)
