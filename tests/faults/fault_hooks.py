@@ -24,9 +24,6 @@ KILL = "IN9_FAULT_KILL"
 """Environment variable `N PATTERN`: the process dies before the Nth file whose path matches the
 pattern appears. `N` alone: it dies before the Nth change below `ROOT`, be it a write, a renaming, a
 creation or a removal."""
-CHANGE = "IN9_FAULT_CHANGE"
-"""Environment variable `N HOW PATTERN`: before the Nth opening of files whose path matches the
-pattern, the file that is opened is changed by one of `CHANGES`."""
 MORE_MEMORY = 2 << 30
 """Bytes that a command may allocate beyond its initial size: no input may fill the machine."""
 
@@ -34,29 +31,6 @@ _STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.for
 _DELETES = ("os.remove", "os.rmdir", "shutil.rmtree")
 _CHANGES = ("os.rename", "os.link", "os.mkdir", *_DELETES[:2], "open")
 _inside = threading.local()
-
-
-def _cut(path: str) -> None:
-    status = os.stat(path)
-    os.truncate(path, status.st_size // 2)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def _grow(path: str) -> None:
-    status = os.stat(path)
-    with open(path, "ab") as file:
-        file.write(bytes(1000))
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
-def _mix(path: str) -> None:
-    with open(path, "r+b") as file:
-        file.seek(os.stat(path).st_size // 4)
-        file.write(bytes(os.stat(path).st_size // 2))
-
-
-CHANGES = {"cut": _cut, "grow": _grow, "mix": _mix}
-"""Changes of a file: the first two keep its time and the last its size."""
 
 
 def _note(text: str) -> None:
@@ -74,8 +48,6 @@ class _Guard:
         self._root, self._foreign = os.environ[ROOT], os.environ.get(FOREIGN, "")
         count, _, pattern = os.environ.get(KILL, "").partition(" ")
         self._left, self._pattern = int(count or 0), pattern
-        count, _, change = os.environ.get(CHANGE, "").partition(" ")
-        self._openings, (self._change, _, self._changed) = int(count or 0), change.partition(" ")
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if getattr(_inside, "busy", False):
@@ -89,10 +61,6 @@ class _Guard:
     def _look(self, event: str, arguments: tuple[Any, ...]) -> None:
         if self._left and not self._pattern and _changes(event, arguments, self._root):
             self._count_down()
-        if event == "open" and self._openings and re.search(self._changed, str(arguments[0])):
-            self._openings -= 1
-            if not self._openings:
-                CHANGES[self._change](arguments[0])
         if event in _STARTS:
             _note(f"starts a process: {arguments[:2]}"[:300])
         elif event in _DELETES and arguments[1] in (None, -1):

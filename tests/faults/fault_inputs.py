@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fault_hooks
 import pyarrow.dataset
 import pyarrow.parquet as pq
 from fault_lab import Ended, Lab, Outcome, Trial, advises_again, contents, faults_of
@@ -25,7 +24,6 @@ from fault_pictures import (
 )
 from PIL import Image
 from runs import keys
-from shapes import SHAPES
 
 MAKE = (
     *("--image_size", "64", *keys(resize=64), "--formats", "webdataset"),
@@ -271,60 +269,6 @@ def _links() -> Iterator[Input]:
         yield Input("links and devices", f"{place}: {name}", arrange, names, code=code)
 
 
-# Files that change.
-
-
-@dataclasses.dataclass(frozen=True)
-class Unsteady:
-    """A file of the input that changes while it is read, and is then restored with its old time."""
-
-    shape: str
-    change: str
-    kind: str = "short and long reads"
-
-    @property
-    def name(self) -> str:
-        return f"{self.shape}: {self.change}"
-
-    def __call__(self, lab: Lab) -> list[Outcome]:
-        """Runs the job while the file changes, and once more; returns one outcome."""
-        make, pattern, openings = UNSTEADY[self.shape]
-        with lab.trial() as trial:
-            folder = trial / "input"
-            folder.mkdir()
-            flags = make(lab.input, folder)
-            files = {path: path.stat() for path in folder.rglob("*") if path.is_file()}
-            held = {path: path.read_bytes() for path in files}
-
-            def run(output: str, **variables: str) -> Ended:
-                folders = ("--input", str(folder), "--output", str(trial / output))
-                return lab.run(trial, "generate", *folders, *MAKE, *flags, variables=variables)
-
-            steady = run("steady")
-            change = {fault_hooks.CHANGE: f"{openings} {self.change} {pattern}"}
-            ended = run("out", **change)
-            changed = [path for path in files if path.read_bytes() != held[path]]
-            faults = faults_of(ended, *map(str, changed))
-            if ended.code not in (1, 2):
-                faults.append(f"exit code {ended.code}: the file was believed")
-            if len(changed) != 1:
-                faults.append(f"{len(changed)} files were changed")
-            for path in changed:
-                path.write_bytes(held[path])
-                os.utime(path, ns=(files[path].st_atime_ns, files[path].st_mtime_ns))
-            manifests = [trial / output / "manifest.json" for output in ("steady", "out")]
-            if steady.code or run("out").code:
-                faults.append("restored, it is not used")
-            elif manifests[0].read_bytes() != manifests[1].read_bytes():
-                faults.append("restored, it has another row than it had")
-        return [Outcome(self.kind, self.name, tuple(faults), ended)]
-
-
-def _folder(source: Path, target: Path) -> tuple[str, ...]:
-    shutil.copytree(source, target, dirs_exist_ok=True)
-    return BOX
-
-
 def _with_masks(target: Path) -> tuple[str, ...]:
     masks = target / "masks"
     masks.mkdir()
@@ -340,43 +284,6 @@ def _with_masks(target: Path) -> tuple[str, ...]:
 def _with_scenes(target: Path) -> tuple[str, ...]:
     scenes = shutil.copytree(next(target.glob("val/*")), target / "scenes")
     return (*BOX, "--backgrounds", str(scenes), "--variants", "original,mixed_external")
-
-
-def _folder_and(
-    prepare: Callable[[Path], tuple[str, ...]],
-) -> Callable[[Path, Path], tuple[str, ...]]:
-    def make(source: Path, target: Path) -> tuple[str, ...]:
-        _folder(source, target)
-        return prepare(target)
-
-    return make
-
-
-def _shape(name: str) -> Callable[[Path, Path], tuple[str, ...]]:
-    def make(source: Path, target: Path) -> tuple[str, ...]:
-        SHAPES[name](source, target)
-        return BOX
-
-    return make
-
-
-UNSTEADY: dict[str, tuple[Callable[[Path, Path], tuple[str, ...]], str, int]] = {
-    "folder": (_folder, r"/input/.*JPEG$", 1),
-    "annotation": (_folder, r"/input/.*xml$", 1),
-    "mask": (_folder_and(_with_masks), r"/input/.*png$", 1),
-    "scene": (_folder_and(_with_scenes), r"/scenes/.*JPEG$", 3),
-    "member of a tar": (_shape("val_tar"), r"/input/.*img_val[.]tar$", 4),
-    "WebDataset": (_shape("webdataset"), r"/input/.*00[.]tar$", 3),
-    "Parquet": (_shape("parquet"), r"/input/.*00000-of.*parquet$", 3),
-}
-"""For each reader, a function that makes an input and returns flags, a pattern of files of which
-one changes, and at which opening of them, because shards are also opened when they are listed."""
-
-
-def _unsteady() -> Iterator[Unsteady]:
-    """Yields a trial for each reader and change."""
-    for shape, change in itertools.product(UNSTEADY, fault_hooks.CHANGES):
-        yield Unsteady(shape, change)
 
 
 def _listen(path: Path) -> None:
@@ -473,7 +380,7 @@ def _names() -> Iterator[Input]:
             yield Input("names in every encoding", f"{place}: {name}", arrange, (file,))
 
 
-FAMILIES = (_links, _unsteady, _in_place_of_files, _names)
+FAMILIES = (_links, _in_place_of_files, _names)
 
 
 def all_inputs() -> list[Trial]:

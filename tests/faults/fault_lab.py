@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import fault_hooks
@@ -166,7 +166,6 @@ class Lab:
         *command: str,
         kill: str = "",
         foreign: str = "",
-        variables: Mapping[str, str] | None = None,
         seconds: int = SECONDS,
     ) -> Ended:
         """Runs a command under guard.
@@ -176,14 +175,13 @@ class Lab:
           command: arguments of `in9`.
           kill: value of `fault_hooks.KILL`.
           foreign: folder in which nothing may be opened.
-          variables: additional environment variables.
           seconds: time limit of the command.
         """
         notes = self.folder / "notes"
         notes.write_text("")
         done = self._forks.run(
             list(command),
-            {**self.environment(trial, kill, foreign), **(variables or {})},
+            self.environment(trial, kill, foreign),
             seconds=seconds,
             modules=("fault_hooks",),
         )

@@ -45,7 +45,6 @@ SAMPLE = (
     *("links and devices: image: pipe", "links and devices: annotation: link to zeros"),
     *("in place of files: --exclude .*: pipe", "in place of files: --input manifest.json: 12 GB"),
     "links and devices: annotation: 12 GB",
-    *("short and long reads: folder: cut", "short and long reads: member of a tar: mix"),
     "finished: parquet/[*]/[*].parquet: empty, in9 run",
     *("finished: index/[*].parquet: pages", "in compose: .*index/[*].parquet: pages, in9 run"),
     *("power cut: .*: finished, zeros", "power cut: .*: killed in publish, cut"),
