@@ -22,14 +22,12 @@ FOREIGN = "IN9_FAULT_FOREIGN"
 """Environment variable with a folder in which nothing may be opened; may be empty."""
 KILL = "IN9_FAULT_KILL"
 """Environment variable `N PATTERN`: the process dies before the Nth file whose path matches the
-pattern appears. `N` alone: it dies before the Nth change below `ROOT`, be it a write, a renaming, a
-creation or a removal."""
+pattern appears."""
 MORE_MEMORY = 2 << 30
 """Bytes that a command may allocate beyond its initial size: no input may fill the machine."""
 
 _STARTS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty")
 _DELETES = ("os.remove", "os.rmdir", "shutil.rmtree")
-_CHANGES = ("os.rename", "os.link", "os.mkdir", *_DELETES[:2], "open")
 _inside = threading.local()
 
 
@@ -59,8 +57,6 @@ class _Guard:
             _inside.busy = False
 
     def _look(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self._left and not self._pattern and _changes(event, arguments, self._root):
-            self._count_down()
         if event in _STARTS:
             _note(f"starts a process: {arguments[:2]}"[:300])
         elif event in _DELETES and arguments[1] in (None, -1):
@@ -75,23 +71,9 @@ class _Guard:
             and event in ("os.rename", "os.link")
             and re.search(self._pattern, str(arguments[1]))
         ):
-            self._count_down()
-
-    def _count_down(self) -> None:
-        self._left -= 1
-        if self._left <= 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _changes(event: str, arguments: tuple[Any, ...], root: str) -> bool:
-    """Returns whether an event changes anything below a folder."""
-    if event not in _CHANGES or not isinstance(arguments[0], str | bytes):
-        return False
-    if event == "open":
-        return bool(arguments[2] & (os.O_WRONLY | os.O_RDWR)) and _is_below(arguments[0], root)
-    # `shutil.rmtree` names what it removes relative to an open folder.
-    is_inside = event in _DELETES and arguments[1] not in (None, -1)
-    return is_inside or _is_below(arguments[0], root)
+            self._left -= 1
+            if self._left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
 
 def tiny() -> Any:
