@@ -79,7 +79,7 @@ def test_sample_variants_equal_native_compositing(lossless_sample: Path, variant
         assert digest == golden[key]["pixels"][variant], key
 
 
-def test_filter_codes_of_all_real_pixels_of(shared: Path, mini_run: Path) -> None:
+def test_filter_codes_of_all_real_pictures(shared: Path, mini_run: Path) -> None:
     reference = {row["key"]: row for row in csv_rows(shared / "reference" / "filters.csv")}
     rows = index(mini_run)
     assert rows.keys() == reference.keys()

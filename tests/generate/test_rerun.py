@@ -25,6 +25,7 @@ from runs import (
     run_here,
     run_in9,
     stamps,
+    words_of,
 )
 from soundness import assert_sound
 
@@ -182,7 +183,7 @@ def killed_at_move(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
 
         with monkeypatch.context() as patch:
             patch.setattr(Store, "move", move)
-            return main([str(word) for word in command]) != 0
+            return main(words_of(command)) != 0
 
     return run
 
