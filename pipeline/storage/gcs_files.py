@@ -79,7 +79,10 @@ def with_retries(call: Callable[[], T], path: str) -> T:
     for pause in _PAUSES:
         time.sleep(pause)
         with contextlib.suppress(IncompleteError), translated(path):
-            return call()
+            try:
+                return call()
+            except requests.exceptions.ChunkedEncodingError as error:
+                raise IncompleteError(str(error)) from error
     raise ConnectionError(f"{path} could not be read: responses end early or are corrupted")
 
 
