@@ -179,6 +179,7 @@ def evaluate_model(
     )
     folder = reader.dataset.store
     opened = Dataset.open(writing_store("dataset", folder.root) if store else folder)
+    total = sum(opened.pictures(reader.split, shard) for shard in opened.shards(reader.split))
     evaluation = Evaluation(
         store=opened.store,
         models=(CALLED + name,),
@@ -197,16 +198,16 @@ def evaluate_model(
             f"preprocessing={preprocessing!r} is no mapping of settings": not isinstance(
                 preprocessing, Mapping | None
             ),
+            f"the split {reader.split} has no pictures": not total,
         }
     )
-    total = sum(opened.pictures(reader.split, shard) for shard in opened.shards(reader.split))
-    if not total:
-        raise UsageError(f"the split {reader.split} has no pictures")
     torch = sys.modules.get("torch")
     with live_bar(CALLED + name, total, "pictures") as advance:
         if torch and isinstance(predict, torch.nn.Module):
-            on_device = _on_device(predict, preprocessing or {}, opened, evaluation)
-            with on_device as (identity, predictor):
+            with _on_device(predict, preprocessing or {}, opened, evaluation) as (
+                identity,
+                predictor,
+            ):
                 return _evaluate(opened, evaluation, identity, predictor, advance, store=store)
         if preprocessing is not None:
             raise UsageError("preprocessing is of modules; a function gets pictures as stored")
@@ -250,20 +251,19 @@ def _evaluate(
         tuple(RULES_OF_ANSWERS[run.answers]),
     )
     result = EvaluatedModel(summarize(dataset, described, images, predictions), every)
-    if not store:
-        return result
     try:
-        with locked(dataset.store, model_lock(run.folder, 0), wait=60) as fenced:
-            for chunk, table in tables.items():
-                write_table(fenced, work.path(chunk), table, work.fingerprint(chunk))
-            commit_predictions(PredictShards(dataset, run, fenced), chunks, described)
-        write_results(
-            dataset.manifest.fingerprint,
-            dataset.store,
-            dataset.taxonomy,
-            "sample",
-            has_run_models=True,
-        )
+        if store:
+            with locked(dataset.store, model_lock(run.folder, 0), wait=60) as fenced:
+                for chunk, table in tables.items():
+                    write_table(fenced, work.path(chunk), table, work.fingerprint(chunk))
+                commit_predictions(PredictShards(dataset, run, fenced), chunks, described)
+            write_results(
+                dataset.manifest.fingerprint,
+                dataset.store,
+                dataset.taxonomy,
+                "sample",
+                has_run_models=True,
+            )
     except (JobError, OSError) as error:
         # The answers may have been paid for, so the caller gets what they say.
         warnings.warn(f"{run.model} could not be stored: {one_line(error)}", stacklevel=3)

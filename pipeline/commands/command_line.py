@@ -40,12 +40,8 @@ _NEAR_MISS = 0.8
 """Similarity, as difflib's ratio (0 to 1), from which an unknown flag counts as a misspelling of
 our flag. All of Beam's flags are less similar to ours than that."""
 
-_KEYS = "keys of the TOML file that --config names"
-"""Title of the keys in help."""
-
-_NUMBER = re.compile(r"(0|[1-9]\d*)(\.\d+)?")
-"""Numbers as TOML writes them, of those that a key may have."""
-
+_KEYS_NOTE = """
+Keys of the file of --config (docs/reference.md#keys-of-the-file): """
 _RUNNER_NOTE = """
 Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers."""
 _EXIT_NOTE = """
@@ -121,15 +117,13 @@ class _ShowHelp(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        keys = [action for action in parser._actions if _is_key(action)]
-        count = len(parser._actions) - len(keys) - 1
-        is_long = count >= _MANY
-        more = f"More flags, {count} in all" if is_long else "Keys of the file of --config"
-        if values != "all" and (is_long or keys):
-            for action in parser._actions:
-                if action in keys or (is_long and action.dest not in CORE):
+        listed = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+        if values != "all" and len(listed) >= _MANY:
+            for action in listed:
+                if action.dest not in CORE:
                     action.help = argparse.SUPPRESS
-            parser.epilog = f"{more}: {parser.prog} --help all\n{parser.epilog}"
+            more = f"More flags, {len(listed)} in all: {parser.prog} --help all"
+            parser.epilog = f"{more}\n{parser.epilog}"
         parser.print_help()
         parser.exit()
 
@@ -142,11 +136,6 @@ class _ShowVersion(argparse.Action):
         parser.exit()
 
 
-def _is_key(action: argparse.Action) -> bool:
-    """Returns whether an action is that of a key of the file of `--config`."""
-    return getattr(getattr(action, "container", None), "title", "") == _KEYS
-
-
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Formats help for the width of the terminal; examples stay on one line, to be copied."""
 
@@ -154,10 +143,6 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         # As argparse does, leaves two columns free.
         width = min(shutil.get_terminal_size((_WIDTH + 2, 24)).columns - 2, _WIDTH)
         super().__init__(prog, max_help_position=32, width=width)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        shown = super()._format_action_invocation(action)
-        return shown.removeprefix("--") if _is_key(action) else shown
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(
@@ -173,9 +158,6 @@ class _Parser(argparse.ArgumentParser):
         command = re.match(r"argument COMMAND: invalid choice: '(.*?)'", message)
         if command and (hint := did_you_mean(command[1], COMMANDS)):
             message = f"there is no command {command[1]!r}{hint}"
-        flag = re.match(r"argument (--\w+):", message)
-        if flag and _is_key(self._option_string_actions[flag[1]]):
-            message = message.replace("--", "", 1)
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -196,10 +178,7 @@ def underscored(word: str) -> str:
     >>> underscored("--dry-run"), underscored("--split=my-split"), underscored("-h")
     ('--dry_run', '--split=my-split', '-h')
     """
-    flag, equals, value = word.partition("=")
-    if not flag.startswith("--"):
-        return word
-    return f"--{flag[2:].replace('-', '_')}{equals}{value}"
+    return re.sub(r"^--[^=]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -221,11 +200,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
+        keys = ", ".join(flag.dest for flag in flags_of(name) if flag.in_file)
         subparser = commands.add_parser(
             name,
             help=command.text,
             description=f"in9 {name}: {command.text}.",
-            epilog=f"Example: {command.example}\n{_RUNNER_NOTE * command.has_graph}{_EXIT_NOTE}",
+            epilog=f"Example: {command.example}\n{keys and _KEYS_NOTE + keys}"
+            f"{_RUNNER_NOTE * command.has_graph}{_EXIT_NOTE}",
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
             prog=f"in9 {name}",
@@ -242,18 +223,14 @@ def build_parser() -> argparse.ArgumentParser:
             help=argparse.SUPPRESS,
         )
         groups: dict[str, argparse._ActionsContainer] = {"": subparser}
-        # Keys are flags to the parser, which reads the file's as words of the command line.
-        titled = [(section.title, flag) for section in sections_of(name) for flag in section.flags]
-        for title, flag in (
-            *((title, flag) for title, flag in titled if not flag.in_file),
-            *((_KEYS, flag) for _, flag in titled if flag.in_file),
-        ):
+        for title, _, flags in sections_of(name):
             if title not in groups:
                 groups[title] = subparser.add_argument_group(title)
-            options = {**flag._asdict(), "help": flag.full_help}.items()
-            groups[title].add_argument(
-                flag.name, **{k: v for k, v in options if k != "name" and v is not None}
-            )
+            for flag in flags:
+                # Keys are flags to the parser, which reads a file as words of a command line.
+                words = argparse.SUPPRESS if flag.in_file else flag.full_help
+                options = {**flag._asdict(), "help": words}
+                groups[title].add_argument(options.pop("name"), **options)
     return parser
 
 
@@ -264,9 +241,9 @@ def check_rest(command: str, rest: Sequence[str]) -> None:
     advice = f"; example: {example} (see: in9 {command} --help all)"
     for flag in (flag_of(word) for word in rest if word.startswith("--")):
         if others := [one for one in COMMANDS if flag in {its.name for its in flags_of(one)}]:
-            kind = "key" if flag[2:] in KEYS else "flag"
             raise UsageError(
-                f"this command has no {flag}, which is a {kind} of in9 {', '.join(others)}"
+                f"this command has no {flag}, which is a {'key' if flag[2:] in KEYS else 'flag'} "
+                f"of in9 {', '.join(others)}"
                 f"{did_you_mean(flag, known, _NEAR_MISS) or advice}"
             )
         refuse_near_misses(flag, own)
@@ -339,7 +316,9 @@ def refuse_keys(words: Sequence[str]) -> None:
     for word, following in itertools.pairwise((*words, "")):
         if (flag := flag_of(word)) in keys:
             value = word.partition("=")[2] if "=" in word else following
-            shown = value if _NUMBER.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+            # TOML writes numbers like this, and texts as JSON does.
+            is_number = re.fullmatch(r"(0|[1-9]\d*)(\.\d+)?", value)
+            shown = value if is_number else json.dumps(value, ensure_ascii=False)
             raise UsageError(
                 f"{flag} is a key of the file that --config names: write {flag[2:]} = {shown} there"
             )
@@ -373,7 +352,9 @@ def parse_command_line(
         arguments, rest = parser.parse_known_args([command, *file_words, *others])
         check_rest(command, [word for word in rest if word in file_words])
     except UsageError as error:
-        raise UsageError(f"--config {arguments.config}: {error}") from error
+        # A key is typed without dashes.
+        message = re.sub(r"(?<=argument )--\w+", lambda name: as_given(name[0][2:]), str(error))
+        raise UsageError(f"--config {arguments.config}: {message}") from error
     return arguments, rest
 
 

@@ -12,9 +12,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterator
-
-import msgspec
+from collections.abc import Iterator, Sequence
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.evaluation.baseline import with_results
@@ -63,28 +61,6 @@ from transforms.hashing import text_bytes
 from transforms.variants import PAPER_NAMES
 
 
-class ExportFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """Flags of `in9 export`."""
-
-    given: tuple[str, ...]
-    dataset: str
-    to: str
-    split: str
-    layout: str
-    images: tuple[str, ...] | None
-
-
-class ReportFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """Flags of `in9 report`, besides those of its gate."""
-
-    dataset: str
-    publish: str | None
-    keep: int | None
-    results: tuple[str, ...] | None
-    columns: tuple[str, ...] | None
-    pictures: str
-
-
 def run_export(arguments: argparse.Namespace) -> int:
     """Runs `in9 export`; returns the exit code.
 
@@ -92,45 +68,42 @@ def run_export(arguments: argparse.Namespace) -> int:
       UsageError: there is no finished dataset, or a flag is wrong.
       JobError: the job failed, or another one is writing the folder.
     """
-    flags = flags_as(ExportFlags, arguments)
-    dataset = Dataset.open(reading_store(flags.dataset))
-    if flags.layout == "recipe":
-        return export_recipe(dataset, flags)
-    splits = dataset.manifest.config.split
-    if flags.split not in splits:
-        raise UsageError(
-            f"--split {flags.split} is not in the dataset, which has {', '.join(splits)}"
-        )
-    if flags.images:
-        return export_figure(dataset, flags.split, flags.images, arguments.to)
-    is_table, target = flags.layout == "answers", Store.at(flags.to)
-    if not is_table:
-        _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))
-    selected = selected_rows(dataset, flags.split)
-    plan = ExportPlan(
-        dataset=dataset,
-        split=flags.split,
-        target=target,
-        clashes=find_clashes((row["key"], row["wnid"]) for row in selected),
-        progress=Progress.for_store(target),
-    )
-    if is_table:
-        return export_answers(plan, arguments.to)
+    dataset = Dataset.open(reading_store(arguments.dataset))
+    splits, split = dataset.manifest.config.split, arguments.split
+    if arguments.layout == "recipe":
+        _export_recipe(dataset, arguments.to, arguments.given)
+    elif split not in splits:
+        raise UsageError(f"--split {split} is not in the dataset, which has {', '.join(splits)}")
+    elif arguments.images:
+        _export_figure(dataset, split, arguments.images, arguments.to)
+    elif arguments.layout == "answers":
+        _export_answers(dataset, split, arguments.to)
+    else:
+        _export_pictures(dataset, split, arguments.to, arguments.dataset)
+    return 0
+
+
+def _export_pictures(dataset: Dataset, split: str, to: str, named: str) -> None:
+    """Writes the released layout; `named` is the dataset's folder as the user named it."""
+    target = Store.at(to)
+    _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))
+    selected = selected_rows(dataset, split)
+    clashes = find_clashes((row["key"], row["wnid"]) for row in selected)
+    plan = ExportPlan(dataset, split, target, clashes, Progress.for_store(target))
     with removed_if_refused(target, EXPORT_FOLDER):
         # Written first, so that the next run recognizes the folder as an export if this one is
         # killed.
-        take_folder(target, dataset, arguments.dataset)
+        take_folder(target, dataset, named)
         with (
             locked(target, DATASET_LOCK) as fenced,
             run_locally(plan.progress, target.log(f"export-{os.getpid()}")),
         ):
             started = time.monotonic()
-            plan.progress.note_total("export", flags.split, len(selected) * len(dataset.variants))
+            plan.progress.note_total("export", split, len(selected) * len(dataset.variants))
             exported, removed, strangers = export_split(dataclasses.replace(plan, target=fenced))
             seconds = time.monotonic() - started
     print(
-        f"{flags.split}: {counted(len(selected), 'image')}, "
-        f"{counted(len(dataset.variants), 'variant')}"
+        f"{split}: {counted(len(selected), 'image')}, {counted(len(dataset.variants), 'variant')}"
     )
     if exported or removed:
         also = f", {removed} removed" if removed else ""
@@ -145,37 +118,36 @@ def run_export(arguments: argparse.Namespace) -> int:
     for note in _notes(dataset, {row["label"] for row in selected}, target.is_remote):
         print(note)
     print(f"export: {target.root} of dataset {dataset.manifest.fingerprint[:12]}")
-    return 0
 
 
-def export_recipe(dataset: Dataset, flags: ExportFlags) -> int:
-    """Runs `in9 export --layout recipe`; returns the exit code. Raises like `run_export`."""
-    if given := [flag for flag in ("images", "split") if flag in flags.given]:
-        raise UsageError(f"a recipe is of all images of all splits; leave --{given[0]} out")
-    target = Store.at(flags.to)
+def _export_recipe(dataset: Dataset, to: str, given: Sequence[str]) -> None:
+    if wrong := [flag for flag in ("images", "split") if flag in given]:
+        raise UsageError(f"a recipe is of all images of all splits; leave --{wrong[0]} out")
+    target = Store.at(to)
     _check(dataset, target, is_ours=target.exists(RECIPE))
     file, masks = write_recipe(dataset, target)
     print(
         f"recipe: {target.path(RECIPE)} of dataset {dataset.manifest.fingerprint[:12]}, "
         f"{counted(masks, 'mask')}, {file.bytes} bytes"
     )
-    return 0
 
 
-def export_answers(plan: ExportPlan, path: str) -> int:
-    """Runs `in9 export --layout answers`; returns the exit code. Raises like `run_export`."""
+def _export_answers(dataset: Dataset, split: str, path: str) -> None:
+    """Writes the table of answers to fill."""
+    rows = selected_rows(dataset, split)
+    clashes = find_clashes((row["key"], row["wnid"]) for row in rows)
     with _single_file(path) as (target, name):
         if not name.endswith(TABLE_SUFFIXES) or target.exists(name):
             raise UsageError(
                 f"--to {path}: --layout answers needs a new file that ends in "
                 f"{' or '.join(TABLE_SUFFIXES)}"
             )
-        pictures = write_answer_table(dataclasses.replace(plan, target=target), name)
+        plan = ExportPlan(dataset, split, target, clashes, Progress.for_store(target))
+        pictures = write_answer_table(plan, name)
     print(
         f"pictures to answer: {pictures}\n"
         f"add a column scores, output or label; then: --models {PREFIX}{path}"
     )
-    return 0
 
 
 def _check(dataset: Dataset, target: Store, *, is_ours: bool) -> None:
@@ -233,8 +205,8 @@ def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
     return [note for note, holds in notes.items() if holds]
 
 
-def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str) -> int:
-    """Writes a figure with a row for each key's image in all variants; returns the exit code.
+def _export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str) -> None:
+    """Writes a figure with a row for each key's image in all variants.
 
     The ending of the path decides its format.
 
@@ -263,7 +235,6 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
             raise UsageError(f"--to {target.path(name)} is no figure of in9; choose another name")
         target.write(name, versions_figure(heads, rows, kind))
     print(f"figure: {target.path(name)}")
-    return 0
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -274,13 +245,13 @@ def run_report(arguments: argparse.Namespace) -> int:
         another flag is wrong.
       JobError: another process is writing the dataset's tables, or `--fail_if` could not be tested.
     """
-    flags = flags_as(ReportFlags, arguments)
-    store = writing_store("dataset", flags.dataset)
-    publishing = check_publishing(store, flags.publish, flags.keep)
-    store, lines = with_results(Dataset.open(store), flags.results or ())
+    store = writing_store("dataset", arguments.dataset)
+    publishing = check_publishing(store, arguments.publish, arguments.keep)
+    store, lines = with_results(Dataset.open(store), arguments.results or ())
     dataset = Dataset.open(store)
     known = [column for analysis in ANALYSES for column in analysis.parts.columns(dataset)]
-    if unknown := [column for column in flags.columns or () if column not in known]:
+    columns = arguments.columns or ()
+    if unknown := [column for column in columns if column not in known]:
         raise UsageError(
             f"--columns {unknown[0]}: the dataset has {', '.join(known)}"
             f"{did_you_mean(unknown[0], known)}"
@@ -288,8 +259,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     gate = gate_from_flags(flags_as(GateFlags, arguments), store, dataset.variants)
     with locked(store, TABLES_LOCK, wait=60) as tables:
         gate.choose_baseline(Dataset.open(tables))
-        write_tables(Dataset.open(tables), flags.columns or ())
-    write_report(store, dataset.taxonomy, flags.pictures, pdf=True)
+        write_tables(Dataset.open(tables), columns)
+    write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
     reported = (line for analysis in ANALYSES for line in analysis.parts.report(dataset))
     for line in (*notes_of(dataset.manifest), *lines, *reported):
         print(line)
@@ -310,21 +281,23 @@ def run_verify(arguments: argparse.Namespace) -> int:
     try:
         dataset = Dataset.open(store)
     except UsageError as error:
-        if job := _job_at_work(arguments.dataset, store):
-            raise JobError(f"{job} on {store.root}; verify it when the job is done") from error
+        if holder := _holder(arguments.dataset, store):
+            raise JobError(
+                f"{holder} is at work on {store.root}; verify it when the job is done"
+            ) from error
         raise
     faults = 0
     for fault in verify(dataset):
         print(fault)
         faults += 1
     if faults:
-        job = _job_at_work(arguments.dataset, store)
-        if job is None and read_manifest(store) != dataset.manifest:
-            job = "a job has been at work"
+        holder = _holder(arguments.dataset, store)
+        worker = f"{holder} is" if holder else "a job has been"
         advice = (
-            "remove the files concerned and run the command that made the dataset again"
-            if job is None
-            else f"{job} on it, so these may not be faults; verify it again when the job is done"
+            f"{worker} at work on it, so these may not be faults; verify it again when the job is "
+            "done"
+            if holder or read_manifest(store) != dataset.manifest
+            else "remove the files concerned and run the command that made the dataset again"
         )
         print(f"in9 verify: {counted(faults, 'fault')}; {advice}", file=sys.stderr)
         return 1
@@ -332,10 +305,9 @@ def run_verify(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _job_at_work(folder: str, store: Store) -> str | None:
-    """Describes the job at work on the dataset, or on its versions in a folder; None if none is."""
-    holders = (current_holder(store, DATASET_LOCK), current_holder(Store.at(folder), PUBLISH_LOCK))
-    return next((f"{holder} is at work" for holder in holders if holder), None)
+def _holder(folder: str, store: Store) -> str | None:
+    """Describes who works on the dataset, or on its versions in a folder; None if nobody does."""
+    return current_holder(store, DATASET_LOCK) or current_holder(Store.at(folder), PUBLISH_LOCK)
 
 
 def verify(dataset: Dataset) -> Iterator[str]:

@@ -7,7 +7,7 @@ prints the train x test matrix.
 import argparse
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -76,7 +76,14 @@ def run_train(arguments: argparse.Namespace) -> int:
     """Runs `in9 train`; returns the exit code."""
     flags = flags_as(TrainFlags, arguments)
     _refuse_network_flags(arguments)
-    entry = _fit_probe(flags) if flags.probe else _train_network(flags)
+    # A probe caches features in the dataset's work folder.
+    is_written = flags.probe or not flags.output
+    dataset = Dataset.open(
+        writing_store("dataset", flags.dataset) if is_written else reading_store(flags.dataset)
+    )
+    check_variant(dataset, flags.variant)
+    splits = choose_splits(dataset, flags.train_split, flags.eval_split, flags.holdout)
+    entry = (_fit_probe if flags.probe else _train_network)(flags, dataset, *splits)
     holdout = f" --holdout {flags.holdout:g}" if flags.holdout else ""
     print(f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models {entry}{holdout}")
     return 0
@@ -109,17 +116,29 @@ def _refuse_network_flags(arguments: argparse.Namespace) -> None:
             )
 
 
-def refuse_foreign(store: Store, names: Sequence[str], is_ours: Callable[[], bool]) -> None:
-    """Raises UsageError if a folder for models is a file, or has a foreign one under a needed name.
+@contextlib.contextmanager
+def _locked_folder(
+    flags: TrainFlags, dataset: Dataset, default: str, names: Sequence[str]
+) -> Iterator[Store]:
+    """Yields the folder to train in: `--output`, or a default folder in that of the dataset.
 
-    `is_ours` returns whether an earlier training wrote the existing ones.
+    Raises UsageError if it is a file, or has a file under one of the names that are written, and no
+    earlier training wrote it.
     """
+    store = writing_store("output", flags.output) if flags.output else dataset.store.below(default)
     store.refuse_file("--output")
-    if (existing := [name for name in names if store.exists(name)]) and not is_ours():
+    existing = [name for name in names if store.exists(name)]
+    is_ours = any(is_trained_here(store.path(one)) for one in existing if one.endswith(SUFFIX))
+    with contextlib.suppress(JobError):
+        is_ours = is_ours or (STATE in existing and read_state_file(store) is not None)
+    if existing and not is_ours:
         raise UsageError(
             f"--output {store.root} holds {existing[0]}, which was not trained here; choose "
             "another folder"
         )
+    with removed_if_refused(store), locked(store, DATASET_LOCK) as fenced:
+        yield fenced
+    store.prune(WORK_FOLDER)
 
 
 def default_workers(device: str) -> int:
@@ -127,30 +146,17 @@ def default_workers(device: str) -> int:
     return 1 if device == "cpu" else min(_MAX_WORKERS, usable_cores())
 
 
-def _fit_probe(flags: TrainFlags) -> str:
+def _fit_probe(flags: TrainFlags, dataset: Dataset, split: str, _: str | None) -> str:
     """Fits a linear probe; returns the entry of `--models` that evaluates it."""
-    # Opened for writing, because features are cached in the dataset's work folder.
-    dataset = Dataset.open(writing_store("dataset", flags.dataset))
-    check_variant(dataset, flags.variant)
-    split, _ = choose_splits(dataset, flags.train_split, None, flags.holdout)
-    device, _ = choose_device(flags)
-    weights = chosen_folder(flags.weights)
+    device, weights = choose_device(flags)[0], chosen_folder(flags.weights)
     check_model(flags.arch, weights, needs_network=True)
-    name = f"{flags.variant}{SUFFIX}"
-    output = writing_store("output", flags.output) if flags.output else None
-    if output is not None:
-        path = output.path(name)
-        refuse_foreign(output, (name,), lambda: is_trained_here(path))
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
     backbone = Backbone(flags.arch, PredictConfig(device), dataset.store, weights)
     plan = ProbePlan(dataset, flags.variant, split, Holdout(flags.holdout), flags.seed)
-    if output is None:
-        folder, _, name = probe_file(backbone, plan).rpartition("/")
-        output = dataset.store.below(folder)
-    with removed_if_refused(output), locked(output, DATASET_LOCK) as fenced:
-        checkpoint = fit_variant(backbone, plan, fenced, name)
-    output.prune(WORK_FOLDER)
+    folder, _, name = probe_file(backbone, plan).rpartition("/")
+    with _locked_folder(flags, dataset, folder, [name]) as store:
+        checkpoint = fit_variant(backbone, plan, store, name)
     if trained := read_metadata(checkpoint):
         print(
             f"{counted(len(trained.keys), 'picture')} of {flags.variant} in {split}; "
@@ -184,34 +190,15 @@ def plan_from_flags(
     )
 
 
-def _holds_training(store: Store) -> bool:
-    """Returns whether a folder holds the model or the state of a training."""
-    if store.exists(MODEL) and is_trained_here(store.path(MODEL)):
-        return True
-    with contextlib.suppress(JobError):
-        return read_state_file(store) is not None
-    return False
-
-
-def _train_network(flags: TrainFlags) -> str:
+def _train_network(
+    flags: TrainFlags, dataset: Dataset, train_split: str, eval_split: str | None
+) -> str:
     """Trains a network; returns the entry of `--models` that evaluates it."""
-    dataset = Dataset.open(
-        reading_store(flags.dataset) if flags.output else writing_store("dataset", flags.dataset)
-    )
-    check_architecture(
-        flags.arch, pretrained=flags.pretrained, weights=chosen_folder(flags.weights)
-    )
-    check_variant(dataset, flags.variant)
-    train_split, eval_split = choose_splits(
-        dataset, flags.train_split, flags.eval_split, flags.holdout
-    )
     plan = plan_from_flags(flags, arch=flags.arch, train_split=train_split, eval_split=eval_split)
-    store = writing_store("output", flags.output or dataset.store.path(f"{MODELS}/{plan.name}"))
-    refuse_foreign(store, (MODEL, STATE, LOG), lambda: _holds_training(store))
+    check_architecture(plan.arch, pretrained=plan.pretrained, weights=plan.weights)
     started = time.monotonic()
-    with removed_if_refused(store), locked(store, DATASET_LOCK) as fenced:
-        entry, is_new = train(dataset, plan, fenced, overwrite=flags.overwrite)
-    store.prune(WORK_FOLDER)
+    with _locked_folder(flags, dataset, f"{MODELS}/{plan.name}", (MODEL, STATE, LOG)) as store:
+        entry, is_new = train(dataset, plan, store, overwrite=flags.overwrite)
     if not is_new:
         print(f"nothing to do: all {plan.epochs} epochs have been trained")
     else:
