@@ -73,8 +73,11 @@ class EvaluatedModel:
     @property
     def accuracy(self) -> dict[str, Estimate]:
         """Accuracy by variant: (value, low, high), fractions with the 95 % interval."""
-        rows = self.summary.by_rule(self.summary.accuracy)
-        return {row.variant: row.estimate for row in rows if row.estimate}
+        return {
+            row.variant: row.estimate
+            for row in self.summary.by_rule(self.summary.accuracy)
+            if row.estimate
+        }
 
     @property
     def bg_gap(self) -> Estimate | None:
@@ -241,8 +244,9 @@ def _evaluate(
     tables = {one.chunk: one.table for one in outputs if one.is_complete}
     images = EvalImages.read(dataset, *run.tested_on)
     rows = [table.replace_schema_metadata() for table in tables.values()]
-    power = measure_power(dataset, images, run, rows)
-    described = describe_predictions(work, chunks, run, entry=run.model, power=power)
+    described = describe_predictions(
+        work, chunks, run, entry=run.model, power=measure_power(dataset, images, run, rows)
+    )
     every = pa.concat_tables(rows).unify_dictionaries()
     predictions = predictions_in_table(
         every,
@@ -287,9 +291,8 @@ def _ask_all(
                 answers = _ask(predict, outputs, dataset.taxonomy, pixels)
                 writer.add(str(variant), [sample.key for sample in batch], answers)
                 advance(len(batch))
-    (name,) = evaluation.models
-    kind: AnswerKind = "output" if outputs else "label"
-    return writer.finish(name, "scores" if answers.ndim == 2 else kind, dataset.taxonomy)
+    kind: AnswerKind = "scores" if answers.ndim == 2 else "output" if outputs else "label"
+    return writer.finish(evaluation.models[0], kind, dataset.taxonomy)
 
 
 def _ask(
@@ -403,8 +406,8 @@ def _on_device(
     from pipeline.models.source import check_head, measured_model
 
     (name,) = evaluation.models
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    gpu = next((tensor.device.index for tensor in tensors), None) or 0
+    first = next(itertools.chain(module.parameters(), module.buffers()), None)
+    gpu = (first.device.index or 0) if first is not None else 0
     with _torch_as_by_default(gpu):
         try:
             copied = call_own(copy.deepcopy, module).cpu().float()

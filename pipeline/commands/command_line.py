@@ -6,7 +6,6 @@ suggests what was meant.
 """
 
 import argparse
-import itertools
 import json
 import os
 import pkgutil
@@ -107,35 +106,6 @@ COMMANDS: dict[str, Command] = {
 """Commands by name, in the order in which `in9 --help` lists them."""
 
 
-class _ShowHelp(argparse.Action):
-    """The action of `--help` and `--help all`."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        listed = [action for action in parser._actions if action.help != argparse.SUPPRESS]
-        if values != "all" and len(listed) >= _MANY:
-            for action in listed:
-                if action.dest not in CORE:
-                    action.help = argparse.SUPPRESS
-            more = f"More flags, {len(listed)} in all: {parser.prog} --help all"
-            parser.epilog = f"{more}\n{parser.epilog}"
-        parser.print_help()
-        parser.exit()
-
-
-class _ShowVersion(argparse.Action):
-    """The action of `--version`. It looks the version up only when the flag is given."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"in9 {metadata.version('imagenet9-pipeline')}")
-        parser.exit()
-
-
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Formats help for the width of the terminal; examples stay on one line, to be copied."""
 
@@ -181,8 +151,12 @@ def underscored(word: str) -> str:
     return re.sub(r"^--[^=]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the parser of the whole command line."""
+def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Builds the parser of the whole command line.
+
+    The help of a command with many flags has all of them only if the words have `all`, as in
+    `--help all`, and the version is looked up only if they ask for it.
+    """
     parser = _Parser(
         prog="in9",
         description="Does a model look at the object, or at the background? ImageNet-9 from "
@@ -193,19 +167,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--version",
-        action=_ShowVersion,
-        nargs=0,
-        default=argparse.SUPPRESS,
+        action="version",
+        version=f"in9 {metadata.version('imagenet9-pipeline')}" if "--version" in words else "",
         help="show the version",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         keys = ", ".join(flag.dest for flag in flags_of(name) if flag.in_file)
+        count = sum(not flag.in_file for flag in flags_of(name))
+        is_cut = count >= _MANY and "all" not in words
+        more = f"More flags, {count} in all: in9 {name} --help all\n" if is_cut else ""
         subparser = commands.add_parser(
             name,
             help=command.text,
             description=f"in9 {name}: {command.text}.",
-            epilog=f"Example: {command.example}\n{keys and _KEYS_NOTE + keys}"
+            epilog=f"{more}Example: {command.example}\n{keys and _KEYS_NOTE + keys}"
             f"{_RUNNER_NOTE * command.has_graph}{_EXIT_NOTE}",
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
@@ -217,8 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
         # Not listed in the help, because whoever reads the help already knows this flag.
         subparser.add_argument(
             *("-h", "--help"),
-            action=_ShowHelp,
-            nargs="?",
+            action="help",
             default=argparse.SUPPRESS,
             help=argparse.SUPPRESS,
         )
@@ -228,8 +203,9 @@ def build_parser() -> argparse.ArgumentParser:
                 groups[title] = subparser.add_argument_group(title)
             for flag in flags:
                 # Keys are flags to the parser, which reads a file as words of a command line.
-                words = argparse.SUPPRESS if flag.in_file else flag.full_help
-                options = {**flag._asdict(), "help": words}
+                is_hidden = flag.in_file or (is_cut and flag.dest not in CORE)
+                text = argparse.SUPPRESS if is_hidden else flag.full_help
+                options = {**flag._asdict(), "help": text}
                 groups[title].add_argument(options.pop("name"), **options)
     return parser
 
@@ -300,20 +276,19 @@ def check_device(device: str | None, otherwise: str, *, is_compiled: bool = Fals
     has_gpu = device != "cpu" and torch.cuda.is_available()
     if is_compiled and (missing := missing_to_compile(has_gpu)):
         raise UsageError(f"--compile needs {missing}: install it, or leave --compile out")
-    if has_gpu or device != "cuda":
-        return
-    why = (
-        "this PyTorch was built without CUDA, so install one with it (https://pytorch.org)"
-        if torch.version.cuda is None
-        else "PyTorch finds no GPU, so check that nvidia-smi lists one"
-    )
-    raise UsageError(f"--device cuda: {why}, or leave --device out to {otherwise} on the CPU")
+    if device == "cuda" and not has_gpu:
+        why = (
+            "this PyTorch was built without CUDA, so install one with it (https://pytorch.org)"
+            if torch.version.cuda is None
+            else "PyTorch finds no GPU, so check that nvidia-smi lists one"
+        )
+        raise UsageError(f"--device cuda: {why}, or leave --device out to {otherwise} on the CPU")
 
 
 def refuse_keys(words: Sequence[str]) -> None:
     """Refuses flags that are keys of the file only; the message says what to write there."""
     keys = {flag.name for command in words[:1] for flag in flags_of(command) if flag.in_file}
-    for word, following in itertools.pairwise((*words, "")):
+    for word, following in zip(words, (*words[1:], ""), strict=False):
         if (flag := flag_of(word)) in keys:
             value = word.partition("=")[2] if "=" in word else following
             # TOML writes numbers like this, and texts as JSON does.
@@ -332,7 +307,7 @@ def parse_command_line(
     With `takes_keys`, it may have keys of the file, too, as flags. Raises UsageError if a word is
     wrong, or the `--config` file is unreadable or wrong.
     """
-    parser = build_parser()
+    parser = build_parser(words)
     if not takes_keys:
         refuse_keys(words)
     arguments, rest = parser.parse_known_args(words or ["--help"])
@@ -360,8 +335,7 @@ def parse_command_line(
 
 def _read(path: str) -> Mapping[str, object]:
     try:
-        with files_of(path).open(path) as file:
-            return dict(load_nested(tomllib.loads, file.read().decode()))  # noqa: TID251
+        return dict(load_nested(tomllib.loads, files_of(path).read(path).decode()))  # noqa: TID251
     except OSError as error:
         raise UsageError(f"it cannot be read: {error.strerror or error}") from error
     except ValueError as error:
@@ -388,13 +362,12 @@ def _words_of_file(command: str, path: str) -> Iterator[str]:
             raise UsageError(f"{flag} is only for the command line; leave it out of the file")
         if isinstance(value, dict):
             raise UsageError(f"[{command}.{key}] is a table; keys are flags of in9 {command}")
-        if flag in flags:
-            yield f"{flag}={_beside(path, flags[flag], text_of(value))}"
-            continue
         # Beam's switches take no value, and a list is given by repeating the flag.
         values = value if isinstance(value, list) else [value]
         words = [flag] * value if isinstance(value, bool) else [f"{flag}={one}" for one in values]
-        if key in own or not _is_for_others(command, flag, words):
+        if flag in flags:
+            yield f"{flag}={_beside(path, flags[flag], text_of(value))}"
+        elif key in own or not _is_for_others(command, flag, words):
             yield from words
 
 
@@ -432,7 +405,7 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     for flag in flags_of(command):
         if flag.is_required and not getattr(arguments, flag.dest):
             raise UsageError(f"{flag.name} {flag.metavar} is required (see: in9 {command} --help)")
-    run = find_command(command)
+    run: Callable[..., int] = find_command(command)
     refuse_cleared(arguments)
     return run(arguments, rest) if COMMANDS[command].has_graph else run(arguments)
 
@@ -456,12 +429,10 @@ def refuse_cleared(arguments: argparse.Namespace) -> None:
                         )
 
 
-def _paths_of_entry(entry: str) -> Iterator[str]:
-    """Yields the absolute paths that an entry of `--models` may name."""
-    for mark in ("=", ":", "@"):
-        text = entry.partition(mark)[2]
-        if is_remote(text) or (text and os.path.exists(os.path.expanduser(text))):
-            yield absolute(text)
+def _paths_of_entry(entry: str) -> list[str]:
+    """Lists the absolute paths that an entry of `--models` may name."""
+    texts = filter(None, (entry.partition(mark)[2] for mark in ("=", ":", "@")))
+    return [absolute(t) for t in texts if is_remote(t) or os.path.exists(os.path.expanduser(t))]
 
 
 def _cleared_folders(arguments: argparse.Namespace, path: str) -> Iterator[str]:
@@ -479,8 +450,6 @@ def _cleared_folders(arguments: argparse.Namespace, path: str) -> Iterator[str]:
         yield from (join(absolute(root), name) for name in names if VERSION.fullmatch(name))
 
 
-def find_command(command: str) -> Callable[..., int]:
-    run: Callable[..., int] = pkgutil.resolve_name(
-        f"pipeline.commands.{COMMANDS[command].function}"
-    )
-    return run
+def find_command(command: str) -> Any:
+    """Returns the function that runs a command."""
+    return pkgutil.resolve_name(f"pipeline.commands.{COMMANDS[command].function}")

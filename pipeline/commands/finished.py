@@ -8,7 +8,6 @@ checks its files against the manifest, and prints the faults.
 import argparse
 import contextlib
 import dataclasses
-import functools
 import os
 import sys
 import time
@@ -101,12 +100,12 @@ def _export_pictures(dataset: Dataset, split: str, to: str, named: str) -> None:
             started = time.monotonic()
             plan.progress.note_total("export", split, len(selected) * len(dataset.variants))
             exported, removed, strangers = export_split(dataclasses.replace(plan, target=fenced))
-            seconds = time.monotonic() - started
     print(
         f"{split}: {counted(len(selected), 'image')}, {counted(len(dataset.variants), 'variant')}"
     )
     if exported or removed:
         also = f", {removed} removed" if removed else ""
+        seconds = time.monotonic() - started
         print(f"done now: {counted(exported, 'file')} written{also}\ntime: {seconds:.1f} s")
     else:
         print("nothing to do: everything is up to date")
@@ -134,8 +133,7 @@ def _export_recipe(dataset: Dataset, to: str, given: Sequence[str]) -> None:
 
 def _export_answers(dataset: Dataset, split: str, path: str) -> None:
     """Writes the table of answers to fill."""
-    rows = selected_rows(dataset, split)
-    clashes = find_clashes((row["key"], row["wnid"]) for row in rows)
+    clashes = find_clashes((row["key"], row["wnid"]) for row in selected_rows(dataset, split))
     with _single_file(path) as (target, name):
         if not name.endswith(TABLE_SUFFIXES) or target.exists(name):
             raise UsageError(
@@ -194,12 +192,13 @@ def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
         "allow_empty=True)"
     )
     draws = 1 + max(name.draw for name in dataset.variants)
-    is_png = dataset.manifest.config.compose.encoding == "png"
     notes = {
         f"no images in {', '.join(empty)}: {advice}": bool(empty),
         f"each folder of a mixed variant holds one of {draws} draws (mixed_rand the first, "
         "mixed_rand_r1 the second); the tables of in9 take all draws together": draws > 1,
-        "the .JPEG files hold PNG data, as in the dataset; readers go by the content": is_png
+        "the .JPEG files hold PNG data, as in the dataset; readers go by the content": (
+            dataset.manifest.config.compose.encoding == "png"
+        )
         and any(name.is_picture for name in dataset.variants),
     }
     return [note for note, holds in notes.items() if holds]
@@ -317,9 +316,8 @@ def verify(dataset: Dataset) -> Iterator[str]:
     file is not checked; it was counted before the manifest was written.
     """
     store, files = dataset.store, dataset.manifest.files
-    for _, fault in read_ahead(functools.partial(_fault_of, store), files):
-        if fault is not None:
-            yield fault
+    faults = read_ahead(lambda file: _fault_of(store, file), files)
+    yield from (fault for _, fault in faults if fault)
     known = {file.path for file in files}
     for folder in DATA_FOLDERS:
         yield from (f"{p}: not in the manifest" for p in store.walk(folder) if p not in known)

@@ -6,7 +6,6 @@ listing -> Examine -> Pool -> Write -> Commit
 import argparse
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import time
@@ -83,8 +82,7 @@ def run_import(arguments: argparse.Namespace) -> int:
             if is_new := read_manifest(store) != manifest:
                 restate(store, imagenet9(), manifest)
         _forget_unpacked(store)
-        seconds = time.monotonic() - started
-    _print_summary(store, released, is_new, seconds)
+    _print_summary(store, released, is_new, time.monotonic() - started)
     return 0
 
 
@@ -133,19 +131,18 @@ def _is_imported(store: Store, released: ReleasedArchive, manifest: Manifest) ->
 def _run(released: ReleasedArchive, store: Store, about: About) -> None:
     staging = Staging(store, f"{STAGING}/{released.config.fingerprint()}")
     job = ImportPlan(released.config, staging, imagenet9(), Progress.for_store(store))
+    cores = usable_cores()
     with run_locally(job.progress, store.log(f"import-{os.getpid()}")):
         for totals in {shard.totals.split: shard.totals for shard in released.shards}.values():
             for stage in ("examine", "import"):
                 job.progress.note_total(stage, totals.split, totals.listed)
-        examine = functools.partial(examine_shard, job)
-        examining = read_ahead(examine, released.shards, usable_cores())
+        examining = read_ahead(lambda shard: examine_shard(job, shard), released.shards, cores)
         examined = [shard for _, shard in examining]
         written = []
         for split in job.config.split:
             shards = [shard for shard in examined if shard.listed.totals.split == split]
             writer = ShardWriter(job, BackgroundPool.from_shards(shards))
-            writing = read_ahead(writer.write, shards, usable_cores())
-            written += [shard for _, shard in writing]
+            written += [shard for _, shard in read_ahead(writer.write, shards, cores)]
         commit(job.config, store, job.taxonomy, written, about)
     dataset = Dataset.open(store)
     record = {"listing": released.fingerprint, "dataset": dataset.manifest.fingerprint}

@@ -160,8 +160,8 @@ def analyses_from_flags(
     )
     plans: dict[str, PlannedAnalysis] = {}
     for one in ANALYSES:
-        asked = flags_as(one.parts.flags, arguments)
-        if plan := one.parts.plan(asked, evaluation, made.config, made.taxonomy):
+        flags = flags_as(one.parts.flags, arguments)
+        if plan := one.parts.plan(flags, evaluation, made.config, made.taxonomy):
             plans[one.name] = plan
     if any(plan.needs_network for plan in plans.values()):
         for model in evaluation.models:
@@ -335,12 +335,10 @@ def _check_input(input_flag: str | None, note: str, store: Store) -> None:
 
 def _masks(masks: str | None, takes: bool, layouts: Sequence[SplitLayout]) -> str | None:
     """Checks `--masks`, and returns it; None if a manifest names masks, or none are needed."""
-    are_manifests = all(layout.kind == ImageManifest.kind for layout in layouts)
-    if takes and masks is None and are_manifests:
-        if any(is_coco_manifest(each.files[0]) for each in layouts):
-            check_coco("--segmenter masks with a COCO file")
-        return None
-    if takes != (masks is not None):
+    has_named = takes and masks is None and all(each.kind == ImageManifest.kind for each in layouts)
+    if has_named and any(is_coco_manifest(each.files[0]) for each in layouts):
+        check_coco("--segmenter masks with a COCO file")
+    if not has_named and takes != (masks is not None):
         raise UsageError(
             "--masks goes with --segmenter masks"
             if masks
@@ -407,9 +405,10 @@ def _check_output(store: Store, manifest: Manifest | None) -> None:
 
 def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, ...]) -> None:
     """Refuses flags that differ from the dataset's, unless `--overwrite` accepts the change."""
-    words = dict.fromkeys(old.differing_flags(new), "config")
-    if "images_per_shard" in words:
-        words["images_per_shard"] = "shards"
+    words = {
+        name: "shards" if name == "images_per_shard" else "config"
+        for name in old.differing_flags(new)
+    }
     if None not in (old.compose.backgrounds, new.compose.backgrounds):
         # Like --input, the folder is input, so its content may change.
         words.pop("backgrounds", None)

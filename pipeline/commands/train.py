@@ -230,8 +230,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     store = writing_store("dataset", flags.dataset)
     publishing = check_publishing(store, flags.publish, flags.keep)
     dataset = Dataset.open(store)
-    device, _ = choose_device(flags)
-    weights = chosen_folder(flags.weights)
+    weights, predict = chosen_folder(flags.weights), PredictConfig(choose_device(flags)[0])
     plan = make_plan(
         dataset,
         open_named("--in9l", flags.in9l) if flags.in9l else None,
@@ -239,7 +238,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         train_split=flags.train_split,
         split=flags.eval_split,
         share=flags.holdout,
-        predict=PredictConfig(device),
+        predict=predict,
         seed=flags.seed,
         allow_overlap=flags.allow_overlap,
     )
