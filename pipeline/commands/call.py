@@ -224,8 +224,14 @@ def evaluate_model(
             num_outputs=answers.num_outputs,
             answers=answers.kind,
         )
-        scorer = RowsScorer(lambda pictures, keys: answers.on(str(pictures.variant), keys))
-        return _evaluate(opened, evaluation, identity, scorer, lambda _: None, store=store)
+        return _evaluate(
+            opened,
+            evaluation,
+            identity,
+            RowsScorer(lambda pictures, keys: answers.on(str(pictures.variant), keys)),
+            lambda _: None,
+            store=store,
+        )
 
 
 def _evaluate(

@@ -11,7 +11,6 @@ import os
 import pkgutil
 import re
 import shutil
-import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -130,12 +129,12 @@ class _Parser(argparse.ArgumentParser):
             message = f"there is no command {command[1]!r}{hint}"
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = (), namespace: Any = None) -> Any:
         """Parses as argparse does, but treats dashes in the names of flags as underscores.
 
         The namespace also has `given`, the names of the flags that were given, sorted.
         """
-        words = [underscored(word) for word in (sys.argv[1:] if args is None else args)]
+        words = [underscored(word) for word in args]
         parsed, rest = super().parse_known_args(words, namespace)
         # A default says nothing, but the same value, if it is given, may contradict a recipe.
         parsed.given = tuple(sorted({w[2:].partition("=")[0] for w in words if w[:2] == "--"}))
@@ -315,21 +314,20 @@ def parse_command_line(
     if command != arguments.command:
         raise UsageError(f"flags stand behind the command: in9 {arguments.command} {command}")
     check_rest(command, rest)
-    if arguments.config is None:
-        return arguments, rest
-    given_flags = {flag_of(word) for word in others}
-    try:
-        file_words = [
-            word
-            for word in _words_of_file(command, absolute(arguments.config))
-            if flag_of(word) not in given_flags
-        ]
-        arguments, rest = parser.parse_known_args([command, *file_words, *others])
-        check_rest(command, [word for word in rest if word in file_words])
-    except UsageError as error:
-        # A key is typed without dashes.
-        message = re.sub(r"(?<=argument )--\w+", lambda name: as_given(name[0][2:]), str(error))
-        raise UsageError(f"--config {arguments.config}: {message}") from error
+    if arguments.config is not None:
+        given_flags = {flag_of(word) for word in others}
+        try:
+            file_words = [
+                word
+                for word in _words_of_file(command, absolute(arguments.config))
+                if flag_of(word) not in given_flags
+            ]
+            arguments, rest = parser.parse_known_args([command, *file_words, *others])
+            check_rest(command, [word for word in rest if word in file_words])
+        except UsageError as error:
+            # A key is typed without dashes.
+            message = re.sub(r"(?<=argument )--\w+", lambda name: as_given(name[0][2:]), str(error))
+            raise UsageError(f"--config {arguments.config}: {message}") from error
     return arguments, rest
 
 

@@ -105,8 +105,10 @@ def _export_pictures(dataset: Dataset, split: str, to: str, named: str) -> None:
     )
     if exported or removed:
         also = f", {removed} removed" if removed else ""
-        seconds = time.monotonic() - started
-        print(f"done now: {counted(exported, 'file')} written{also}\ntime: {seconds:.1f} s")
+        print(
+            f"done now: {counted(exported, 'file')} written{also}\n"
+            f"time: {time.monotonic() - started:.1f} s"
+        )
     else:
         print("nothing to do: everything is up to date")
     if strangers:
@@ -228,10 +230,10 @@ def _export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: st
         rows = [[decode_image(samples[variant][key].image) for variant in variants] for key in keys]
     except (UndecodableError, TooManyPixelsError) as error:
         raise JobError(f"a stored picture is broken ({error}); see: in9 verify") from error
-    heads = [PAPER_NAMES.get(str(variant), str(variant)) for variant in variants]
     with _single_file(path) as (target, name):
         if target.exists(name) and text_bytes(FIGURE_MARK) not in target.read(name):
             raise UsageError(f"--to {target.path(name)} is no figure of in9; choose another name")
+        heads = [PAPER_NAMES.get(str(variant), str(variant)) for variant in variants]
         target.write(name, versions_figure(heads, rows, kind))
     print(f"figure: {target.path(name)}")
 
@@ -260,10 +262,9 @@ def run_report(arguments: argparse.Namespace) -> int:
         gate.choose_baseline(Dataset.open(tables))
         write_tables(Dataset.open(tables), columns)
     write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
-    reported = (line for analysis in ANALYSES for line in analysis.parts.report(dataset))
-    for line in (*notes_of(dataset.manifest), *lines, *reported):
-        print(line)
-    print(f"report: {store.path(REPORT)}")
+    for analysis in ANALYSES:
+        lines += analysis.parts.report(dataset)
+    print("\n".join([*notes_of(dataset.manifest), *lines, f"report: {store.path(REPORT)}"]))
     if publishing:
         print(describe_published(publishing.target, publish(publishing)))
     return conclude(judge(gate, dataset), gate)
@@ -299,9 +300,9 @@ def run_verify(arguments: argparse.Namespace) -> int:
             else "remove the files concerned and run the command that made the dataset again"
         )
         print(f"in9 verify: {counted(faults, 'fault')}; {advice}", file=sys.stderr)
-        return 1
-    print(f"{len(dataset.manifest.files)} files agree with {MANIFEST}")
-    return 0
+    else:
+        print(f"{len(dataset.manifest.files)} files agree with {MANIFEST}")
+    return 1 if faults else 0
 
 
 def _holder(folder: str, store: Store) -> str | None:

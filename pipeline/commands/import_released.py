@@ -131,21 +131,22 @@ def _is_imported(store: Store, released: ReleasedArchive, manifest: Manifest) ->
 def _run(released: ReleasedArchive, store: Store, about: About) -> None:
     staging = Staging(store, f"{STAGING}/{released.config.fingerprint()}")
     job = ImportPlan(released.config, staging, imagenet9(), Progress.for_store(store))
-    cores = usable_cores()
     with run_locally(job.progress, store.log(f"import-{os.getpid()}")):
         for totals in {shard.totals.split: shard.totals for shard in released.shards}.values():
             for stage in ("examine", "import"):
                 job.progress.note_total(stage, totals.split, totals.listed)
-        examining = read_ahead(lambda shard: examine_shard(job, shard), released.shards, cores)
+        examining = read_ahead(
+            lambda shard: examine_shard(job, shard), released.shards, usable_cores()
+        )
         examined = [shard for _, shard in examining]
         written = []
         for split in job.config.split:
             shards = [shard for shard in examined if shard.listed.totals.split == split]
             writer = ShardWriter(job, BackgroundPool.from_shards(shards))
-            written += [shard for _, shard in read_ahead(writer.write, shards, cores)]
+            written += [shard for _, shard in read_ahead(writer.write, shards, usable_cores())]
         commit(job.config, store, job.taxonomy, written, about)
-    dataset = Dataset.open(store)
-    record = {"listing": released.fingerprint, "dataset": dataset.manifest.fingerprint}
+    fingerprint = Dataset.open(store).manifest.fingerprint
+    record = {"listing": released.fingerprint, "dataset": fingerprint}
     store.write(_IMPORT_RECORD, shown_bytes(json.dumps(record, sort_keys=True)))
 
 

@@ -194,11 +194,10 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
         for split in config.split
     )
     _check_splits(layouts, columns)
-    origin: Origin
     if recipe:
-        made_with, origin = recipe.manifest, RecipeOrigin(recipe, flags.allow_partial)
-        is_alike = made_with.config.images_per_shard == config.images_per_shard
-        taxonomy, previous = recipe.taxonomy, made_with.shards if is_alike else {}
+        origin: Origin = RecipeOrigin(recipe, flags.allow_partial)
+        is_alike = recipe.manifest.config.images_per_shard == config.images_per_shard
+        taxonomy, previous = recipe.taxonomy, recipe.manifest.shards if is_alike else {}
     else:
         origin = InputOrigin(_masks(flags.masks, takes, layouts), **flags.lists)
         taxonomy, previous = taxonomy or imagenet9(), {}
@@ -351,9 +350,9 @@ def _masks(masks: str | None, takes: bool, layouts: Sequence[SplitLayout]) -> st
 
 def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) -> DatasetConfig:
     flags = flags_as(DatasetFlags, arguments)
-    names = set(DatasetConfig().flags()) - {"segmenter_parameters", "taxonomy"}
+    typed = DatasetConfig().flags().keys() - {"segmenter_parameters", "taxonomy"}
     values = {
-        **{name: getattr(arguments, name) for name in names},
+        **{name: getattr(arguments, name) for name in typed},
         **{name: read_key_list(path, f"--{name}").summary for name, path in flags.lists.items()},
         "taxonomy": None if taxonomy is None else taxonomy.description,
         "segmenter_parameters": parameters_of(flags.segmenter),
@@ -413,8 +412,6 @@ def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, 
         # Like --input, the folder is input, so its content may change.
         words.pop("backgrounds", None)
     differing = [name for name, word in words.items() if word not in overwrite]
-    if not differing:
-        return
     accepted = ",".join(sorted({*overwrite, *(words[name] for name in differing)}))
     was, now = old.flags(), new.flags()
     differences = [
@@ -423,7 +420,9 @@ def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, 
         else f"{as_given(name)}={shown(now[name])} (the dataset has {shown(was[name])})"
         for name in differing
     ]
-    raise UsageError(
-        f"the configuration differs from the dataset's: {', '.join(differences)}. Repeat the "
-        f"dataset's flags, choose another --output, or add --overwrite {accepted} to accept them"
-    )
+    if differences:
+        raise UsageError(
+            f"the configuration differs from the dataset's: {', '.join(differences)}. Repeat the "
+            f"dataset's flags, choose another --output, or add --overwrite {accepted} to accept "
+            "them"
+        )

@@ -42,8 +42,8 @@ def run_models(arguments: argparse.Namespace) -> int:
     for spec in models:
         check_model(spec, needs_network=fetches)
     if to:
-        return _fetch(models, to)
-    if models:
+        _fetch(models, to)
+    elif models:
         # For scripts: one line for each model that the entries stand for, without remarks.
         print("\n".join(models))
     elif pattern:
@@ -53,8 +53,8 @@ def run_models(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fetch(models: tuple[str, ...], to: str) -> int:
-    """Stores the weights of models in the folder `to`, one after the other; returns the exit code.
+def _fetch(models: tuple[str, ...], to: str) -> None:
+    """Stores the weights of models in the folder `to`, one after the other.
 
     A model that cannot be fetched does not keep the others from being stored. Raises UsageError if
     `to` is not a folder.
@@ -82,7 +82,6 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
             f"{', '.join(failed)}. Run the same command again to go on"
         )
     print(f"use them with: --weights {folder.store.root}")
-    return 0
 
 
 def _list_matching(pattern: str) -> None:
@@ -102,8 +101,7 @@ def _list_matching(pattern: str) -> None:
         # with another source's prefix.
         if not source.missing() and (":" not in pattern or pattern.startswith(prefix)):
             names += source.catalogue()
-    matches = fnmatch.filter(names, pattern)
-    if not matches:
+    if not (matches := fnmatch.filter(names, pattern)):
         raise UsageError(
             f"no model with ImageNet weights matches {pattern}{closest(pattern, names)}"
         )

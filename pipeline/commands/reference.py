@@ -144,8 +144,10 @@ def _columns() -> str:
     for name, table in TABLES.items():
         for column in table.columns:
             columns.setdefault((column, meaning(name, column)), []).append(name)
-    rows = [(f"`{name}`", text, ", ".join(of)) for (name, text), of in sorted(columns.items())]
-    return _table(("column", "meaning", "tables"), rows)
+    return _table(
+        ("column", "meaning", "tables"),
+        [(f"`{name}`", text, ", ".join(of)) for (name, text), of in sorted(columns.items())],
+    )
 
 
 def _file(name: str) -> tuple[str, ...]:

@@ -37,7 +37,6 @@ from pipeline.commands.job_flags import analyses_from_flags, job_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import writing_store
 from pipeline.errors import JobError, UsageError, escaped
-from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.evaluate.results import errors_by_model, read_failures
 from pipeline.generate.custom_variants import custom_names
 from pipeline.generate.job import GenerateJob
@@ -197,7 +196,14 @@ def _say_result(main: MainJob, counters: dict[str, int], seconds: float, log: st
     if recipe:
         for line in describe_recipe(recipe, dataset.manifest, counters):
             print(f"recipe: {line}")
-    failures = _failures(dataset, plans)
+    failures = {
+        one.name: errors_by_model(
+            read_failures(store, dataset.manifest.fingerprint, one.name)[0],
+            plans[one.name].evaluation.entries,
+        )
+        for one in ANALYSES
+        if one.name in plans and one.not_done
+    }
     # An analysis in which all models have failed has nothing to show.
     lost = [name for name, of in failures.items() if len(of) == len(plans[name].evaluation.entries)]
     shown = [analysis for analysis in ANALYSES if analysis.name not in lost]
@@ -207,8 +213,7 @@ def _say_result(main: MainJob, counters: dict[str, int], seconds: float, log: st
     if len(lost) < len(plans):
         print(f"report: {dataset.store.path(REPORT)}")
     if main.publishing:
-        is_new = bool(counters.get("versions_published"))
-        print(describe_published(main.publishing.target, is_new))
+        print(describe_published(main.publishing.target, counters.get("versions_published", 0) > 0))
     details = f" (details: {log})" if os.path.exists(log) else ""
     for analysis in shown:
         for model, error in failures.get(analysis.name, {}).items():
@@ -234,18 +239,6 @@ def _lock(store: Store, stack: contextlib.ExitStack) -> None:
         reason = error.strerror or error
         where = f" ({error.filename})" if error.filename else ""
         raise UsageError(f"--output {store.root} cannot be written: {reason}{where}") from error
-
-
-def _failures(dataset: Dataset, plans: Mapping[str, PlannedAnalysis]) -> dict[str, dict[str, str]]:
-    """Returns by analysis which models have failed in it, each with its error."""
-    return {
-        one.name: errors_by_model(
-            read_failures(dataset.store, dataset.manifest.fingerprint, one.name)[0],
-            plans[one.name].evaluation.entries,
-        )
-        for one in ANALYSES
-        if one.name in plans and one.not_done
-    }
 
 
 class Generate(beam.PTransform):
