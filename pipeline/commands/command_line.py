@@ -15,7 +15,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.analysis import Command
@@ -403,7 +403,7 @@ def run_command(arguments: argparse.Namespace, rest: list[str]) -> int:
     for flag in flags_of(command):
         if flag.is_required and not getattr(arguments, flag.dest):
             raise UsageError(f"{flag.name} {flag.metavar} is required (see: in9 {command} --help)")
-    run: Callable[..., int] = find_command(command)
+    run = find_command(command)
     refuse_cleared(arguments)
     return run(arguments, rest) if COMMANDS[command].has_graph else run(arguments)
 
@@ -448,6 +448,8 @@ def _cleared_folders(arguments: argparse.Namespace, path: str) -> Iterator[str]:
         yield from (join(absolute(root), name) for name in names if VERSION.fullmatch(name))
 
 
-def find_command(command: str) -> Any:
-    """Returns the function that runs a command."""
-    return pkgutil.resolve_name(f"pipeline.commands.{COMMANDS[command].function}")
+def find_command(command: str) -> Callable[..., int]:
+    return cast(
+        Callable[..., int],
+        pkgutil.resolve_name(f"pipeline.commands.{COMMANDS[command].function}"),
+    )
