@@ -73,8 +73,11 @@ class EvaluatedModel:
     @property
     def accuracy(self) -> dict[str, Estimate]:
         """Accuracy by variant: (value, low, high), fractions with the 95 % interval."""
-        rows = self.summary.by_rule(self.summary.accuracy)
-        return {row.variant: row.estimate for row in rows if row.estimate}
+        return {
+            row.variant: row.estimate
+            for row in self.summary.by_rule(self.summary.accuracy)
+            if row.estimate
+        }
 
     @property
     def bg_gap(self) -> Estimate | None:
@@ -179,6 +182,7 @@ def evaluate_model(
     )
     folder = reader.dataset.store
     opened = Dataset.open(writing_store("dataset", folder.root) if store else folder)
+    total = sum(opened.pictures(reader.split, shard) for shard in opened.shards(reader.split))
     evaluation = Evaluation(
         store=opened.store,
         models=(CALLED + name,),
@@ -197,16 +201,16 @@ def evaluate_model(
             f"preprocessing={preprocessing!r} is no mapping of settings": not isinstance(
                 preprocessing, Mapping | None
             ),
+            f"the split {reader.split} has no pictures": not total,
         }
     )
-    total = sum(opened.pictures(reader.split, shard) for shard in opened.shards(reader.split))
-    if not total:
-        raise UsageError(f"the split {reader.split} has no pictures")
     torch = sys.modules.get("torch")
     with live_bar(CALLED + name, total, "pictures") as advance:
         if torch and isinstance(predict, torch.nn.Module):
-            on_device = _on_device(predict, preprocessing or {}, opened, evaluation)
-            with on_device as (identity, predictor):
+            with _on_device(predict, preprocessing or {}, opened, evaluation) as (
+                identity,
+                predictor,
+            ):
                 return _evaluate(opened, evaluation, identity, predictor, advance, store=store)
         if preprocessing is not None:
             raise UsageError("preprocessing is of modules; a function gets pictures as stored")
@@ -220,8 +224,14 @@ def evaluate_model(
             num_outputs=answers.num_outputs,
             answers=answers.kind,
         )
-        scorer = RowsScorer(lambda pictures, keys: answers.on(str(pictures.variant), keys))
-        return _evaluate(opened, evaluation, identity, scorer, lambda _: None, store=store)
+        return _evaluate(
+            opened,
+            evaluation,
+            identity,
+            RowsScorer(lambda pictures, keys: answers.on(str(pictures.variant), keys)),
+            lambda _: None,
+            store=store,
+        )
 
 
 def _evaluate(
@@ -240,8 +250,9 @@ def _evaluate(
     tables = {one.chunk: one.table for one in outputs if one.is_complete}
     images = EvalImages.read(dataset, *run.tested_on)
     rows = [table.replace_schema_metadata() for table in tables.values()]
-    power = measure_power(dataset, images, run, rows)
-    described = describe_predictions(work, chunks, run, entry=run.model, power=power)
+    described = describe_predictions(
+        work, chunks, run, entry=run.model, power=measure_power(dataset, images, run, rows)
+    )
     every = pa.concat_tables(rows).unify_dictionaries()
     predictions = predictions_in_table(
         every,
@@ -250,20 +261,19 @@ def _evaluate(
         tuple(RULES_OF_ANSWERS[run.answers]),
     )
     result = EvaluatedModel(summarize(dataset, described, images, predictions), every)
-    if not store:
-        return result
     try:
-        with locked(dataset.store, model_lock(run.folder, 0), wait=60) as fenced:
-            for chunk, table in tables.items():
-                write_table(fenced, work.path(chunk), table, work.fingerprint(chunk))
-            commit_predictions(PredictShards(dataset, run, fenced), chunks, described)
-        write_results(
-            dataset.manifest.fingerprint,
-            dataset.store,
-            dataset.taxonomy,
-            "sample",
-            has_run_models=True,
-        )
+        if store:
+            with locked(dataset.store, model_lock(run.folder, 0), wait=60) as fenced:
+                for chunk, table in tables.items():
+                    write_table(fenced, work.path(chunk), table, work.fingerprint(chunk))
+                commit_predictions(PredictShards(dataset, run, fenced), chunks, described)
+            write_results(
+                dataset.manifest.fingerprint,
+                dataset.store,
+                dataset.taxonomy,
+                "sample",
+                has_run_models=True,
+            )
     except (JobError, OSError) as error:
         # The answers may have been paid for, so the caller gets what they say.
         warnings.warn(f"{run.model} could not be stored: {one_line(error)}", stacklevel=3)
@@ -287,9 +297,8 @@ def _ask_all(
                 answers = _ask(predict, outputs, dataset.taxonomy, pixels)
                 writer.add(str(variant), [sample.key for sample in batch], answers)
                 advance(len(batch))
-    (name,) = evaluation.models
-    kind: AnswerKind = "output" if outputs else "label"
-    return writer.finish(name, "scores" if answers.ndim == 2 else kind, dataset.taxonomy)
+    kind: AnswerKind = "scores" if answers.ndim == 2 else "output" if outputs else "label"
+    return writer.finish(evaluation.models[0], kind, dataset.taxonomy)
 
 
 def _ask(
@@ -403,8 +412,8 @@ def _on_device(
     from pipeline.models.source import check_head, measured_model
 
     (name,) = evaluation.models
-    tensors = itertools.chain(module.parameters(), module.buffers())
-    gpu = next((tensor.device.index for tensor in tensors), None) or 0
+    first = next(itertools.chain(module.parameters(), module.buffers()), None)
+    gpu = (first.device.index or 0) if first is not None else 0
     with _torch_as_by_default(gpu):
         try:
             copied = call_own(copy.deepcopy, module).cpu().float()

@@ -6,18 +6,16 @@ suggests what was meant.
 """
 
 import argparse
-import itertools
 import json
 import os
 import pkgutil
 import re
 import shutil
-import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.analysis import Command
@@ -40,12 +38,8 @@ _NEAR_MISS = 0.8
 """Similarity, as difflib's ratio (0 to 1), from which an unknown flag counts as a misspelling of
 our flag. All of Beam's flags are less similar to ours than that."""
 
-_KEYS = "keys of the TOML file that --config names"
-"""Title of the keys in help."""
-
-_NUMBER = re.compile(r"(0|[1-9]\d*)(\.\d+)?")
-"""Numbers as TOML writes them, of those that a key may have."""
-
+_KEYS_NOTE = """
+Keys of the file of --config (docs/reference.md#keys-of-the-file): """
 _RUNNER_NOTE = """
 Flags that are not listed go to Apache Beam, such as --runner and --direct_num_workers."""
 _EXIT_NOTE = """
@@ -111,42 +105,6 @@ COMMANDS: dict[str, Command] = {
 """Commands by name, in the order in which `in9 --help` lists them."""
 
 
-class _ShowHelp(argparse.Action):
-    """The action of `--help` and `--help all`."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        keys = [action for action in parser._actions if _is_key(action)]
-        count = len(parser._actions) - len(keys) - 1
-        is_long = count >= _MANY
-        more = f"More flags, {count} in all" if is_long else "Keys of the file of --config"
-        if values != "all" and (is_long or keys):
-            for action in parser._actions:
-                if action in keys or (is_long and action.dest not in CORE):
-                    action.help = argparse.SUPPRESS
-            parser.epilog = f"{more}: {parser.prog} --help all\n{parser.epilog}"
-        parser.print_help()
-        parser.exit()
-
-
-class _ShowVersion(argparse.Action):
-    """The action of `--version`. It looks the version up only when the flag is given."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        print(f"in9 {metadata.version('imagenet9-pipeline')}")
-        parser.exit()
-
-
-def _is_key(action: argparse.Action) -> bool:
-    """Returns whether an action is that of a key of the file of `--config`."""
-    return getattr(getattr(action, "container", None), "title", "") == _KEYS
-
-
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Formats help for the width of the terminal; examples stay on one line, to be copied."""
 
@@ -154,10 +112,6 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         # As argparse does, leaves two columns free.
         width = min(shutil.get_terminal_size((_WIDTH + 2, 24)).columns - 2, _WIDTH)
         super().__init__(prog, max_help_position=32, width=width)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        shown = super()._format_action_invocation(action)
-        return shown.removeprefix("--") if _is_key(action) else shown
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join(
@@ -173,17 +127,14 @@ class _Parser(argparse.ArgumentParser):
         command = re.match(r"argument COMMAND: invalid choice: '(.*?)'", message)
         if command and (hint := did_you_mean(command[1], COMMANDS)):
             message = f"there is no command {command[1]!r}{hint}"
-        flag = re.match(r"argument (--\w+):", message)
-        if flag and _is_key(self._option_string_actions[flag[1]]):
-            message = message.replace("--", "", 1)
         raise UsageError(f"{message} (see: {self.prog} --help)")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = (), namespace: Any = None) -> Any:
         """Parses as argparse does, but treats dashes in the names of flags as underscores.
 
         The namespace also has `given`, the names of the flags that were given, sorted.
         """
-        words = [underscored(word) for word in (sys.argv[1:] if args is None else args)]
+        words = [underscored(word) for word in args]
         parsed, rest = super().parse_known_args(words, namespace)
         # A default says nothing, but the same value, if it is given, may contradict a recipe.
         parsed.given = tuple(sorted({w[2:].partition("=")[0] for w in words if w[:2] == "--"}))
@@ -196,14 +147,15 @@ def underscored(word: str) -> str:
     >>> underscored("--dry-run"), underscored("--split=my-split"), underscored("-h")
     ('--dry_run', '--split=my-split', '-h')
     """
-    flag, equals, value = word.partition("=")
-    if not flag.startswith("--"):
-        return word
-    return f"--{flag[2:].replace('-', '_')}{equals}{value}"
+    return re.sub(r"^--[^=]+", lambda name: f"--{name[0][2:].replace('-', '_')}", word)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Builds the parser of the whole command line."""
+def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Builds the parser of the whole command line.
+
+    The help of a command with many flags has all of them only if the words have `all`, as in
+    `--help all`, and the version is looked up only if they ask for it.
+    """
     parser = _Parser(
         prog="in9",
         description="Does a model look at the object, or at the background? ImageNet-9 from "
@@ -214,18 +166,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--version",
-        action=_ShowVersion,
-        nargs=0,
-        default=argparse.SUPPRESS,
+        action="version",
+        version=f"in9 {metadata.version('imagenet9-pipeline')}" if "--version" in words else "",
         help="show the version",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
+        keys = ", ".join(flag.dest for flag in flags_of(name) if flag.in_file)
+        count = sum(not flag.in_file for flag in flags_of(name))
+        is_cut = count >= _MANY and "all" not in words
+        more = f"More flags, {count} in all: in9 {name} --help all\n" if is_cut else ""
         subparser = commands.add_parser(
             name,
             help=command.text,
             description=f"in9 {name}: {command.text}.",
-            epilog=f"Example: {command.example}\n{_RUNNER_NOTE * command.has_graph}{_EXIT_NOTE}",
+            epilog=f"{more}Example: {command.example}\n{keys and _KEYS_NOTE + keys}"
+            f"{_RUNNER_NOTE * command.has_graph}{_EXIT_NOTE}",
             allow_abbrev=False,
             formatter_class=_HelpFormatter,
             prog=f"in9 {name}",
@@ -236,24 +192,20 @@ def build_parser() -> argparse.ArgumentParser:
         # Not listed in the help, because whoever reads the help already knows this flag.
         subparser.add_argument(
             *("-h", "--help"),
-            action=_ShowHelp,
-            nargs="?",
+            action="help",
             default=argparse.SUPPRESS,
             help=argparse.SUPPRESS,
         )
         groups: dict[str, argparse._ActionsContainer] = {"": subparser}
-        # Keys are flags to the parser, which reads the file's as words of the command line.
-        titled = [(section.title, flag) for section in sections_of(name) for flag in section.flags]
-        for title, flag in (
-            *((title, flag) for title, flag in titled if not flag.in_file),
-            *((_KEYS, flag) for _, flag in titled if flag.in_file),
-        ):
+        for title, _, flags in sections_of(name):
             if title not in groups:
                 groups[title] = subparser.add_argument_group(title)
-            options = {**flag._asdict(), "help": flag.full_help}.items()
-            groups[title].add_argument(
-                flag.name, **{k: v for k, v in options if k != "name" and v is not None}
-            )
+            for flag in flags:
+                # Keys are flags to the parser, which reads a file as words of a command line.
+                is_hidden = flag.in_file or (is_cut and flag.dest not in CORE)
+                text = argparse.SUPPRESS if is_hidden else flag.full_help
+                options = {**flag._asdict(), "help": text}
+                groups[title].add_argument(options.pop("name"), **options)
     return parser
 
 
@@ -264,9 +216,9 @@ def check_rest(command: str, rest: Sequence[str]) -> None:
     advice = f"; example: {example} (see: in9 {command} --help all)"
     for flag in (flag_of(word) for word in rest if word.startswith("--")):
         if others := [one for one in COMMANDS if flag in {its.name for its in flags_of(one)}]:
-            kind = "key" if flag[2:] in KEYS else "flag"
             raise UsageError(
-                f"this command has no {flag}, which is a {kind} of in9 {', '.join(others)}"
+                f"this command has no {flag}, which is a {'key' if flag[2:] in KEYS else 'flag'} "
+                f"of in9 {', '.join(others)}"
                 f"{did_you_mean(flag, known, _NEAR_MISS) or advice}"
             )
         refuse_near_misses(flag, own)
@@ -323,23 +275,24 @@ def check_device(device: str | None, otherwise: str, *, is_compiled: bool = Fals
     has_gpu = device != "cpu" and torch.cuda.is_available()
     if is_compiled and (missing := missing_to_compile(has_gpu)):
         raise UsageError(f"--compile needs {missing}: install it, or leave --compile out")
-    if has_gpu or device != "cuda":
-        return
-    why = (
-        "this PyTorch was built without CUDA, so install one with it (https://pytorch.org)"
-        if torch.version.cuda is None
-        else "PyTorch finds no GPU, so check that nvidia-smi lists one"
-    )
-    raise UsageError(f"--device cuda: {why}, or leave --device out to {otherwise} on the CPU")
+    if device == "cuda" and not has_gpu:
+        why = (
+            "this PyTorch was built without CUDA, so install one with it (https://pytorch.org)"
+            if torch.version.cuda is None
+            else "PyTorch finds no GPU, so check that nvidia-smi lists one"
+        )
+        raise UsageError(f"--device cuda: {why}, or leave --device out to {otherwise} on the CPU")
 
 
 def refuse_keys(words: Sequence[str]) -> None:
     """Refuses flags that are keys of the file only; the message says what to write there."""
     keys = {flag.name for command in words[:1] for flag in flags_of(command) if flag.in_file}
-    for word, following in itertools.pairwise((*words, "")):
+    for word, following in zip(words, (*words[1:], ""), strict=False):
         if (flag := flag_of(word)) in keys:
             value = word.partition("=")[2] if "=" in word else following
-            shown = value if _NUMBER.fullmatch(value) else json.dumps(value, ensure_ascii=False)
+            # TOML writes numbers like this, and texts as JSON does.
+            is_number = re.fullmatch(r"(0|[1-9]\d*)(\.\d+)?", value)
+            shown = value if is_number else json.dumps(value, ensure_ascii=False)
             raise UsageError(
                 f"{flag} is a key of the file that --config names: write {flag[2:]} = {shown} there"
             )
@@ -353,7 +306,7 @@ def parse_command_line(
     With `takes_keys`, it may have keys of the file, too, as flags. Raises UsageError if a word is
     wrong, or the `--config` file is unreadable or wrong.
     """
-    parser = build_parser()
+    parser = build_parser(words)
     if not takes_keys:
         refuse_keys(words)
     arguments, rest = parser.parse_known_args(words or ["--help"])
@@ -361,26 +314,26 @@ def parse_command_line(
     if command != arguments.command:
         raise UsageError(f"flags stand behind the command: in9 {arguments.command} {command}")
     check_rest(command, rest)
-    if arguments.config is None:
-        return arguments, rest
-    given_flags = {flag_of(word) for word in others}
-    try:
-        file_words = [
-            word
-            for word in _words_of_file(command, absolute(arguments.config))
-            if flag_of(word) not in given_flags
-        ]
-        arguments, rest = parser.parse_known_args([command, *file_words, *others])
-        check_rest(command, [word for word in rest if word in file_words])
-    except UsageError as error:
-        raise UsageError(f"--config {arguments.config}: {error}") from error
+    if arguments.config is not None:
+        given_flags = {flag_of(word) for word in others}
+        try:
+            file_words = [
+                word
+                for word in _words_of_file(command, absolute(arguments.config))
+                if flag_of(word) not in given_flags
+            ]
+            arguments, rest = parser.parse_known_args([command, *file_words, *others])
+            check_rest(command, [word for word in rest if word in file_words])
+        except UsageError as error:
+            # A key is typed without dashes.
+            message = re.sub(r"(?<=argument )--\w+", lambda name: as_given(name[0][2:]), str(error))
+            raise UsageError(f"--config {arguments.config}: {message}") from error
     return arguments, rest
 
 
 def _read(path: str) -> Mapping[str, object]:
     try:
-        with files_of(path).open(path) as file:
-            return dict(load_nested(tomllib.loads, file.read().decode()))  # noqa: TID251
+        return dict(load_nested(tomllib.loads, files_of(path).read(path).decode()))  # noqa: TID251
     except OSError as error:
         raise UsageError(f"it cannot be read: {error.strerror or error}") from error
     except ValueError as error:
@@ -407,13 +360,12 @@ def _words_of_file(command: str, path: str) -> Iterator[str]:
             raise UsageError(f"{flag} is only for the command line; leave it out of the file")
         if isinstance(value, dict):
             raise UsageError(f"[{command}.{key}] is a table; keys are flags of in9 {command}")
-        if flag in flags:
-            yield f"{flag}={_beside(path, flags[flag], text_of(value))}"
-            continue
         # Beam's switches take no value, and a list is given by repeating the flag.
         values = value if isinstance(value, list) else [value]
         words = [flag] * value if isinstance(value, bool) else [f"{flag}={one}" for one in values]
-        if key in own or not _is_for_others(command, flag, words):
+        if flag in flags:
+            yield f"{flag}={_beside(path, flags[flag], text_of(value))}"
+        elif key in own or not _is_for_others(command, flag, words):
             yield from words
 
 
@@ -475,12 +427,10 @@ def refuse_cleared(arguments: argparse.Namespace) -> None:
                         )
 
 
-def _paths_of_entry(entry: str) -> Iterator[str]:
-    """Yields the absolute paths that an entry of `--models` may name."""
-    for mark in ("=", ":", "@"):
-        text = entry.partition(mark)[2]
-        if is_remote(text) or (text and os.path.exists(os.path.expanduser(text))):
-            yield absolute(text)
+def _paths_of_entry(entry: str) -> list[str]:
+    """Lists the absolute paths that an entry of `--models` may name."""
+    texts = filter(None, (entry.partition(mark)[2] for mark in ("=", ":", "@")))
+    return [absolute(t) for t in texts if is_remote(t) or os.path.exists(os.path.expanduser(t))]
 
 
 def _cleared_folders(arguments: argparse.Namespace, path: str) -> Iterator[str]:
@@ -499,7 +449,7 @@ def _cleared_folders(arguments: argparse.Namespace, path: str) -> Iterator[str]:
 
 
 def find_command(command: str) -> Callable[..., int]:
-    run: Callable[..., int] = pkgutil.resolve_name(
-        f"pipeline.commands.{COMMANDS[command].function}"
+    return cast(
+        Callable[..., int],
+        pkgutil.resolve_name(f"pipeline.commands.{COMMANDS[command].function}"),
     )
-    return run

@@ -8,13 +8,10 @@ checks its files against the manifest, and prints the faults.
 import argparse
 import contextlib
 import dataclasses
-import functools
 import os
 import sys
 import time
-from collections.abc import Iterator
-
-import msgspec
+from collections.abc import Iterator, Sequence
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.evaluation.baseline import with_results
@@ -63,28 +60,6 @@ from transforms.hashing import text_bytes
 from transforms.variants import PAPER_NAMES
 
 
-class ExportFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """Flags of `in9 export`."""
-
-    given: tuple[str, ...]
-    dataset: str
-    to: str
-    split: str
-    layout: str
-    images: tuple[str, ...] | None
-
-
-class ReportFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """Flags of `in9 report`, besides those of its gate."""
-
-    dataset: str
-    publish: str | None
-    keep: int | None
-    results: tuple[str, ...] | None
-    columns: tuple[str, ...] | None
-    pictures: str
-
-
 def run_export(arguments: argparse.Namespace) -> int:
     """Runs `in9 export`; returns the exit code.
 
@@ -92,49 +67,48 @@ def run_export(arguments: argparse.Namespace) -> int:
       UsageError: there is no finished dataset, or a flag is wrong.
       JobError: the job failed, or another one is writing the folder.
     """
-    flags = flags_as(ExportFlags, arguments)
-    dataset = Dataset.open(reading_store(flags.dataset))
-    if flags.layout == "recipe":
-        return export_recipe(dataset, flags)
-    splits = dataset.manifest.config.split
-    if flags.split not in splits:
-        raise UsageError(
-            f"--split {flags.split} is not in the dataset, which has {', '.join(splits)}"
-        )
-    if flags.images:
-        return export_figure(dataset, flags.split, flags.images, arguments.to)
-    is_table, target = flags.layout == "answers", Store.at(flags.to)
-    if not is_table:
-        _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))
-    selected = selected_rows(dataset, flags.split)
-    plan = ExportPlan(
-        dataset=dataset,
-        split=flags.split,
-        target=target,
-        clashes=find_clashes((row["key"], row["wnid"]) for row in selected),
-        progress=Progress.for_store(target),
-    )
-    if is_table:
-        return export_answers(plan, arguments.to)
+    dataset = Dataset.open(reading_store(arguments.dataset))
+    splits, split = dataset.manifest.config.split, arguments.split
+    if arguments.layout == "recipe":
+        _export_recipe(dataset, arguments.to, arguments.given)
+    elif split not in splits:
+        raise UsageError(f"--split {split} is not in the dataset, which has {', '.join(splits)}")
+    elif arguments.images:
+        _export_figure(dataset, split, arguments.images, arguments.to)
+    elif arguments.layout == "answers":
+        _export_answers(dataset, split, arguments.to)
+    else:
+        _export_pictures(dataset, split, arguments.to, arguments.dataset)
+    return 0
+
+
+def _export_pictures(dataset: Dataset, split: str, to: str, named: str) -> None:
+    """Writes the released layout; `named` is the dataset's folder as the user named it."""
+    target = Store.at(to)
+    _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))
+    selected = selected_rows(dataset, split)
+    clashes = find_clashes((row["key"], row["wnid"]) for row in selected)
+    plan = ExportPlan(dataset, split, target, clashes, Progress.for_store(target))
     with removed_if_refused(target, EXPORT_FOLDER):
         # Written first, so that the next run recognizes the folder as an export if this one is
         # killed.
-        take_folder(target, dataset, arguments.dataset)
+        take_folder(target, dataset, named)
         with (
             locked(target, DATASET_LOCK) as fenced,
             run_locally(plan.progress, target.log(f"export-{os.getpid()}")),
         ):
             started = time.monotonic()
-            plan.progress.note_total("export", flags.split, len(selected) * len(dataset.variants))
+            plan.progress.note_total("export", split, len(selected) * len(dataset.variants))
             exported, removed, strangers = export_split(dataclasses.replace(plan, target=fenced))
-            seconds = time.monotonic() - started
     print(
-        f"{flags.split}: {counted(len(selected), 'image')}, "
-        f"{counted(len(dataset.variants), 'variant')}"
+        f"{split}: {counted(len(selected), 'image')}, {counted(len(dataset.variants), 'variant')}"
     )
     if exported or removed:
         also = f", {removed} removed" if removed else ""
-        print(f"done now: {counted(exported, 'file')} written{also}\ntime: {seconds:.1f} s")
+        print(
+            f"done now: {counted(exported, 'file')} written{also}\n"
+            f"time: {time.monotonic() - started:.1f} s"
+        )
     else:
         print("nothing to do: everything is up to date")
     if strangers:
@@ -145,37 +119,35 @@ def run_export(arguments: argparse.Namespace) -> int:
     for note in _notes(dataset, {row["label"] for row in selected}, target.is_remote):
         print(note)
     print(f"export: {target.root} of dataset {dataset.manifest.fingerprint[:12]}")
-    return 0
 
 
-def export_recipe(dataset: Dataset, flags: ExportFlags) -> int:
-    """Runs `in9 export --layout recipe`; returns the exit code. Raises like `run_export`."""
-    if given := [flag for flag in ("images", "split") if flag in flags.given]:
-        raise UsageError(f"a recipe is of all images of all splits; leave --{given[0]} out")
-    target = Store.at(flags.to)
+def _export_recipe(dataset: Dataset, to: str, given: Sequence[str]) -> None:
+    if wrong := [flag for flag in ("images", "split") if flag in given]:
+        raise UsageError(f"a recipe is of all images of all splits; leave --{wrong[0]} out")
+    target = Store.at(to)
     _check(dataset, target, is_ours=target.exists(RECIPE))
     file, masks = write_recipe(dataset, target)
     print(
         f"recipe: {target.path(RECIPE)} of dataset {dataset.manifest.fingerprint[:12]}, "
         f"{counted(masks, 'mask')}, {file.bytes} bytes"
     )
-    return 0
 
 
-def export_answers(plan: ExportPlan, path: str) -> int:
-    """Runs `in9 export --layout answers`; returns the exit code. Raises like `run_export`."""
+def _export_answers(dataset: Dataset, split: str, path: str) -> None:
+    """Writes the table of answers to fill."""
+    clashes = find_clashes((row["key"], row["wnid"]) for row in selected_rows(dataset, split))
     with _single_file(path) as (target, name):
         if not name.endswith(TABLE_SUFFIXES) or target.exists(name):
             raise UsageError(
                 f"--to {path}: --layout answers needs a new file that ends in "
                 f"{' or '.join(TABLE_SUFFIXES)}"
             )
-        pictures = write_answer_table(dataclasses.replace(plan, target=target), name)
+        plan = ExportPlan(dataset, split, target, clashes, Progress.for_store(target))
+        pictures = write_answer_table(plan, name)
     print(
         f"pictures to answer: {pictures}\n"
         f"add a column scores, output or label; then: --models {PREFIX}{path}"
     )
-    return 0
 
 
 def _check(dataset: Dataset, target: Store, *, is_ours: bool) -> None:
@@ -222,19 +194,20 @@ def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
         "allow_empty=True)"
     )
     draws = 1 + max(name.draw for name in dataset.variants)
-    is_png = dataset.manifest.config.compose.encoding == "png"
     notes = {
         f"no images in {', '.join(empty)}: {advice}": bool(empty),
         f"each folder of a mixed variant holds one of {draws} draws (mixed_rand the first, "
         "mixed_rand_r1 the second); the tables of in9 take all draws together": draws > 1,
-        "the .JPEG files hold PNG data, as in the dataset; readers go by the content": is_png
+        "the .JPEG files hold PNG data, as in the dataset; readers go by the content": (
+            dataset.manifest.config.compose.encoding == "png"
+        )
         and any(name.is_picture for name in dataset.variants),
     }
     return [note for note, holds in notes.items() if holds]
 
 
-def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str) -> int:
-    """Writes a figure with a row for each key's image in all variants; returns the exit code.
+def _export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str) -> None:
+    """Writes a figure with a row for each key's image in all variants.
 
     The ending of the path decides its format.
 
@@ -257,13 +230,12 @@ def export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str
         rows = [[decode_image(samples[variant][key].image) for variant in variants] for key in keys]
     except (UndecodableError, TooManyPixelsError) as error:
         raise JobError(f"a stored picture is broken ({error}); see: in9 verify") from error
-    heads = [PAPER_NAMES.get(str(variant), str(variant)) for variant in variants]
     with _single_file(path) as (target, name):
         if target.exists(name) and text_bytes(FIGURE_MARK) not in target.read(name):
             raise UsageError(f"--to {target.path(name)} is no figure of in9; choose another name")
+        heads = [PAPER_NAMES.get(str(variant), str(variant)) for variant in variants]
         target.write(name, versions_figure(heads, rows, kind))
     print(f"figure: {target.path(name)}")
-    return 0
 
 
 def run_report(arguments: argparse.Namespace) -> int:
@@ -274,13 +246,13 @@ def run_report(arguments: argparse.Namespace) -> int:
         another flag is wrong.
       JobError: another process is writing the dataset's tables, or `--fail_if` could not be tested.
     """
-    flags = flags_as(ReportFlags, arguments)
-    store = writing_store("dataset", flags.dataset)
-    publishing = check_publishing(store, flags.publish, flags.keep)
-    store, lines = with_results(Dataset.open(store), flags.results or ())
+    store = writing_store("dataset", arguments.dataset)
+    publishing = check_publishing(store, arguments.publish, arguments.keep)
+    store, lines = with_results(Dataset.open(store), arguments.results or ())
     dataset = Dataset.open(store)
     known = [column for analysis in ANALYSES for column in analysis.parts.columns(dataset)]
-    if unknown := [column for column in flags.columns or () if column not in known]:
+    columns = arguments.columns or ()
+    if unknown := [column for column in columns if column not in known]:
         raise UsageError(
             f"--columns {unknown[0]}: the dataset has {', '.join(known)}"
             f"{did_you_mean(unknown[0], known)}"
@@ -288,12 +260,11 @@ def run_report(arguments: argparse.Namespace) -> int:
     gate = gate_from_flags(flags_as(GateFlags, arguments), store, dataset.variants)
     with locked(store, TABLES_LOCK, wait=60) as tables:
         gate.choose_baseline(Dataset.open(tables))
-        write_tables(Dataset.open(tables), flags.columns or ())
-    write_report(store, dataset.taxonomy, flags.pictures, pdf=True)
-    reported = (line for analysis in ANALYSES for line in analysis.parts.report(dataset))
-    for line in (*notes_of(dataset.manifest), *lines, *reported):
-        print(line)
-    print(f"report: {store.path(REPORT)}")
+        write_tables(Dataset.open(tables), columns)
+    write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
+    for analysis in ANALYSES:
+        lines += analysis.parts.report(dataset)
+    print("\n".join([*notes_of(dataset.manifest), *lines, f"report: {store.path(REPORT)}"]))
     if publishing:
         print(describe_published(publishing.target, publish(publishing)))
     return conclude(judge(gate, dataset), gate)
@@ -310,32 +281,33 @@ def run_verify(arguments: argparse.Namespace) -> int:
     try:
         dataset = Dataset.open(store)
     except UsageError as error:
-        if job := _job_at_work(arguments.dataset, store):
-            raise JobError(f"{job} on {store.root}; verify it when the job is done") from error
+        if holder := _holder(arguments.dataset, store):
+            raise JobError(
+                f"{holder} is at work on {store.root}; verify it when the job is done"
+            ) from error
         raise
     faults = 0
     for fault in verify(dataset):
         print(fault)
         faults += 1
     if faults:
-        job = _job_at_work(arguments.dataset, store)
-        if job is None and read_manifest(store) != dataset.manifest:
-            job = "a job has been at work"
+        holder = _holder(arguments.dataset, store)
+        worker = f"{holder} is" if holder else "a job has been"
         advice = (
-            "remove the files concerned and run the command that made the dataset again"
-            if job is None
-            else f"{job} on it, so these may not be faults; verify it again when the job is done"
+            f"{worker} at work on it, so these may not be faults; verify it again when the job is "
+            "done"
+            if holder or read_manifest(store) != dataset.manifest
+            else "remove the files concerned and run the command that made the dataset again"
         )
         print(f"in9 verify: {counted(faults, 'fault')}; {advice}", file=sys.stderr)
-        return 1
-    print(f"{len(dataset.manifest.files)} files agree with {MANIFEST}")
-    return 0
+    else:
+        print(f"{len(dataset.manifest.files)} files agree with {MANIFEST}")
+    return 1 if faults else 0
 
 
-def _job_at_work(folder: str, store: Store) -> str | None:
-    """Describes the job at work on the dataset, or on its versions in a folder; None if none is."""
-    holders = (current_holder(store, DATASET_LOCK), current_holder(Store.at(folder), PUBLISH_LOCK))
-    return next((f"{holder} is at work" for holder in holders if holder), None)
+def _holder(folder: str, store: Store) -> str | None:
+    """Describes who works on the dataset, or on its versions in a folder; None if nobody does."""
+    return current_holder(store, DATASET_LOCK) or current_holder(Store.at(folder), PUBLISH_LOCK)
 
 
 def verify(dataset: Dataset) -> Iterator[str]:
@@ -345,9 +317,8 @@ def verify(dataset: Dataset) -> Iterator[str]:
     file is not checked; it was counted before the manifest was written.
     """
     store, files = dataset.store, dataset.manifest.files
-    for _, fault in read_ahead(functools.partial(_fault_of, store), files):
-        if fault is not None:
-            yield fault
+    faults = read_ahead(lambda file: _fault_of(store, file), files)
+    yield from (fault for _, fault in faults if fault)
     known = {file.path for file in files}
     for folder in DATA_FOLDERS:
         yield from (f"{p}: not in the manifest" for p in store.walk(folder) if p not in known)

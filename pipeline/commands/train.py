@@ -7,7 +7,7 @@ prints the train x test matrix.
 import argparse
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -60,36 +60,35 @@ _NETWORK_FLAGS = {
 `--pretrained` with a probe, too, because a probe always starts from such weights."""
 
 
-class TrainFlags(TrainingFlags, frozen=True, kw_only=True):
-    """Flags of `in9 train`."""
-
-    dataset: str
-    output: str | None
-    arch: str
-    probe: bool
-    train_split: str | None
-    eval_split: str | None
-    overwrite: bool
-
-
 def run_train(arguments: argparse.Namespace) -> int:
     """Runs `in9 train`; returns the exit code."""
-    flags = flags_as(TrainFlags, arguments)
     _refuse_network_flags(arguments)
-    entry = _fit_probe(flags) if flags.probe else _train_network(flags)
-    holdout = f" --holdout {flags.holdout:g}" if flags.holdout else ""
+    # A probe caches features in the dataset's work folder.
+    is_written = arguments.probe or not arguments.output
+    dataset = Dataset.open(
+        writing_store("dataset", arguments.dataset)
+        if is_written
+        else reading_store(arguments.dataset)
+    )
+    check_variant(dataset, arguments.variant)
+    splits = choose_splits(dataset, arguments.train_split, arguments.eval_split, arguments.holdout)
+    entry = (_fit_probe if arguments.probe else _train_network)(arguments, dataset, *splits)
+    holdout = f" --holdout {arguments.holdout:g}" if arguments.holdout else ""
     print(f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models {entry}{holdout}")
     return 0
 
 
-def choose_device(flags: TrainingFlags) -> tuple[str, str]:
+def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
     """Returns (device, precision); `auto` becomes the best choice for this machine.
 
     Raises UsageError if the flags ask for a GPU that is missing, or for a precision that the device
     lacks.
     """
-    check_device(flags.device, "train")
-    device, precision = PredictConfig(flags.device).on_this_machine().device, flags.precision
+    check_device(arguments.device, "train")
+    device, precision = (
+        PredictConfig(arguments.device).on_this_machine().device,
+        arguments.precision,
+    )
     if precision == "auto":
         # Older GPUs emulate bfloat16, which is slow.
         has_bf16 = device != "cpu" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -109,17 +108,29 @@ def _refuse_network_flags(arguments: argparse.Namespace) -> None:
             )
 
 
-def refuse_foreign(store: Store, names: Sequence[str], is_ours: Callable[[], bool]) -> None:
-    """Raises UsageError if a folder for models is a file, or has a foreign one under a needed name.
+@contextlib.contextmanager
+def _locked_folder(
+    output: str | None, dataset: Dataset, default: str, names: Sequence[str]
+) -> Iterator[Store]:
+    """Yields the folder to train in: `--output`, or a default folder in that of the dataset.
 
-    `is_ours` returns whether an earlier training wrote the existing ones.
+    Raises UsageError if it is a file, or has a file under one of the names that are written, and no
+    earlier training wrote it.
     """
+    store = writing_store("output", output) if output else dataset.store.below(default)
     store.refuse_file("--output")
-    if (existing := [name for name in names if store.exists(name)]) and not is_ours():
+    existing = [name for name in names if store.exists(name)]
+    is_ours = any(is_trained_here(store.path(one)) for one in existing if one.endswith(SUFFIX))
+    with contextlib.suppress(JobError):
+        is_ours = is_ours or (STATE in existing and read_state_file(store) is not None)
+    if existing and not is_ours:
         raise UsageError(
             f"--output {store.root} holds {existing[0]}, which was not trained here; choose "
             "another folder"
         )
+    with removed_if_refused(store), locked(store, DATASET_LOCK) as fenced:
+        yield fenced
+    store.prune(WORK_FOLDER)
 
 
 def default_workers(device: str) -> int:
@@ -127,33 +138,20 @@ def default_workers(device: str) -> int:
     return 1 if device == "cpu" else min(_MAX_WORKERS, usable_cores())
 
 
-def _fit_probe(flags: TrainFlags) -> str:
+def _fit_probe(arguments: argparse.Namespace, dataset: Dataset, split: str, _: str | None) -> str:
     """Fits a linear probe; returns the entry of `--models` that evaluates it."""
-    # Opened for writing, because features are cached in the dataset's work folder.
-    dataset = Dataset.open(writing_store("dataset", flags.dataset))
-    check_variant(dataset, flags.variant)
-    split, _ = choose_splits(dataset, flags.train_split, None, flags.holdout)
-    device, _ = choose_device(flags)
-    weights = chosen_folder(flags.weights)
-    check_model(flags.arch, weights, needs_network=True)
-    name = f"{flags.variant}{SUFFIX}"
-    output = writing_store("output", flags.output) if flags.output else None
-    if output is not None:
-        path = output.path(name)
-        refuse_foreign(output, (name,), lambda: is_trained_here(path))
+    device, weights = choose_device(arguments)[0], chosen_folder(arguments.weights)
+    check_model(arguments.arch, weights, needs_network=True)
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
-    backbone = Backbone(flags.arch, PredictConfig(device), dataset.store, weights)
-    plan = ProbePlan(dataset, flags.variant, split, Holdout(flags.holdout), flags.seed)
-    if output is None:
-        folder, _, name = probe_file(backbone, plan).rpartition("/")
-        output = dataset.store.below(folder)
-    with removed_if_refused(output), locked(output, DATASET_LOCK) as fenced:
-        checkpoint = fit_variant(backbone, plan, fenced, name)
-    output.prune(WORK_FOLDER)
+    backbone = Backbone(arguments.arch, PredictConfig(device), dataset.store, weights)
+    plan = ProbePlan(dataset, arguments.variant, split, Holdout(arguments.holdout), arguments.seed)
+    folder, _, name = probe_file(backbone, plan).rpartition("/")
+    with _locked_folder(arguments.output, dataset, folder, [name]) as store:
+        checkpoint = fit_variant(backbone, plan, store, name)
     if trained := read_metadata(checkpoint):
         print(
-            f"{counted(len(trained.keys), 'picture')} of {flags.variant} in {split}; "
+            f"{counted(len(trained.keys), 'picture')} of {arguments.variant} in {split}; "
             f"penalty {describe_penalty(trained.settings['penalty'])}; "
             f"time: {duration(time.monotonic() - started)}"
         )
@@ -161,10 +159,10 @@ def _fit_probe(flags: TrainFlags) -> str:
 
 
 def plan_from_flags(
-    flags: TrainingFlags, *, arch: str, train_split: str, eval_split: str | None
+    arguments: argparse.Namespace, *, arch: str, train_split: str, eval_split: str | None
 ) -> TrainPlan:
     """Makes the plan of a training from flags."""
-    device, precision = choose_device(flags)
+    flags, (device, precision) = flags_as(TrainingFlags, arguments), choose_device(arguments)
     return TrainPlan(
         variant=flags.variant,
         arch=arch,
@@ -184,34 +182,19 @@ def plan_from_flags(
     )
 
 
-def _holds_training(store: Store) -> bool:
-    """Returns whether a folder holds the model or the state of a training."""
-    if store.exists(MODEL) and is_trained_here(store.path(MODEL)):
-        return True
-    with contextlib.suppress(JobError):
-        return read_state_file(store) is not None
-    return False
-
-
-def _train_network(flags: TrainFlags) -> str:
+def _train_network(
+    arguments: argparse.Namespace, dataset: Dataset, train_split: str, eval_split: str | None
+) -> str:
     """Trains a network; returns the entry of `--models` that evaluates it."""
-    dataset = Dataset.open(
-        reading_store(flags.dataset) if flags.output else writing_store("dataset", flags.dataset)
+    plan = plan_from_flags(
+        arguments, arch=arguments.arch, train_split=train_split, eval_split=eval_split
     )
-    check_architecture(
-        flags.arch, pretrained=flags.pretrained, weights=chosen_folder(flags.weights)
-    )
-    check_variant(dataset, flags.variant)
-    train_split, eval_split = choose_splits(
-        dataset, flags.train_split, flags.eval_split, flags.holdout
-    )
-    plan = plan_from_flags(flags, arch=flags.arch, train_split=train_split, eval_split=eval_split)
-    store = writing_store("output", flags.output or dataset.store.path(f"{MODELS}/{plan.name}"))
-    refuse_foreign(store, (MODEL, STATE, LOG), lambda: _holds_training(store))
+    check_architecture(plan.arch, pretrained=plan.pretrained, weights=plan.weights)
     started = time.monotonic()
-    with removed_if_refused(store), locked(store, DATASET_LOCK) as fenced:
-        entry, is_new = train(dataset, plan, fenced, overwrite=flags.overwrite)
-    store.prune(WORK_FOLDER)
+    with _locked_folder(
+        arguments.output, dataset, f"{MODELS}/{plan.name}", (MODEL, STATE, LOG)
+    ) as store:
+        entry, is_new = train(dataset, plan, store, overwrite=arguments.overwrite)
     if not is_new:
         print(f"nothing to do: all {plan.epochs} epochs have been trained")
     else:
@@ -219,56 +202,37 @@ def _train_network(flags: TrainFlags) -> str:
     return entry
 
 
-class MatrixFlags(TrainingFlags, frozen=True, kw_only=True):
-    """Flags of `in9 matrix`."""
-
-    dataset: str
-    in9l: str | None
-    variants: tuple[str, ...] | None
-    arch: tuple[str, ...] | None
-    probe: bool
-    train_split: str | None
-    eval_split: str | None
-    allow_overlap: bool
-    overwrite: bool
-    publish: str | None
-    keep: int | None
-    pictures: str
-
-
 def run_matrix(arguments: argparse.Namespace) -> int:
     """Runs `in9 matrix`; returns the exit code."""
-    flags = flags_as(MatrixFlags, arguments)
     _refuse_network_flags(arguments)
-    store = writing_store("dataset", flags.dataset)
-    publishing = check_publishing(store, flags.publish, flags.keep)
+    store = writing_store("dataset", arguments.dataset)
+    publishing = check_publishing(store, arguments.publish, arguments.keep)
     dataset = Dataset.open(store)
-    device, _ = choose_device(flags)
-    weights = chosen_folder(flags.weights)
+    weights, predict = chosen_folder(arguments.weights), PredictConfig(choose_device(arguments)[0])
     plan = make_plan(
         dataset,
-        open_named("--in9l", flags.in9l) if flags.in9l else None,
-        variants=flags.variants,
-        train_split=flags.train_split,
-        split=flags.eval_split,
-        share=flags.holdout,
-        predict=PredictConfig(device),
-        seed=flags.seed,
-        allow_overlap=flags.allow_overlap,
+        open_named("--in9l", arguments.in9l) if arguments.in9l else None,
+        variants=arguments.variants,
+        train_split=arguments.train_split,
+        split=arguments.eval_split,
+        share=arguments.holdout,
+        predict=predict,
+        seed=arguments.seed,
+        allow_overlap=arguments.allow_overlap,
     )
-    names = flags.arch or (DEFAULT_MODEL if flags.probe else "resnet50",)
+    names = arguments.arch or (DEFAULT_MODEL if arguments.probe else "resnet50",)
     for name in names:
-        if flags.probe:
+        if arguments.probe:
             check_model(name, weights, needs_network=True)
         else:
-            check_architecture(name, pretrained=flags.pretrained, weights=weights)
+            check_architecture(name, pretrained=arguments.pretrained, weights=weights)
     for note in notes_of(dataset.manifest):
         print(note)
     if plan.split != "val":
         print(f"tested on split {plan.split}")
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
-    matrices, num_tested = make_matrices(plan, _trainers(plan, names, flags))
+    matrices, num_tested = make_matrices(plan, _trainers(plan, names, arguments))
     for matrix in matrices:
         print(matrix_table(matrix))
         chance = describe_chance(row.chance for row in matrix.rows if row.n)
@@ -281,25 +245,29 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         if checked.claim.place[0] in _QUESTIONS and checked.findings:
             print(f"{checked.summary}: {checked.claim.text}")
     if num_tested:
-        of = f"{num_tested} of {len(matrices) * len(plan.names)}"
-        print(f"rows tested: {of}; time: {duration(time.monotonic() - started)}")
+        print(
+            f"rows tested: {num_tested} of {len(matrices) * len(plan.names)}; "
+            f"time: {duration(time.monotonic() - started)}"
+        )
     else:
         print("nothing to do: every row has been tested")
-    write_report(store, dataset.taxonomy, flags.pictures)
+    write_report(store, dataset.taxonomy, arguments.pictures)
     print(f"report: {store.path(REPORT)}")
     if publishing:
         print(describe_published(publishing.target, publish(publishing)))
     return 0
 
 
-def _trainers(plan: MatrixPlan, names: Sequence[str], flags: MatrixFlags) -> Iterator[Trainer]:
+def _trainers(
+    plan: MatrixPlan, names: Sequence[str], arguments: argparse.Namespace
+) -> Iterator[Trainer]:
     # A generator, so that only one network is in memory at a time.
     for name in names:
-        if flags.probe:
-            weights = chosen_folder(flags.weights)
+        if arguments.probe:
+            weights = chosen_folder(arguments.weights)
             yield ProbeTrainer(Backbone(name, plan.predict, plan.dataset.store, weights), plan)
         else:
             training = plan_from_flags(
-                flags, arch=name, train_split=plan.train_split, eval_split=None
+                arguments, arch=name, train_split=plan.train_split, eval_split=None
             )
-            yield NetworkTrainer(plan, training, overwrite=flags.overwrite)
+            yield NetworkTrainer(plan, training, overwrite=arguments.overwrite)
