@@ -13,6 +13,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.evaluation.baseline import with_results
 from pipeline.commands.command_line import flags_as
@@ -60,6 +62,28 @@ from transforms.hashing import text_bytes
 from transforms.variants import PAPER_NAMES
 
 
+class ExportFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags of `in9 export`."""
+
+    given: tuple[str, ...]
+    dataset: str
+    to: str
+    split: str
+    layout: str
+    images: tuple[str, ...] | None
+
+
+class ReportFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags of `in9 report`, besides those of its gate."""
+
+    dataset: str
+    publish: str | None
+    keep: int | None
+    results: tuple[str, ...] | None
+    columns: tuple[str, ...] | None
+    pictures: str
+
+
 def run_export(arguments: argparse.Namespace) -> int:
     """Runs `in9 export`; returns the exit code.
 
@@ -67,18 +91,19 @@ def run_export(arguments: argparse.Namespace) -> int:
       UsageError: there is no finished dataset, or a flag is wrong.
       JobError: the job failed, or another one is writing the folder.
     """
-    dataset = Dataset.open(reading_store(arguments.dataset))
-    splits, split = dataset.manifest.config.split, arguments.split
-    if arguments.layout == "recipe":
-        _export_recipe(dataset, arguments.to, arguments.given)
+    flags = flags_as(ExportFlags, arguments)
+    dataset = Dataset.open(reading_store(flags.dataset))
+    splits, split = dataset.manifest.config.split, flags.split
+    if flags.layout == "recipe":
+        _export_recipe(dataset, flags.to, flags.given)
     elif split not in splits:
         raise UsageError(f"--split {split} is not in the dataset, which has {', '.join(splits)}")
-    elif arguments.images:
-        _export_figure(dataset, split, arguments.images, arguments.to)
-    elif arguments.layout == "answers":
+    elif flags.images:
+        _export_figure(dataset, split, flags.images, arguments.to)
+    elif flags.layout == "answers":
         _export_answers(dataset, split, arguments.to)
     else:
-        _export_pictures(dataset, split, arguments.to, arguments.dataset)
+        _export_pictures(dataset, split, flags.to, arguments.dataset)
     return 0
 
 
@@ -246,12 +271,13 @@ def run_report(arguments: argparse.Namespace) -> int:
         another flag is wrong.
       JobError: another process is writing the dataset's tables, or `--fail_if` could not be tested.
     """
-    store = writing_store("dataset", arguments.dataset)
-    publishing = check_publishing(store, arguments.publish, arguments.keep)
-    store, lines = with_results(Dataset.open(store), arguments.results or ())
+    flags = flags_as(ReportFlags, arguments)
+    store = writing_store("dataset", flags.dataset)
+    publishing = check_publishing(store, flags.publish, flags.keep)
+    store, lines = with_results(Dataset.open(store), flags.results or ())
     dataset = Dataset.open(store)
     known = [column for analysis in ANALYSES for column in analysis.parts.columns(dataset)]
-    columns = arguments.columns or ()
+    columns = flags.columns or ()
     if unknown := [column for column in columns if column not in known]:
         raise UsageError(
             f"--columns {unknown[0]}: the dataset has {', '.join(known)}"
@@ -261,7 +287,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     with locked(store, TABLES_LOCK, wait=60) as tables:
         gate.choose_baseline(Dataset.open(tables))
         write_tables(Dataset.open(tables), columns)
-    write_report(store, dataset.taxonomy, arguments.pictures, pdf=True)
+    write_report(store, dataset.taxonomy, flags.pictures, pdf=True)
     for analysis in ANALYSES:
         lines += analysis.parts.report(dataset)
     print("\n".join([*notes_of(dataset.manifest), *lines, f"report: {store.path(REPORT)}"]))

@@ -11,6 +11,8 @@ import os
 import time
 from collections.abc import Iterator
 
+import msgspec
+
 from pipeline.commands.command_line import flags_as
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.manifest import (
@@ -54,20 +56,31 @@ _IMPORT_RECORD = f"{WORK_FOLDER}/import.json"
 to do."""
 
 
+class ImportFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags of `in9 import`, besides those that state what its card says."""
+
+    source: str = msgspec.field(name="from")
+    output: str
+    split: tuple[str, ...]
+    formats: tuple[str, ...]
+    images_per_shard: int
+
+
 def run_import(arguments: argparse.Namespace) -> int:
     """Runs `in9 import`; returns the exit code."""
-    store, source = writing_store("output", arguments.output), absolute(vars(arguments)["from"])
+    flags = flags_as(ImportFlags, arguments)
+    store, source = writing_store("output", flags.output), absolute(flags.source)
     _check_output(store, source)
     # Listing a folder writes nothing, so do it now. An archive must be unpacked into the output, so
     # it waits for the lock.
-    released = None if is_packed(source) else _listing(arguments, source, store)
+    released = None if is_packed(source) else _listing(flags, source, store)
     with removed_if_refused(store, IMPORT_FOLDER), contextlib.ExitStack() as stack:
         # Written first: even if this run is killed right away, the folder is recognisable as an
         # import.
         store.update(f"{IMPORT_FOLDER}/mark", b"import\n")
         store = stack.enter_context(locked(store, DATASET_LOCK))
         try:
-            released = released or _listing(arguments, source, store)
+            released = released or _listing(flags, source, store)
         except UsageError:
             _forget_unpacked(store)
             raise
@@ -107,14 +120,14 @@ def _check_output(store: Store, source: str) -> None:
     )
 
 
-def _listing(arguments: argparse.Namespace, source: str, store: Store) -> ReleasedArchive:
+def _listing(flags: ImportFlags, source: str, store: Store) -> ReleasedArchive:
     return read_listing(
         source,
         list_files(source, store),
         imagenet9(),
-        splits=arguments.split,
-        formats=arguments.formats,
-        images_per_shard=arguments.images_per_shard,
+        splits=flags.split,
+        formats=flags.formats,
+        images_per_shard=flags.images_per_shard,
     )
 
 

@@ -3,8 +3,10 @@
 import argparse
 import fnmatch
 
+import msgspec
 from timm.models import get_pretrained_cfg
 
+from pipeline.commands.command_line import flags_as
 from pipeline.errors import JobError, UsageError, counted, refuse_first
 from pipeline.models.expand import expand_models, split_labels
 from pipeline.models.identity import INDEX, WeightsFolder, chosen_folder
@@ -21,16 +23,27 @@ from pipeline.models.registry import (
 from pipeline.models.source import closest
 
 
+class ModelsFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """Words and flags of `in9 models`."""
+
+    action: str
+    pattern: str | None
+    to: str | None
+    models: tuple[str, ...] | None
+    weights: str | None
+
+
 def run_models(arguments: argparse.Namespace) -> int:
     """Runs `in9 models list` or `in9 models fetch`; returns the exit code.
 
     Raises UsageError if flags conflict, an entry is not valid, or a pattern matches nothing.
     """
-    fetches, pattern, to = arguments.action == "fetch", arguments.pattern, arguments.to
-    is_named = bool(arguments.models)
+    flags = flags_as(ModelsFlags, arguments)
+    fetches, pattern, to = flags.action == "fetch", flags.pattern, flags.to
+    is_named = bool(flags.models)
     refuse_first(
         {
-            "--weights is for in9 models list without names; leave it out": bool(arguments.weights)
+            "--weights is for in9 models list without names; leave it out": bool(flags.weights)
             and bool(fetches or pattern or is_named),
             f"name models by flag: in9 models fetch --models {pattern}": fetches and bool(pattern),
             "fetch needs --models A,B and --to DIR": fetches and not (is_named and to),
@@ -38,7 +51,7 @@ def run_models(arguments: argparse.Namespace) -> int:
             "give a PATTERN or --models, not both": is_named and bool(pattern),
         }
     )
-    models = expand_models(split_labels(arguments.models or ())[0])
+    models = expand_models(split_labels(flags.models or ())[0])
     for spec in models:
         check_model(spec, needs_network=fetches)
     if to:
@@ -49,7 +62,7 @@ def run_models(arguments: argparse.Namespace) -> int:
     elif pattern:
         _list_matching(pattern)
     else:
-        _list_sources(chosen_folder(arguments.weights))
+        _list_sources(chosen_folder(flags.weights))
     return 0
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 
 import apache_beam as beam
+import msgspec
 from apache_beam.options.pipeline_options import (
     DirectOptions,
     PipelineOptions,
@@ -72,6 +73,26 @@ from pipeline.runtime.spread import Engine, spread_over
 from pipeline.storage.store import Store
 
 
+class MainFlags(msgspec.Struct, frozen=True, kw_only=True):
+    """Flags of a main job as a whole; those that a command lacks have their default."""
+
+    command: str
+    output: str = ""
+    dataset: str = ""
+    variants: tuple[str, ...] = ()
+    renderings: tuple[str, ...] = ()
+    fail_if: tuple[str, ...] | None = None
+    publish: str | None
+    keep: int | None
+    pictures: str
+    dry_run: bool = False
+
+    @property
+    def generates(self) -> bool:
+        """Whether the command makes the dataset."""
+        return self.command in ("run", "generate")
+
+
 def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     """Runs a command of the main job; returns the exit code.
 
@@ -83,7 +104,7 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     """
     options, engine, submission = _choose_workers(arguments, rest)
     main = _plan_job(arguments, submission)
-    if main.job and arguments.dry_run:
+    if main.job and flags_as(MainFlags, arguments).dry_run:
         workers = options.view_as(DirectOptions).direct_num_workers
         dry_run(main.job, main.ending.plans, workers)
         return 0
@@ -122,27 +143,26 @@ def _plan_job(
 
     A stage, which is a part of someone's own pipeline, may use a dataset that is `made` before it.
     """
-    command = arguments.command
-    generates = command in ("run", "generate")
-    if generates:
+    flags = flags_as(MainFlags, arguments)
+    if flags.generates:
         # Checked before the input is read.
-        custom = custom_names(arguments.variants, arguments.renderings)
-        parse_conditions(getattr(arguments, "fail_if", None), custom=custom)
-    folder = ("output", arguments.output) if generates else ("dataset", arguments.dataset)
-    with_job = with_job_of_this_process if is_stage and generates else with_new_job
+        custom = custom_names(flags.variants, flags.renderings)
+        parse_conditions(flags.fail_if, custom=custom)
+    folder = ("output", flags.output) if flags.generates else ("dataset", flags.dataset)
+    with_job = with_job_of_this_process if is_stage and flags.generates else with_new_job
     store = made.store if made else with_job(writing_store(*folder))
-    publishing = check_publishing(store, arguments.publish, arguments.keep)
+    publishing = check_publishing(store, flags.publish, flags.keep)
     seen = manifest_state(store)
-    job = job_from_flags(arguments, store) if generates else None
+    job = job_from_flags(arguments, store) if flags.generates else None
     dataset = made or job or Dataset.open(store)
-    plans = analyses_from_flags(arguments, dataset) if command != "generate" else {}
+    plans = analyses_from_flags(arguments, dataset) if flags.command != "generate" else {}
     gate = None
-    if command in ("run", "evaluate") and not is_stage:
+    if flags.command in ("run", "evaluate") and not is_stage:
         evaluation = plans[EVALUATION.name].evaluation
         asked = flags_as(GateFlags, arguments)
         gate = gate_from_flags(asked, store, dataset.config.compose.composed, evaluation)
     ending = JobSummary.of(
-        command,
+        flags.command,
         store,
         plans=plans,
         has_lock=bool(job and (submission or is_stage)),
@@ -152,7 +172,7 @@ def _plan_job(
     return MainJob(
         ending,
         dataset.taxonomy,
-        arguments.pictures,
+        flags.pictures,
         job=job,
         lock=TakeLock(store, submission.owner if submission else this_process(), seen),
         publishing=publishing,

@@ -60,34 +60,45 @@ _NETWORK_FLAGS = {
 `--pretrained` with a probe, too, because a probe always starts from such weights."""
 
 
+class TrainFlags(TrainingFlags, frozen=True, kw_only=True):
+    """Flags of `in9 train`."""
+
+    dataset: str
+    output: str | None
+    arch: str
+    probe: bool
+    train_split: str | None
+    eval_split: str | None
+    overwrite: bool
+
+
 def run_train(arguments: argparse.Namespace) -> int:
     """Runs `in9 train`; returns the exit code."""
+    flags = flags_as(TrainFlags, arguments)
     _refuse_network_flags(arguments)
     # A probe caches features in the dataset's work folder.
-    is_written = arguments.probe or not arguments.output
+    is_written = flags.probe or not flags.output
     dataset = Dataset.open(
-        writing_store("dataset", arguments.dataset)
-        if is_written
-        else reading_store(arguments.dataset)
+        writing_store("dataset", flags.dataset) if is_written else reading_store(flags.dataset)
     )
-    check_variant(dataset, arguments.variant)
-    splits = choose_splits(dataset, arguments.train_split, arguments.eval_split, arguments.holdout)
-    entry = (_fit_probe if arguments.probe else _train_network)(arguments, dataset, *splits)
-    holdout = f" --holdout {arguments.holdout:g}" if arguments.holdout else ""
+    check_variant(dataset, flags.variant)
+    splits = choose_splits(dataset, flags.train_split, flags.eval_split, flags.holdout)
+    entry = (_fit_probe if flags.probe else _train_network)(flags, dataset, *splits)
+    holdout = f" --holdout {flags.holdout:g}" if flags.holdout else ""
     print(f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models {entry}{holdout}")
     return 0
 
 
-def choose_device(arguments: argparse.Namespace) -> tuple[str, str]:
+def choose_device(flags: TrainingFlags) -> tuple[str, str]:
     """Returns (device, precision); `auto` becomes the best choice for this machine.
 
     Raises UsageError if the flags ask for a GPU that is missing, or for a precision that the device
     lacks.
     """
-    check_device(arguments.device, "train")
+    check_device(flags.device, "train")
     device, precision = (
-        PredictConfig(arguments.device).on_this_machine().device,
-        arguments.precision,
+        PredictConfig(flags.device).on_this_machine().device,
+        flags.precision,
     )
     if precision == "auto":
         # Older GPUs emulate bfloat16, which is slow.
@@ -138,20 +149,20 @@ def default_workers(device: str) -> int:
     return 1 if device == "cpu" else min(_MAX_WORKERS, usable_cores())
 
 
-def _fit_probe(arguments: argparse.Namespace, dataset: Dataset, split: str, _: str | None) -> str:
+def _fit_probe(flags: TrainFlags, dataset: Dataset, split: str, _: str | None) -> str:
     """Fits a linear probe; returns the entry of `--models` that evaluates it."""
-    device, weights = choose_device(arguments)[0], chosen_folder(arguments.weights)
-    check_model(arguments.arch, weights, needs_network=True)
+    device, weights = choose_device(flags)[0], chosen_folder(flags.weights)
+    check_model(flags.arch, weights, needs_network=True)
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
-    backbone = Backbone(arguments.arch, PredictConfig(device), dataset.store, weights)
-    plan = ProbePlan(dataset, arguments.variant, split, Holdout(arguments.holdout), arguments.seed)
+    backbone = Backbone(flags.arch, PredictConfig(device), dataset.store, weights)
+    plan = ProbePlan(dataset, flags.variant, split, Holdout(flags.holdout), flags.seed)
     folder, _, name = probe_file(backbone, plan).rpartition("/")
-    with _locked_folder(arguments.output, dataset, folder, [name]) as store:
+    with _locked_folder(flags.output, dataset, folder, [name]) as store:
         checkpoint = fit_variant(backbone, plan, store, name)
     if trained := read_metadata(checkpoint):
         print(
-            f"{counted(len(trained.keys), 'picture')} of {arguments.variant} in {split}; "
+            f"{counted(len(trained.keys), 'picture')} of {flags.variant} in {split}; "
             f"penalty {describe_penalty(trained.settings['penalty'])}; "
             f"time: {duration(time.monotonic() - started)}"
         )
@@ -159,10 +170,10 @@ def _fit_probe(arguments: argparse.Namespace, dataset: Dataset, split: str, _: s
 
 
 def plan_from_flags(
-    arguments: argparse.Namespace, *, arch: str, train_split: str, eval_split: str | None
+    flags: TrainingFlags, *, arch: str, train_split: str, eval_split: str | None
 ) -> TrainPlan:
     """Makes the plan of a training from flags."""
-    flags, (device, precision) = flags_as(TrainingFlags, arguments), choose_device(arguments)
+    device, precision = choose_device(flags)
     return TrainPlan(
         variant=flags.variant,
         arch=arch,
@@ -183,18 +194,16 @@ def plan_from_flags(
 
 
 def _train_network(
-    arguments: argparse.Namespace, dataset: Dataset, train_split: str, eval_split: str | None
+    flags: TrainFlags, dataset: Dataset, train_split: str, eval_split: str | None
 ) -> str:
     """Trains a network; returns the entry of `--models` that evaluates it."""
-    plan = plan_from_flags(
-        arguments, arch=arguments.arch, train_split=train_split, eval_split=eval_split
-    )
+    plan = plan_from_flags(flags, arch=flags.arch, train_split=train_split, eval_split=eval_split)
     check_architecture(plan.arch, pretrained=plan.pretrained, weights=plan.weights)
     started = time.monotonic()
     with _locked_folder(
-        arguments.output, dataset, f"{MODELS}/{plan.name}", (MODEL, STATE, LOG)
+        flags.output, dataset, f"{MODELS}/{plan.name}", (MODEL, STATE, LOG)
     ) as store:
-        entry, is_new = train(dataset, plan, store, overwrite=arguments.overwrite)
+        entry, is_new = train(dataset, plan, store, overwrite=flags.overwrite)
     if not is_new:
         print(f"nothing to do: all {plan.epochs} epochs have been trained")
     else:
@@ -202,37 +211,55 @@ def _train_network(
     return entry
 
 
+class MatrixFlags(TrainingFlags, frozen=True, kw_only=True):
+    """Flags of `in9 matrix`."""
+
+    dataset: str
+    in9l: str | None
+    variants: tuple[str, ...] | None
+    arch: tuple[str, ...] | None
+    probe: bool
+    train_split: str | None
+    eval_split: str | None
+    allow_overlap: bool
+    overwrite: bool
+    publish: str | None
+    keep: int | None
+    pictures: str
+
+
 def run_matrix(arguments: argparse.Namespace) -> int:
     """Runs `in9 matrix`; returns the exit code."""
+    flags = flags_as(MatrixFlags, arguments)
     _refuse_network_flags(arguments)
-    store = writing_store("dataset", arguments.dataset)
-    publishing = check_publishing(store, arguments.publish, arguments.keep)
+    store = writing_store("dataset", flags.dataset)
+    publishing = check_publishing(store, flags.publish, flags.keep)
     dataset = Dataset.open(store)
-    weights, predict = chosen_folder(arguments.weights), PredictConfig(choose_device(arguments)[0])
+    weights, predict = chosen_folder(flags.weights), PredictConfig(choose_device(flags)[0])
     plan = make_plan(
         dataset,
-        open_named("--in9l", arguments.in9l) if arguments.in9l else None,
-        variants=arguments.variants,
-        train_split=arguments.train_split,
-        split=arguments.eval_split,
-        share=arguments.holdout,
+        open_named("--in9l", flags.in9l) if flags.in9l else None,
+        variants=flags.variants,
+        train_split=flags.train_split,
+        split=flags.eval_split,
+        share=flags.holdout,
         predict=predict,
-        seed=arguments.seed,
-        allow_overlap=arguments.allow_overlap,
+        seed=flags.seed,
+        allow_overlap=flags.allow_overlap,
     )
-    names = arguments.arch or (DEFAULT_MODEL if arguments.probe else "resnet50",)
+    names = flags.arch or (DEFAULT_MODEL if flags.probe else "resnet50",)
     for name in names:
-        if arguments.probe:
+        if flags.probe:
             check_model(name, weights, needs_network=True)
         else:
-            check_architecture(name, pretrained=arguments.pretrained, weights=weights)
+            check_architecture(name, pretrained=flags.pretrained, weights=weights)
     for note in notes_of(dataset.manifest):
         print(note)
     if plan.split != "val":
         print(f"tested on split {plan.split}")
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
-    matrices, num_tested = make_matrices(plan, _trainers(plan, names, arguments))
+    matrices, num_tested = make_matrices(plan, _trainers(plan, names, flags))
     for matrix in matrices:
         print(matrix_table(matrix))
         chance = describe_chance(row.chance for row in matrix.rows if row.n)
@@ -251,23 +278,21 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         )
     else:
         print("nothing to do: every row has been tested")
-    write_report(store, dataset.taxonomy, arguments.pictures)
+    write_report(store, dataset.taxonomy, flags.pictures)
     print(f"report: {store.path(REPORT)}")
     if publishing:
         print(describe_published(publishing.target, publish(publishing)))
     return 0
 
 
-def _trainers(
-    plan: MatrixPlan, names: Sequence[str], arguments: argparse.Namespace
-) -> Iterator[Trainer]:
+def _trainers(plan: MatrixPlan, names: Sequence[str], flags: MatrixFlags) -> Iterator[Trainer]:
     # A generator, so that only one network is in memory at a time.
     for name in names:
-        if arguments.probe:
-            weights = chosen_folder(arguments.weights)
+        if flags.probe:
+            weights = chosen_folder(flags.weights)
             yield ProbeTrainer(Backbone(name, plan.predict, plan.dataset.store, weights), plan)
         else:
             training = plan_from_flags(
-                arguments, arch=name, train_split=plan.train_split, eval_split=None
+                flags, arch=name, train_split=plan.train_split, eval_split=None
             )
-            yield NetworkTrainer(plan, training, overwrite=arguments.overwrite)
+            yield NetworkTrainer(plan, training, overwrite=flags.overwrite)
