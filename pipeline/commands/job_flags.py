@@ -8,13 +8,14 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from pipeline.analyses import ANALYSES
 from pipeline.commands.command_line import flags_as
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test, sample_folder
 from pipeline.dataset.manifest import Manifest, StatedFlags, last_manifest, stated
-from pipeline.dataset.records import DATA_FOLDERS
+from pipeline.dataset.records import DATA_FOLDERS, ShardCounts
 from pipeline.errors import UsageError, refuse_first
 from pipeline.evaluate.planned import Evaluation, ModelFlags, PlannedAnalysis
 from pipeline.evaluate.results import ModelRun, read_results
@@ -169,38 +170,28 @@ def analyses_from_flags(
     return plans
 
 
+class _Start(NamedTuple):
+    """What a dataset is made from, and how.
+
+    Attributes:
+      shards: numbers of shards of a dataset that does not exist yet, by split, if they are known.
+    """
+
+    config: DatasetConfig
+    taxonomy: Taxonomy
+    layouts: tuple[SplitLayout, ...]
+    origin: Origin
+    shards: dict[str, ShardCounts]
+
+
 def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     """Makes the job of `run` and `generate`; checks flags against each other, input and output."""
-    flags, taxonomy = flags_as(DatasetFlags, arguments), read_taxonomy(arguments.taxonomy)
+    flags = flags_as(DatasetFlags, arguments)
+    taxonomy, recipe = read_taxonomy(flags.taxonomy), _find_recipe(flags, store, arguments.recipe)
+    config, taxonomy, layouts, origin, previous = (
+        _from_recipe(arguments, taxonomy, recipe) if recipe else _from_input(arguments, taxonomy)
+    )
     source, columns = flags.input or sample_folder(), named_columns(flags.input_columns or ())
-    recipe = _find_recipe(flags, store, arguments.recipe)
-    # A recipe has the masks, and knows every picture.
-    config = (
-        _recipe_config(arguments, taxonomy, recipe)
-        if recipe
-        else _dataset_config(arguments, taxonomy)
-    )
-    takes = takes_masks(flags.segmenter)
-    needs_boxes = not (recipe or takes or config.segment.keeps_image_whole)
-    layouts = tuple(
-        find_layout(
-            source,
-            flags.annotations,
-            split,
-            needs_boxes=needs_boxes,
-            takes_any_folder=bool(recipe),
-            columns=columns,
-        )
-        for split in config.split
-    )
-    _check_splits(layouts, columns)
-    if recipe:
-        origin: Origin = RecipeOrigin(recipe, flags.allow_partial)
-        is_alike = recipe.manifest.config.images_per_shard == config.images_per_shard
-        taxonomy, previous = recipe.taxonomy, recipe.manifest.shards if is_alike else {}
-    else:
-        origin = InputOrigin(_masks(flags.masks, takes, layouts), **flags.lists)
-        taxonomy, previous = taxonomy or imagenet9(), {}
     for flag, folder in (("output", flags.output), ("publish", flags.publish)):
         if folder and is_below(folder, source):
             raise UsageError(
@@ -233,8 +224,42 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
     )
 
 
-def _check_splits(layouts: Sequence[SplitLayout], columns: Mapping[str, str]) -> None:
-    """Raises UsageError if two splits share a manifest that does not tell them apart."""
+def _from_input(arguments: argparse.Namespace, taxonomy: Taxonomy | None) -> _Start:
+    """Returns what a dataset is made from whose images are segmented."""
+    flags, config = flags_as(DatasetFlags, arguments), _dataset_config(arguments, taxonomy)
+    needs_boxes = not (takes_masks(flags.segmenter) or config.segment.keeps_image_whole)
+    layouts = _find_layouts(flags, config.split, needs_boxes=needs_boxes)
+    masks = _masks(flags.masks, takes_masks(flags.segmenter), layouts)
+    return _Start(config, taxonomy or imagenet9(), layouts, InputOrigin(masks, **flags.lists), {})
+
+
+def _from_recipe(
+    arguments: argparse.Namespace, taxonomy: Taxonomy | None, recipe: Recipe
+) -> _Start:
+    """Returns what a dataset is made from whose masks a recipe has; it knows every picture."""
+    flags, config = flags_as(DatasetFlags, arguments), _recipe_config(arguments, taxonomy, recipe)
+    layouts = _find_layouts(flags, config.split, needs_boxes=False, takes_any_folder=True)
+    origin, made_with = RecipeOrigin(recipe, flags.allow_partial), recipe.manifest
+    is_alike = made_with.config.images_per_shard == config.images_per_shard
+    return _Start(config, recipe.taxonomy, layouts, origin, made_with.shards if is_alike else {})
+
+
+def _find_layouts(
+    flags: InputFlags, splits: Sequence[str], *, needs_boxes: bool, takes_any_folder: bool = False
+) -> tuple[SplitLayout, ...]:
+    """Finds the images of each split; UsageError if there are none, or two splits share them."""
+    columns = named_columns(flags.input_columns or ())
+    layouts = tuple(
+        find_layout(
+            flags.input or sample_folder(),
+            flags.annotations,
+            split,
+            needs_boxes=needs_boxes,
+            takes_any_folder=takes_any_folder,
+            columns=columns,
+        )
+        for split in splits
+    )
     files = [layout.files for layout in layouts if layout.kind == ImageManifest.kind]
     for one in set(files):
         if files.count(one) > 1 and not tells_splits(one[0], columns):
@@ -242,6 +267,7 @@ def _check_splits(layouts: Sequence[SplitLayout], columns: Mapping[str, str]) ->
                 f"{one[0]} does not say which images are of which --split: add a column split, or "
                 f"give a manifest for each, manifest_{layouts[0].split}.csv"
             )
+    return layouts
 
 
 def _find_recipe(inputs: InputFlags, store: Store, typed: str | None) -> Recipe | None:
