@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -116,7 +117,7 @@ def test_stages_that_run_models_need_nothing_but_what_the_page_says(tmp_path: Pa
         assert f"{stage}, test_resnet fp32: too few to tell (bare loop, " in done.stdout
     for figure in (
         "evaluate, test_resnet fp32-compiled: too few to tell (bare loop, ",
-        *("load from a file, test_resnet, first: 0", "tenth of ten models, test_resnet fp32: 0"),
+        *("load from a file, test_resnet, first: ", "tenth of ten models, test_resnet fp32: "),
         "slow storage, test_resnet fp32: not measured (apache-beam is not installed)",
         "fp32 compiled: answers equal to fp32's, test_resnet: ",
         "tf32: answers equal to fp32's, test_resnet: not measured (this device computes fp32)",
@@ -132,7 +133,9 @@ def test_slow_storage_is_measured_beside_fast_storage(
     drawn, loader = importlib.import_module("drawn"), importlib.import_module("loader")
     drawn.draw_dataset(8, 64, 2, tmp_path / "out")
     loader.measure_slow_storage(tmp_path / "out", 1)
-    assert "\nslow storage, a forward of 2 ms: 0." in f"\n{capsys.readouterr().out}"
+    # One pair of runs shows how the row reads, and no more: the machine may be busy meanwhile.
+    row = r"slow storage, a forward of 2 ms: \d+\.\d+ x \(without 50 ms for each opening, "
+    assert re.match(row, capsys.readouterr().out)
 
 
 @pytest.fixture
