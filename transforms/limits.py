@@ -16,6 +16,9 @@ MAX_NESTING = 64
 """Largest number of lists and objects inside each other in JSON or TOML. Functions that call
 themselves for each level need a few frames of Python's stack, which has a thousand."""
 
+MAX_IMAGE_SIZE = 4096
+"""The longest side of a dataset's pictures, and of a network's input, in pixels."""
+
 MAX_STATED = 1000
 """Largest number of characters of what a dataset's maker states."""
 

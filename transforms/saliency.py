@@ -1,11 +1,10 @@
 """Saliency maps: how strongly each pixel affects a model's output.
 
-Source: the gradient maps of Simonyan, Vedaldi and Zisserman 2014. Section 4 of the blog post by
-ImageNet-9's authors compares the maps of two models by eye. `mass_in_mask` turns this comparison
-into a number: the share of a map that lies on the foreground.
+A map is the largest absolute value, over the channels, of the gradient of an output with respect to
+the pixels. Source: the gradient maps of Simonyan, Vedaldi and Zisserman 2014. Section 4 of the blog
+post by ImageNet-9's authors compares the maps of two models by eye. `mass_in_mask` turns this
+comparison into a number: the share of a map that lies on the foreground.
 """
-
-import functools
 
 import cv2
 import numpy as np
@@ -23,16 +22,6 @@ _BRIGHTEST = 99.5
 values would darken all others."""
 _PICTURE = 0.4
 """Share of its brightness with which the picture is drawn below the map."""
-
-
-def saliency_map(gradient: NDArray[np.floating]) -> Map:
-    """Reduces the (3, H, W) gradient of a model's output with respect to the pixels to a map.
-
-    It is (H, W) float32, >= 0: the largest absolute value over the channels.
-    """
-    # Plane by plane, because the channels of a pixel often lie side by side in memory.
-    largest: Map = functools.reduce(np.maximum, map(np.abs, gradient)).astype(np.float32)
-    return largest
 
 
 def mass_in_mask(saliency: NDArray[np.floating], mask: Mask) -> float | None:

@@ -10,6 +10,7 @@ from pipeline.storage.state_files import convert
 from transforms.codec import MAX_PIXELS
 from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
 from transforms.hashing import fingerprint
+from transforms.limits import MAX_IMAGE_SIZE
 from transforms.segmentation import Segmenter, describe_segmenter
 from transforms.variants import (
     EXTERNAL,
@@ -81,8 +82,10 @@ class SegmentConfig:
     selection: Literal["in9", "in9l"] = "in9"
 
     def __post_init__(self) -> None:
-        if not 16 <= self.image_size <= 4096:
-            raise ValueError(f"--image_size must be between 16 and 4096: got {self.image_size}")
+        if not 16 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(
+                f"--image_size must be between 16 and {MAX_IMAGE_SIZE}: got {self.image_size}"
+            )
         if not self.image_size <= self.resize <= 8192:
             raise ValueError(
                 f"resize must be between --image_size {self.image_size} and 8192: got {self.resize}"

@@ -29,6 +29,7 @@ from pipeline.evaluate.results import (
     read_results,
     result_shard,
 )
+from pipeline.models.identity import settings_identity
 from pipeline.storage.state_files import read_intact, read_table
 from transforms.hashing import fingerprint, keyed_hashes
 from transforms.scoring import NO_ANSWER, RULES_OF_ANSWERS
@@ -53,7 +54,7 @@ def prediction_fingerprints(dataset: Dataset, run: ModelRun, shard: int) -> dict
     settings = run.evaluation
     shared_inputs = [
         *run.identity,
-        {"precision": settings.precision, "eval_input": settings.eval_input},
+        settings_identity(settings.precision, settings.eval_input),
         run.evaluate_version,
         # A changed group moves images into or out of the holdout without changing any picture.
         *([sorted(tested_keys(dataset, run, shard))] if settings.holdout else []),

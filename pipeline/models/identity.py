@@ -28,7 +28,7 @@ from pipeline.storage.files import absolute, files_of
 from pipeline.storage.state_files import json_bytes, read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.hashing import fingerprint
-from transforms.limits import load_json
+from transforms.limits import MAX_IMAGE_SIZE, load_json
 from transforms.scoring import AnswerKind
 from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9
 
@@ -118,7 +118,7 @@ class Preprocessing:
         except (TypeError, ValueError, OverflowError) as error:
             raise JobError(f"{where}: {error}") from error
         for name, is_valid, expected in (
-            ("input_size", 1 <= result.input_size <= 4096, "a side in pixels"),
+            ("input_size", 1 <= result.input_size <= MAX_IMAGE_SIZE, "a side in pixels"),
             ("mean", _are_channels(result.mean), "three numbers, of RGB values in [0, 1]"),
             ("std", _are_channels(result.std) and min(result.std) > 0, "three positive numbers"),
             ("interpolation", result.interpolation in _INTERPOLATIONS, ", ".join(_INTERPOLATIONS)),
@@ -176,6 +176,14 @@ GPU_BATCH = 256
 
 
 Precision = Literal["fp32", "tf32", "bf16"]
+_COMPILED = "-compiled"
+
+
+def settings_identity(arithmetic: str, eval_input: str) -> dict[str, str]:
+    """Returns what settings of inference add to the fingerprints of results."""
+    # A compiled network runs on full batches alone, whose sums have other last bits.
+    graph = {"graph": "static"} if arithmetic.endswith(_COMPILED) else {}
+    return {"precision": arithmetic, "eval_input": eval_input, **graph}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,7 +207,7 @@ class PredictConfig:
     @property
     def arithmetic(self) -> str:
         """Name of the arithmetic in results: the precision, and whether kernels are compiled."""
-        return f"{self.precision}-compiled" if self.compile else self.precision
+        return self.precision + _COMPILED * self.compile
 
     @property
     def identity(self) -> dict[str, str]:
@@ -208,7 +216,7 @@ class PredictConfig:
         The device and the batch size change only the last bits of a score, so they are left out,
         and predictions are reused across devices.
         """
-        return {"precision": self.arithmetic, "eval_input": self.eval_input}
+        return settings_identity(self.arithmetic, self.eval_input)
 
     def on_this_machine(self) -> Self:
         """Resolves `auto` and the default batch size on this machine."""

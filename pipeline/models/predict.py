@@ -14,9 +14,10 @@ import math
 import sys
 import time
 import types
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ from pipeline.models.source import LoadedModel, unlike_logits
 from pipeline.runtime.custom_functions import call_own
 from pipeline.runtime.progress import count_inference
 from transforms.codec import decode_image, decode_into
+from transforms.limits import MAX_IMAGE_SIZE
 
 _DECODED_AHEAD = {"cpu": 0, "cuda": 3}
 """Number of batches that are decoded in advance, for each device."""
@@ -91,6 +93,16 @@ class Fetched:
         return self._host
 
 
+def lagging(launched: Iterable[R], device: torch.device) -> Iterator[R]:
+    """Yields what was launched on a device, each after the next ones that may be in flight."""
+    waiting: collections.deque[R] = collections.deque()
+    for one in launched:
+        waiting.append(one)
+        if len(waiting) > IN_FLIGHT[device.type]:
+            yield waiting.popleft()
+    yield from waiting
+
+
 class ReusedMemory:
     """Memory on the CPU for a tensor of each batch.
 
@@ -113,43 +125,62 @@ class NetworkInput:
     """Resizes and normalises pictures for a network, by the mean and std of its preprocessing."""
 
     def __init__(self, preprocessing: Preprocessing, device: torch.device) -> None:
-        self._mean = torch.tensor(preprocessing.mean, device=device)
-        self._std = torch.tensor(preprocessing.std, device=device)
-        self._normalised = ReusedMemory()
+        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+        values = torch.arange(256, dtype=torch.float32).div_(255)
+        self._of_values = values.view(1, 256, 1).sub(mean).div_(std).numpy()
+        self._mean, self._std = (each.repeat(MAX_IMAGE_SIZE).to(device) for each in (mean, std))
+        self._memory = ReusedMemory()
 
     def __call__(self, pictures: torch.Tensor, side: int) -> torch.Tensor:
         """Returns the network's input, (n, 3, side, side) float32 in memory format `channels_last`.
 
-        The operation is differentiable. On a CPU in torch's inference mode, the next call
-        overwrites the result.
+        The operation is differentiable. On a CPU in torch's inference mode, the next call may
+        overwrite the result.
 
         Args:
-          pictures: (n, 3, S, S) float32 in [0, 1], RGB.
+          pictures: (n, S, S, 3) uint8 or (n, 3, S, S) float32 in [0, 1], RGB.
           side: side of the input in pixels. Pictures of another size are resized by a bicubic
             filter (`torch.nn.functional.interpolate` with `antialias`).
         """
-        if side != pictures.shape[-1]:
-            pictures = functional.interpolate(
-                pictures, (side, side), mode="bicubic", antialias=True, align_corners=False
-            ).clamp(0, 1)
+        count = len(pictures)
+        if pictures.dtype == torch.uint8 and pictures.shape[1] == side:
+            if _is_eager_on_cpu(pictures):
+                return self._looked_up(pictures)
+            # Every index of this is affine. Through an axis of channels, compiled code would
+            # compute two remainders for each pixel in the network's first layer.
+            rows = pictures.reshape(count * side, 3 * side).float().div_(255)
+        else:
+            if pictures.dtype == torch.uint8:
+                pictures = to_floats(pictures)
+            if side != pictures.shape[-1]:
+                pictures = functional.interpolate(
+                    pictures, (side, side), mode="bicubic", antialias=True, align_corners=False
+                ).clamp(0, 1)
+            rows = pictures.permute(0, 2, 3, 1).reshape(count * side, 3 * side)
         # Whole rows of pixels at once, because broadcasting over three channels takes three times
         # as long.
-        count = len(pictures)
-        rows = pictures.permute(0, 2, 3, 1).reshape(count * side, 3 * side)
-        out = self._normalised.tensor(rows.shape) if _reuses_memory(rows) else None
-        normalised = torch.sub(rows, self._mean.repeat(side), out=out).div_(self._std.repeat(side))
+        out = self._memory.tensor(rows.shape) if _is_eager_on_cpu(rows) else None
+        normalised = torch.sub(rows, self._mean[: 3 * side], out=out).div_(self._std[: 3 * side])
         return normalised.view(count, side, side, 3).permute(0, 3, 1, 2)
 
+    def _looked_up(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Does the same for pixels of the right size, in one pass over them."""
+        out = self._memory.tensor(pixels.shape)
+        rows = (-1, *pixels.shape[2:])
+        cv2.LUT(pixels.reshape(rows).numpy(), self._of_values, out.view(rows).numpy())
+        return out.permute(0, 3, 1, 2)
 
-def _reuses_memory(pictures: torch.Tensor) -> bool:
-    """Returns whether the next batch may overwrite what is computed from pictures."""
+
+def to_floats(pixels: torch.Tensor) -> torch.Tensor:
+    """Converts (n, S, S, 3) uint8 pixels to (n, 3, S, S) float32 in [0, 1]."""
+    return pixels.permute(0, 3, 1, 2).float().div_(255)
+
+
+def _is_eager_on_cpu(pictures: torch.Tensor) -> bool:
+    """Returns whether numpy may read pictures, and the next batch overwrite what it is made of."""
     # Compiled code plans its memory by itself. Asked first, as the mode cannot be compiled.
     is_eager = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
     return is_eager and pictures.device.type == "cpu"
-
-
-def _unchanged(pictures: torch.Tensor) -> torch.Tensor:
-    return pictures
 
 
 def _in_fp32(forward: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -167,7 +198,7 @@ def _compiled(network: Any) -> Callable[..., torch.Tensor]:
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     code, names = network.__code__.replace(), network.__globals__
     own = types.FunctionType(code, names, network.__name__, None, network.__closure__)
-    compiled: Callable[..., torch.Tensor] = torch.compile(own)
+    compiled: Callable[..., torch.Tensor] = torch.compile(own, dynamic=False)
     return compiled
 
 
@@ -211,10 +242,14 @@ class Predictor:
         self.module = model.module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile and next(self.module.parameters(), None) is None:
             raise ModelError("it is no network of torch; leave --compile out")
-        self._networks: dict[Callable[..., torch.Tensor], Callable[..., torch.Tensor]] = {}
+
+        def network(pictures: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.module(self.prepare(pictures))
+            return logits
+
+        self._network = _compiled(network) if config.compile else network
         self._undo = contextlib.ExitStack()
         self._input = NetworkInput(model.preprocessing, self.device)
-        self._floats = ReusedMemory()
         self._fits = sys.maxsize
         self._crop = (
             create_transform(
@@ -265,8 +300,8 @@ class Predictor:
 
     def close(self) -> None:
         """Leaves a module that its maker may hold as it was, but on the device."""
-        # The networks refer to this object.
-        self._networks.clear()
+        # The network refers to this object.
+        del self._network
         self._undo.close()
 
     def logits(
@@ -294,55 +329,36 @@ class Predictor:
             ahead=_DECODED_AHEAD[self.device.type],
             pinned=self.device.type == "cuda",
         )
-        in_flight: collections.deque[tuple[Batch[P], Fetched, float]] = collections.deque()
         with contextlib.closing(loader.batches(sets)) as batches:
-            for batch in batches:
-                started = time.perf_counter()
-                in_flight.append((batch, self._launch(batch.pixels), started))
-                if len(in_flight) > IN_FLIGHT[self.device.type]:
-                    yield from self._finish(loader, *in_flight.popleft())
-            while in_flight:
-                yield from self._finish(loader, *in_flight.popleft())
+            launched = ((time.perf_counter(), each, self._launch(each.pixels)) for each in batches)
+            for started, batch, outputs in lagging(launched, self.device):
+                logits = outputs.wait()
+                count_inference(len(logits), time.perf_counter() - started)
+                refuse_broken(are_numbers(logits))
+                yield batch, logits.numpy()
+                loader.hand_back(batch)
 
     @torch.inference_mode()
     def _launch(self, pixels: Pixels) -> Fetched:
         def run(some: Pixels) -> torch.Tensor:
-            return self.forward_once(self._copied(some), pictures_of=self.to_floats)
+            return self.forward_once(self.to_device(some))
 
         return Fetched(torch.cat(self.in_fitting_batches(run, pixels)))
 
-    def _finish(
-        self, loader: Loader[P], batch: Batch[P], outputs: Fetched, started: float
-    ) -> Generator[tuple[Batch[P], NDArray[np.float32]], None, None]:
-        logits = outputs.wait()
-        count_inference(len(logits), time.perf_counter() - started)
-        refuse_broken(are_numbers(logits))
-        yield batch, logits.numpy()
-        loader.hand_back(batch)
-
-    def to_device(self, pixels: Pixels) -> torch.Tensor:
-        """Converts (n, S, S, 3) uint8 pixels to (n, 3, S, S) float32 in [0, 1], on the device.
-
-        On a CPU in torch's inference mode, the next call overwrites the result.
-        """
-        return self.to_floats(self._copied(pixels))
-
-    def _copied(self, pixels: Pixels) -> torch.Tensor:
+    def to_device(self, array: NDArray[Any]) -> torch.Tensor:
+        """Copies an array to the device, without waiting for it; on a CPU, memory is shared."""
+        host = torch.from_numpy(array)
         if self._copies is None:
-            return torch.from_numpy(pixels)
+            return host
         compute = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copies):
-            copied = torch.from_numpy(pixels).to(self.device, non_blocking=True)
+            # From memory that is not pinned, the copy would wait for what the device does.
+            pinned = host if host.is_pinned() else host.pin_memory()
+            copied = pinned.to(self.device, non_blocking=True)
         compute.wait_stream(self._copies)
         # Keeps the allocator from reusing the memory while the compute stream still reads it.
         copied.record_stream(compute)
         return copied
-
-    def to_floats(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Does the same as `to_device` for pixels that are on the device."""
-        if _reuses_memory(pixels):
-            return self._floats.tensor(pixels.shape).copy_(pixels).permute(0, 3, 1, 2).div_(255)
-        return pixels.permute(0, 3, 1, 2).float().div_(255)
 
     def in_fitting_batches(
         self, run: Callable[..., R], *inputs: torch.Tensor | NDArray[Any]
@@ -378,7 +394,7 @@ class Predictor:
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         """Runs a batch through the model, in as many steps as memory requires.
 
-        From (n, 3, S, S) float32 in [0, 1], RGB, it makes (n, outputs) float32, both on `device`.
+        From pictures of `prepare`, it makes (n, outputs) float32, both on `device`.
 
         Raises:
           ModelError: the model fails, its output is not (n, outputs), or memory does not suffice
@@ -386,33 +402,20 @@ class Predictor:
         """
         return torch.cat(self.in_fitting_batches(self.forward_once, pictures))
 
-    def _network(self, pictures_of: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        """Returns a function from inputs of `pictures_of` to logits, compiled if asked."""
-
-        def network(*inputs: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = self.module(self.prepare(pictures_of(*inputs)))
-            return logits
-
-        if pictures_of not in self._networks:
-            self._networks[pictures_of] = _compiled(network) if self.config.compile else network
-        return self._networks[pictures_of]
-
-    def forward_once(
-        self,
-        *inputs: torch.Tensor,
-        pictures_of: Callable[..., torch.Tensor] = _unchanged,
-    ) -> torch.Tensor:
+    def forward_once(self, pictures: torch.Tensor, full: int | None = None) -> torch.Tensor:
         """Does the same as `forward`, but never splits the batch, and raises out-of-memory errors.
 
-        Args:
-          *inputs: arguments of `pictures_of`, the last of which has n elements.
-          pictures_of: makes n pictures, as `forward` takes them. What it does is compiled together
-            with the network.
+        A compiled network always gets `full` pictures, by default the batch size, so that one graph
+        serves all batches: those that are missing are black, and their outputs are dropped.
         """
+        count = len(pictures)
+        if self.config.compile:
+            missing = min(full or self.batch_size, self._fits) - count
+            pictures = functional.pad(pictures, (*[0] * 7, missing))
         is_mixed = self.config.precision == "bf16"
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=is_mixed):
-                logits = call_own(self._network(pictures_of), *inputs)
+                logits = call_own(self._network, pictures)
         except JobError as error:
             raise ModelError(text_of(error)) from error
         except Exception as error:  # A model's own code can raise anything.
@@ -421,19 +424,21 @@ class Predictor:
             raise ModelError(
                 f"its forward pass failed: {type(error).__name__}: {text_of(error)}"
             ) from error
-        count = len(inputs[-1])
-        if other := unlike_logits(logits, count, self._num_outputs):
+        if other := unlike_logits(logits, len(pictures), self._num_outputs):
             raise ModelError(
-                f"it returns {other} for {count} pictures, "
+                f"it returns {other} for {len(pictures)} pictures, "
                 f"not {self._num_outputs} real outputs each"
             )
         # A copy, because a model may return a part of its input, whose memory is used again.
-        return logits.to(torch.float32, copy=True)
+        return logits[:count].to(torch.float32, copy=True)
 
     def prepare(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Makes the module's input from (n, 3, S, S) float32 in [0, 1], RGB, differentiably."""
+        """Makes the module's input from (n, S, S, 3) uint8 or (n, 3, S, S) float32 in [0, 1], RGB.
+
+        The operation is differentiable.
+        """
         is_resized = self.config.eval_input == "native" or self._preprocessing.fixed_size
-        side = self._preprocessing.input_size if is_resized else pictures.shape[-1]
+        side = self._preprocessing.input_size if is_resized else pictures.shape[2]
         return self._input(pictures, side)
 
 

@@ -19,28 +19,25 @@ from made_results import made
 from PIL import Image
 from runs import ONE, dataset_in, index_of, run_in9, stamps, table_of
 
+from pipeline.analyses.saliency.gradients import Explained, winning_logit_gradients
 from pipeline.analyses.saliency.results import (
     SALIENCY_SCHEMA,
     SaliencyResult,
     measure_mass,
     saliency_table,
 )
-from pipeline.analyses.saliency.stage import (
-    PlannedSaliency,
-    check_variants,
-    winning_logit_gradients,
-)
+from pipeline.analyses.saliency.stage import PlannedSaliency, check_variants
 from pipeline.dataset.records import write_table
 from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.planned import Evaluation
 from pipeline.models.identity import PredictConfig, Preprocessing
-from pipeline.models.predict import Predictor
+from pipeline.models.predict import Predictor, to_floats
 from pipeline.models.registry import load_model
 from pipeline.models.source import loaded_model
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 from transforms.codec import decode_image, decode_mask
-from transforms.saliency import mass_in_mask, overlay, saliency_map
+from transforms.saliency import mass_in_mask, overlay
 from transforms.taxonomy import imagenet9
 from transforms.variants import MASK, ORIGINAL
 
@@ -67,13 +64,6 @@ def test_mass_is_a_share(saliency: np.ndarray, mask: np.ndarray) -> None:
 @given(MASKS)
 def test_even_saliency_has_the_masks_share(mask: np.ndarray) -> None:
     assert mass_in_mask(np.full(SHAPE, 0.3), mask) == pytest.approx(mask.mean())
-
-
-def test_a_map_takes_the_largest_channel() -> None:
-    gradient = np.asarray([[[1.0, -5.0]], [[-3.0, 2.0]], [[0.0, 4.0]]])
-    assert saliency_map(gradient).tolist() == [[3.0, 5.0]]
-    channels_last = np.asfortranarray(gradient)
-    assert saliency_map(channels_last).tolist() == [[3.0, 5.0]]
 
 
 def test_an_overlay_shows_map_picture_and_outline() -> None:
@@ -177,8 +167,24 @@ class Steep(Smooth):
 
 
 def test_gradients_that_are_not_numbers_are_the_models_failure() -> None:
+    pixels, masks = np.zeros((2, 8, 8, 3), np.uint8), np.ones((2, 8, 8), np.bool_)
+    explained = Explained(predictor_of(Steep()), pixels, masks, 2)
     with pytest.raises(ModelError, match=r"gradients are not numbers .* for 2 of 2 pictures"):
-        winning_logit_gradients(predictor_of(Steep()), random_pictures(2, 8))
+        explained.outputs()
+
+
+def test_a_map_takes_the_largest_channel_of_the_winners_gradient() -> None:
+    predictor = predictor_of(Smooth())
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    masks = pixels[..., 0] > 99
+    explained = Explained(predictor, pixels, masks, 2)
+    logits, gradients = winning_logit_gradients(predictor, to_floats(torch.from_numpy(pixels)))
+    assert explained.outputs() == logits.argmax(dim=1).tolist()
+    for i, gradient in enumerate(gradients.numpy()):
+        saliency = np.abs(gradient).max(axis=0)
+        np.testing.assert_array_equal(explained.map_of(i), saliency)
+        share = saliency[masks[i]].sum() / saliency.sum()
+        assert explained.masses()[i] == pytest.approx(share, rel=1e-5)
 
 
 class Short(Smooth):

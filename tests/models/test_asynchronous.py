@@ -2,6 +2,7 @@
 
 Operations on a tensor of the pretended device do not run where they are called, but where an event
 after them is waited for: as late as CUDA may run them. So a copy reads its source that late, too.
+Each stream has a queue of its own, and runs ahead of another only as far as it must.
 """
 
 from __future__ import annotations
@@ -9,79 +10,136 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from test_loader import Numbers
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from pipeline.analyses.attack.arrays import Cutouts, GridModel, stop_early
+from pipeline.analyses.saliency.gradients import Explained
+from pipeline.errors import ModelError
 from pipeline.models import predict
 from pipeline.models.identity import PredictConfig
 from pipeline.models.loader import Loader, PixelCache
 from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model
+from transforms.adversarial import Grid
 
 SIDE = 4
-LAUNCHED = deque[Callable[[], object]]()
-"""What was launched and has not run."""
+
+
+class Stream:
+    """A stream of the pretended device: what was launched in it and has not run, in order."""
+
+    def __init__(self, *_: object) -> None:
+        self.launched = deque[Callable[[], object]]()
+
+    def wait_stream(self, other: Stream) -> None:
+        """Lets what is launched here later run after what the other stream has now."""
+        reached = Event()
+        reached.record(other)
+        self.launched.append(reached.synchronize)
+
+
+class Device:
+    """The pretended device: its streams, the one that is used, and its memory on the host."""
+
+    def __init__(self) -> None:
+        self.compute = self.current = Stream()
+        self.pinned: list[torch.Tensor] = []
+
+    def pin(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.pinned.append(tensor)
+        return tensor
+
+    def is_pinned(self, tensor: torch.Tensor) -> bool:
+        """Returns whether a tensor lies in memory that was pinned."""
+        return any(
+            0 <= tensor.data_ptr() - whole.data_ptr() < whole.nbytes for whole in self.pinned
+        )
+
+    @contextlib.contextmanager
+    def stream(self, stream: Stream) -> Iterator[None]:
+        before, self.current = self.current, stream
+        yield
+        self.current = before
 
 
 class Late(torch.Tensor):
     """A tensor of the pretended device. It has a value once what was launched has run."""
 
     value: torch.Tensor
+    gpu: ClassVar[Device]
+    streams: list[Stream]
     device = property(lambda _: torch.device("cuda", 0))  # type: ignore[assignment]
 
-    def record_stream(self, _: object) -> None:
-        pass
+    def record_stream(self, stream: Stream) -> None:  # type: ignore[override]
+        self.streams.append(stream)
 
     @classmethod
-    def launch(cls, operation: Any, args: Any, kwargs: Any) -> Late:
+    def of_shape(cls, meta: torch.Tensor) -> Late:
+        made: Late = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, meta.shape, strides=meta.stride(), dtype=meta.dtype
+        )
+        made.streams = [cls.gpu.current]
+        return made
+
+    @classmethod
+    def launch(cls, operation: Any, args: Any, kwargs: Any) -> Any:
         def shape(tensor: torch.Tensor) -> torch.Tensor:
             size, stride = tensor.shape, tensor.stride()
             return torch.empty_strided(size, stride, dtype=tensor.dtype, device="meta")
 
+        def check(tensor: Late) -> None:
+            # Otherwise its memory may be used for something else meanwhile.
+            assert cls.gpu.current in tensor.streams, "a tensor is used in a stream unrecorded"
+
+        tree_map_only(cls, check, args)
         meta = operation(*tree_map_only(torch.Tensor, shape, args), **kwargs)
-        made: Late = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, meta.shape, strides=meta.stride(), dtype=meta.dtype
-        )
+        made = tree_map_only(torch.Tensor, cls.of_shape, meta)
 
         def run() -> None:
-            made.value = operation(*tree_map_only(cls, lambda each: each.value, args), **kwargs)
+            values = operation(*tree_map_only(cls, lambda each: each.value, args), **kwargs)
+            for one, value in zip(tree_leaves(made), tree_leaves(values), strict=True):
+                one.value = value
 
-        LAUNCHED.append(run)
+        cls.gpu.current.launched.append(run)
         return made
 
     @classmethod
+    def copy_from(cls, host: torch.Tensor, non_blocking: bool) -> Any:
+        """Copies a tensor of the host, as late as CUDA may."""
+        assert cls.gpu.is_pinned(host), "a copy from memory that is not pinned waits"
+        assert non_blocking, "a copy waits"
+        return cls.launch(torch.ops.aten.clone.default, (host,), {})
+
+    @classmethod
     def __torch_dispatch__(cls, operation: Any, _: Any, args: Any, kwargs: Any = None) -> Any:
+        if operation is torch.ops.aten.copy_.default and not isinstance(args[0], cls):
+            assert cls.gpu.is_pinned(args[0]), "a copy to memory that is not pinned waits"
         made = cls.launch(operation, args, kwargs or {})
         # An operation in place returns what it changes.
         return args[0] if operation._schema.is_mutable else made
 
 
 class Event:
-    def record(self, _: object) -> None:
-        LAUNCHED.append(self.occur)
-        self.has_occurred = False
+    def record(self, stream: Stream) -> None:
+        self._stream, self._has_occurred = stream, False
+        stream.launched.append(self._occur)
 
-    def occur(self) -> None:
-        self.has_occurred = True
+    def _occur(self) -> None:
+        self._has_occurred = True
 
     def synchronize(self) -> None:
         """Runs what was launched before the event, and nothing else."""
         with torch.inference_mode():
-            while not self.has_occurred:
-                LAUNCHED.popleft()()
-
-
-class Stream:
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def wait_stream(self, _: object) -> None:
-        pass
+            while not self._has_occurred:
+                self._stream.launched.popleft()()
 
 
 class Mean(torch.nn.Module):
@@ -93,42 +151,50 @@ class Mean(torch.nn.Module):
 
 
 @pytest.fixture
-def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Device:
     to, empty, network_input = torch.Tensor.to, torch.empty, predict.NetworkInput
+    Late.gpu = device = Device()
 
-    def copy(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def copy(tensor: torch.Tensor, *args: Any, non_blocking: bool = False, **kwargs: Any) -> Any:
         if args and getattr(args[0], "type", "") == "cuda":
-            return Late.launch(torch.ops.aten.clone.default, (tensor,), {})
+            return Late.copy_from(tensor, non_blocking)
         return to(tensor, *args, **kwargs)
 
-    def pageable(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
-        return empty(*args, **kwargs)
+    def allocate(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        made = empty(*args, **kwargs)
+        return device.pin(made) if pin_memory else made
 
     def decode(data: bytes, out: Any) -> None:
         out[:] = data[0]
 
-    LAUNCHED.clear()
-    cpu = torch.device("cpu")
     monkeypatch.setattr(torch.Tensor, "to", copy)
-    monkeypatch.setattr(torch, "empty", pageable)
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda each: device.is_pinned(each))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda each: device.pin(each.clone()))
+    monkeypatch.setattr(torch, "empty", allocate)
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, *_, **__: module)
+    cpu = torch.device("cpu")
     monkeypatch.setattr(predict, "NetworkInput", lambda how, _: network_input(how, cpu))
     monkeypatch.setattr(predict, "decode_into", decode)
     for name, stub in (
         *(("is_available", lambda: True), ("device_count", lambda: 1), ("Event", Event)),
-        *(("Stream", Stream), ("current_stream", Stream)),
-        ("stream", lambda _: contextlib.nullcontext()),
+        *(("Stream", Stream), ("current_stream", lambda _: device.current)),
+        ("stream", device.stream),
     ):
         monkeypatch.setattr(torch.cuda, name, stub)
+    return device
+
+
+def predictor_of(size: int, device: str = "cuda", room: int = 0) -> Predictor:
+    model = load_model("python:tiny_models:first")
+    preprocessing = dataclasses.replace(model.preprocessing, mean=(0, 0, 0), std=(1, 1, 1))
+    model = dataclasses.replace(model, module=Mean(), num_outputs=2, preprocessing=preprocessing)
+    cache = PixelCache(room * SIDE * SIDE * 3, pinned=True)
+    return Predictor(model, PredictConfig(device, batch_size=size), cache)
 
 
 def wrong_pictures(room: int, size: int) -> int:
     """Counts the pictures with others' logits, in three passes over sets of pictures."""
-    model = load_model("python:tiny_models:first")
-    preprocessing = dataclasses.replace(model.preprocessing, mean=(0, 0, 0), std=(1, 1, 1))
-    model = dataclasses.replace(model, module=Mean(), num_outputs=2, preprocessing=preprocessing)
-    config = PredictConfig("cuda", batch_size=size)
-    predictor = Predictor(model, config, PixelCache(room * SIDE * SIDE * 3))
+    predictor = predictor_of(size, room=room)
     sets = [Numbers(f"set {i}", [(37 * i + n) % 251 for n in range(23)]) for i in range(6)]
     wrong = 0
     for _ in range(3):
@@ -139,18 +205,69 @@ def wrong_pictures(room: int, size: int) -> int:
 
 
 @pytest.mark.parametrize(("room", "size"), [(0, 4), (0, 9), (1000, 4), (60, 4)])
-@pytest.mark.usefixtures("pretended_gpu")
+@pytest.mark.usefixtures("gpu")
 def test_no_batch_gets_the_logits_of_another(room: int, size: int) -> None:
     assert wrong_pictures(room, size) == 0
 
 
-@pytest.mark.usefixtures("pretended_gpu")
-def test_a_buffer_that_is_handed_back_early_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def arrays(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    random = np.random.default_rng(seed)
+    return random.integers(0, 256, (3, SIDE, SIDE, 3), np.uint8), random.random(
+        (3, SIDE, SIDE)
+    ) < 0.5
+
+
+@pytest.mark.usefixtures("gpu")
+def test_gradients_are_reduced_late_and_of_their_pictures() -> None:
+    late, now = (
+        [Explained(predictor_of(3, device), *arrays(seed), 3) for seed in range(4)]
+        for device in ("cuda", "cpu")
+    )
+    for one, other in zip(late, now, strict=True):
+        assert one.outputs() == other.outputs()
+        assert one.masses() == pytest.approx(other.masses())
+
+
+@pytest.mark.usefixtures("gpu")
+@torch.inference_mode()
+def test_an_early_stop_waits_for_no_copy() -> None:
+    labels, order = np.array([0, 1, 0]), np.arange(3)
+
+    def grid(device: str) -> Grid:
+        predictor = predictor_of(4, device)
+        pixels, masks = arrays(0)
+        backgrounds = torch.from_numpy(arrays(1)[0])
+        cutouts = Cutouts.from_arrays(pixels, masks, torch.device("cpu"))
+        model = GridModel(predictor, np.arange(2), backgrounds)
+        trials = stop_early(model, cutouts, labels, order, 4, lambda _: None)
+        while True:
+            try:
+                next(trials)
+            except StopIteration as end:
+                return end.value
+
+    np.testing.assert_array_equal(grid("cuda"), grid("cpu"))
+
+
+@pytest.mark.parametrize(
+    "fault", ["waits for no copy", "does not record", "other stream", "hands back"]
+)
+def test_a_planted_fault_is_noticed(
+    fault: str, gpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, first = Event.record, Loader._first
+
     def early(loader: Loader[Any], waiting: Any) -> Any:
         batch = first(loader, waiting)
         loader.hand_back(batch)
         return batch
 
-    first = Loader._first
-    monkeypatch.setattr(Loader, "_first", early)
-    assert wrong_pictures(0, 4) > 0
+    target, name, faulty = {
+        "waits for no copy": (Stream, "wait_stream", lambda *_: None),
+        "does not record": (Late, "record_stream", lambda *_: None),
+        "other stream": (Event, "record", lambda event, _: record(event, Stream())),
+        "hands back": (Loader, "_first", early),
+    }[fault]
+    monkeypatch.setattr(target, name, faulty)
+    with pytest.raises((AssertionError, AttributeError, ModelError)):
+        assert wrong_pictures(0, 4) == 0

@@ -13,11 +13,12 @@ from small_models import network, pictures
 from torch.nn import functional
 
 from pipeline.analyses.attack.arrays import Cutouts, GridModel
+from pipeline.analyses.saliency.gradients import winning_logit_gradients
 from pipeline.errors import ModelError
 from pipeline.models.identity import PredictConfig, Preprocessing
 from pipeline.models.loader import PixelCache
 from pipeline.models.open_clip_models import ZeroShot
-from pipeline.models.predict import Predictor
+from pipeline.models.predict import Predictor, to_floats
 from pipeline.models.registry import load_model
 from pipeline.models.source import LoadedModel
 from transforms.codec import encode_png
@@ -92,35 +93,43 @@ class Compiler:
         return graph
 
 
-def test_each_model_is_compiled_with_what_makes_its_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_model_is_one_graph_for_batches_of_all_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, compile_as_is = Compiler(), torch.compile
     monkeypatch.setattr(
-        torch, "compile", lambda call: compile_as_is(call, backend=backend, fullgraph=True)
+        torch,
+        "compile",
+        lambda call, **how: compile_as_is(call, backend=backend, fullgraph=True, **how),
     )
     pixels = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
     holes, order = 255 * (pixels > 99).to(torch.uint8), torch.arange(8)
     cutouts = Cutouts(pixels & ~holes, holes)
-    with torch.inference_mode():
-        for seed in range(5):
-            eager, compiled = (
-                Predictor(model(module=network(9, seed)), PredictConfig("cpu", compile=compile))
-                for compile in (False, True)
+    for seed in range(10):
+        eager, compiled = (
+            Predictor(
+                model(module=network(9, seed)),
+                PredictConfig("cpu", compile=compile, batch_size=8),
             )
-            before = len(backend.graphs)
-            for count in (8, 5, 1):
-                few = pixels[:count]
-                expected = eager.forward_once(few, pictures_of=eager.to_floats)
-                logits = compiled.forward_once(few, pictures_of=compiled.to_floats)
-                torch.testing.assert_close(logits, expected)
-            assert len(backend.graphs) >= before + 2
-        labels, predicted = (
-            GridModel(predictor, np.arange(9), pixels.flip(0)).predict(cutouts, order, order)
-            for predictor in (eager, compiled)
+            for compile in (False, True)
         )
-    assert torch.equal(predicted, labels)
+        with torch.inference_mode():
+            for count in (5, 8, 1):
+                few = pixels[:count]
+                torch.testing.assert_close(compiled.forward_once(few), eager.forward_once(few))
+            labels, predicted = (
+                GridModel(predictor, np.arange(9), pixels.flip(0)).predict(cutouts, order, order)
+                for predictor in (eager, compiled)
+            )
+        assert torch.equal(predicted, labels)
+        assert len(backend.graphs) == seed + 1
     assert len(backend.graphs) > torch._dynamo.config.recompile_limit
     assert all(any("conv2d" in call for call in graph) for graph in backend.graphs)
-    assert any("index_select" in call for call in backend.graphs[-1])
+    for count in (2, 1):
+        expected, gradients = (
+            winning_logit_gradients(predictor, to_floats(pixels[:count]), 2)
+            for predictor in (eager, compiled)
+        )
+        torch.testing.assert_close(gradients, expected)
+    assert len(backend.graphs) == 11
 
 
 def test_compiled_code_gives_the_same_answers(
@@ -130,7 +139,7 @@ def test_compiled_code_gives_the_same_answers(
     batch = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
         logits, expected = (
-            predictor.forward_once(batch, pictures_of=predictor.to_floats)
+            predictor.forward_once(batch)
             for predictor in (
                 Predictor(model(), PredictConfig("cpu", compile=compile))
                 for compile in (True, False)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from small_models import network, pictures
 
 import in9
-from pipeline.analyses.saliency.stage import winning_logit_gradients
+from pipeline.analyses.saliency.gradients import winning_logit_gradients
 from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.generate.custom_variants import find_variants, versioned
 from pipeline.generate.segmenters import find_segmenter, parameters_of

@@ -156,17 +156,16 @@ class GridModel:
     def __init__(
         self, predictor: Predictor, output_labels: Labels, backgrounds: torch.Tensor
     ) -> None:
-        self._predictor = predictor
+        self.predictor = predictor
         self._backgrounds = backgrounds
         allowed = {
             "argmax_then_map": np.arange(len(output_labels)),
             "mapped_only": np.flatnonzero(output_labels != OUTSIDE),
         }
-        device = predictor.device
         self._rules = [
             (
-                torch.from_numpy(allowed[rule]).to(device),
-                torch.from_numpy(output_labels[allowed[rule]].astype(np.int16)).to(device),
+                predictor.to_device(allowed[rule]),
+                predictor.to_device(output_labels[allowed[rule]].astype(np.int16)),
             )
             for rule in LABEL_RULES
         ]
@@ -183,18 +182,15 @@ class GridModel:
         """
 
         def run(*pairs: torch.Tensor) -> torch.Tensor:
-            layers = (self._backgrounds, cutouts.holes, cutouts.pixels)
-            return self._predictor.forward_once(*layers, *pairs, pictures_of=self._pictures)
+            pictures = put_on(self._backgrounds, cutouts.holes, cutouts.pixels, *pairs)
+            return self.predictor.forward_once(pictures)
 
-        logits = torch.cat(self._predictor.in_fitting_batches(run, foreground, background))
+        logits = torch.cat(self.predictor.in_fitting_batches(run, foreground, background))
         predictions = []
         for allowed, labels in self._rules:
             best = logits[:, allowed].max(dim=1)
             predictions.append(labels[best.indices].masked_fill(best.values.isneginf(), OUTSIDE))
         return torch.stack(predictions).masked_fill(~are_numbers(logits), _BROKEN)
-
-    def _pictures(self, *layers_and_pairs: torch.Tensor) -> torch.Tensor:
-        return self._predictor.to_floats(put_on(*layers_and_pairs))
 
 
 def _checked(predictions: Fetched) -> Grid:
@@ -251,7 +247,6 @@ def stop_early(
     Raises:
       ModelError: the model fails, or its outputs are not numbers.
     """
-    device = cutouts.pixels.device
     trials = try_until_turned(labels, order, rules=len(LABEL_RULES), batch_size=batch_size)
     predictions = None
     while True:
@@ -260,8 +255,7 @@ def stop_early(
         except StopIteration as end:
             grid: Grid = end.value
             return grid
-        on_device = (torch.from_numpy(axis.copy()).to(device) for axis in pairs)
-        launched = Fetched(model.predict(cutouts, *on_device))
+        launched = Fetched(model.predict(cutouts, *map(model.predictor.to_device, pairs)))
         note(len(pairs[0]))
         yield
         predictions = _checked(launched)

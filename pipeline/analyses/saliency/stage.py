@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from typing_extensions import override
 
 from pipeline.analyses.saliency.results import (
@@ -30,7 +29,7 @@ from pipeline.analyses.saliency.results import (
 )
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
-from pipeline.errors import JobError, ModelError, UsageError, did_you_mean, text_of
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.evaluate.planned import (
     AnalysisOfModel,
     ChunkOutput,
@@ -39,18 +38,17 @@ from pipeline.evaluate.planned import (
 )
 from pipeline.evaluate.predictions import EvalImages, split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
-from pipeline.runtime.custom_functions import call_own
 from pipeline.storage.interface import InBackground
 from transforms.codec import decode_image, decode_mask
+from transforms.geometry import Mask, Pixels
 from transforms.hashing import fingerprint
-from transforms.saliency import mass_in_mask, overlay, saliency_map
+from transforms.saliency import overlay
 from transforms.scoring import labels_of_outputs
 from transforms.selection import sample_evenly
 from transforms.variants import MASK, ORIGINAL, VariantName
 
 if TYPE_CHECKING:
-    import torch
-
+    from pipeline.analyses.saliency.gradients import Explained
     from pipeline.models.predict import Predictor
 
 SALIENCY_VERSION = 2
@@ -147,6 +145,10 @@ class PlannedSaliency(PlannedAnalysis):
         store.delete_all(set(stored).difference(paths, (row.file for row in content.maps)))
 
 
+_Triple = tuple[Sample, Pixels, Mask]
+"""A picture and its mask, decoded."""
+
+
 @dataclasses.dataclass(eq=False)
 class SaliencyShards(AnalysisOfModel):
     """Measures of a model's saliency on output shards, and maps of some images."""
@@ -212,6 +214,10 @@ class SaliencyShards(AnalysisOfModel):
         self, predictor: Predictor, shard: int, keys: frozenset[str] | None, note: NoteDone
     ) -> Iterator[dict[str, object]]:
         """Writes a shard's missing maps; yields measures of its images, or of `keys` alone."""
+        # Imported here, so that only machines that compute saliency wait for torch.
+        from pipeline.analyses.saliency.gradients import Explained
+        from pipeline.models.predict import lagging
+
         missing, expected_fingerprint = self._missing_maps(shard), self.fingerprint(shard)
         output_labels = labels_of_outputs(self.model.num_outputs, self.dataset.taxonomy)
         decoded = (
@@ -219,27 +225,29 @@ class SaliencyShards(AnalysisOfModel):
             for sample, mask_sample in self._samples(shard)
             if keys is None or sample.key in keys
         )
-        batch_size = max(1, predictor.batch_size // BATCH_DIVISOR)
+        size = max(1, predictor.batch_size // BATCH_DIVISOR)
+
+        def launch(batch: list[_Triple]) -> tuple[list[_Triple], Explained]:
+            _, pictures, masks = zip(*batch, strict=True)
+            return batch, Explained(predictor, np.stack(pictures), np.stack(masks), size)
+
         # The next batch is decoded while the device works.
-        with contextlib.closing(InBackground(decoded, batch_size)) as ahead:
+        with contextlib.closing(InBackground(decoded, size)) as ahead:
             triples = iter(ahead)
-            while batch := list(itertools.islice(triples, batch_size)):
-                pixels = np.stack([picture for _, picture, _ in batch])
-                logits, gradients = winning_logit_gradients(predictor, predictor.to_device(pixels))
+            batches = iter(lambda: list(itertools.islice(triples, size)), [])
+            for batch, explained in lagging(map(launch, batches), predictor.device):
+                outputs, masses = explained.outputs(), explained.masses()
                 for i, (sample, picture, mask) in enumerate(batch):
-                    saliency = saliency_map(gradients[i])
                     if sample.key in missing:
+                        drawn = overlay(picture, explained.map_of(i), mask)
                         path = map_path(self.model.folder, sample.key)
-                        write_map(
-                            self.store, path, overlay(picture, saliency, mask), expected_fingerprint
-                        )
-                    output_index = int(logits[i].argmax())
+                        write_map(self.store, path, drawn, expected_fingerprint)
                     yield {
                         "key": sample.key,
                         "label": sample.fields["label"],
-                        "prediction": int(output_labels[output_index]),
-                        "output": output_index,
-                        "mass_in_mask": mass_in_mask(saliency, mask),
+                        "prediction": int(output_labels[outputs[i]]),
+                        "output": int(outputs[i]),
+                        "mass_in_mask": masses[i],
                         "mask_area": float(mask.mean()),
                     }
                 note(shard, len(batch), len(batch))
@@ -253,58 +261,3 @@ class SaliencyShards(AnalysisOfModel):
         for picture, mask in zip(pictures, masks, strict=True):
             if picture.key in tested:
                 yield picture, mask
-
-
-def winning_logit_gradients(
-    predictor: Predictor, pictures: torch.Tensor
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Computes n pictures' logits, and each winning logit's gradient with respect to the pixels.
-
-    Pictures are (n, 3, S, S) float32 in [0, 1], RGB, on the model's device; results are (n,
-    outputs) and (n, 3, S, S) float32.
-
-    Raises:
-      ModelError: the model fails or gives no gradient, its outputs or gradients are not numbers, or
-        memory does not suffice for a single picture.
-    """
-    results = predictor.in_fitting_batches(lambda some: _fetched(predictor, some), pictures)
-    all_logits, all_gradients = zip(*results, strict=True)
-    return np.concatenate(all_logits), np.concatenate(all_gradients)
-
-
-def _fetched(
-    predictor: Predictor, pictures: torch.Tensor
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Does the same as `winning_logit_gradients` in one batch; raises out-of-memory errors."""
-    # Imported here, so that only machines that compute saliency wait for torch.
-    from pipeline.models.predict import are_numbers, is_out_of_memory, refuse_broken
-
-    try:
-        logits, gradients = call_own(_gradients, predictor, pictures)
-        checks = are_numbers(logits), are_numbers(gradients.abs())
-        on_host = logits.cpu().numpy(), gradients.cpu().numpy()
-    except Exception as error:  # A model's own code can raise anything.
-        if isinstance(error, JobError) or is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"it gives no gradient: {type(error).__name__}: {text_of(error)}"
-        ) from error
-    for valid, what in zip(checks, ("outputs", "gradients"), strict=True):
-        refuse_broken(valid.cpu(), what)
-    return on_host
-
-
-def _gradients(predictor: Predictor, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Computes `winning_logit_gradients` as tensors on the device."""
-    import torch
-
-    leaf = pictures.detach().requires_grad_(True)
-    with torch.enable_grad():
-        logits = predictor.forward_once(leaf)
-        if not logits.requires_grad:
-            raise ModelError("it gives no gradient: its outputs do not come from torch")
-        # Pictures do not influence each other in evaluation mode, so one backward pass of the sum
-        # gives the gradient of each.
-        score = logits.gather(1, logits.argmax(dim=1)[:, None]).sum()
-        (gradients,) = torch.autograd.grad(score, leaf)
-    return logits.detach(), gradients.float()
