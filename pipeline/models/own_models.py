@@ -92,6 +92,7 @@ _TYPES: dict[str, type[np.floating[Any]]] = {
 }
 _MAX_PARSED = 1 << 29
 """Largest file in bytes that is parsed only to know its outputs: half a second's work."""
+_CPU = torch.device("cpu")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -126,7 +127,7 @@ class OnnxModule(torch.nn.Module):
         super().__init__()
         self.probabilities = probabilities
         self._graph = b""
-        self._sessions: dict[str, Any] = {}
+        self._sessions: dict[torch.device, Any] = {}
 
     def get_extra_state(self) -> torch.Tensor:
         return torch.frombuffer(bytearray(self._graph), dtype=torch.uint8)
@@ -145,7 +146,7 @@ class OnnxModule(torch.nn.Module):
 
     @property
     def _input(self) -> _Input:
-        (argument, *others) = self.session("cpu").get_inputs()
+        (argument, *others) = self.session(_CPU).get_inputs()
         if others:
             raise JobError(f"its graph has {len(others) + 1} inputs, not one")
         shape = [axis if isinstance(axis, int) else None for axis in argument.shape]
@@ -160,12 +161,16 @@ class OnnxModule(torch.nn.Module):
             argument.name, _TYPES[argument.type], shape[0], (height, width), channels_last
         )
 
-    def session(self, device: str) -> Any:
-        """Returns onnxruntime's session that runs the graph on a device, `cpu` or `cuda`."""
+    def session(self, device: torch.device) -> Any:
+        """Returns onnxruntime's session that runs the graph on a device.
+
+        Raises ModelError if onnxruntime cannot use the device.
+        """
         if device not in self._sessions:
             import onnxruntime
 
-            if _PROVIDERS[device] not in onnxruntime.get_available_providers():
+            provider = _PROVIDERS[device.type]
+            if provider not in onnxruntime.get_available_providers():
                 raise ModelError(
                     "the installed onnxruntime has no CUDA: replace it with pip install "
                     "onnxruntime-gpu, or use --device cpu"
@@ -176,20 +181,27 @@ class OnnxModule(torch.nn.Module):
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             options.log_severity_level = 3
             settings = {"use_tf32": str(int(torch.backends.cuda.matmul.allow_tf32))}
-            self._sessions[device] = onnxruntime.InferenceSession(
+            settings["device_id"] = str(device.index or 0)
+            session = onnxruntime.InferenceSession(
                 self._graph,
                 options,
-                providers=[(_PROVIDERS[device], settings if device == "cuda" else {})],
+                providers=[(provider, settings if device.type == "cuda" else {})],
             )
+            # A provider whose libraries are missing or too old is replaced by that of the CPU.
+            if (used := session.get_providers()[0]) != provider:
+                raise ModelError(
+                    f"onnxruntime cannot use this GPU and would run on {used}: install the "
+                    "onnxruntime-gpu for this machine's CUDA, or use --device cpu"
+                )
+            self._sessions[device] = session
         return self._sessions[device]
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        device = pictures.device.type
         if pictures.requires_grad:
             raise ModelError("ONNX graphs have no gradients; use a model of another kind")
-        if torch.is_autocast_enabled(device):
+        if torch.is_autocast_enabled(pictures.device.type):
             raise ModelError("ONNX graphs have a fixed precision; leave --precision out")
-        session, graph_input = self.session(device), self._input
+        session, graph_input = self.session(pictures.device), self._input
         pixels = pictures.cpu().numpy()
         if graph_input.channels_last:
             pixels = pixels.transpose(0, 2, 3, 1)
@@ -239,7 +251,7 @@ class OnnxFiles(Source):
         try:
             module.set_extra_state(torch.frombuffer(bytearray(graph), dtype=torch.uint8))
             side = module.side
-            metadata = module.session("cpu").get_modelmeta().custom_metadata_map
+            metadata = module.session(_CPU).get_modelmeta().custom_metadata_map
         except JobError as error:
             raise JobError(f"{spec}: {error}") from error
         except Exception as error:  # onnxruntime raises a different exception for each fault.

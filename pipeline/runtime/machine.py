@@ -12,7 +12,7 @@ import platform
 import shutil
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 _STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
@@ -75,16 +75,17 @@ def similar_processes() -> int:
     return usable_cores() if is_worker else _processes
 
 
-def see_one_gpu(number: int, count: int) -> None:
+def see_one_gpu(number: int, count: Callable[[], int]) -> None:
     """Hides all GPUs from this process but its own, whatever library it uses, before CUDA is used.
 
     Args:
       number: number of the process, from 0. No two of them see the same GPU as long as they are not
         more than the GPUs.
-      count: number of the machine's GPUs, used unless the user has chosen some of them.
+      count: counts the machine's GPUs. It is called unless the user has chosen some of them,
+        because it may start CUDA, after which none can be hidden.
     """
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = chosen.split(",") if chosen else [str(number) for number in range(count)]
+    visible = chosen.split(",") if chosen else [str(number) for number in range(count())]
     if visible:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
 

@@ -325,6 +325,11 @@ class LocalWorkers(Engine):
             process.join()
 
 
+_SEES_MORE = (
+    "each process must see one GPU, and this one sees {}: name those to use in CUDA_VISIBLE_DEVICES"
+)
+
+
 def _serve(connection: Connection, peers: int, card: int | None) -> None:
     """Runs calls, and ends the steps of tokens, until the job ends."""
     # They may reach all processes of a terminal or a batch job; the job's own ends this one.
@@ -334,13 +339,17 @@ def _serve(connection: Connection, peers: int, card: int | None) -> None:
     logging.captureWarnings(True)
     warnings.simplefilter("default")
     threading.Thread(target=_end_with_job, daemon=True).start()
+    cards = 0
     if card is not None:
         import torch
 
-        machine.see_one_gpu(card, torch.cuda.device_count())
+        machine.see_one_gpu(card, torch.cuda.device_count)
+        cards = torch.cuda.device_count()
     with contextlib.suppress(EOFError):
         while call := connection.recv():
-            if isinstance(call, Call):
+            if isinstance(call, Call) and cards > 1:
+                connection.send(Answer(error=JobError(_SEES_MORE.format(cards))))
+            elif isinstance(call, Call):
                 connection.send(run_call(call, peers))
             else:
                 end_steps(call)

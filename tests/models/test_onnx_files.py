@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from small_models import export, logits, network, normalised, pictures
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.models import own_models
 from pipeline.models.identity import IN9_MEAN, PredictConfig
 from pipeline.models.predict import Predictor
@@ -124,3 +125,28 @@ def test_what_onnx_cannot_do_is_said(tmp_path: Path) -> None:
     torch.onnx.export(odd, (torch.zeros(1, 4, 64, 64),), tmp_path / "rgba.onnx", dynamo=False)
     with pytest.raises(JobError, match="expected float pictures"):
         load_model(f"onnx:{tmp_path / 'rgba.onnx'}")
+
+
+def test_a_gpu_that_onnxruntime_does_not_use_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, used = load_model(export(tmp_path / "net.onnx", network(9), 64, {0: "n"})), []
+
+    class Session:
+        """Falls back to the CPU as onnxruntime does, unless it is the first."""
+
+        def __init__(
+            self, _: object, __: object, providers: list[tuple[str, dict[str, str]]]
+        ) -> None:
+            ((self.name, settings),) = providers
+            used.append(settings["device_id"])
+
+        def get_providers(self) -> list[str]:
+            return [self.name if len(used) == 1 else "CPUExecutionProvider"]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    assert model.module.session(torch.device("cuda", 0)).name == "CUDAExecutionProvider"
+    with pytest.raises(ModelError, match="would run on CPUExecutionProvider"):
+        model.module.session(torch.device("cuda", 1))
+    assert used == ["0", "1"]

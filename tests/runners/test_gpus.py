@@ -13,6 +13,7 @@ from engine_jobs import listened_at
 from runs import ONE, SHARDS, run_in9, start_in9
 from spread_steps import See, Shared, outputs_of
 
+from pipeline.errors import JobError
 from pipeline.runners import beam_options
 from pipeline.runners.beam_options import engine_of, pipeline_options
 from pipeline.runtime.machine import see_one_gpu, usable_cores
@@ -105,6 +106,22 @@ def test_blocks_of_a_number_go_to_a_process_of_their_own(
     assert {process for _, process, _ in without_cards} == {os.getpid()}
 
 
+def test_a_process_that_sees_several_gpus_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As where counting GPUs starts CUDA, which then sees them all.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import torch\ntorch.cuda.device_count = lambda: 2\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with (
+        LocalWorkers(1, has_cards=True) as workers,
+        pytest.raises(JobError, match="this one sees 2: name those to use in CUDA_VISIBLE_DEVICES"),
+    ):
+        outputs_of(Shared(workers), See(), [(0, 0)], tmp_path, card=operator.itemgetter(1))
+
+
 def test_processes_are_started_unless_flags_say_how_workers_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -136,6 +153,7 @@ def test_processes_are_started_unless_flags_say_how_workers_run(
         ("2,GPU-5b", 4, ["2", "GPU-5b", "2", "GPU-5b", "2"]),
         (None, 0, [None] * 5),
         ("", 0, [""] * 5),
+        ("0,0", 1, ["0"] * 5),
     ],
 )
 def test_a_worker_sees_one_gpu(
@@ -145,5 +163,5 @@ def test_a_worker_sees_one_gpu(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen or "")
         if chosen is None:
             monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-        see_one_gpu(number, count)
+        see_one_gpu(number, lambda: count)
         assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected
