@@ -61,6 +61,7 @@ class Setting:
       model: entry of `--models`.
       arch: architecture of the model.
       predict: settings with which the model is run.
+      images: number of images of a drawn dataset.
       grid: numbers of foregrounds and backgrounds of the attack.
       turns: number of turns of the other stages.
       turn_seconds: how long a turn lasts at least.
@@ -72,6 +73,7 @@ class Setting:
     model: str
     arch: str
     predict: PredictConfig
+    images: int
     grid: tuple[int | None, int | None]
     turns: int
     turn_seconds: float

@@ -1,9 +1,11 @@
-"""The figures of `gpu.py` beyond one stage: loads, ten models, slow storage, precisions, GPUs."""
+"""The figures of `gpu.py` beyond one stage: loads, ten models, processes, storage, precisions."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import multiprocessing
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,13 @@ from transforms.scoring import PAPER_RULE
 
 MODELS = 10
 SLACK = 30.0
+_STARTED = 300.0
+"""Seconds in which processes start and finish."""
+
+
+def has_weights(arch: str) -> bool:
+    """Returns whether an installed package ships weights of an architecture."""
+    return arch in EFFICIENTNETS and Packaged().has_package(arch)
 
 
 def with_weights(arch: str, folder: Path, seed: int | None = None) -> str:
@@ -38,12 +47,13 @@ def with_weights(arch: str, folder: Path, seed: int | None = None) -> str:
       folder: folder for a file of random weights.
       seed: seed of random weights, which are then taken in any case.
     """
-    if seed is None and arch in EFFICIENTNETS and Packaged().has_package(arch):
+    if seed is None and has_weights(arch):
         return arch
     torch.manual_seed(seed or 0)
     architecture = EFFICIENTNETS.get(arch, arch)
     file = folder / f"{architecture}-{seed or 0}.pth"
-    torch.save(timm.create_model(architecture).state_dict(), file)
+    if not file.exists():
+        torch.save(timm.create_model(architecture).state_dict(), file)
     return f"{architecture}={file}"
 
 
@@ -88,8 +98,9 @@ def measure_ten_models(setting: Setting) -> None:
             forwards.append(time.perf_counter() - between)
         if number in (0, MODELS - 1):
             which, bound = ("tenth", ">= 0.95") if number else ("first", "")
-            ratio = forwards[-1] / (between - started)
-            row(f"{which} of ten models, {setting.name}", f"{ratio:.2f} x", "bare loop", bound)
+            ratio = f"{forwards[-1] / (between - started):.2f} x"
+            value = ratio if setting.turn_seconds else "too few to tell"
+            row(f"{which} of ten models, {setting.name}", value, "bare loop", bound)
     resident.forget_pictures()
     dataset = Dataset.open(evaluation.store)
     started = time.perf_counter()
@@ -103,6 +114,63 @@ def measure_ten_models(setting: Setting) -> None:
         f"forward passes: {sum(forwards):.1f} s",
         f"<= {1.25 * sum(forwards) + SLACK:.1f} s",
     )
+
+
+def measure_two_processes(setting: Setting) -> None:
+    """Measures two processes on one device beside one, each of which predicts all pictures."""
+    spawn = multiprocessing.get_context("spawn")
+    seconds = []
+    for count in (1, 2):
+        barrier = spawn.Barrier(count + 1)
+        processes = [
+            spawn.Process(target=_predict_twice, args=(setting, barrier)) for _ in range(count)
+        ]
+        for process in processes:
+            process.start()
+        barrier.wait(_STARTED)
+        started = time.perf_counter()
+        barrier.wait(_STARTED)
+        seconds.append(time.perf_counter() - started)
+        for process in processes:
+            process.join()
+    value = f"{2 * seconds[0] / seconds[1]:.2f} x" if setting.turn_seconds else "too few to tell"
+    row(f"two processes on one device, {setting.name}", value, "pictures per second of one")
+
+
+def _predict_twice(setting: Setting, barrier: threading.Barrier) -> None:
+    """Predicts all pictures twice: in the first passes of a process, libraries initialise."""
+    with Loaded(setting) as loaded:
+        loaded.evaluate()
+        resident.forget_pictures()
+        barrier.wait(_STARTED)
+        loaded.evaluate()
+        barrier.wait(_STARTED)
+
+
+def measure_busy(setting: Setting) -> None:
+    """Measures for which share of an evaluation a GPU computes or copies."""
+    name = f"GPU busy, {setting.name}"
+    if setting.predict.device != "cuda":
+        row(name, "not measured", "this device is a CPU")
+        return
+    with Loaded(setting) as loaded:
+        loaded.evaluate()
+        resident.forget_pictures()
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            loaded.evaluate()
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - started
+    busy = until = 0.0
+    for start, end in sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in profile.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+    ):
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    row(name, f"{busy / 1e6 / wall:.2f}", f"of {wall:.2f} s; it is idle for the rest")
 
 
 def measure_slow_storage(setting: Setting) -> None:
@@ -179,6 +247,8 @@ def measure_gpus(setting: Setting) -> None:
 FIGURES: dict[str, Callable[[Setting], None]] = {
     "loads": measure_loads,
     "ten_models": measure_ten_models,
+    "two_processes": measure_two_processes,
+    "busy": measure_busy,
     "slow_storage": measure_slow_storage,
     "agreement": measure_agreement,
     "gpus": measure_gpus,

@@ -71,7 +71,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """A module that every new Python process imports, and which hides packages."""
 
 
-QUICK_FLAGS = ("--device", "cpu", "--models", "test_resnet")
+QUICK_FLAGS = ("--device", "cpu", "--models", "no_such_net,test_resnet")
 
 
 def with_what_they_need(names: list[str]) -> set[str]:
@@ -99,20 +99,27 @@ def test_stages_that_run_models_need_nothing_but_what_the_page_says(tmp_path: Pa
     ]
     assert {"apache_beam", "google", "scipy", "defusedxml", "requests"} <= set(refused)
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
+    rows = tmp_path / "rows.jsonl"
     done = subprocess.run(
-        [*(sys.executable, ROOT / "benchmarks" / "gpu.py", "--quick"), *QUICK_FLAGS],
+        [sys.executable, ROOT / "benchmarks" / "gpu.py", "--quick", *QUICK_FLAGS, "--to", rows],
         env={
             **os.environ,
             "HF_HUB_OFFLINE": "1",
             # The compiler of C++ would take most of the time. tests/models/test_predict.py runs it.
             "TORCH_COMPILE_OVERRIDE_BACKENDS": ">=0:aot_eager",
-            "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+            "PYTHONPATH": str(tmp_path),
             "REFUSED": json.dumps(refused),
         },
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    # Rows of a network that timm does not know fail, each by itself.
+    assert done.returncode == 1, done.stderr
+    written = [json.loads(line) for line in rows.read_text().splitlines()]
+    failed = [line for line in written if line["value"] == "failed"]
+    assert len(failed) == 12
+    assert all("Unknown model (no_such_net)" in line["yardstick"] for line in failed)
+    assert all(f"{line['what']}: {line['value']}" in done.stdout for line in written)
     for stage in ("evaluate", "attack", "saliency", "train"):
         assert f"{stage}, test_resnet fp32: too few to tell (bare loop, " in done.stdout
     for figure in (
@@ -123,6 +130,8 @@ def test_stages_that_run_models_need_nothing_but_what_the_page_says(tmp_path: Pa
         "tf32: answers equal to fp32's, test_resnet: not measured (this device computes fp32)",
         "bf16: answers equal to fp32's, test_resnet: ",
         "several GPUs, test_resnet fp32: not measured (apache-beam is not installed)",
+        "two processes on one device, test_resnet fp32: too few to tell",
+        "weights of test_resnet: random",
     ):
         assert f"\n{figure}" in done.stdout
 
