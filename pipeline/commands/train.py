@@ -23,7 +23,7 @@ from pipeline.analyses.matrix.rows import (
 from pipeline.commands.command_line import check_device, flags_as
 from pipeline.commands.flags import flags_of
 from pipeline.dataset.card import notes_of
-from pipeline.dataset.folder import Dataset, Holdout, open_named
+from pipeline.dataset.folder import Dataset, open_named
 from pipeline.dataset.manifest import reading_store, writing_store
 from pipeline.display.table import describe_chance
 from pipeline.errors import JobError, UsageError, counted
@@ -156,7 +156,7 @@ def _fit_probe(flags: TrainFlags, dataset: Dataset, split: str, _: str | None) -
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
     backbone = Backbone(flags.arch, PredictConfig(device), dataset.store, weights)
-    plan = ProbePlan(dataset, flags.variant, split, Holdout(flags.holdout), flags.seed)
+    plan = ProbePlan(dataset, flags.variant, split, flags.holdout, flags.seed)
     folder, _, name = probe_file(backbone, plan).rpartition("/")
     with _locked_folder(flags.output, dataset, folder, [name]) as store:
         checkpoint = fit_variant(backbone, plan, store, name)

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.folder import Dataset, Holdout, selected_rows, training_pictures
+from pipeline.dataset.folder import Dataset, selected_rows, training_pictures
 from pipeline.errors import BrokenPictureError, JobError, UsageError, did_you_mean
 from transforms.codec import UndecodableError, decode_image
 from transforms.variants import VariantName
@@ -232,17 +232,16 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
       JobError: the index is damaged or has changed.
     """
     check_variant(dataset, plan.variant)
-    holdout = Holdout(plan.holdout)
     training = Samples(
         dataset,
         plan.train_split,
-        training_pictures(dataset, plan.train_split, plan.variant, holdout),
+        training_pictures(dataset, plan.train_split, plan.variant, plan.holdout),
     )
     eval_split = plan.train_split if plan.holdout else plan.eval_split
     if eval_split is None:
         return training, None
     pictures = dict.fromkeys(
-        (row["key"] for row in selected_rows(dataset, eval_split, holdout)),
+        (row["key"] for row in selected_rows(dataset, eval_split, plan.holdout)),
         VariantName.parse(plan.variant),
     )
     return training, Samples(dataset, eval_split, pictures)

@@ -17,7 +17,7 @@ from two_way_by_hand import interval_of, variance_of
 from pipeline.analyses.matrix.results import Matrix, read_matrices
 from pipeline.analyses.matrix.rows import NetworkTrainer, ProbeTrainer, make_plan, make_row
 from pipeline.commands.cli import main
-from pipeline.dataset.folder import Dataset, Holdout, selected_rows
+from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.errors import UsageError
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.published import TRAINED
@@ -73,7 +73,7 @@ def test_every_cell_has_its_images_interval_and_published_figure(probed: tuple[P
     rows = table_of(probed[0], "matrix")
     cells = [(row["train_variant"], row["test_variant"]) for row in rows]
     assert cells == [(train, test) for train in SHOWN for test in SHOWN]
-    tested = selected_rows(dataset_in(probed[0]), "val", Holdout(0.5))
+    tested = selected_rows(dataset_in(probed[0]), "val", 0.5)
     classes = Counter(image["label"] for image in tested)
     for row in rows:
         accuracy, published = float(row["accuracy"]), float(row["published"])
@@ -261,7 +261,7 @@ def test_an_attack_on_held_out_images(copied: Path) -> None:
         *("--pictures", "none", *ONE),
     )
     dataset = dataset_in(copied)
-    tested = len(selected_rows(dataset, "val", Holdout(0.5)))
+    tested = len(selected_rows(dataset, "val", 0.5))
     (file,) = copied.glob("results/*/attack.json")
     content = json.loads(file.read_text())
     assert not file.with_name("model.json").exists()
@@ -344,7 +344,7 @@ def test_a_network_stays_on_its_device_for_the_next_probe(
         return module
 
     monkeypatch.setattr(torch.nn.Module, "cpu", cpu)
-    fit_variant(backbone, ProbePlan(Dataset.open(store), "original", "val", Holdout(0.5)), store)
+    fit_variant(backbone, ProbePlan(Dataset.open(store), "original", "val", 0.5), store)
     assert not moved
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from runs import dataset_in
 from safetensors.torch import load_file, save_file
 
-from pipeline.dataset.folder import Holdout, selected_rows, training_pictures
+from pipeline.dataset.folder import selected_rows, training_pictures
 from pipeline.errors import JobError, UsageError
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TrainedOn, metadata_of_entry, read_metadata, save_checkpoint
@@ -163,7 +163,7 @@ def test_the_share_is_kept_on_average() -> None:
 
 def test_training_pictures_show_nothing_that_is_held_out(three_draws: Path) -> None:
     replicated = dataset_in(three_draws)
-    holdout = Holdout(0.5)
+    holdout = 0.5
     tested = {row["key"] for row in selected_rows(replicated, "val", holdout)}
     rows = {row["key"]: row for row in selected_rows(replicated, "val")}
     assert 0 < len(tested) < len(rows)
@@ -180,5 +180,5 @@ def test_training_pictures_show_nothing_that_is_held_out(three_draws: Path) -> N
         used.add(expected)
     # Replicates exist for this case: the first draw shows a background that is held out.
     assert used & {*draws[1:]}
-    without_holdout = training_pictures(replicated, "val", "mixed_rand", Holdout())
+    without_holdout = training_pictures(replicated, "val", "mixed_rand", 0)
     assert without_holdout == dict.fromkeys(rows, draws[0])
