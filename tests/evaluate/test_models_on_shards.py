@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
 import msgspec
 import pytest
 import timm
@@ -234,20 +233,6 @@ def test_a_chunk_of_an_attack_is_fetched_once_the_next_is_launched(
     assert chunks > 2
     pairs = [(("launch", n + 1), ("fetch", n)) for n in range(chunks - 1)]
     assert events == [("launch", 0), *sum(pairs, ()), ("fetch", chunks - 1)]
-
-
-def test_inferences_are_counted_under_beams_names(fresh: Path) -> None:
-    work = PlannedEvaluation(plan(fresh, FIRST), imagenet9())
-    pipeline = beam.Pipeline()
-    _ = pipeline | beam.Create([Block(0, 0)]) | beam.ParDo(RunModels(work))
-    found = pipeline.run().metrics().query()
-    (counted,) = (c.result for c in found["counters"] if c.key.metric.name == "num_inferences")
-    dataset = Dataset.open(work.evaluation.store)
-    assert counted == sum(work.size(dataset, chunk) for chunk in work.chunks(dataset))
-    means = {d.key.metric.name: d.result.mean for d in found["distributions"]}
-    latencies = {"inference_batch_latency_micro_secs", "load_model_latency_milli_secs"}
-    assert means.keys() >= {"inference_request_batch_size", *latencies}
-    assert all(means[name] > 0 for name in latencies)
 
 
 def test_a_chunk_of_an_attack_is_kept_if_the_next_one_fails(
