@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -35,7 +34,7 @@ from runs import (
 from small_models import lite0
 from tiny_models import Fixed
 
-from pipeline.analyses.attack.arrays import Cutouts, GridModel, in_turns, put_on
+from pipeline.analyses.attack.arrays import Cutouts, GridModel, put_on
 from pipeline.analyses.attack.figures import make_plots
 from pipeline.analyses.attack.results import AttackResult
 from pipeline.commands.command_line import build_parser
@@ -227,12 +226,10 @@ def complete(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_what_is_finished_is_not_done_again(
     complete: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Predictions of all pairs tell more than an early stop, so `--early_stop` keeps them.
     before = stamps(complete)
-    for flags in ((), ("--early_stop",)):
-        attack(complete, *MORE, *flags)
-        assert "nothing to do" in capsys.readouterr().out
-        assert stamps(complete) == before
+    attack(complete, *MORE)
+    assert "nothing to do" in capsys.readouterr().out
+    assert stamps(complete) == before
 
 
 def test_stopped_early_it_says_the_same(
@@ -387,17 +384,17 @@ def test_expected_accuracy_is_the_mean_over_all_choices(
 
 
 def answered(
-    trials: Generator[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray], grid: np.ndarray
+    labels: np.ndarray, order: np.ndarray, grid: np.ndarray, batch_size: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Answers an early stop's batches from a grid; returns its result, and the batches' sizes."""
-    sizes, predictions = [], None
-    while True:
-        try:
-            foreground, background = trials.send(predictions)  # type: ignore[arg-type]
-        except StopIteration as end:
-            return end.value, sizes
+    """Stops early on a grid of known predictions; also returns the sizes of the batches."""
+    sizes = []
+
+    def predict(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
         sizes.append(len(foreground))
-        predictions = grid[:, foreground, background]
+        return np.asarray(grid[:, foreground, background])
+
+    result = try_until_turned(labels, order, predict, rules=len(grid), batch_size=batch_size)
+    return result, sizes
 
 
 @given(grids(), grids(), st.integers(1, 9), st.randoms(use_true_random=False))
@@ -411,8 +408,7 @@ def test_an_early_stop_turns_the_same_foregrounds(
     # Arbitrary other predictions stand in for a second label rule.
     both = np.stack([grid, np.resize(other[0], grid.shape)])
     order = np.asarray(random.sample(range(len(bg_labels)), len(bg_labels)))
-    trials = try_until_turned(labels, order, rules=2, batch_size=batch_size)
-    predictions, batches = answered(trials, both)
+    predictions, batches = answered(labels, order, both, batch_size)
     tried = predictions[0] != UNTRIED
     assert np.array_equal(predictions[:, tried], both[:, tried])
     assert tried.sum() == sum(batches)
@@ -437,30 +433,8 @@ def test_an_early_stop_turns_the_same_foregrounds(
 def test_an_early_stop_with_single_trials_wastes_none() -> None:
     labels = np.asarray([0, 0, 0])
     grid = np.asarray([[[0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]], np.int16)
-    trials = try_until_turned(labels, np.asarray([2, 1, 0, 3]), rules=1, batch_size=1)
-    predictions, _ = answered(trials, grid)
+    predictions, _ = answered(labels, np.asarray([2, 1, 0, 3]), grid, 1)
     assert (predictions[0] != UNTRIED).sum(axis=1).tolist() == [2, 4, 1]
-
-
-@given(st.lists(st.integers(0, 4), max_size=8))
-def test_what_a_job_learns_does_not_depend_on_how_long_others_take(lengths: list[int]) -> None:
-    events: list[tuple[str, int]] = []
-
-    def job(number: int) -> Generator[None, None, int]:
-        events.append(("begins", number))
-        for _ in range(lengths[number]):
-            events.append(("works", number))
-            yield
-        return number
-
-    for number in in_turns(map(job, range(len(lengths)))):
-        events.append(("used", number))  # noqa: PERF401  # Jobs append in between.
-    expected = [("begins", 0), ("begins", 1)][: len(lengths)]
-    for number in range(len(lengths)):
-        expected += [("used", number), ("begins", number + 2)][: 2 - (number + 2 >= len(lengths))]
-    assert [event for event in events if event[0] != "works"] == expected
-    for number, length in enumerate(lengths):
-        assert events.count(("works", number)) == length
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 45))
