@@ -60,9 +60,11 @@ class PixelCache:
 
         The caller fills it, and puts it into `sets`, where it counts.
         """
-        used = sum(pixels.nbytes for pixels in tuple(self.sets.values()))
-        fits = 0 < math.prod(shape) <= self.budget - used
-        return pixel_array(shape, self.pinned) if fits else None
+        return pixel_array(shape, self.pinned) if self.fits(math.prod(shape)) else None
+
+    def fits(self, size: int) -> bool:
+        """Returns whether so many bytes fit beside the sets that are kept."""
+        return 0 < size <= self.budget - sum(one.nbytes for one in tuple(self.sets.values()))
 
 
 def pixel_array(shape: tuple[int, int, int, int], pinned: bool) -> Pixels:
@@ -163,7 +165,8 @@ class Loader(Generic[P]):
         batch, jobs = waiting.popleft()
         for job in jobs:
             job.result()
-        if batch._whole is not None:
+        # Sets before this one may have filled the cache since.
+        if batch._whole is not None and self.cache.fits(batch._whole.nbytes):
             self.cache.sets[self.kind + batch.pictures.name] = batch._whole
         return batch
 

@@ -1,7 +1,7 @@
 """Dataflow jobs: their identity, and whether they have ended.
 
-A job is identified by project, region and name, which are in its workers' options, whereas only the
-process that submitted it knows its id. Names of running jobs in a region differ.
+A job is identified by project, region and name, which are known before it is submitted, as its id
+is not. Names of running jobs in a region differ.
 """
 
 import logging
