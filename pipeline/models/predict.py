@@ -12,7 +12,6 @@ import contextlib
 import functools
 import math
 import sys
-import time
 import types
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeVar
@@ -29,7 +28,6 @@ from pipeline.models.identity import PredictConfig, Preprocessing
 from pipeline.models.loader import Batch, Loader, P, PixelCache, Pixels
 from pipeline.models.source import LoadedModel, unlike_logits
 from pipeline.runtime.custom_functions import call_own
-from pipeline.runtime.progress import count_inference
 from transforms.codec import decode_image, decode_into
 
 _DECODED_AHEAD = {"cpu": 0, "cuda": 3}
@@ -294,11 +292,10 @@ class Predictor:
             ahead=_DECODED_AHEAD[self.device.type],
             pinned=self.device.type == "cuda",
         )
-        in_flight: collections.deque[tuple[Batch[P], Fetched, float]] = collections.deque()
+        in_flight: collections.deque[tuple[Batch[P], Fetched]] = collections.deque()
         with contextlib.closing(loader.batches(sets)) as batches:
             for batch in batches:
-                started = time.perf_counter()
-                in_flight.append((batch, self._launch(batch.pixels), started))
+                in_flight.append((batch, self._launch(batch.pixels)))
                 if len(in_flight) > IN_FLIGHT[self.device.type]:
                     yield from self._finish(loader, *in_flight.popleft())
             while in_flight:
@@ -312,10 +309,9 @@ class Predictor:
         return Fetched(torch.cat(self.in_fitting_batches(run, pixels)))
 
     def _finish(
-        self, loader: Loader[P], batch: Batch[P], outputs: Fetched, started: float
+        self, loader: Loader[P], batch: Batch[P], outputs: Fetched
     ) -> Generator[tuple[Batch[P], NDArray[np.float32]], None, None]:
         logits = outputs.wait()
-        count_inference(len(logits), time.perf_counter() - started)
         refuse_broken(are_numbers(logits))
         yield batch, logits.numpy()
         loader.hand_back(batch)

@@ -259,7 +259,7 @@ class Store:
 
     def update(self, relative: str, data: bytes, *, durable: bool = False) -> bool:
         """Writes a whole file unless it already holds these bytes; returns whether it did so."""
-        if self.size(relative) == len(data) and self.read(relative) == data:
+        if self.size(relative) == len(data) and self.read(relative, None) == data:
             return False
         self.write(relative, data, durable=durable)
         return True

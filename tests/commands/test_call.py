@@ -132,11 +132,10 @@ def test_neither_beam_nor_torch_is_loaded_for_arrays(three_draws: Path) -> None:
         "try:\n"
         "    called.to_pandas()\n"
         "except ImportError as error:\n"
-        "    print(error)\n"
+        "    print('pandas' in str(error))\n"
     )
     done = run_python(code, str(three_draws))
-    told = "False False\nto_pandas needs pandas: pip install pandas\n"
-    assert (done.stdout, done.stderr) == (told, "")
+    assert (done.stdout, done.stderr) == ("False False\nTrue\n", "")
 
 
 _JAX = """

@@ -17,7 +17,7 @@ from pipeline.dataset import manifest as latest
 from pipeline.dataset import records
 from pipeline.dataset import sinks as files
 from pipeline.dataset.config import ComposeConfig, DatasetConfig
-from pipeline.dataset.folder import Dataset, Holdout, selected_rows
+from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.dataset.records import (
     ShardCounts,
@@ -169,18 +169,24 @@ def without_files(store: Store, form: str) -> Dataset:
     return Dataset(store, Manifest(config, "0" * 32, {}, shards, empty, empty, {"val": {}}, (), {}))
 
 
-def test_groups_are_held_out_as_a_whole_and_shards_as_the_split(one_worker: Path) -> None:
-    rows = [{"key": str(n), "group": f"g{n % 20}" if n % 2 else None} for n in range(200)]
-    tested = Holdout(0.4).test_rows(rows)
-    groups = {row["group"] for row in tested if row["group"]}
-    assert sum(row["group"] in groups for row in tested) == 10 * len(groups) > 0
-    assert Holdout(0.4, seed=1).test_rows(rows) != tested != Holdout().test_rows(rows) == rows
+def test_groups_are_held_out_as_a_whole_and_shards_as_the_split(
+    one_worker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = dataset_in(one_worker)
-    for holdout in (Holdout(), Holdout(0.5)):
+    for holdout in (0.0, 0.5):
         shards = (selected_rows(dataset, "val", holdout, n) for n in dataset.shards("val"))
         selected = selected_rows(dataset, "val", holdout)
-        assert list(itertools.chain(*shards)) == selected == holdout.test_rows(selected)
+        assert list(itertools.chain(*shards)) == selected
         assert all(row["selected"] for row in selected)
+    rows = [
+        {"key": str(n), "group": f"g{n % 20}" if n % 2 else None, "selected": True}
+        for n in range(200)
+    ]
+    monkeypatch.setattr(Dataset, "index", lambda *_: iter(rows))
+    tested = selected_rows(dataset, "val", 0.4)
+    groups = {row["group"] for row in tested if row["group"]}
+    assert sum(row["group"] in groups for row in tested) == 10 * len(groups) > 0
+    assert tested != selected_rows(dataset, "val") == rows
 
 
 def test_the_newest_whole_version_is_read_and_none_is_written_into(store: Store) -> None:

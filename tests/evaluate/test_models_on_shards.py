@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
 import msgspec
 import pytest
 import torch
@@ -227,18 +226,6 @@ def test_a_chunk_of_an_attack_is_kept_if_the_next_one_fails(
     (failed,) = RunModels(in_chunks).process(Block(0, 0))
     assert isinstance(failed, FailedModel)
     assert len(list(copied.glob("results/*/attack/*/*.parquet"))) == 1
-
-
-def test_inferences_are_counted_under_beams_names(fresh: Path) -> None:
-    work, pipeline = PlannedEvaluation(plan(fresh, FIRST), imagenet9()), beam.Pipeline()
-    _ = pipeline | beam.Create([Block(0, 0)]) | beam.ParDo(RunModels(work))
-    found = pipeline.run().metrics().query()
-    (counted,) = (c.result for c in found["counters"] if c.key.metric.name == "num_inferences")
-    assert counted == sum(work.size(dataset_in(fresh), n) for n in work.chunks(dataset_in(fresh)))
-    means = {d.key.metric.name: d.result.mean for d in found["distributions"]}
-    latencies = {"inference_batch_latency_micro_secs", "load_model_latency_milli_secs"}
-    assert means.keys() >= {"inference_request_batch_size", *latencies}
-    assert all(means[name] > 0 for name in latencies)
 
 
 def test_a_module_that_users_hold_is_left_to_them(

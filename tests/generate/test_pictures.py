@@ -11,7 +11,7 @@ import pytest
 from runs import ONE, QUICK, dataset_in, index_of, keys, pixels_of, results_of, run_here
 
 from pipeline.dataset.config import COMPOSE_VERSION, ComposeConfig
-from pipeline.dataset.folder import Holdout, training_pictures
+from pipeline.dataset.folder import training_pictures
 from pipeline.errors import JobError
 from pipeline.generate.composed import ComposedDataset
 from pipeline.generate.pictures import Background, Fills
@@ -99,7 +99,7 @@ def test_a_background_is_painted_once_and_a_whole_hole_stays_tiled(rendered: Pat
 
 
 def test_held_out_backgrounds_are_those_of_the_base(rendered: Path) -> None:
-    dataset, holdout = dataset_in(rendered), Holdout(0.3)
+    dataset, holdout = dataset_in(rendered), 0.3
     based, of_rendering = (
         training_pictures(dataset, "val", variant, holdout)
         for variant in ("mixed_rand", "mixed_rand_telea")

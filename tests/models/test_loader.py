@@ -154,9 +154,7 @@ def test_a_set_left_half_way_is_not_kept() -> None:
 
 @pytest.mark.parametrize("ahead", [0, 2])
 @pytest.mark.parametrize("numbers", [[1, 2, 3], [1, 2, 255]])
-def test_whoever_stops_at_the_last_batch_leaves_the_budget_right(
-    numbers: list[int], ahead: int
-) -> None:
+def test_only_what_is_kept_counts_in_the_budget(numbers: list[int], ahead: int) -> None:
     cache = PixelCache(3 * PICTURE)
     loader: Loader[Numbers] = Loader(
         Decoder(), SIDE, 3, cache=cache, kind="", threads=1, ahead=ahead
@@ -169,7 +167,8 @@ def test_whoever_stops_at_the_last_batch_leaves_the_budget_right(
     kept = "a" in cache.sets
     assert kept == (255 not in numbers)
     assert (cache.allocate((3, SIDE, SIDE, 3)) is None) == kept
-    assert cache.allocate((1, SIDE, SIDE, 3)) is None
+    assert (cache.allocate((1, SIDE, SIDE, 3)) is None) == kept
+    assert cache.allocate((4, SIDE, SIDE, 3)) is None
 
 
 def test_what_runs_in_the_background_gives_its_items_its_error_and_ends() -> None:

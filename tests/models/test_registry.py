@@ -11,8 +11,9 @@ from runs import run_here
 from safetensors.torch import save_file
 from small_models import export, network, vit
 
-from pipeline.errors import UsageError
+from pipeline.errors import JobError, UsageError
 from pipeline.models.registry import check_fit, check_model, load_model
+from pipeline.models.source import check_head
 from transforms.taxonomy import Taxonomy
 
 KINDS = Taxonomy(("x", "y"), ("a", "b", "c"), (0, 1, 1), ("a", "b", "c"))
@@ -47,7 +48,7 @@ def test_heads_that_fit_or_are_not_known_are_no_misfits(
 def test_misfits_are_known_without_weights(tmp_path: Path, my_models: str) -> None:
     names = ("resnet50.a1_in1k", "resnet50", "efficientnet_lite0", "efficientnet_lite2")
     misfits = {
-        **dict.fromkeys(of_head(tmp_path, 4), 4),
+        **dict.fromkeys(of_head(tmp_path, 4)[:2], 4),
         **dict.fromkeys((*names, "torchvision:resnet50"), 1000),
         "vit_base_patch16_224.augreg_in21k": 21843,
     }
@@ -61,6 +62,17 @@ def test_misfits_are_known_without_weights(tmp_path: Path, my_models: str) -> No
     run_here("models", "fetch", "--models", nine, "--to", tmp_path / "weights")
     with pytest.raises(UsageError, match="a head of 9 outputs fits neither the 3 classes"):
         check_fit(nine, KINDS, str(tmp_path / "weights"))
+
+
+def test_misfits_of_folders_and_graphs_are_known_once_they_are_loaded(tmp_path: Path) -> None:
+    for spec in of_head(tmp_path, 4)[2:]:
+        check_fit(spec, KINDS)
+        with pytest.raises(JobError) as caught:
+            check_head(load_model(spec, taxonomy=KINDS), KINDS)
+        said = str(caught.value)
+        assert said.startswith(f"{spec}")
+        assert "a head of 4 outputs fits neither the 3 classes nor the 2 " in said
+        assert "\n" not in said
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from apache_beam.internal import pickler
-from apache_beam.options.value_provider import RuntimeValueProvider
 from apache_beam.portability.api import beam_runner_api_pb2
 from dataflow_stub import DataflowStub, run_staged, write_credentials
 from gcs import BUCKET, object_store
@@ -31,11 +30,8 @@ from pipeline.runners.dataflow import DISK_GB, Gpu
 from pipeline.runtime.dataflow_jobs import is_over
 from pipeline.runtime.lock import (
     DATASET_LOCK,
-    TABLES_LOCK,
-    Holder,
     acquire,
     is_held,
-    locked,
     release,
     this_process,
 )
@@ -186,7 +182,7 @@ def test_the_number_of_groups_is_that_of_the_flag_or_follows_from_the_work(
 def run_as_worker(cloud: Cloud, job: dict[str, Any]) -> dict[str, Any]:
     """Runs what a job has staged, as a worker does; returns what it sums up in `out`."""
     options = options_of(job)
-    run_staged(cloud.read(options["pipelineUrl"]), options)
+    run_staged(cloud.read(options["pipelineUrl"]))
     summary: dict[str, Any] = json.loads(cloud.read(f"{ROOT}/out/.in9/last_run.json"))["summary"]
     return summary
 
@@ -330,23 +326,6 @@ def test_a_job_does_not_start_on_a_dataset_that_has_changed(tmp_path: Path) -> N
     with pytest.raises(JobError, match="has changed meanwhile"):
         list(step.process("x"))
     assert not is_held(store, DATASET_LOCK)
-
-
-def test_workers_hold_locks_for_their_job(tmp_path: Path) -> None:
-    """Checks that a lock names the job, so that another worker can go on where one has vanished."""
-    store = Store(str(tmp_path)).for_job("1" * 32)
-    job = {"project": "p", "region": "r", "job_name": "j"}
-    try:
-        RuntimeValueProvider.set_runtime_options({"runner": "DataflowRunner", **job})
-        acquire(store, TABLES_LOCK, "2" * 32, {"dataflow": job})
-        with locked(store, TABLES_LOCK):
-            assert not is_held(store, TABLES_LOCK, "2" * 32)
-            claim = store.files.current_claim(store.path(TABLES_LOCK))
-            assert claim is not None
-            assert Holder.from_claim(claim) == Holder(store.job, {"dataflow": job})
-    finally:
-        RuntimeValueProvider.set_runtime_options(None)
-    assert not is_held(store, TABLES_LOCK)
 
 
 def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(

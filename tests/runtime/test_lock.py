@@ -69,18 +69,12 @@ def test_what_is_known_to_be_over_is_taken_over_at_once(store: Store) -> None:
             assert not is_held(store, DATASET_LOCK, "0" * 32)
         # The release of the earlier holder comes late and does nothing.
         release(store, DATASET_LOCK, "0" * 32)
-    # A dead lock is removed even if nobody ever wants it again.
     dead, out_of_sight = lock.model_lock("dead", 0), lock.model_lock("elsewhere", 0)
     acquire(store, dead, "1" * 32, {**me, "started": "1"})
     acquire(store, out_of_sight, "2" * 32, ELSEWHERE)
     assert lock.current_holder(store, dead) is None
     assert lock.current_holder(store, DATASET_LOCK) is None
     assert lock.current_holder(store, out_of_sight) == "process 1 on elsewhere"
-    store.write(".in9/lock-of-mine", b"?")
-    lock.remove_dead_locks(store)
-    assert not is_held(store, dead)
-    assert is_held(store, out_of_sight)
-    assert store.exists(".in9/lock-of-mine")
 
 
 @pytest.mark.usefixtures("short")

@@ -128,10 +128,9 @@ def write_credentials(path: Path, token_uri: str) -> None:
     path.write_text(json.dumps(account))
 
 
-def run_staged(pipeline: bytes, options: dict[str, Any]) -> None:
-    """Runs a staged pipeline with the options of its job."""
+def run_staged(pipeline: bytes) -> None:
+    """Runs a staged pipeline."""
     from apache_beam.options.pipeline_options import PipelineOptions
-    from apache_beam.options.value_provider import RuntimeValueProvider
     from apache_beam.portability import common_urns, python_urns
     from apache_beam.portability.api import beam_runner_api_pb2
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -143,8 +142,4 @@ def run_staged(pipeline: bytes, options: dict[str, Any]) -> None:
         environment.ClearField("payload")
         environment.ClearField("dependencies")
         environment.ClearField("resource_hints")
-    RuntimeValueProvider.set_runtime_options(options)
-    try:
-        FnApiRunner().run_via_runner_api(proto, PipelineOptions([])).wait_until_finish()
-    finally:
-        RuntimeValueProvider.set_runtime_options(None)
+    FnApiRunner().run_via_runner_api(proto, PipelineOptions([])).wait_until_finish()

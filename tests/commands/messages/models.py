@@ -33,7 +33,7 @@ ROWS: Rows = {
         ("fetch --models resnet50", "fetch needs --models A,B and --to DIR"),
         ("fetch --models resnet5O --to {new}", "timm has no model"),
         ("fetch --weights {tmp}", "leave it out"),
-        ("list resnet5O", "matches resnet5O; close to it"),
+        ("list resnet5O", "timm has no model 'resnet5O'; close to it: resnet50"),
         ("list --models resnet18,nosuch", "timm has no model 'nosuch'"),
         ("list resnet* --weights {tmp}", "leave it out"),
         ("list --models resnet18 --weights {tmp}", "leave it out"),
