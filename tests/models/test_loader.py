@@ -227,14 +227,3 @@ def test_pixels_are_those_of_pillow(
         if wrong != out.shape:
             with pytest.raises(UndecodableError):
                 decode_into(buffer.getvalue(), np.zeros(wrong, np.uint8))
-
-
-@pytest.mark.parametrize("progressive", [False, True])
-def test_half_a_picture_is_not_decoded_into_an_array(progressive: bool) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, "JPEG", progressive=progressive)
-    data = buffer.getvalue()
-    for cut in (0, 1, 100, len(data) // 2, len(data) - 20):
-        with pytest.raises(UndecodableError):
-            decode_into(data[:cut], np.zeros((64, 64, 3), np.uint8))

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from two_way_by_hand import flip_interval
 
 from transforms.flips import FlipRate, PicturePairs, flip_rate
-from transforms.intervals import score_interval, t_quantile
 
 Array = NDArray[np.int64]
 
@@ -93,50 +92,3 @@ def test_a_constant_answer_never_flips(of: tuple[Array, Array, Array, Any], answ
     if never is not None and always is not None:
         assert (never.rate, never.low, always.rate, always.high) == (0, 0, 1, 1)
         assert never.high == pytest.approx(1 - always.low)
-
-
-def test_a_rate_does_not_grow_with_the_draws() -> None:
-    """Checks answers that the background alone decides.
-
-    The share of foregrounds with any change grows with the draws, the rate does not.
-    """
-    rng = np.random.default_rng(0)
-    images, chance = 600, 0.2
-    is_odd = rng.random(images) < chance
-    rates, changed = [], []
-    for draws in (2, 4, 8):
-        grounds = rng.integers(0, images, (draws, images))
-        every = list(itertools.combinations(range(draws), 2))
-        result = rate_of(np.arange(images), grounds, is_odd[grounds].astype(np.int64), every)
-        assert result is not None
-        assert result.low < 2 * chance * (1 - chance) < result.high
-        rates.append(result.rate)
-        changed.append(np.mean(is_odd[grounds].any(axis=0) & ~is_odd[grounds].all(axis=0)))
-    assert max(rates) - min(rates) < 0.06
-    assert changed[0] < 0.4 < 0.7 < changed[2]
-
-
-def test_what_pairs_share_widens_the_interval() -> None:
-    rng = np.random.default_rng(1)
-    images = 100
-    # Pairs that share nothing are independent trials.
-    own = np.arange(2 * images).reshape(2, images)
-    answers = rng.integers(0, 2, (2, images))
-    alone = rate_of(np.arange(images), own, answers, [(0, 1)])
-    assert alone is not None
-    expected = score_interval(alone.rate, images - 1, t_quantile(images - 1, 0.95))
-    assert (alone.low, alone.high) == pytest.approx(expected, abs=0.001)
-    # Each background serves ten foregrounds here, and decides their answers.
-    few = np.stack([own[0], 1000 + np.arange(images) // 10])
-    decided = np.stack([np.zeros(images, np.int64), few[1] % 2])
-    shared = rate_of(np.arange(images), few, decided, [(0, 1)])
-    assert shared is not None
-    assert shared.rate == 0.5
-    assert shared.high - shared.low > 2.5 * (alone.high - alone.low)
-
-
-def test_one_foreground_says_nothing_of_others() -> None:
-    result = rate_of(np.zeros(3, int), np.arange(6).reshape(2, 3), np.zeros((2, 3), int), [(0, 1)])
-    assert result == FlipRate(0.0, 0.0, 1.0, 3, 3)
-    none = np.empty((2, 0), np.int64)
-    assert rate_of(none[0], none, none, [(0, 1)]) is None

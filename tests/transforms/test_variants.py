@@ -1,6 +1,8 @@
-"""Tests the laws of the variants."""
+"""Tests the laws of the variants, and that noise is normal, keyed, and the same everywhere."""
 
 import dataclasses
+import hashlib
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -8,19 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transforms.geometry import OutputBox
+from transforms.hashing import keyed_hash, substream
 from transforms.layers import Layer
 from transforms.variants import (
     MIXED,
     PAPER,
     PICTURES,
+    SIGMA,
     VARIANTS,
     add_noise,
     composite,
     gaussian_noise,
+    level_table,
     select_variants,
 )
 
 SIDE = 12
+DEVIATION = 255 * SIGMA
 NOISE = gaussian_noise(5, (SIDE, SIDE, 3))
 
 
@@ -62,6 +68,8 @@ def test_mixing_goes_along_the_mask_black_pixels_included(layer: Layer, other: L
         mixed = VARIANTS[name].compose(layer, other.only_bg_t)
         np.testing.assert_array_equal(mixed[layer.mask], layer.image[layer.mask])
         np.testing.assert_array_equal(mixed[~layer.mask], other.only_bg_t[~layer.mask])
+        with pytest.raises(ValueError, match=name):
+            VARIANTS[name].compose(layer)
 
 
 @given(layers())
@@ -137,12 +145,43 @@ def test_variants_of_the_users_come_last_and_have_names_of_their_own() -> None:
         select_variants(["python:mine:mixed_rand_r1@1"])
 
 
-def test_a_mixed_variant_needs_a_background() -> None:
-    layer = Layer(
-        np.zeros((2, 2, 3), np.uint8),
-        np.zeros((2, 2, 3), np.uint8),
-        np.zeros((2, 2), np.bool_),
-        OutputBox(0, 0, 1, 1),
-    )
-    with pytest.raises(ValueError, match="mixed_same"):
-        VARIANTS["mixed_same"].compose(layer)
+def test_levels_are_normal_and_no_rounding_is_close() -> None:
+    levels = level_table()
+    np.testing.assert_array_equal(levels, -levels[::-1])
+    assert levels.std() == pytest.approx(DEVIATION, rel=1e-4)
+    normal, places = NormalDist(sigma=DEVIATION), np.arange(1_000, 64_000, 97)
+    exact = [normal.inv_cdf((position + 0.5) / 65536) for position in places.tolist()]
+    np.testing.assert_allclose(levels[places], exact, atol=0.52)
+    # A library that differs in the last bits would give the same table.
+    starts = [65536 * normal.cdf(k - 0.5) for k in range(-299, 301)]
+    assert min(abs(start % 1 - 0.5) for start in starts) > 5e-4
+    digest = hashlib.sha256(levels.astype("<i2").tobytes()).hexdigest()
+    assert digest == "8e4ff6d94bcbee0bdbcf0f5e45d99fd6345c23e2435d1f8b1a76f7d29ab39328"
+
+
+def test_noise_is_that_of_the_keyed_hash() -> None:
+    draw = keyed_hash(0, "noise", "ILSVRC2012_val_00000355")
+    noise = gaussian_noise(draw, (5, 7, 3))
+    words = [
+        int(substream(np.asarray([draw], np.uint64), index)[0]) >> 16 * part & 0xFFFF
+        for index in range(27)
+        for part in range(4)
+    ]
+    assert noise.ravel().tolist() == level_table()[words[:105]].tolist()
+    assert noise[0, 0].tolist() == [-57, 10, -66]
+    large = gaussian_noise(draw, (224, 224, 3))
+    np.testing.assert_array_equal(large.ravel()[:105], noise.ravel())
+    assert abs(large.mean()) < 1
+    assert large.std() == pytest.approx(DEVIATION, rel=0.01)
+    # Pixels, channels and keys are independent.
+    other = gaussian_noise(keyed_hash(0, "noise", "another"), large.shape)
+    pairs = ((large[1:], large[:-1]), (large[..., 0], large[..., 1]), (large, other))
+    assert all(abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.02 for a, b in pairs)
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 255))
+def test_sums_are_clipped(draw: int, level: int) -> None:
+    image = np.full((4, 4, 3), level, np.uint8)
+    noise = gaussian_noise(draw, image.shape)
+    expected = [min(max(level + value, 0), 255) for value in noise.ravel().tolist()]
+    assert add_noise(image, noise).ravel().tolist() == expected
