@@ -120,25 +120,6 @@ def test_steps_and_limits_are_those_of_the_flags(manifest: Manifest) -> None:
     assert masks in told(imported)
 
 
-def test_limits_of_an_import_say_nothing_of_how_it_was_made(manifest: Manifest) -> None:
-    def limits(config: DatasetConfig) -> str:
-        images = {
-            split: {name: n for name, n in counts.items() if name != "of_sample"}
-            for split, counts in manifest.images.items()
-        }
-        sheet = datasheet(dataclasses.replace(manifest, config=config, images=images))
-        return "\n".join(sheet["dataLimitations"])
-
-    made = DatasetConfig()
-    imported = dataclasses.replace(made, origin="imported")
-    for text in ("corrected the masks", "not a copy of the released", "JPEG changes pixels"):
-        assert text in limits(made)
-        assert text not in limits(imported)
-    for text in ("Masks have errors", "labels are ImageNet's"):
-        assert text in limits(made)
-        assert text in limits(imported)
-
-
 def test_croissant_lists_each_file_once_and_has_every_column(manifest: Manifest) -> None:
     descriptions = dict.fromkeys(map(str, manifest.config.compose.composed), "a version")
     words = {"name": "n", "licence": "l", "cite": "c"}

@@ -159,13 +159,6 @@ def test_mixed_rand_draws_classes_uniformly_whatever_their_size() -> None:
     assert shares == pytest.approx([1 / 3] * 3, abs=0.05)
 
 
-def test_absent_classes_are_passed_over_by_mixed_next() -> None:
-    labels = [2, 2, 7, 7]
-    pairs = drawn(make_pool(labels), make_keys(labels), "mixed_next")
-    assert {pairs["image_0"], pairs["image_1"]} <= {"image_2", "image_3"}
-    assert {pairs["image_2"], pairs["image_3"]} <= {"image_0", "image_1"}
-
-
 @pytest.mark.parametrize(
     ("labels", "mixed", "own", "policy", "expected"),
     [
