@@ -117,14 +117,6 @@ def test_the_schema_is_of_the_versions_that_are_asked_for() -> None:
         assert int(version[1]) >= int(minor)
 
 
-def test_the_request_has_a_place_for_every_value() -> None:
-    code = CODE["schedule.tf"]
-    call = code[code.index("templatefile(") : code.index("\n  })")]
-    passed = set(re.findall(r"^    (\w+) +=", call, flags=re.MULTILINE))
-    template = (DEPLOY / "flex" / "launch.json.tmpl").read_text()
-    assert passed == set(re.findall(r"\$\{(\w+)\}", template))
-
-
 def test_the_page_names_the_version_that_is_needed() -> None:
     (version,) = re.findall(r'required_version = ">= (.*)"', CODE["versions.tf"])
     assert f"Terraform {version} or newer" in (ROOT / "docs" / "deploy.md").read_text()

@@ -98,13 +98,11 @@ def test_who_is_alone_with_another_in_a_bucket_gets_that() -> None:
     ]
 
 
-def test_another_seed_draws_other_pairs_and_variants_draw_independently() -> None:
+def test_another_seed_draws_other_pairs() -> None:
     labels = [i % 3 for i in range(300)]
     first = pair(make_pool(labels, seed=0), *everyone(labels), VariantName("mixed_same"), seed=0)
     second = pair(make_pool(labels, seed=1), *everyone(labels), VariantName("mixed_same"), seed=1)
-    other = pair(make_pool(labels, seed=0), *everyone(labels), VariantName("mixed_next"), seed=0)
     assert (first == second).mean() < 0.1
-    assert (first == other).mean() < 0.1
 
 
 def test_removing_one_image_repairs_few() -> None:

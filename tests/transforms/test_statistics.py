@@ -9,7 +9,7 @@ from scipy import stats
 
 from pipeline.dataset.records import ShardCounts
 from transforms.estimates import Verdict, above, below, difference, widened, within
-from transforms.hashing import keyed_hash, keyed_hashes, substream, substreams
+from transforms.hashing import keyed_hash, keyed_hashes, substream
 from transforms.intervals import bootstrap_interval, bootstrap_means, poisson_weights, wilson
 from transforms.scoring import LABEL_RULES, labels_of_outputs
 from transforms.taxonomy import OUTSIDE, imagenet9
@@ -49,17 +49,6 @@ def test_bootstrap_weights_are_poisson() -> None:
     assert (weights == 0).mean() == pytest.approx(np.exp(-1), abs=0.01)
     other = poisson_weights(substream(hashes, 4))
     assert abs(np.corrcoef(weights, other)[0, 1]) < 0.03
-
-
-def test_the_bootstrap_does_not_depend_on_order() -> None:
-    rng = np.random.default_rng(0)
-    first, second = rng.random(60) < 0.8, rng.random(60) < 0.6
-    keys = [f"k{i}" for i in range(60)]
-    order = rng.permutation(60)
-    values = np.stack([first, second], axis=1).astype(np.float64)
-    interval = bootstrap_interval(values, keys, resamples=200)
-    shuffled = bootstrap_interval(values[order], [keys[i] for i in order], resamples=200)
-    np.testing.assert_allclose(interval, shuffled)
 
 
 def test_rows_of_one_unit_are_resampled_together() -> None:
@@ -154,13 +143,6 @@ def test_bootstrap_means_are_those_of_a_plain_loop(units: int) -> None:
             expected.append(weights @ values / (weights @ sizes))
     means = bootstrap_means(values, sizes, hashes, resamples=37)
     np.testing.assert_array_equal(means, np.asarray(expected).reshape(-1, 3))
-
-
-def test_several_substreams_are_each_of_them() -> None:
-    hashes = keyed_hashes(0, "x", ["a", "b", "c"])
-    together = substreams(hashes, range(4, 9))
-    for row, index in zip(together, range(4, 9), strict=True):
-        np.testing.assert_array_equal(row, substream(hashes, index))
 
 
 def test_intervals_stay_what_they_were() -> None:
