@@ -143,10 +143,6 @@ def reference_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return root / "out"
 
 
-def reference_picture(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB"))
-
-
 def test_masks_equal_the_scripts(shared: Path, reference_run: Path) -> None:
     by_key = dict(layers(reference_run))
     references = sorted((shared / "reference" / "masks").glob("*.png"))
@@ -173,7 +169,9 @@ def test_variants_equal_the_scripts(shared: Path, reference_run: Path, variant: 
     references = sorted((shared / "reference" / variant).glob("*.png"))
     assert len(references) >= 12
     for path in references:
-        np.testing.assert_array_equal(actual[path.stem], reference_picture(path), err_msg=path.stem)
+        np.testing.assert_array_equal(
+            actual[path.stem], Image.open(path).convert("RGB"), err_msg=path.stem
+        )
 
 
 def test_composites_equal_the_scripts_but_for_black_foregrounds(
@@ -185,7 +183,8 @@ def test_composites_equal_the_scripts_but_for_black_foregrounds(
     for pair in pairs:
         layer = by_key[pair["fg_key"]]
         mixed = VARIANTS["mixed_same"].compose(layer, by_key[pair["bg_key"]].only_bg_t)
-        expected = reference_picture(shared / "reference" / "mixed" / f"{pair['fg_key']}.png")
+        path = shared / "reference" / "mixed" / f"{pair['fg_key']}.png"
+        expected = np.asarray(Image.open(path).convert("RGB"))
         black = layer.mask & ~layer.image.any(axis=2)
         np.testing.assert_array_equal(mixed[~black], expected[~black], err_msg=pair["fg_key"])
         assert not mixed[black].any()

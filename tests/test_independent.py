@@ -30,12 +30,6 @@ def rendition(shared: Path) -> ModuleType:
     return module
 
 
-def boxed(*corners: int) -> str:
-    """Returns an object of an annotation."""
-    inside = "".join(f"<{c}>{v}</{c}>" for c, v in zip(Box._fields, corners, strict=True))
-    return f"<object><bndbox>{inside}</bndbox></object>"
-
-
 @st.composite
 def annotated(draw: st.DrawFn) -> tuple[int, int, list[tuple[int, int, int, int]], int, float]:
     """Draws width, height, boxes, and the seed and density of a mask in the first box."""
@@ -69,7 +63,11 @@ def test_any_box_is_filtered_and_cut_the_same(
     folder.mkdir(exist_ok=True)
     xml = folder / "drawn.xml"
     size = f"<size><width>{width}</width><height>{height}</height></size>"
-    xml.write_text(f"<annotation>{size}{''.join(boxed(*box) for box in boxes)}</annotation>")
+    corners = (
+        "".join(f"<{c}>{v}</{c}>" for c, v in zip(Box._fields, b, strict=True)) for b in boxes
+    )
+    objects = "".join(f"<object><bndbox>{each}</bndbox></object>" for each in corners)
+    xml.write_text(f"<annotation>{size}{objects}</annotation>")
     mask = np.zeros((height, width), np.bool_)
     for left, top, right, bottom in boxes[:1]:
         inside = chance.random((bottom - top, right - left)) < density

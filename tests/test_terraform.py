@@ -122,9 +122,6 @@ def test_the_page_names_the_version_that_is_needed() -> None:
     assert f"Terraform {version} or newer" in (ROOT / "docs" / "deploy.md").read_text()
 
 
-# --- Resources ----------------------------------------------------------------------------------
-
-
 @functools.cache
 def blocks(kind: str) -> dict[str, Any]:
     """Returns variables and local values by name, or resources by address."""

@@ -79,10 +79,7 @@ ROWS: Rows = {
         (
             "",
             "expected the columns image",
-            {
-                "in/LOC_val_solution.csv": KAGGLE,
-                "in/val.parquet": TEXTS,
-            },
+            {"in/LOC_val_solution.csv": KAGGLE, "in/val.parquet": TEXTS},
         ),
     ],
     "generate --output {new} --input {tmp}/t.csv": [
