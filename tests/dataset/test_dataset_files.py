@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from runs import dataset_in
+from runs import dataset_in, run_here
 
-from pipeline.commands.finished import verify
 from pipeline.dataset import manifest as latest
 from pipeline.dataset import records
 from pipeline.dataset import sinks as files
@@ -99,11 +98,11 @@ def test_a_shard_is_found_where_its_record_and_files_lie(store: Store) -> None:
     assert (found(), found(need_files=False)) == (None, (record, {}))
 
 
-def test_each_fault_of_a_dataset_is_a_line(three_draws: Path, tmp_path: Path) -> None:
+def test_each_fault_of_a_dataset_is_a_line(
+    three_draws: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = Path(shutil.copytree(three_draws, tmp_path / "out"))
-    dataset = dataset_in(output)
-    assert list(verify(dataset)) == []
-    gone, shorter, other = (file.path for file in dataset.manifest.files[-3:])
+    gone, shorter, other = (file.path for file in dataset_in(output).manifest.files[-3:])
     (output / gone).unlink()
     content = (output / shorter).read_bytes()
     (output / shorter).write_bytes(content[:-1])
@@ -112,7 +111,10 @@ def test_each_fault_of_a_dataset_is_a_line(three_draws: Path, tmp_path: Path) ->
     (output / "results").mkdir()
     for extra in ("parquet/extra", "results/extra"):  # Folders without shards may hold other files.
         (output / extra).write_text("")
-    assert list(verify(dataset)) == [
+    run_here("verify", "--dataset", output, code=1)
+    printed = capsys.readouterr()
+    assert "in9 verify: 4 faults" in printed.err
+    assert printed.out.splitlines() == [
         f"{gone}: missing",
         f"{shorter}: {len(content) - 1} bytes, the manifest says {len(content)}",
         f"{other}: the content has changed (sha256 differs)",
@@ -137,7 +139,7 @@ def test_samples_of_another_form_are_a_broken_tar(store: Store, members: dict[st
         for suffix, data in members.items():
             tar.add(f"key.{suffix}", data)
         tar.close()
-    with pytest.raises(JobError, match=rf"{path} cannot be read \((?!it holds)"):
+    with pytest.raises(JobError, match=rf"{path} cannot be read \((?!it holds).*; see: in9 verify"):
         list(without_files(store, "webdataset").samples("val", 0, ORIGINAL))
 
 

@@ -14,7 +14,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.models.open_clip_models import class_prompts
 from pipeline.models.registry import check_model, load_model
 from pipeline.models.source import check_head
-from transforms.taxonomy import Taxonomy, imagenet9
+from transforms.taxonomy import Taxonomy, imagenet9, wordnet_taxonomy
 
 
 def test_zero_shot_agrees_with_open_clip(
@@ -89,6 +89,11 @@ def test_every_class_has_a_name_of_its_own() -> None:
         "maillot tank suit",
         "a bad photo of the tench.",
     )
+    taxonomy = Taxonomy(("x", "y"), ("0", "1"), (0, 1), ("cup, mug", "fork"), (1, 0))
+    names, templates = class_prompts(taxonomy)
+    assert [templates[0](name) for name in names] == ["itap of a fork.", "itap of a cup."]
+    roots = wordnet_taxonomy([("n02084071", "")])
+    assert class_prompts(roots) == class_prompts(imagenet9())
 
 
 def test_open_clip_names_are_checked(tmp_path: Path) -> None:
