@@ -19,7 +19,7 @@ from timm.models import clean_state_dict, get_pretrained_cfg, is_model_pretraine
 from torchvision import models
 
 from pipeline.errors import JobError, UsageError
-from pipeline.models.checkpoint import SUFFIX, read_metadata, refuse_compressed
+from pipeline.models.checkpoint import SUFFIX, read_header, read_metadata, refuse_compressed
 from pipeline.models.identity import Origin, Preprocessing, own_settings
 from pipeline.models.source import (
     LoadedModel,
@@ -142,17 +142,18 @@ class TimmNames(Source):
             config = get_pretrained_cfg(spec)
             return config.num_classes if config else None
         try:
-            return _head_size(architecture, read_state(path), path)
-        except JobError as error:  # `load` will report any other fault of the file.
-            if _TENSORS_ALONE in str(error):
-                raise UsageError(f"--models {spec}: {error}") from error
+            return _head_size(architecture, _read_shapes(path), path)
+        except Exception as error:  # `load` will report any other fault of the file.
+            if _WHOLE in str(error):
+                raise UsageError(f"--models {spec}: {path} {_TENSORS_ALONE}") from error
             return None
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         architecture, equals, path = spec.partition("=")
         if equals:
             state = read_state(path)
-            outputs = _head_size(architecture, state, path)
+            shapes = {key: value.shape for key, value in state.items()}
+            outputs = _head_size(architecture, shapes, path)
             make = functools.partial(timm.create_model, architecture, num_classes=outputs)
             module = module_with(spec, make, state)
             trained = read_metadata(path) if path.endswith(SUFFIX) else None
@@ -289,6 +290,18 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
     return _unwrapped(path, state)
 
 
+def _read_shapes(path: str) -> dict[str, Sequence[int]]:
+    """Reads the shapes of a checkpoint's tensors; a PyTorch file is memory-mapped, so local."""
+    if path.endswith(SUFFIX):
+        shapes: dict[str, Sequence[int]] = clean_state_dict(
+            {name: entry.get("shape") for name, entry in read_header(path).items()}
+        )
+        return shapes
+    refuse_compressed(path)
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return {name: value.shape for name, value in _unwrapped(path, state).items()}
+
+
 def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
     """Extracts a state dict from its wrappers.
 
@@ -308,14 +321,14 @@ def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
     return cleaned
 
 
-def _head_size(architecture: str, state: Mapping[str, torch.Tensor], path: str) -> int:
+def _head_size(architecture: str, shapes: Mapping[str, Sequence[int]], path: str) -> int:
     """Returns the number of outputs, which is the first size of the classifier's weight tensor."""
     config = get_pretrained_cfg(architecture)
     classifier = (config and config.classifier) or "fc"
     name = classifier if isinstance(classifier, str) else classifier[0]
-    if f"{name}.weight" not in state:
+    if f"{name}.weight" not in shapes:
         raise JobError(f"{path} has no {name}.weight: not a checkpoint of {architecture}")
-    return len(state[f"{name}.weight"])
+    return int(shapes[f"{name}.weight"][0])
 
 
 _PREFIX = "torchvision:"
