@@ -79,7 +79,8 @@ class ComposeShard(JobStep):
             key=operator.attrgetter("rank"),
         )
         table = output.scenes
-        scenes = None if table is None else DrawnScenes(table, self.outputs, cutter, config)
+        segment = self.config.segment
+        scenes = None if table is None else DrawnScenes(table, self.outputs, segment, config)
         rows, selected = self._select(images, plan, scenes)
         checksum = self._fingerprint(output, rows, selected)
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)

@@ -16,7 +16,6 @@ from pipeline.dataset.sinks import (
     Sample,
     damaged_tar,
     decode_layer,
-    layer_digest,
     layer_ranges,
 )
 from pipeline.errors import JobError
@@ -24,7 +23,7 @@ from pipeline.generate.cut_source import Cutter, SourceBytes, read_source
 from pipeline.generate.plan import PlannedImage
 from pipeline.generate.scenes import DrawnScenes, Scene
 from pipeline.inputs.location import Location, changed, reads_ahead, shown
-from pipeline.storage.interface import REQUESTS_IN_FLIGHT, Files, read_ahead
+from pipeline.storage.interface import Files, read_ahead
 from pipeline.storage.store import Store
 from transforms.codec import (
     TooManyPixelsError,
@@ -96,7 +95,9 @@ class LayerSource:
         Raises JobError if a tar is damaged, or cutting an image again gives another layer than
         before. A background that is cut again is not compared.
         """
-        ahead = REQUESTS_IN_FLIGHT * self.store.is_remote
+        # Images that are cut again may lie elsewhere than the dataset.
+        again = [_place(each.planned.source) for each in images[:1] if each.planned.tar is None]
+        ahead = reads_ahead(again) if again else self._files.requests_at_once
         for image, (layer, source, backgrounds) in read_ahead(self._read, images, ahead):
             yield image, layer or self._cut(image.planned, source), backgrounds
 
@@ -133,7 +134,7 @@ class LayerSource:
         layer = self._decoded(
             tar, layer_ranges(vars(row)), functools.partial(decode_layer, box=row.box or ())
         )
-        if layer_digest(layer) != row.layer_digest:
+        if layer.digest != row.layer_digest:
             raise damaged_tar(self.store.path(tar), f"its layer of {row.key} is another")
         return layer
 
@@ -161,22 +162,9 @@ class LayerSource:
         layer = next(
             (cut.layer for cut in self.cutter.cut(source) if cut.number == source.number), None
         )
-        if layer is None or layer_digest(layer) != planned.layer_digest:
+        if layer is None or layer.digest != planned.layer_digest:
             raise self._changed(source)
         return layer
-
-    def cropped(
-        self, images: Sequence[SelectedImage]
-    ) -> Generator[tuple[SelectedImage, Pixels], None, None]:
-        """Yields (image, picture) for images that are not cut apart; raises like `layers`."""
-        # The number depends on the storage of the input, which may differ from the dataset's.
-        first = (Location.parse(os.fsdecode(image.planned.source)) for image in images[:1])
-        ahead = reads_ahead(first)
-        for image, source in read_ahead(lambda image: _source(image.planned), images, ahead):
-            whole = self.cutter.crop(source)
-            if whole.image is None or whole.digest != image.planned.layer_digest:
-                raise self._changed(source)
-            yield image, whole.image
 
     def _changed(self, source: SourceBytes) -> JobError:
         return JobError(
@@ -196,11 +184,13 @@ class LayerSource:
 def _source(planned: PlannedImage) -> SourceBytes:
     """Reads the files that an accepted image was cut from."""
     annotation, mask = (
-        None if file is None else Location.parse(os.fsdecode(file))
-        for file in (planned.annotation, planned.mask)
+        None if file is None else _place(file) for file in (planned.annotation, planned.mask)
     )
-    picture = Location.parse(os.fsdecode(planned.source))
-    return read_source(picture, annotation, mask, planned.object or 0)
+    return read_source(_place(planned.source), annotation, mask, planned.object or 0)
+
+
+def _place(line: bytes) -> Location:
+    return Location.parse(os.fsdecode(line))
 
 
 @dataclasses.dataclass(eq=False)
@@ -246,10 +236,6 @@ class Composer:
         self, source: LayerSource, images: Sequence[SelectedImage], fills: Fills
     ) -> Generator[tuple[SelectedImage, dict[VariantName, Pixels]], None, None]:
         """Yields (image, pictures by variant) for each selected image; raises as `layers` does."""
-        if source.cutter.keeps_image_whole:
-            for image, picture in source.cropped(images):
-                yield image, dict.fromkeys(self.names, picture)
-            return
         with_noise = any(variant.from_noise for variant in self.variants.values())
         for image, layer, backgrounds in source.layers(images):
             # All variants of an image share one noise picture; each shows the part it needs.

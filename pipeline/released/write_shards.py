@@ -32,7 +32,7 @@ from pipeline.generate.compose import index_schema
 from pipeline.generate.shard_elements import OutputShard
 from pipeline.released.archive_listing import ReleasedImage, ReleasedShard, read_contents
 from pipeline.runtime.progress import Progress, count_shard
-from pipeline.storage.interface import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import FileDigest
 from transforms.codec import (
     TooManyPixelsError,
@@ -93,7 +93,7 @@ def examine_shard(job: ImportPlan, shard: ReleasedShard) -> ExaminedShard:
     checksum = fingerprint(IMPORT_VERSION, job.config.fingerprint(), shard.fingerprint)
     if job.staging.find(record, checksum) is None:
         read = functools.partial(read_image, variants=job.config.compose.composed)
-        ahead = REQUESTS_IN_FLIGHT * job.staging.store.is_remote
+        ahead = job.staging.store.files.requests_at_once
         rows = [_examine_image(job.config, *pair) for pair in read_ahead(read, shard.images, ahead)]
         table = pa.Table.from_pylist(rows, _RECORD_SCHEMA)
         job.staging.write(record, table, checksum)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from transforms.annotations import Box, parse_annotation
 from transforms.cutting import Cut, cut_along, cut_background, cut_objects
-from transforms.filters import Reason, Rules, check_box, check_boxes, is_valid_key
+from transforms.filters import Reason, Rules, check_box, is_valid_key, judge_boxes
 from transforms.geometry import Pixels
 from transforms.layers import NoTileError, background_strip, tile_background
 from transforms.segmentation import SEGMENTERS, Segmentation, SegmentationError
@@ -76,14 +76,15 @@ def test_annotations_give_size_boxes_and_class() -> None:
     ],
 )
 def test_filters_find_the_first_reason(boxes: tuple[Box, ...], reason: Reason | None) -> None:
-    assert check_boxes(boxes, width=320, height=240) == reason
+    ((_, found),) = judge_boxes(boxes, 320, 240)
+    assert found == reason
 
 
 def test_the_size_filter_is_strict_at_nine_tenths() -> None:
     # At 256 x 256, the resize is the identity, and the crop takes pixels 16 to 239.
     rows = int(0.9 * 224)
-    assert check_boxes([Box(0, 16, 255, 16 + rows - 1)], width=256, height=256) is None
-    assert check_boxes([Box(0, 16, 255, 16 + rows)], width=256, height=256) == Reason.BOX_TOO_LARGE
+    assert check_box(Box(0, 16, 255, 16 + rows - 1), width=256, height=256) is None
+    assert check_box(Box(0, 16, 255, 16 + rows), width=256, height=256) == Reason.BOX_TOO_LARGE
 
 
 def test_a_box_of_just_the_largest_share_is_kept() -> None:
@@ -96,8 +97,8 @@ def test_a_box_of_just_the_largest_share_is_kept() -> None:
 
 def test_half_of_the_box_must_be_visible() -> None:
     # The crop is the same as above: it keeps 16 of 32 columns, and 15 of 31.
-    assert check_boxes([Box(0, 60, 31, 180)], width=256, height=256) is None
-    assert check_boxes([Box(0, 60, 30, 180)], width=256, height=256) == Reason.BOX_OFF_CENTER
+    assert check_box(Box(0, 60, 31, 180), width=256, height=256) is None
+    assert check_box(Box(0, 60, 30, 180), width=256, height=256) == Reason.BOX_OFF_CENTER
 
 
 @pytest.mark.parametrize(
