@@ -6,7 +6,8 @@ decoded. (A missing picture is in no listing.)
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -61,35 +62,6 @@ class Cut:
     number: int = 0
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class AnnotatedImage:
-    """An image with its boxes, and perhaps its mask.
-
-    Attributes:
-      pixels: (H, W, 3) uint8, RGB.
-      boxes: the annotation's boxes, or the mask's boxes if there is no annotation.
-      given_mask: the mask that came with the image, of the same size; None if no mask came.
-    """
-
-    pixels: Pixels
-    boxes: tuple[Box, ...]
-    given_mask: GivenMask | None
-
-    @property
-    def width(self) -> int:
-        """Native width, in pixels."""
-        return int(self.pixels.shape[1])
-
-    @property
-    def height(self) -> int:
-        """Native height, in pixels."""
-        return int(self.pixels.shape[0])
-
-    def reject(self, reason: Reason | None, detail: str) -> Cut:
-        """Creates the rejection of the image, or of one of its objects."""
-        return Cut(reason=reason, detail=detail, width=self.width, height=self.height)
-
-
 class RejectedError(ValueError):
     """An image is rejected as a whole, as `cut` says."""
 
@@ -136,8 +108,12 @@ def read_image(
     *,
     needs_mask: bool,
     needs_box: bool = True,
-) -> AnnotatedImage:
+) -> tuple[Pixels, tuple[Box, ...], GivenMask | None]:
     """Reads an image with its annotation and mask, which must all have the same size.
+
+    Returns:
+      (its pixels, (H, W, 3) uint8, RGB; the annotation's boxes, or the mask's if there is no
+        annotation; the mask that came with the image, of the same size, or None).
 
     Raises:
       RejectedError: for the first reason in protocol order; bytes that are broken or hostile raise
@@ -147,20 +123,21 @@ def read_image(
     """
     parsed, given_mask = read_boxes(annotation, mask, needs_mask=needs_mask, needs_box=needs_box)
     try:
-        decoded = AnnotatedImage(decode_source(image), parsed.boxes, given_mask)
+        pixels = decode_source(image)
     except UndecodableError as error:  # Filter 1.
         raise RejectedError(Cut(reason=Reason.UNDECODABLE, detail=str(error))) from error
     except TooManyPixelsError as error:
         raise RejectedError(Cut(reason=Reason.TOO_MANY_PIXELS, detail=str(error))) from error
-    width, height = decoded.width, decoded.height
+    height, width = pixels.shape[:2]
     sizes = {"annotated": (parsed.width, parsed.height)}
     if given_mask is not None:
         sizes["mask"] = given_mask.mask.shape[::-1]
     for name, size in sizes.items():
         if size[0] not in (None, width) or size[1] not in (None, height):
             detail = f"{name} {size[0]} x {size[1]}, image {width} x {height}"
-            raise RejectedError(decoded.reject(Reason.SIZE_MISMATCH, detail))
-    return decoded
+            fault = Cut(reason=Reason.SIZE_MISMATCH, detail=detail, width=width, height=height)
+            raise RejectedError(fault)
+    return pixels, parsed.boxes, given_mask
 
 
 def check_annotation(
@@ -305,7 +282,7 @@ def cut_objects(
       Exception: whatever `segment` raises besides SegmentationError.
     """
     try:
-        decoded = read_image(
+        pixels, boxes, given_mask = read_image(
             *(image, annotation, mask),
             needs_mask=needs_box and segment is None,
             needs_box=needs_box,
@@ -313,44 +290,45 @@ def cut_objects(
     except RejectedError as error:
         yield error.cut
         return
-    width, height = decoded.width, decoded.height
+    height, width = pixels.shape[:2]
+    of_size = functools.partial(Cut, width=width, height=height)
     # Checked before anything of a resized size is allocated.
     largest = max(resize, FILTER_RESIZE) if needs_box else resize
     problem = "" if rules.pad else check_narrow(width, height, largest)
     if problem:
-        yield decoded.reject(Reason.TOO_MANY_PIXELS, problem)
+        yield of_size(reason=Reason.TOO_MANY_PIXELS, detail=problem)
         return
     if not needs_box:
         transform = ResizeCrop.for_size(
             native_width=width, native_height=height, resize=resize, crop=crop, pad=rules.pad
         )
-        whole = transform.image(decoded.pixels, interpolation)
+        whole = transform.image(pixels, interpolation)
         no_mask = np.zeros(whole.shape[:2], np.bool_)
-        layer = Layer(whole, whole, no_mask, OutputBox(0, 0, 0, 0), is_whole=True)
-        yield Cut(layer=layer, width=width, height=height)
+        yield of_size(layer=Layer(whole, whole, no_mask, OutputBox(0, 0, 0, 0), is_whole=True))
         return
-    for position, (box, reason) in enumerate(judge_boxes(decoded.boxes, width, height, rules)):
+    for position, (box, reason) in enumerate(judge_boxes(boxes, width, height, rules)):
         if only not in (0, position + 1):
             continue
         number = position + 1 if box is not None and rules.objects == "each" else 0
         if box is None or reason is not None:
-            boxes = (decoded.boxes[position],) if number else decoded.boxes
-            cut = decoded.reject(reason, _list_boxes(boxes))
+            judged = (boxes[position],) if number else boxes
+            cut = of_size(reason=reason, detail=_list_boxes(judged))
         else:
             try:
                 cut = _cut(
-                    decoded,
+                    of_size,
+                    pixels,
                     box,
-                    segment(decoded.pixels, box, seed)
+                    segment(pixels, box, seed)
                     if segment is not None
-                    else Segmentation(_given_mask(decoded, box, position, rules.objects)),
+                    else Segmentation(_part_of(given_mask, boxes, box, position, rules.objects)),
                     resize=resize,
                     crop=crop,
                     interpolation=interpolation,
                     rules=rules,
                 )
             except SegmentationError as error:
-                cut = decoded.reject(Reason.SEGMENTATION_FAILED, str(error))
+                cut = of_size(reason=Reason.SEGMENTATION_FAILED, detail=str(error))
         yield dataclasses.replace(cut, box=box, number=number)
 
 
@@ -360,20 +338,23 @@ def _list_boxes(boxes: Sequence[Box]) -> str:
     return f"{len(boxes)} boxes: {corners}" if corners else "no box"
 
 
-def _given_mask(decoded: AnnotatedImage, box: Box, position: int, objects: str) -> Mask:
+def _part_of(
+    given_mask: GivenMask | None, boxes: Sequence[Box], box: Box, position: int, objects: str
+) -> Mask:
     """Returns the part of the image's mask that belongs to a chosen box."""
-    given_mask, boxes = decoded.given_mask, decoded.boxes
     assert given_mask is not None
     # With a single object, the whole mask belongs to the object, even outside of its box.
     if objects in ("one", "union") or len(boxes) == 1:
         return given_mask.mask
     if objects == "largest":
-        position = [each.clip(decoded.width, decoded.height) for each in boxes].index(box)
+        height, width = given_mask.mask.shape
+        position = [each.clip(width, height) for each in boxes].index(box)
     return given_mask.mask_of_box(position, boxes)
 
 
 def _cut(
-    decoded: AnnotatedImage,
+    of_size: Callable[..., Cut],
+    pixels: Pixels,
     box: Box,
     segmentation: Segmentation,
     *,
@@ -382,12 +363,13 @@ def _cut(
     interpolation: str,
     rules: Rules,
 ) -> Cut:
-    """Cuts a segmented object; rejects a too small foreground and a background without a tile."""
+    """Cuts a segmented object; rejects a too small foreground and a background without a tile.
+
+    `of_size` makes a `Cut` with the image's size.
+    """
     foreground, fallback = segmentation
     share = mask_over_box(foreground, box)
-    segmented = Cut(
-        width=decoded.width, height=decoded.height, mask_over_box=share, fallback=fallback
-    )
+    segmented = of_size(mask_over_box=share, fallback=fallback)
     if share < rules.min_foreground:
         return dataclasses.replace(
             segmented,
@@ -396,7 +378,7 @@ def _cut(
         )
     try:
         layer = make_layer(
-            decoded.pixels,
+            pixels,
             box,
             foreground,
             resize=resize,

@@ -23,7 +23,7 @@ from pipeline.generate.cut_source import Cutter, SourceBytes, read_source
 from pipeline.generate.plan import PlannedImage
 from pipeline.generate.scenes import DrawnScenes, Scene
 from pipeline.inputs.location import Location, changed, reads_ahead, shown
-from pipeline.storage.interface import Files, read_ahead
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import Store
 from transforms.codec import (
     TooManyPixelsError,
@@ -80,12 +80,6 @@ class LayerSource:
     cutter: Cutter
     scenes: DrawnScenes | None = None
     filled: Collection[str] = ()
-    # Kept, like the files, because making them takes longer than a read from the system's cache.
-    _paths: dict[str, str] = dataclasses.field(default_factory=dict, init=False)
-
-    @functools.cached_property
-    def _files(self) -> Files:
-        return self.store.files
 
     def layers(
         self, images: Sequence[SelectedImage]
@@ -97,7 +91,7 @@ class LayerSource:
         """
         # Images that are cut again may lie elsewhere than the dataset.
         again = [_place(each.planned.source) for each in images[:1] if each.planned.tar is None]
-        ahead = reads_ahead(again) if again else self._files.requests_at_once
+        ahead = reads_ahead(again) if again else self.store.files.requests_at_once
         for image, (layer, source, backgrounds) in read_ahead(self._read, images, ahead):
             yield image, layer or self._cut(image.planned, source), backgrounds
 
@@ -122,7 +116,11 @@ class LayerSource:
             assert self.scenes is not None
             return Background(drawn.key, self.scenes.picture(drawn))
         if drawn.tar is None:
-            return Background(drawn.key, self._tiled(_source(drawn)))
+            source = _source(drawn)
+            try:
+                return Background(drawn.key, self.cutter.cut_background(source))
+            except ValueError as error:  # The image cannot be cut any more.
+                raise self._changed(source) from error
         if is_filled:
             layer = self._layer(drawn.tar, drawn)
             return Background(drawn.key, layer.only_bg_t, layer)
@@ -146,16 +144,13 @@ class LayerSource:
         Raises JobError if they are damaged, or OSError if the same parts, read again, are others:
         they were corrupted on the way.
         """
-        if tar not in self._paths:
-            self._paths[tar] = self.store.path(tar)
-        path = self._paths[tar]
-        parts = self._files.read_ranges(path, ranges)
+        parts = self.store.read_ranges(tar, ranges)
         try:
             return decode(*parts)
         except (UndecodableError, TooManyPixelsError) as error:
-            if self._files.read_ranges(path, ranges) != parts:
-                raise changed(path) from error
-            raise damaged_tar(path, error) from error
+            if self.store.read_ranges(tar, ranges) != parts:
+                raise changed(self.store.path(tar)) from error
+            raise damaged_tar(self.store.path(tar), error) from error
 
     def _cut(self, planned: PlannedImage, source: SourceBytes | None) -> Layer:
         assert source is not None
@@ -172,13 +167,6 @@ class LayerSource:
             "the file or a library has changed. Remove "
             f"{self.store.path('layers')} and run the same command again"
         )
-
-    def _tiled(self, source: SourceBytes) -> Pixels:
-        """Cuts a background again. Raises JobError if the image cannot be cut any more."""
-        try:
-            return self.cutter.cut_background(source)
-        except ValueError as error:
-            raise self._changed(source) from error
 
 
 def _source(planned: PlannedImage) -> SourceBytes:

@@ -13,7 +13,6 @@ import operator
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import cv2
 import pyarrow as pa
 
 from pipeline.dataset.records import (
@@ -52,10 +51,6 @@ class SegmentShard(JobStep):
 
     With `--layers keep`, a shard is only up to date if its tar of layers exists.
     """
-
-    def setup(self) -> None:
-        # Parallelism comes from the workers of the runner.
-        cv2.setNumThreads(1)
 
     @timed("segment")
     def process(self, shard: SourceShard) -> list[SourceShard]:
