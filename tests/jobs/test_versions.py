@@ -46,6 +46,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.jobs.changes import (
     Changes,
     ImageChanges,
+    compare_images,
     describe_changes,
     summary_of,
     to_markdown,
@@ -433,6 +434,54 @@ def test_accuracies_are_compared_on_the_images_of_both_versions(
     text = (published / latest_of(published)["version"] / "changes.md").read_text()
     assert f"* 1 removed\n  * {gone.stem}: accepted\n" in text
     assert f"| {NAME} | data |" in text
+
+
+def test_images_are_compared_by_key_and_content(
+    run_small: Run, small_input: Path, tmp_path: Path
+) -> None:
+    output, first, second = (tmp_path / name for name in ("out", "first", "second"))
+    run_small("generate", "--variants", "original")
+    shutil.copytree(output, first)
+    gone, broken, darker, twice, *_, last = pictures_of(small_input)
+    gone.unlink()
+    broken.write_bytes(b"no picture")
+    darken(darker)
+    copy = Path(shutil.copy(twice, last.parent))
+    run_small("generate", "--variants", "original", "--overwrite", "rebuild")
+    shutil.copytree(output, second)
+
+    def kinds(before: Path, after: Path) -> dict[str, list[tuple[str, str]]]:
+        compared = compare_images(dataset_in(before), dataset_in(after), "val")
+        assert compared.repaired == {}
+        return {
+            kind: sorted(zip(rows["key"].to_pylist(), rows["status"].to_pylist(), strict=True))
+            for kind, rows in compared.kinds.items()
+        }
+
+    undecodable, accepted = (broken.stem, "undecodable"), (broken.stem, "accepted")
+    duplicate, other = (copy.stem, "duplicate_key"), (darker.stem, "accepted")
+    assert kinds(first, second) == {
+        "added": [duplicate],
+        "removed": [(gone.stem, "accepted")],
+        "rejected": sorted([undecodable, duplicate]),
+        "accepted": [],
+        "changed": sorted([undecodable, other]),
+    }
+    assert kinds(second, first) == {
+        "added": [(gone.stem, "accepted")],
+        "removed": [duplicate],
+        "rejected": [],
+        "accepted": [accepted],
+        "changed": sorted([accepted, other]),
+    }
+    # All images of a dataset with other numbers of shards are read, and nothing differs.
+    run_small(
+        "generate", "--variants", "original", "--overwrite", "shards", *keys(images_per_shard=5)
+    )
+    assert not any(kinds(second, output).values())
+    # A split that only one of two datasets has is compared with nothing.
+    changes = compare_images(dataset_in(first), dataset_in(second), "train")
+    assert not any(len(rows) for rows in changes.kinds.values())
 
 
 def correct_answers(output: Path) -> dict[tuple[str, str], bool]:
