@@ -5,11 +5,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from pipeline.generate.plan import group_numbers
 from transforms.hashing import keyed_hashes
 from transforms.intervals import bootstrap_interval, bootstrap_means
-from transforms.pairing import NO_PARTNER, Pool, draw_scenes, pair
+from transforms.pairing import NO_PARTNER, Pool, pair
 from transforms.selection import has_partners
 from transforms.two_way import Roles, wilson_of_pictures
 from transforms.variants import MIXED, VariantName
@@ -105,17 +106,18 @@ def test_removing_one_image_repairs_few() -> None:
 
 def test_scenes_are_drawn_evenly_and_stay_when_one_is_added() -> None:
     scenes, keys = [f"scene_{i}" for i in range(50)], [f"image_{i}" for i in range(2000)]
-    before = draw_scenes(scenes, keys, VariantName("mixed_external"), seed=0)
+
+    def draw(scenes: list[str], number: int = 0) -> NDArray[np.int64]:
+        pool = Pool.from_images(scenes, np.zeros(len(scenes), np.int64), seed=0)
+        name = VariantName("mixed_external", draw=number)
+        return pair(pool, np.zeros(2000, np.int64), keys, name, seed=0, own_background=True)
+
+    before = draw(scenes)
     assert np.bincount(before, minlength=50).min() > 5
-    after = draw_scenes([*scenes, "another"], keys, VariantName("mixed_external"), seed=0)
+    after = draw([*scenes, "another"])
     changed = after != before
     assert 0 < changed.mean() < 0.08
-    again = draw_scenes(scenes, keys, VariantName("mixed_external", draw=1), seed=0)
-    assert (again == before).mean() < 0.1
-    assert (
-        draw_scenes([], keys[:3], VariantName("mixed_external"), seed=0).tolist()
-        == [NO_PARTNER] * 3
-    )
+    assert (draw(scenes, 1) == before).mean() < 0.1
 
 
 def test_images_without_a_group_are_groups_of_their_own() -> None:

@@ -20,7 +20,7 @@ from soundness import assert_sound
 
 from pipeline.dataset.config import SegmentConfig
 from transforms.codec import decode_image, encode_png
-from transforms.cutting import crop_whole
+from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason
 from transforms.geometry import ResizeCrop
 
@@ -175,27 +175,43 @@ def test_a_picture_is_resized_and_cropped_as_a_layer_is(
         0, 256, (height, width, 3), np.uint8
     )
     resize = crop + extra
-    cropped = crop_whole(encode_png(pixels), resize=resize, crop=crop, interpolation=interpolation)
+    cropped = cropped_whole(encode_png(pixels), resize, crop, interpolation)
     transform = ResizeCrop.for_size(
         native_width=width, native_height=height, resize=resize, crop=crop
     )
-    assert cropped.image is not None
+    assert cropped.layer is not None
+    assert cropped.layer.is_whole
+    assert not cropped.layer.mask.any()
     assert cropped.reason is None
     assert (cropped.width, cropped.height) == (width, height)
-    np.testing.assert_array_equal(cropped.image, transform.image(pixels, interpolation))
+    np.testing.assert_array_equal(cropped.layer.image, transform.image(pixels, interpolation))
+
+
+def cropped_whole(data: bytes, resize: int, crop: int, interpolation: str = "nearest") -> Cut:
+    """Returns what comes of an image that needs no box."""
+    (cropped,) = cut_objects(
+        data,
+        None,
+        segment=None,
+        seed=0,
+        resize=resize,
+        crop=crop,
+        interpolation=interpolation,
+        needs_box=False,
+    )
+    return cropped
 
 
 @given(st.binary(max_size=200))
 def test_no_bytes_raise(data: bytes) -> None:
-    cropped = crop_whole(data, resize=16, crop=16, interpolation="nearest")
-    assert (cropped.image is None) == (cropped.reason is not None)
-    assert (cropped.digest is None) == (cropped.image is None)
+    cropped = cropped_whole(data, 16, 16)
+    assert (cropped.layer is None) == (cropped.reason is not None)
 
 
 def test_a_picture_too_narrow_to_be_resized_is_rejected() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (2000, 1)).save(buffer, "PNG")
-    cropped = crop_whole(buffer.getvalue(), resize=256, crop=224, interpolation="nearest")
+    cropped = cropped_whole(buffer.getvalue(), 256, 224)
     assert cropped.reason == Reason.TOO_MANY_PIXELS
     assert cropped.width == 2000
     assert decode_image(buffer.getvalue()).shape == (1, 2000, 3)

@@ -27,12 +27,11 @@ from two_way_by_hand import effective, interval_of, share_interval
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.records import Staging
-from pipeline.generate.cut_source import Cutter
 from pipeline.generate.scenes import SCENES, DrawnScenes, examine_scenes, list_scenes
 from pipeline.storage.store import Store
 from transforms.annotations import Box
 from transforms.codec import decode_image
-from transforms.cutting import crop_whole
+from transforms.geometry import ResizeCrop
 
 CLASSES = ("n02085620", "n01514668", "n01440764")
 SMALL = ("--image_size", "64", *keys(resize=72, encoding="png"), "--segmenter", "box", *ONE)
@@ -127,8 +126,11 @@ def test_mixed_external_is_the_foreground_on_a_scene(made: tuple[Path, str], pla
     output, printed = made
     files = {path.stem: path for path in places.rglob("*.png")}
     scenes = {
-        key: crop_whole(path.read_bytes(), resize=72, crop=64, interpolation="nearest").image
+        key: ResizeCrop.for_size(
+            native_width=pixels.shape[1], native_height=pixels.shape[0], resize=72, crop=64
+        ).image(pixels)
         for key, path in files.items()
+        for pixels in [decode_image(path.read_bytes())]
     }
     originals, masks = pixels_of(output, "original"), pixels_of(output, "fg_mask")
     table = ds.dataset(output / "parquet" / "mixed_external").to_table().to_pylist()
@@ -321,5 +323,5 @@ def test_every_accepted_scene_can_be_read(tmp_path: Path) -> None:
     summary = list_scenes(str(folder)).summary
     table = examine_scenes(str(folder), summary, config, staging)
     assert table.statuses == (("accepted", 1), ("invalid_key", 3))
-    scenes = DrawnScenes(table, staging, Cutter(config), ComposeConfig())
+    scenes = DrawnScenes(table, staging, config, ComposeConfig())
     assert [scenes.picture(scene).shape for scene in scenes.scenes] == [(32, 32, 3)]

@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gcs import BUCKET, object_store
@@ -46,7 +46,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.jobs.changes import (
     Changes,
     ImageChanges,
-    IndexedImage,
+    compare_images,
     describe_changes,
     summary_of,
     to_markdown,
@@ -401,7 +401,7 @@ def test_changes_name_their_cause(
     assert of_model() == ["code"]
     run("generate", "--overwrite", "config", *keys(jpeg_quality=90))
     assert causes_now() == {"configuration": ["jpeg_quality 95 -> 90"]}
-    assert describe_changes(*last_versions(published)).images["val"].changed == []
+    assert len(describe_changes(*last_versions(published)).images["val"].kinds["changed"]) == 0
 
 
 def test_accuracies_are_compared_on_the_images_of_both_versions(
@@ -414,11 +414,11 @@ def test_accuracies_are_compared_on_the_images_of_both_versions(
     gone.unlink()
     assert "images: 1 removed" in run("run")
     changes = describe_changes(*last_versions(published))
-    images = changes.images["val"]
-    assert images.removed[0].key == gone.stem
+    images = changes.images["val"].kinds
+    assert images["removed"]["key"].to_pylist() == [gone.stem]
     assert list(changes.causes) == ["data"]
     # The class had two images, so the other one has no partner any more.
-    assert images.rejected[0].status == "no_background"
+    assert images["rejected"]["status"].to_pylist() == ["no_background"]
     (model,), _ = compare_accuracies(*last_versions(published), ["data"])
     assert model.causes == ["data"]
     new = correct_answers(output)
@@ -434,6 +434,54 @@ def test_accuracies_are_compared_on_the_images_of_both_versions(
     text = (published / latest_of(published)["version"] / "changes.md").read_text()
     assert f"* 1 removed\n  * {gone.stem}: accepted\n" in text
     assert f"| {NAME} | data |" in text
+
+
+def test_images_are_compared_by_key_and_content(
+    run_small: Run, small_input: Path, tmp_path: Path
+) -> None:
+    output, first, second = (tmp_path / name for name in ("out", "first", "second"))
+    run_small("generate", "--variants", "original")
+    shutil.copytree(output, first)
+    gone, broken, darker, twice, *_, last = pictures_of(small_input)
+    gone.unlink()
+    broken.write_bytes(b"no picture")
+    darken(darker)
+    copy = Path(shutil.copy(twice, last.parent))
+    run_small("generate", "--variants", "original", "--overwrite", "rebuild")
+    shutil.copytree(output, second)
+
+    def kinds(before: Path, after: Path) -> dict[str, list[tuple[str, str]]]:
+        compared = compare_images(dataset_in(before), dataset_in(after), "val")
+        assert compared.repaired == {}
+        return {
+            kind: sorted(zip(rows["key"].to_pylist(), rows["status"].to_pylist(), strict=True))
+            for kind, rows in compared.kinds.items()
+        }
+
+    undecodable, accepted = (broken.stem, "undecodable"), (broken.stem, "accepted")
+    duplicate, other = (copy.stem, "duplicate_key"), (darker.stem, "accepted")
+    assert kinds(first, second) == {
+        "added": [duplicate],
+        "removed": [(gone.stem, "accepted")],
+        "rejected": sorted([undecodable, duplicate]),
+        "accepted": [],
+        "changed": sorted([undecodable, other]),
+    }
+    assert kinds(second, first) == {
+        "added": [(gone.stem, "accepted")],
+        "removed": [duplicate],
+        "rejected": [],
+        "accepted": [accepted],
+        "changed": sorted([accepted, other]),
+    }
+    # All images of a dataset with other numbers of shards are read, and nothing differs.
+    run_small(
+        "generate", "--variants", "original", "--overwrite", "shards", *keys(images_per_shard=5)
+    )
+    assert not any(kinds(second, output).values())
+    # A split that only one of two datasets has is compared with nothing.
+    changes = compare_images(dataset_in(first), dataset_in(second), "train")
+    assert not any(len(rows) for rows in changes.kinds.values())
 
 
 def correct_answers(output: Path) -> dict[tuple[str, str], bool]:
@@ -482,14 +530,14 @@ def test_versions_in_object_storage_are_copied_by_it(
 
 
 def test_the_line_that_sums_up_changes_leaves_no_kind_out() -> None:
-    accepted = [IndexedImage(key, f"{key}.jpg", "accepted", True, {}) for key in ("a", "b")]
+    accepted = pa.table({name: ["a", "b"] for name in ("key", "path", "status")})
     row = AccuracyChange("original", 0.1, 0.0, 0.2)
     model = ModelChange("m", ["weights"], 9, "argmax_then_map", [row])
     for images, models, line in (
-        (ImageChanges(accepted=accepted), [], "images: 2 accepted"),
-        (ImageChanges(repaired=Counter(mixed_rand=3)), [], "images: 3 other backgrounds"),
-        (ImageChanges(), [model], "none in images, none in BG-Gap"),
-        (ImageChanges(changed=None), [], "none in images, none in accuracies"),
+        (ImageChanges({"accepted": accepted}, {}), [], "images: 2 accepted"),
+        (ImageChanges({}, {"mixed_rand": 3}), [], "images: 3 other backgrounds"),
+        (ImageChanges({}, {}), [model], "none in images, none in BG-Gap"),
+        (ImageChanges({}, {}), [], "none in images, none in accuracies"),
     ):
         results = [describe_models(models, [])]
         changes = Changes("a", "b", images={"val": images}, results=results)

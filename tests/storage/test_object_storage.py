@@ -17,7 +17,6 @@ from pipeline.dataset.config import ComposeConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.dataset.records import Staging
 from pipeline.errors import JobError, TooLargeError, UsageError
-from pipeline.generate.cut_source import Cutter
 from pipeline.generate.scenes import DrawnScenes, examine_scenes, list_scenes
 from pipeline.inputs.layout import find_layout, list_images
 from pipeline.runtime.lock import DATASET_LOCK, acquire, is_held, locked, release, this_process
@@ -145,9 +144,9 @@ def test_scenes_of_a_bucket_are_those_of_a_folder(store: Store, tmp_path: Path) 
         summary = list_scenes(scenes.root).summary
         staging = Staging(output, ".in9/staging/x")
         table = examine_scenes(scenes.root, summary, config, staging)
-        drawn = DrawnScenes(table, staging, Cutter(config), compose)
-        assert [scene.key for scene in drawn.scenes] == [f"scene_{number}" for number in range(4)]
-        assert [int(drawn.picture(scene).mean()) for scene in drawn.scenes] == [0, 60, 120, 180]
+        drawn = DrawnScenes(table, staging, config, compose)
+        means = {scene.key: int(drawn.picture(scene).mean()) for scene in drawn.scenes}
+        assert means == {f"scene_{number}": 60 * number for number in range(4)}
         tables.append((summary, table.record.files, table.statuses))
     assert tables[0] == tables[1]
     here.write("0/scene_0.png", here.read("0/scene_2.png"))

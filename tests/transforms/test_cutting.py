@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from transforms.annotations import Box, parse_annotation
 from transforms.cutting import Cut, cut_along, cut_background, cut_objects
-from transforms.filters import Reason, Rules, check_box, check_boxes, is_valid_key
+from transforms.filters import Reason, Rules, check_box, is_valid_key, judge_boxes
 from transforms.geometry import INTERPOLATIONS, Pixels, ResizeCrop
 from transforms.layers import NoTileError, background_strip, tile_background
 from transforms.segmentation import SEGMENTERS, Segmentation, SegmentationError
@@ -76,7 +76,8 @@ def test_annotations_give_size_boxes_and_class() -> None:
     ],
 )
 def test_filters_find_the_first_reason(boxes: tuple[Box, ...], reason: Reason | None) -> None:
-    assert check_boxes(boxes, width=320, height=240) == reason
+    ((_, found),) = judge_boxes(boxes, 320, 240)
+    assert found == reason
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,7 @@ def test_filters_find_the_first_reason(boxes: tuple[Box, ...], reason: Reason | 
 )
 def test_limits_are_strict(box: Box, reason: Reason | None) -> None:
     """At 256 x 256, the resize is the identity, and the crop takes pixels 16 to 239."""
-    assert check_boxes([box], width=256, height=256) == reason
+    assert check_box(box, width=256, height=256) == reason
 
 
 def test_a_box_of_just_the_largest_share_is_kept() -> None:
