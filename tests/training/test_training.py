@@ -55,6 +55,7 @@ from pipeline.training.batches import (
 )
 from pipeline.training.network import Learner, build_network
 from pipeline.training.train_plan import TrainPlan, choose_splits, find_samples
+from transforms.annotations import Annotation, Box, write_annotation
 from transforms.codec import decode_image
 from transforms.hashing import keyed_hashes, substream
 from transforms.selection import held_out
@@ -66,7 +67,6 @@ CLASSES = {"n01440764": (30, 60, 200), "n02085620": (220, 40, 30)}
 SIDE = 48
 TINY = "test_resnet"
 FILES = ["log.csv", "model.safetensors", "state.pth"]
-"""Of a training, and nothing else."""
 IN9 = imagenet9()
 
 
@@ -74,6 +74,7 @@ def draw(root: Path, counts: dict[str, int]) -> Path:
     """Draws an input of discs on noise, whose colour tells their class; returns its folder."""
     random = np.random.default_rng(1)
     y, x = np.mgrid[:60, :60]
+    annotation = write_annotation(Annotation(60, 60, (Box(12, 12, 48, 48),), None))
     for split, count in counts.items():
         (root / "Annotations" / split).mkdir(parents=True)
         for wnid, colour in CLASSES.items():
@@ -83,11 +84,7 @@ def draw(root: Path, counts: dict[str, int]) -> Path:
                 pixels = random.integers(60, 160, (60, 60, 3)).astype(np.uint8)
                 pixels[(x - 30) ** 2 + (y - 30) ** 2 < 18**2] = colour
                 Image.fromarray(pixels).save(root / split / wnid / f"{key}.JPEG", quality=95)
-                (root / "Annotations" / split / f"{key}.xml").write_text(
-                    "<annotation><size><width>60</width><height>60</height></size><object><bndbox>"
-                    "<xmin>12</xmin><ymin>12</ymin><xmax>48</xmax><ymax>48</ymax></bndbox></object>"
-                    "</annotation>"
-                )
+                (root / "Annotations" / split / f"{key}.xml").write_text(annotation)
     return root
 
 
@@ -96,22 +93,16 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Dataset of 24 images to train on and 12 to validate on. Tests must not change it."""
     root = tmp_path_factory.mktemp("drawn")
     source = draw(root / "input", {"train": 12, "val": 6})
-    run_in9(
-        *("generate", "--input", source, "--output", root / "out", "--split", "train,val"),
-        *("--variants", "original,only_bg_t,mixed_rand", "--segmenter", "box"),
-        *("--image_size", SIDE, *keys(resize=54, images_per_shard=8), *ONE),
-    )
+    flags = ("--variants", "original,only_bg_t,mixed_rand", "--segmenter", "box", "--image_size")
+    more = (SIDE, *keys(resize=54, images_per_shard=8), "--split", "train,val", *ONE)
+    run_here("generate", "--input", source, "--output", root / "out", *flags, *more)
     return root / "out"
 
 
 def train(dataset: Path, output: Path, *flags: object, check: int | None = 0) -> str:
     """Trains a tiny network; returns what the command printed."""
-    done = run_in9(
-        *("train", "--dataset", dataset, "--output", output, "--batch_size", 8, "--workers", 0),
-        *(() if "--arch" in flags else ("--arch", TINY)),
-        *flags,
-        check=check,
-    )
+    folders = ("--dataset", dataset, "--output", output, "--arch", TINY)
+    done = run_in9("train", *folders, "--batch_size", 8, "--workers", 0, *flags, check=check)
     return done.stdout + done.stderr
 
 
