@@ -161,17 +161,6 @@ def encode_png_mask(mask: NDArray[np.bool_]) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("objects", ["largest", "union", "each"])
-def test_an_image_with_one_box_is_cut_as_ever(objects: str) -> None:
-    (expected,) = cuts(LEFT, rules=Rules())
-    (actual,) = cuts(LEFT, rules=Rules(objects=objects))
-    assert actual.number == (objects == "each")
-    assert expected.layer is not None
-    assert actual.layer is not None
-    for name in ("image", "only_bg_t", "mask", "box"):
-        np.testing.assert_array_equal(getattr(actual.layer, name), getattr(expected.layer, name))
-
-
 def test_each_object_is_cut_as_if_it_were_alone() -> None:
     empty = Box(200, 200, 300, 300)
     results = cuts(LEFT, empty, RIGHT, rules=Rules(objects="each"))
