@@ -227,7 +227,7 @@ def _describe_unmatched(classes: Mapping[str, int], taxonomy: Taxonomy) -> str:
     A class without a superclass is outside on purpose. The line names the first of either; it is ""
     if there are none.
     """
-    lacking = {n: count for n, count in classes.items() if n and not taxonomy.holds(n)}
+    lacking = {n: count for n, count in classes.items() if n and n not in taxonomy.index_of}
     frequent = sorted(lacking, key=lambda name: (-lacking[name], name))
     own = () if taxonomy == imagenet9() else zip(taxonomy.wnids, taxonomy.labels, strict=True)
     parts = {

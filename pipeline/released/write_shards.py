@@ -366,7 +366,7 @@ class ShardWriter:
             fields={
                 "label": row["label"],
                 "wnid": row["wnid"],
-                "imagenet_index": self.job.taxonomy.index_of(row["wnid"]),
+                "imagenet_index": self.job.taxonomy.index_of[row["wnid"]],
                 "fg_key": row["key"],
                 "bg_key": background and background.stem,
                 "bg_label": None if background is None else background.label,

@@ -53,7 +53,7 @@ def test_hugging_face_datasets_reads_each_variant(
     row = dataset[0]
     assert row["image"].size == (224, 224)
     assert imagenet9().label_of(row["wnid"]) == row["label"]
-    assert imagenet9().index_of(row["wnid"]) == row["imagenet_index"]
+    assert imagenet9().index_of[row["wnid"]] == row["imagenet_index"]
     assert len(row["box"]) == 4
     is_mixed = variant in MIXED
     assert all((row[name] is not None) == is_mixed for name in ("bg_key", "bg_label", "bg_wnid"))

@@ -104,7 +104,7 @@ def webdataset(source: Path, target: Path) -> None:
     """Writes three shards, with classes in `.cls` and boxes in `.json`."""
     shards: list[list[tuple[str, bytes]]] = [[], [], []]
     for number, image in enumerate(_images(source)):
-        label = imagenet9().index_of(image.parent.name)
+        label = imagenet9().index_of[image.parent.name]
         boxes = {"boxes": _boxes(_xml(source, image.stem).read_text())}
         shards[number % 3] += [
             (f"{image.stem}.cls", str(label).encode()),
@@ -123,7 +123,7 @@ def parquet(source: Path, target: Path) -> None:
                 "bytes": image.read_bytes(),
                 "path": f"{image.stem}_{image.parent.name}.JPEG",
             },
-            "label": imagenet9().index_of(image.parent.name),
+            "label": imagenet9().index_of[image.parent.name],
         }
         for image in _images(source)
     ]
