@@ -27,13 +27,9 @@ setup(
     description="ImageNet-9 from your own images: does a model look at the background?",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    # The code, the sample's pictures, the list of hypernyms.
-    license_expression="Apache-2.0 AND GPL-2.0-only AND LicenseRef-WordNet-3.0",
-    license_files=[
-        "LICENSE",
-        "pipeline/data/sample/LICENSE-GPL-2.0.txt",
-        "transforms/data/LICENSE-WordNet-3.0.txt",
-    ],
+    # The code, and the sample's pictures.
+    license_expression="Apache-2.0 AND GPL-2.0-only",
+    license_files=["LICENSE", "pipeline/data/sample/LICENSE-GPL-2.0.txt"],
     python_requires=">=3.11",
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -37,8 +37,8 @@ _LONGEST = (
     *("dask", "flink", "faults", "attack", "spread", "page_images", "evaluate", "recipe"),
     *("rerun", "report", "snippets", "benchmarks", "model_stage", "slurm", "conditions"),
     *("export", "object_storage", "trend", "examples", "dry_run", "kills", "gpus"),
-    *("versions", "training", "method", "sources", "lock", "cli", "matrix"),
-    *("models_on_shards", "dataflow", "job", "integrity", "predict", "grabcut", "guard"),
+    *("versions", "training", "method", "lock", "cli", "matrix"),
+    *("models_on_shards", "dataflow", "job", "predict", "grabcut", "guard"),
     *("portable", "incremental", "certificates", "answers", "page_layout", "analysis"),
     *("hostile", "call", "new_analysis"),
 )

@@ -1,15 +1,14 @@
 """Tests that benchmarks measure what they say, and run where few packages are installed."""
 
 import importlib
-import importlib.util
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import setuptools
@@ -23,10 +22,6 @@ import functools, threading
 @functools.lru_cache
 def cached(number):
     return number // 2
-
-@functools.cache
-def unused():
-    return 0
 
 class Part:
     @property
@@ -71,9 +66,6 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """A module that every new Python process imports, and which hides packages."""
 
 
-QUICK_FLAGS = ("--device", "cpu", "--models", "no_such_net,test_resnet")
-
-
 def with_what_they_need(names: list[str]) -> set[str]:
     """Returns distributions together with all that they require."""
     needed: set[str] = set()
@@ -100,8 +92,9 @@ def test_stages_that_run_models_need_nothing_but_what_the_page_says(tmp_path: Pa
     assert {"apache_beam", "google", "scipy", "defusedxml", "requests"} <= set(refused)
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     rows = tmp_path / "rows.jsonl"
+    flags = "--quick --device cpu --models no_such_net,test_resnet --images 2 --grid 2x2 --to"
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "gpu.py", "--quick", *QUICK_FLAGS, "--to", rows],
+        [sys.executable, ROOT / "benchmarks" / "gpu.py", *flags.split(), rows],
         env={
             **os.environ,
             "HF_HUB_OFFLINE": "1",
@@ -152,16 +145,6 @@ def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the benchmarks, in which modules are found."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return ROOT / "benchmarks"
-
-
-def load(path: Path) -> ModuleType:
-    """Imports a file under another name, because Python has a module `trace`, too."""
-    spec = importlib.util.spec_from_file_location(f"loaded_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_another_checkout_is_not_measured(tmp_path: Path) -> None:
@@ -248,12 +231,13 @@ def test_groups_of_one_benchmark_stay(
 
 
 def test_calls_are_counted_as_the_rule_says(benchmarks: Path, tmp_path: Path) -> None:
-    trace = load(benchmarks / "trace.py")
+    # Python has a module `trace`, too.
+    counter_of = runpy.run_path(str(benchmarks / "trace.py"))["CallCounter"]
     (tmp_path / "traced.py").write_text(TRACED)
-    traced = load(tmp_path / "traced.py")
-    with trace.CallCounter(tmp_path) as counter:
-        traced.main()
-    traced.main()
+    main = runpy.run_path(str(tmp_path / "traced.py"))["main"]
+    with counter_of(tmp_path) as counter:
+        main()
+    main()
     calls = {function.name: count for function, count in counter.calls.items()}
     assert calls == {
         "main": 1,

@@ -51,9 +51,8 @@ def index(output: Path) -> dict[str, dict[str, Any]]:
 def lossless_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lossless dataset of three sample pictures of each class, at the golden files' size."""
     output = tmp_path_factory.mktemp("lossless") / "out"
-    run_in9(
-        "generate", "--output", output, "--image_size", 256, *keys(encoding="png"), "--limit", 3
-    )
+    how = ("--image_size", 256, *keys(encoding="png"), "--limit", 3, "--replicates", 2)
+    run_in9("generate", "--output", output, "--formats", "parquet", *how)
     return output
 
 
@@ -77,6 +76,32 @@ def test_sample_variants_equal_native_compositing(lossless_sample: Path, variant
     for key, picture in actual.items():
         digest = hashlib.sha256(picture.tobytes()).hexdigest()[:16]
         assert digest == golden[key]["pixels"][variant], key
+
+
+@pytest.mark.parametrize("draw", ["", "_r1"])
+def test_mixed_variants_are_of_the_variants_they_are_made_from(
+    lossless_sample: Path, draw: str
+) -> None:
+    parts = {
+        name: pixels_of(lossless_sample, name) for name in ("original", "only_bg_t", "fg_mask")
+    }
+    rows = index(lossless_sample)
+    # The background is of another picture, from the class that the variant's name says.
+    of_class = {
+        "mixed_same": lambda label: {label},
+        "mixed_rand": lambda label: set(range(9)),
+        "mixed_next": lambda label: {(label + 1) % 9},
+    }
+    for variant, allowed in of_class.items():
+        pictures = pixels_of(lossless_sample, variant + draw)
+        assert pictures.keys() == parts["original"].keys()
+        for key, picture in pictures.items():
+            background = rows[key][f"{variant}{draw}_bg_key"]
+            assert background != key
+            assert rows[background]["label"] in allowed(rows[key]["label"])
+            is_object = parts["fg_mask"][key][..., np.newaxis] > 0
+            mixed = np.where(is_object, parts["original"][key], parts["only_bg_t"][background])
+            np.testing.assert_array_equal(picture, mixed, err_msg=f"{variant}{draw} {key}")
 
 
 def test_filter_codes_of_all_real_pictures(shared: Path, mini_run: Path) -> None:
@@ -118,10 +143,6 @@ def reference_run(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return root / "out"
 
 
-def reference_picture(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB"))
-
-
 def test_masks_equal_the_scripts(shared: Path, reference_run: Path) -> None:
     by_key = dict(layers(reference_run))
     references = sorted((shared / "reference" / "masks").glob("*.png"))
@@ -148,7 +169,9 @@ def test_variants_equal_the_scripts(shared: Path, reference_run: Path, variant: 
     references = sorted((shared / "reference" / variant).glob("*.png"))
     assert len(references) >= 12
     for path in references:
-        np.testing.assert_array_equal(actual[path.stem], reference_picture(path), err_msg=path.stem)
+        np.testing.assert_array_equal(
+            actual[path.stem], Image.open(path).convert("RGB"), err_msg=path.stem
+        )
 
 
 def test_composites_equal_the_scripts_but_for_black_foregrounds(
@@ -160,7 +183,8 @@ def test_composites_equal_the_scripts_but_for_black_foregrounds(
     for pair in pairs:
         layer = by_key[pair["fg_key"]]
         mixed = VARIANTS["mixed_same"].compose(layer, by_key[pair["bg_key"]].only_bg_t)
-        expected = reference_picture(shared / "reference" / "mixed" / f"{pair['fg_key']}.png")
+        path = shared / "reference" / "mixed" / f"{pair['fg_key']}.png"
+        expected = np.asarray(Image.open(path).convert("RGB"))
         black = layer.mask & ~layer.image.any(axis=2)
         np.testing.assert_array_equal(mixed[~black], expected[~black], err_msg=pair["fg_key"])
         assert not mixed[black].any()

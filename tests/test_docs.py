@@ -1,6 +1,8 @@
 """Tests that links in the pages lead somewhere, and that pages named in code exist."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,15 @@ def test_pages_that_code_names_are_there() -> None:
     pages = {page.decode() for matches in named for page in matches}
     assert len(pages) > 5
     assert not {page for page in pages if not (ROOT / page).is_file()}
+
+
+def test_commands_of_pages_are_sound_and_files_of_the_deployment_exist(tmp_path: Path) -> None:
+    for page in PAGES:
+        text = page.read_text()
+        blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+        (tmp_path / f"{page.stem}.sh").write_text("\n".join(blocks))
+        for path in re.findall(r"`(deploy/(?:\w[\w.-]*/?)+)`", text):
+            assert (ROOT / path).exists(), path
+    # Another block or the reader may use the variables of a block.
+    words = ("--shell=bash", "--exclude=SC2034", *tmp_path.iterdir())
+    subprocess.run([Path(sys.executable).with_name("shellcheck"), *words], check=True)

@@ -21,7 +21,8 @@ import in9
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
-SMALL = ("--image_size", "64", *keys(resize=64))
+SMALL = ("--image_size", "64", *keys(resize=64), "--formats", "parquet", "--pictures", "none")
+BOX = ("--segmenter", "box")
 
 FORK = """#!{python}
 import os, sys
@@ -62,8 +63,8 @@ def run(
     monkeypatch.chdir(tmp_path)
     input_flags = ("--input", str(small_sample))
 
-    def run(name: str, *arguments: str, command: Path = forked, makes: bool = True) -> str:
-        commands = os.pathsep.join([str(command), os.environ["PATH"]])
+    def run(name: str, *arguments: str, makes: bool = True) -> str:
+        commands = os.pathsep.join([str(forked), os.environ["PATH"]])
         modules = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
         done = subprocess.run(
             [sys.executable, ROOT / "examples" / name, *arguments, *(input_flags if makes else ())],
@@ -81,8 +82,8 @@ def run(
 
 def test_two_models_are_compared(run: Callable[..., str], tmp_path: Path) -> None:
     models = ("python:tiny_models:first", "python:tiny_models:second")
-    flags = (*SMALL, "--segmenter", "box", "--pictures", "none")
-    output = run("compare_models.py", "out", *models, *flags)
+    few = ("--variants", "original,mixed_same,mixed_rand")
+    output = run("compare_models.py", "out", *models, *SMALL, *BOX, *few)
     assert re.search(r"^BG-Gap of \S+ minus that of \S+: -?\d+\.\d points \[", output, re.MULTILINE)
     only = re.findall(
         r"^(\d+) images that only (\S+) gets right on mixed_rand", output, re.MULTILINE
@@ -109,9 +110,8 @@ def test_help_needs_no_package() -> None:
 
 
 def test_a_variant_of_ones_own_is_evaluated(run: Callable[..., str], tmp_path: Path) -> None:
-    flags = (*SMALL, "--segmenter", "box", "--models", "python:tiny_models:first")
-    own = Path(sys.executable).parent  # Here the installed command is run.
-    output = run("own_variant.py", "out", *flags, "--pictures", "none", command=own)
+    models = ("--models", "python:tiny_models:first")
+    output = run("own_variant.py", "out", *SMALL, *BOX, *models)
     assert re.search(r"^python:tiny_models:first( +\d+\.\d){3}$", output, re.MULTILINE)
     pictures = in9.open_dataset(tmp_path / "out", "silhouette")
     for (picture, _, _), (mask, _, _) in zip(pictures, pictures.select("fg_mask"), strict=True):
@@ -127,7 +127,7 @@ def test_a_segmenter_of_ones_own_stands_beside_grabcut(run: Callable[..., str]) 
 def test_a_training_measures_the_gap_after_each_epoch(run: Callable[..., str]) -> None:
     # The program takes arguments of `in9.generate_dataset`, which have the keys' names, too.
     size = ("--image_size", "64", "--resize", "64")
-    flags = (*size, "--segmenter", "box", "--formats", "parquet")
+    flags = (*size, *BOX, "--formats", "parquet")
     lines = run("validate_while_training.py", "out", *flags).splitlines()
     line = re.compile(r"epoch \d: \d+\.\d %, BG-Gap -?\d+\.\d \[-?\d+\.\d, -?\d+\.\d\]")
     assert sum(bool(line.fullmatch(each)) for each in lines) == 3

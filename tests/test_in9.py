@@ -116,8 +116,9 @@ def test_only_a_runner_of_several_workers_gets_as_many_groups_as_the_work_fills(
     assert blocks.work.evaluation.blocks == groups
 
 
-@pytest.mark.parametrize("hidden", ["pipeline", "transforms"])
-@pytest.mark.parametrize("layout", ["{}.py", "{}/__init__.py"])
+@pytest.mark.parametrize(
+    ("hidden", "layout"), [("pipeline", "{}.py"), ("transforms", "{}/__init__.py")]
+)
 def test_a_module_of_the_users_that_hides_ours_is_named(
     tmp_path: Path, hidden: str, layout: str
 ) -> None:

@@ -152,15 +152,6 @@ def test_files_that_the_examples_load_into_bigquery_are_there(sample_run: Path) 
         assert len({str(pq.read_schema(path).remove_metadata()) for path in paths}) == 1
 
 
-def test_commands_of_the_examples_are_sound(tmp_path: Path) -> None:
-    blocks = re.findall(r"^```bash\n(.*?)^```", EXAMPLES.read_text(), re.MULTILINE | re.DOTALL)
-    script = tmp_path / "examples.sh"
-    script.write_text("\n".join(blocks))
-    subprocess.run(
-        [Path(sys.executable).with_name("shellcheck"), "--shell=bash", script], check=True
-    )
-
-
 def gate_command() -> list[str]:
     """Returns the words of the command that judges, in the job of GitHub Actions."""
     (block,) = re.findall(r"^```yaml\n(.*?)^```", EXAMPLES.read_text(), re.MULTILINE | re.DOTALL)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -247,8 +247,13 @@ class Strengths:
 
 
 def try_until_turned(
-    labels: Labels, order: Labels, *, rules: int, batch_size: int
-) -> Generator[tuple[Labels, Labels], Grid, Grid]:
+    labels: Labels,
+    order: Labels,
+    predict: Callable[[Labels, Labels], Grid],
+    *,
+    rules: int,
+    batch_size: int,
+) -> Grid:
     """Tries backgrounds on each foreground until one turns it under every label rule.
 
     A batch takes the foregrounds that no background has turned yet, one after the other, each with
@@ -257,11 +262,9 @@ def try_until_turned(
     Args:
       labels: (F,) int64, labels of the foregrounds.
       order: (B,) int64, the backgrounds in the order in which they are tried.
+      predict: takes the pairs of a batch, (n,) int64 foregrounds and (n,) int64 backgrounds;
+        returns their predictions, (rules, n) int16.
       rules: number of label rules.
-
-    Yields:
-      The pairs of a batch, (n,) int64 foregrounds and (n,) int64 backgrounds. Their predictions,
-      (rules, n) int16, are sent back.
 
     Returns:
       (rules, F, B) int16 predictions, `UNTRIED` for pairs that were unnecessary. Under each rule,
@@ -280,7 +283,7 @@ def try_until_turned(
             if met[foreground] < len(order):
                 standing.append(foreground)
         pairs = np.asarray(batch, np.int64)
-        predictions = yield pairs[:, 0], pairs[:, 1]
+        predictions = predict(pairs[:, 0], pairs[:, 1])
         grid[:, pairs[:, 0], pairs[:, 1]] = predictions
         is_turned = (predictions != labels[pairs[:, 0]]).all(axis=0)
         turned = set(pairs[is_turned, 0].tolist())

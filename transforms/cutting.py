@@ -1,13 +1,15 @@
 """Turns the bytes of one source image into layers, or into the reasons for its rejection.
 
-It also crops whole images, for IN-9L and for scenes. Of the protocol's filters, 1 to 3 are applied
-here, the others in `transforms.filters`. Filter 1 rejects a picture that cannot be decoded. (A
-missing picture is in no listing.)
+It also crops images that need no box, for IN-9L and for scenes. Of the protocol's filters, 1 to 3
+are applied here, the others in `transforms.filters`. Filter 1 rejects a picture that cannot be
+decoded. (A missing picture is in no listing.)
 """
 
 import dataclasses
-import hashlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
 
 from transforms.annotations import Annotation, AnnotationError, Box, parse_annotation
 from transforms.codec import (
@@ -21,12 +23,11 @@ from transforms.filters import (
     FILTER_RESIZE,
     Reason,
     Rules,
-    check_box,
-    check_boxes,
     choose_boxes,
+    judge_boxes,
     mask_over_box,
 )
-from transforms.geometry import Mask, Pixels, ResizeCrop
+from transforms.geometry import Mask, OutputBox, Pixels, ResizeCrop
 from transforms.layers import Layer, NoTileError, make_layer, tile_background
 from transforms.masks import GivenMask, MaskError, read_mask
 from transforms.segmentation import Segmentation, SegmentationError, SegmentFunction
@@ -37,9 +38,7 @@ class Cut:
     """The result of cutting a source image, or one of its objects, or of cropping it.
 
     Attributes:
-      layer: the layer; None if the image or object was rejected, or stays whole.
-      image: the image that stays whole, (S, S, 3) uint8, RGB, after Resize + CenterCrop; None if it
-        is cut apart, or was rejected.
+      layer: the layer; None if the image or object was rejected.
       reason: reason for the rejection; None if the image or object was accepted.
       detail: exact cause of the rejection, for people; empty if the image or object was accepted.
       width, height: native size in pixels, None if the image was not decoded.
@@ -53,7 +52,6 @@ class Cut:
     """
 
     layer: Layer | None = None
-    image: Pixels | None = None
     reason: Reason | None = None
     detail: str = ""
     width: int | None = None
@@ -63,114 +61,83 @@ class Cut:
     fallback: str = ""
     number: int = 0
 
-    @property
-    def digest(self) -> str | None:
-        """First 16 hexadecimal digits of the SHA-256 of the pixels of `image`; None without it."""
-        return None if self.image is None else hashlib.sha256(self.image.tobytes()).hexdigest()[:16]
 
+class RejectedError(ValueError):
+    """An image is rejected as a whole, as `cut` says."""
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class AnnotatedImage:
-    """An image with its boxes, and perhaps its mask.
-
-    Attributes:
-      pixels: (H, W, 3) uint8, RGB.
-      boxes: the annotation's boxes, or the mask's boxes if there is no annotation.
-      given_mask: the mask that came with the image, of the same size; None if no mask came.
-    """
-
-    pixels: Pixels
-    boxes: tuple[Box, ...]
-    given_mask: GivenMask | None
-
-    @property
-    def width(self) -> int:
-        """Native width, in pixels."""
-        return int(self.pixels.shape[1])
-
-    @property
-    def height(self) -> int:
-        """Native height, in pixels."""
-        return int(self.pixels.shape[0])
-
-    def reject(self, reason: Reason, detail: str) -> Cut:
-        """Creates the rejection of the image, or of one of its objects."""
-        return Cut(reason=reason, detail=detail, width=self.width, height=self.height)
+    def __init__(self, cut: Cut) -> None:
+        super().__init__(cut.detail)
+        self.cut = cut
 
 
 def read_boxes(
-    annotation: bytes | None, mask: bytes | None, *, needs_mask: bool
-) -> tuple[Annotation, GivenMask | None] | Cut:
-    """Reads the annotation and the mask of an image, or returns its rejection (filter 2).
+    annotation: bytes | None, mask: bytes | None, *, needs_mask: bool, needs_box: bool = True
+) -> tuple[Annotation, GivenMask | None]:
+    """Reads the annotation and the mask of an image (filter 2).
 
     The bytes of either are None if there is no file. Without an annotation, it is made from the
     mask.
 
     Args:
-      needs_mask: whether an image without a mask is rejected.
+      needs_mask, needs_box: whether an image without a mask, or without both, is rejected.
 
     Raises:
+      RejectedError: something that is needed is missing, or cannot be read.
       ImportError, MemoryError: for the reasons of `read_mask`.
     """
-    if needs_mask and mask is None:
-        return Cut(reason=Reason.MISSING_ANNOTATION, detail="no mask")
-    if annotation is None and mask is None:
-        return Cut(reason=Reason.MISSING_ANNOTATION, detail="no box")
+    if mask is None and (needs_mask or (needs_box and annotation is None)):
+        detail = "no mask" if needs_mask else "no box"
+        raise RejectedError(Cut(reason=Reason.MISSING_ANNOTATION, detail=detail))
     try:
         parsed = None if annotation is None else parse_annotation(annotation)
         given_mask = None if mask is None else read_mask(mask)
     except (AnnotationError, MaskError) as error:
-        return Cut(reason=Reason.UNREADABLE_ANNOTATION, detail=str(error))
+        fault = Cut(reason=Reason.UNREADABLE_ANNOTATION, detail=str(error))
+        raise RejectedError(fault) from error
     if parsed is None:
-        assert given_mask is not None
-        height, width = given_mask.mask.shape
-        parsed = Annotation(width=width, height=height, boxes=given_mask.boxes, wnid=None)
+        height, width = (None, None) if given_mask is None else given_mask.mask.shape
+        boxes = () if given_mask is None else given_mask.boxes
+        parsed = Annotation(width=width, height=height, boxes=boxes, wnid=None)
     return parsed, given_mask
 
 
 def read_image(
-    image: bytes, annotation: bytes | None, mask: bytes | None, *, needs_mask: bool
-) -> AnnotatedImage | Cut:
+    image: bytes,
+    annotation: bytes | None,
+    mask: bytes | None,
+    *,
+    needs_mask: bool,
+    needs_box: bool = True,
+) -> tuple[Pixels, tuple[Box, ...], GivenMask | None]:
     """Reads an image with its annotation and mask, which must all have the same size.
 
-    Broken or hostile bytes lead to a rejection, for the first reason in protocol order, and never
-    raise an error.
+    Returns:
+      (its pixels, (H, W, 3) uint8, RGB; the annotation's boxes, or the mask's if there is no
+        annotation; the mask that came with the image, of the same size, or None).
 
     Raises:
+      RejectedError: for the first reason in protocol order; bytes that are broken or hostile raise
+        no other error.
       ImportError: for the reason of `read_mask`.
       MemoryError: the picture or the mask does not fit into memory.
     """
-    boxes = read_boxes(annotation, mask, needs_mask=needs_mask)
-    if isinstance(boxes, Cut):
-        return boxes
-    parsed, given_mask = boxes
-    pixels = _decode(image)
-    if isinstance(pixels, Cut):
-        return pixels
-    decoded = AnnotatedImage(pixels, parsed.boxes, given_mask)
-    width, height = decoded.width, decoded.height
-    if parsed.width not in (None, width) or parsed.height not in (None, height):
-        return decoded.reject(
-            Reason.SIZE_MISMATCH,
-            f"annotated {parsed.width} x {parsed.height}, image {width} x {height}",
-        )
-    if given_mask is not None and given_mask.mask.shape != (height, width):
-        mask_height, mask_width = given_mask.mask.shape
-        return decoded.reject(
-            Reason.SIZE_MISMATCH,
-            f"mask {mask_width} x {mask_height}, image {width} x {height}",
-        )
-    return decoded
-
-
-def _decode(image: bytes) -> Pixels | Cut:
-    """Decodes a source image; returns its rejection if that is impossible (filter 1)."""
+    parsed, given_mask = read_boxes(annotation, mask, needs_mask=needs_mask, needs_box=needs_box)
     try:
-        return decode_source(image)
-    except UndecodableError as error:
-        return Cut(reason=Reason.UNDECODABLE, detail=str(error))
+        pixels = decode_source(image)
+    except UndecodableError as error:  # Filter 1.
+        raise RejectedError(Cut(reason=Reason.UNDECODABLE, detail=str(error))) from error
     except TooManyPixelsError as error:
-        return Cut(reason=Reason.TOO_MANY_PIXELS, detail=str(error))
+        raise RejectedError(Cut(reason=Reason.TOO_MANY_PIXELS, detail=str(error))) from error
+    height, width = pixels.shape[:2]
+    sizes = {"annotated": (parsed.width, parsed.height)}
+    if given_mask is not None:
+        sizes["mask"] = given_mask.mask.shape[::-1]
+    for name, size in sizes.items():
+        if size[0] not in (None, width) or size[1] not in (None, height):
+            detail = f"{name} {size[0]} x {size[1]}, image {width} x {height}"
+            fault = Cut(reason=Reason.SIZE_MISMATCH, detail=detail, width=width, height=height)
+            raise RejectedError(fault)
+    return pixels, parsed.boxes, given_mask
 
 
 def check_annotation(
@@ -183,20 +150,20 @@ def check_annotation(
     is not for images whose boxes come from a mask. It does not see a picture with too many pixels,
     nor one that is too narrow only for a large `resize`.
     """
-    if annotation is None:
-        return Reason.MISSING_ANNOTATION
     try:
-        parsed = parse_annotation(annotation)
-    except AnnotationError:
-        return Reason.UNREADABLE_ANNOTATION
-    if parsed.width is None or parsed.height is None:
+        parsed, _ = read_boxes(annotation, None, needs_mask=False)
+    except RejectedError as error:
+        return error.cut.reason
+    width, height = parsed.width, parsed.height
+    if width is None or height is None:
         several = len(parsed.boxes) > 1 and rules.objects != "one"
         return None if several or len(parsed.boxes) == 1 else Reason.NOT_ONE_BOX
-    if parsed.width < 1 or parsed.height < 1:
+    if width < 1 or height < 1:
         return Reason.SIZE_MISMATCH
-    if not rules.pad and check_narrow(parsed.width, parsed.height, FILTER_RESIZE):
+    if not rules.pad and check_narrow(width, height, FILTER_RESIZE):
         return Reason.TOO_MANY_PIXELS
-    return check_boxes(parsed.boxes, width=parsed.width, height=parsed.height, rules=rules)
+    reasons = [reason for _, reason in judge_boxes(parsed.boxes, width, height, rules)]
+    return None if None in reasons else reasons[0]
 
 
 def cut_background(
@@ -222,12 +189,10 @@ def cut_background(
     """
     pixels = decode_image(image)
     height, width = pixels.shape[:2]
-    annotated = read_boxes(annotation, mask, needs_mask=False)
-    if isinstance(annotated, Cut):
-        raise ValueError(annotated.detail)
-    chosen = choose_boxes(annotated[0].boxes, width=width, height=height, objects=rules.objects)
+    boxes = read_boxes(annotation, mask, needs_mask=False)[0].boxes
+    chosen = choose_boxes(boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason) or number > len(chosen):
-        raise ValueError(f"no object {number} among {len(annotated[0].boxes)} boxes")
+        raise ValueError(f"no object {number} among {len(boxes)} boxes")
     transform = ResizeCrop.for_size(
         native_width=width, native_height=height, resize=resize, crop=crop, pad=rules.pad
     )
@@ -287,6 +252,7 @@ def cut_objects(
     interpolation: str,
     rules: Rules = Rules(),  # noqa: B008
     only: int = 0,
+    needs_box: bool = True,
 ) -> Iterator[Cut]:
     """Yields the objects of an image, filtered, segmented and cut one after the other.
 
@@ -300,6 +266,8 @@ def cut_objects(
       segment: the segmenter; None to use the mask as the foreground.
       resize, crop, interpolation: see `make_layer`.
       only: the number of the object to cut, 0 for all objects.
+      needs_box: whether the image is cut apart at all. If not, it stays whole: it is resized and
+        cropped.
 
     Yields:
       `Cut`s, each with the layer or with the first reason for a rejection in protocol order. If
@@ -313,42 +281,54 @@ def cut_objects(
       MemoryError: a picture does not fit into memory.
       Exception: whatever `segment` raises besides SegmentationError.
     """
-    decoded = read_image(image, annotation, mask, needs_mask=segment is None)
-    if isinstance(decoded, Cut):
-        yield decoded
+    try:
+        pixels, boxes, given_mask = read_image(
+            *(image, annotation, mask),
+            needs_mask=needs_box and segment is None,
+            needs_box=needs_box,
+        )
+    except RejectedError as error:
+        yield error.cut
         return
-    width, height = decoded.width, decoded.height
-    problem = "" if rules.pad else check_narrow(width, height, max(resize, FILTER_RESIZE))
+    height, width = pixels.shape[:2]
+    of_size = functools.partial(Cut, width=width, height=height)
+    # Checked before anything of a resized size is allocated.
+    largest = max(resize, FILTER_RESIZE) if needs_box else resize
+    problem = "" if rules.pad else check_narrow(width, height, largest)
     if problem:
-        yield decoded.reject(Reason.TOO_MANY_PIXELS, problem)
+        yield of_size(reason=Reason.TOO_MANY_PIXELS, detail=problem)
         return
-    chosen = choose_boxes(decoded.boxes, width=width, height=height, objects=rules.objects)
-    if isinstance(chosen, Reason):
-        yield decoded.reject(chosen, _list_boxes(decoded.boxes))
+    if not needs_box:
+        transform = ResizeCrop.for_size(
+            native_width=width, native_height=height, resize=resize, crop=crop, pad=rules.pad
+        )
+        whole = transform.image(pixels, interpolation)
+        no_mask = np.zeros(whole.shape[:2], np.bool_)
+        yield of_size(layer=Layer(whole, whole, no_mask, OutputBox(0, 0, 0, 0), is_whole=True))
         return
-    for position, box in enumerate(chosen):
+    for position, (box, reason) in enumerate(judge_boxes(boxes, width, height, rules)):
         if only not in (0, position + 1):
             continue
-        reason = check_box(box, width=width, height=height, rules=rules)
-        if reason is None:
+        number = position + 1 if box is not None and rules.objects == "each" else 0
+        if box is None or reason is not None:
+            judged = (boxes[position],) if number else boxes
+            cut = of_size(reason=reason, detail=_list_boxes(judged))
+        else:
             try:
                 cut = _cut(
-                    decoded,
+                    of_size,
+                    pixels,
                     box,
-                    segment(decoded.pixels, box, seed)
+                    segment(pixels, box, seed)
                     if segment is not None
-                    else Segmentation(_given_mask(decoded, box, position, rules.objects)),
+                    else Segmentation(_part_of(given_mask, boxes, box, position, rules.objects)),
                     resize=resize,
                     crop=crop,
                     interpolation=interpolation,
                     rules=rules,
                 )
             except SegmentationError as error:
-                cut = decoded.reject(Reason.SEGMENTATION_FAILED, str(error))
-        else:
-            boxes = decoded.boxes if rules.objects != "each" else (decoded.boxes[position],)
-            cut = decoded.reject(reason, _list_boxes(boxes))
-        number = position + 1 if rules.objects == "each" else 0
+                cut = of_size(reason=Reason.SEGMENTATION_FAILED, detail=str(error))
         yield dataclasses.replace(cut, box=box, number=number)
 
 
@@ -358,20 +338,23 @@ def _list_boxes(boxes: Sequence[Box]) -> str:
     return f"{len(boxes)} boxes: {corners}" if corners else "no box"
 
 
-def _given_mask(decoded: AnnotatedImage, box: Box, position: int, objects: str) -> Mask:
+def _part_of(
+    given_mask: GivenMask | None, boxes: Sequence[Box], box: Box, position: int, objects: str
+) -> Mask:
     """Returns the part of the image's mask that belongs to a chosen box."""
-    given_mask, boxes = decoded.given_mask, decoded.boxes
     assert given_mask is not None
     # With a single object, the whole mask belongs to the object, even outside of its box.
     if objects in ("one", "union") or len(boxes) == 1:
         return given_mask.mask
     if objects == "largest":
-        position = [each.clip(decoded.width, decoded.height) for each in boxes].index(box)
+        height, width = given_mask.mask.shape
+        position = [each.clip(width, height) for each in boxes].index(box)
     return given_mask.mask_of_box(position, boxes)
 
 
 def _cut(
-    decoded: AnnotatedImage,
+    of_size: Callable[..., Cut],
+    pixels: Pixels,
     box: Box,
     segmentation: Segmentation,
     *,
@@ -380,12 +363,13 @@ def _cut(
     interpolation: str,
     rules: Rules,
 ) -> Cut:
-    """Cuts a segmented object; rejects a too small foreground and a background without a tile."""
+    """Cuts a segmented object; rejects a too small foreground and a background without a tile.
+
+    `of_size` makes a `Cut` with the image's size.
+    """
     foreground, fallback = segmentation
     share = mask_over_box(foreground, box)
-    segmented = Cut(
-        width=decoded.width, height=decoded.height, mask_over_box=share, fallback=fallback
-    )
+    segmented = of_size(mask_over_box=share, fallback=fallback)
     if share < rules.min_foreground:
         return dataclasses.replace(
             segmented,
@@ -394,7 +378,7 @@ def _cut(
         )
     try:
         layer = make_layer(
-            decoded.pixels,
+            pixels,
             box,
             foreground,
             resize=resize,
@@ -405,30 +389,3 @@ def _cut(
     except NoTileError as error:
         return dataclasses.replace(segmented, reason=Reason.NO_TILE, detail=str(error))
     return dataclasses.replace(segmented, layer=layer)
-
-
-def crop_whole(
-    image: bytes, *, resize: int, crop: int, interpolation: str, pad: bool = False
-) -> Cut:
-    """Decodes an image, resizes it, and crops it, with the arguments of `ResizeCrop.for_size`.
-
-    Returns a `Cut` with `image`, or with the reason for its rejection. Broken or hostile bytes lead
-    to a rejection; they never raise an error.
-
-    Raises:
-      ValueError: the crop is larger than the resize, or below 1.
-      KeyError: the interpolation is none of `INTERPOLATIONS`.
-      MemoryError: the picture does not fit into memory.
-    """
-    pixels = _decode(image)
-    if isinstance(pixels, Cut):
-        return pixels
-    height, width = pixels.shape[:2]
-    # Checked before anything of the resized size is allocated.
-    problem = "" if pad else check_narrow(width, height, resize)
-    if problem:
-        return Cut(reason=Reason.TOO_MANY_PIXELS, detail=problem, width=width, height=height)
-    transform = ResizeCrop.for_size(
-        native_width=width, native_height=height, resize=resize, crop=crop, pad=pad
-    )
-    return Cut(image=transform.image(pixels, interpolation), width=width, height=height)

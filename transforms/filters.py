@@ -136,18 +136,18 @@ def check_box(box: Box, *, width: int, height: int, rules: Rules = Rules()) -> R
     return None
 
 
-def check_boxes(
-    boxes: Sequence[Box], *, width: int, height: int, rules: Rules = Rules()
-) -> Reason | None:
-    """Applies filters 4 to 6 to an image's boxes, like `choose_boxes` and `check_box`.
+def judge_boxes(
+    boxes: Sequence[Box], width: int, height: int, rules: Rules = Rules()
+) -> list[tuple[Box | None, Reason | None]]:
+    """Applies filters 4 to 6 to an image's boxes, by `choose_boxes` and `check_box`.
 
-    An image with several objects is rejected if all objects are, for the first object's reason.
+    Returns (chosen box, reason to reject it or None) for each object, in order; or, for an image
+    without an object, only (None, reason to reject it).
     """
     chosen = choose_boxes(boxes, width=width, height=height, objects=rules.objects)
     if isinstance(chosen, Reason):
-        return chosen
-    reasons = [check_box(box, width=width, height=height, rules=rules) for box in chosen]
-    return None if None in reasons else reasons[0]
+        return [(None, chosen)]
+    return [(box, check_box(box, width=width, height=height, rules=rules)) for box in chosen]
 
 
 def mask_over_box(mask: Mask, box: Box) -> float:

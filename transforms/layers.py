@@ -6,11 +6,13 @@ is tiled: repetitions of the largest strip beside the box cover the box.
 """
 
 import dataclasses
+import hashlib
 
 import numpy as np
 
 from transforms.annotations import Box
 from transforms.geometry import Mask, OutputBox, Pixels, ResizeCrop
+from transforms.hashing import text_bytes
 
 
 class NoTileError(ValueError):
@@ -76,12 +78,23 @@ class Layer:
         transformed like the image.
       mask: (S, S) bool, True on the foreground.
       box: the object's box in output pixels.
+      is_whole: whether the image is not cut apart: it is all background, and has no box.
     """
 
     image: Pixels
     only_bg_t: Pixels
     mask: Mask
     box: OutputBox
+    is_whole: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Digest of the pixels and the box, or of the pixels of a whole image: 16 hex digits."""
+        parts = (self.image,) if self.is_whole else (self.image, self.only_bg_t, self.mask)
+        hasher = hashlib.sha256(b"" if self.is_whole else text_bytes(repr(tuple(self.box))))
+        for array in parts:
+            hasher.update(array.tobytes())
+        return hasher.hexdigest()[:16]
 
     @property
     def fg_fraction(self) -> float:

@@ -126,7 +126,9 @@ def pair(
         present class, cyclically; `mixed_rand` draws a present class uniformly, then an
         image of it.
       seed: seed of the keyed hash. Variants, and draws of one, draw independently.
-      own_background: whether an image may get its own background, or one of its group.
+      own_background: whether an image may get its own background, or one of its group. Then only
+        the class of a foreground's position counts, so foregrounds from outside the pool can have
+        the position of any image of their class.
       mixed_rand: `any` class, or a class `other` than the foreground's.
 
     Returns:
@@ -144,29 +146,6 @@ def pair(
         if len(rows):
             backgrounds[rows] = _draw(pool, members, hashes[rows], banned[rows])
     return backgrounds
-
-
-def draw_scenes(
-    scenes: Sequence[str],
-    foregrounds: Sequence[str],
-    variant: VariantName,
-    *,
-    seed: int,
-) -> Positions:
-    """Draws a background for each foreground from scenes that are not part of the dataset.
-
-    Scenes and (m,) foregrounds are given by their keys. Draws are as stable as those of `pair`.
-
-    Returns:
-      (m,) position of each foreground's scene, `NO_PARTNER` if there are no scenes.
-
-    Raises:
-      ValueError: a scene's key occurs twice.
-    """
-    pool = Pool.from_images(scenes, np.zeros(len(scenes), np.int64), seed=seed)
-    hashes = keyed_hashes(seed, f"{variant}/image", foregrounds)
-    members = pool.members.get(0, np.empty(0, np.int64))
-    return _draw(pool, members, hashes, np.full(len(hashes), NO_PARTNER))
 
 
 def _background_classes(

@@ -61,6 +61,7 @@ class Segmenter:
         `pipeline.generate.segmenters` has not added yet.
       prepare: function that is called before the first picture. It calls its argument before it
         begins work that takes seconds, so that the user can be told.
+      needs_box: whether images are cut apart; if not, they are kept whole, without boxes.
       description: sentence about the masks for a dataset's card. It may contain `label`, and the
         names of flags, in braces.
     """
@@ -71,6 +72,7 @@ class Segmenter:
     parameters: dict[str, object]
     segment: SegmentFunction | None
     prepare: Callable[[Callable[[], None]], None] = _nothing
+    needs_box: bool = True
     description: str = (
         "Masks are computed by the user's own function, `{label}`, and not corrected by hand."
     )
@@ -203,6 +205,9 @@ SEGMENTERS = {
 }
 """Segmenters by name. The first two run GrabCut: `grabcut` in this package's kernels, `cv2` in
 OpenCV."""
+
+WHOLE = Segmenter("none", "none", 1, {}, segment=None, needs_box=False)
+"""What keeps images whole."""
 
 
 def describe_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:

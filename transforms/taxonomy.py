@@ -1,18 +1,16 @@
 """Classes and their superclasses.
 
 ImageNet-9 groups 370 of ImageNet's 1000 classes into nine superclasses; a dataset may define its
-own, also by synsets of WordNet. Source of ImageNet-9: paper section 2 (WordNet roots), and the
-released class map (`data/classes.csv`). Source of WordNet's hierarchy above ImageNet's classes:
-WordNet 3.0, `data/hypernyms.csv` (made by `scripts/make_hypernyms.py`; licence beside it).
+own. Source of ImageNet-9: paper section 2, and the released class map (`data/classes.csv`).
 """
 
 import csv
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
-from typing import Any, NamedTuple
+from typing import Any
 
 from transforms.hashing import text_digest
 
@@ -74,7 +72,8 @@ class Taxonomy:
                 raise ValueError(f"the name of a class is not printable: {text!r}")
 
     @functools.cached_property
-    def _index_of_wnid(self) -> dict[str, int]:
+    def index_of(self) -> Mapping[str, int]:
+        """The position in `wnids` of each class, which may lack a superclass."""
         return {wnid: index for index, wnid in enumerate(self.wnids)}
 
     @property
@@ -93,17 +92,9 @@ class Taxonomy:
         """Whether all ids are WordNet ids of ImageNet's classes."""
         return all(imagenet_index(wnid) is not None for wnid in self.wnids)
 
-    def holds(self, wnid: str) -> bool:
-        """Returns whether an id is a class of the taxonomy, which may lack a superclass."""
-        return wnid in self._index_of_wnid
-
-    def index_of(self, wnid: str) -> int:
-        """Returns the position of a class in `wnids`. Raises KeyError for an unknown id."""
-        return self._index_of_wnid[wnid]
-
     def label_of(self, wnid: str) -> int:
         """Returns a class's superclass label; `OUTSIDE` if the class has none or is unknown."""
-        index = self._index_of_wnid.get(wnid)
+        index = self.index_of.get(wnid)
         return OUTSIDE if index is None else self.labels[index]
 
     def to_json(self) -> dict[str, Any]:
@@ -150,67 +141,4 @@ def imagenet_output(name: str) -> int | None:
 
 def imagenet_index(wnid: str) -> int | None:
     """Returns the output index of ImageNet models for a WordNet id; None for any other id."""
-    taxonomy = imagenet9()
-    return taxonomy.index_of(wnid) if taxonomy.holds(wnid) else None
-
-
-class Synset(NamedTuple):
-    """A noun synset of WordNet: the ids of its direct hypernyms, and its first word."""
-
-    parents: tuple[str, ...]
-    name: str
-
-
-@functools.cache
-def synsets() -> Mapping[str, Synset]:
-    """Reads the synsets of ImageNet's classes and of all their ancestors, by WordNet id."""
-    table = resources.files("transforms") / "data" / "hypernyms.csv"
-    rows = csv.DictReader(table.read_text(encoding="utf-8").splitlines())
-    return {row["wnid"]: Synset(tuple(row["parents"].split()), row["name"]) for row in rows}
-
-
-@functools.cache
-def above(wnid: str) -> frozenset[str]:
-    """Returns a synset together with all of its ancestors.
-
-    Raises KeyError if the id is neither one of ImageNet's classes nor an ancestor of one.
-
-    >>> {"n02084071", "n00001740"} <= above("n02085620")
-    True
-    """
-    return frozenset({wnid}.union(*(above(parent) for parent in synsets()[wnid].parents)))
-
-
-def classes_below(root: str) -> tuple[str, ...]:
-    """Returns ImageNet's classes below a synset, or equal to it, in order of their outputs."""
-    return tuple(wnid for wnid in imagenet9().wnids if root in above(wnid))
-
-
-def wordnet_taxonomy(roots: Sequence[tuple[str, str]]) -> Taxonomy:
-    """Builds a taxonomy over ImageNet's 1000 classes from the roots of its superclasses.
-
-    Roots are (WordNet id, name), in order of the labels; an empty name stands for WordNet's name. A
-    class belongs to the first root that is above it, or is the class. Raises ValueError if no class
-    belongs to some root, or two superclasses have the same name.
-    """
-    labels = {}
-    names = []
-    for label, (root, name) in enumerate(roots):
-        below = classes_below(root)
-        if not below:
-            raise ValueError(f"{root} is above none of ImageNet's 1000 classes")
-        unlabelled = [wnid for wnid in below if wnid not in labels]
-        if not unlabelled:
-            raise ValueError(f"all classes below {root} already belong to the roots before it")
-        labels.update(dict.fromkeys(unlabelled, label))
-        names.append(name or synsets()[root].name)
-    duplicates = sorted({name for name in names if names.count(name) > 1})
-    if duplicates:
-        raise ValueError(f"two roots are called {duplicates[0]!r}; name them: WNID=NAME")
-    classes = imagenet9()
-    return Taxonomy(
-        names=tuple(names),
-        wnids=classes.wnids,
-        labels=tuple(labels.get(wnid, OUTSIDE) for wnid in classes.wnids),
-        class_names=classes.class_names,
-    )
+    return imagenet9().index_of.get(wnid)

@@ -100,10 +100,7 @@ class EvaluatedModel:
             raise ValueError(
                 f"{table!r} is none of the tables: {', '.join(['predictions', *self.tables])}"
             )
-        try:
-            return (pa.Table.from_pylist(rows) if isinstance(rows, list) else rows).to_pandas()
-        except ImportError as error:
-            raise ImportError("to_pandas needs pandas: pip install pandas") from error
+        return (pa.Table.from_pylist(rows) if isinstance(rows, list) else rows).to_pandas()
 
     @property
     def _head(self) -> str:

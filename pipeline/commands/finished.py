@@ -192,16 +192,14 @@ def _check(dataset: Dataset, target: Store, *, is_ours: bool) -> None:
 
 @contextlib.contextmanager
 def _single_file(path: str) -> Iterator[tuple[Store, str]]:
-    """Yields a file's folder, without a new work folder in it, and the file's name."""
+    """Yields a file's folder, without an empty work folder in it, and the file's name."""
     folder, name = os.path.split(path)
     target = Store.at(folder or ".")
     target.remove_temporary()
-    had_one = target.has_folder(WORK_FOLDER)
     try:
         yield target, name
     finally:
-        if not had_one:
-            target.prune(WORK_FOLDER)
+        target.prune(WORK_FOLDER)
 
 
 def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:

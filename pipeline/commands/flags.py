@@ -174,8 +174,8 @@ SECTIONS = (
         Flag("--masks", "DIR", "folder of PNG masks, or a COCO .json file, for --segmenter masks"),
         Flag(
             "--taxonomy",
-            "FILE|WNIDS",
-            "file that maps classes to superclasses, or WordNet roots (default: ImageNet-9)",
+            "FILE",
+            "file that maps classes to superclasses (default: ImageNet-9)",
         ),
         Flag("--exclude", "FILE", "file that lists images to leave out"),
         Flag("--include", "FILE", "file that lists the images to keep; all others are left out"),

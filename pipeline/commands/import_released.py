@@ -183,22 +183,13 @@ def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, second
 
 
 def _background_lines(dataset: Dataset, split: str) -> Iterator[str]:
-    """Yields a line per variant on true backgrounds: number found, clarity, wrong file names."""
+    """Yields a line per variant on true backgrounds: number found, and wrong file names."""
     selected = selected_rows(dataset, split)
     for variant in dataset.manifest.config.compose.mixed:
         found = [row for row in selected if row[f"{variant}_bg_key"] is not None]
-        line = (
+        misnamed = sum(row[f"{variant}_bg_key"] != row[f"{variant}_bg_named"] for row in found)
+        names = f", {misnamed} of them not the one in the file name" if found else ""
+        yield (
             f"{split} {variant}: found the true background of {len(found)} of "
-            f"{counted(len(selected), 'image')}"
+            f"{counted(len(selected), 'image')}{names}"
         )
-        if found:
-            misnamed = [r for r in found if r[f"{variant}_bg_key"] != r[f"{variant}_bg_named"]]
-            line += (
-                f", {len(misnamed)} of them not the one in the file name; mean pixel difference "
-                f"(0 to 255): at most {max(r[f'{variant}_bg_difference'] for r in found):.1f} for "
-                "the match"
-            )
-            next_best = [row[f"{variant}_bg_next_difference"] for row in found]
-            if known := [difference for difference in next_best if difference is not None]:
-                line += f", at least {min(known):.1f} for the runner-up"
-        yield line

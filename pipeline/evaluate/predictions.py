@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from msgspec import UNSET
 from numpy.typing import NDArray
 
-from pipeline.dataset.folder import Dataset, Holdout, selected_rows
+from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.errors import JobError
 from pipeline.evaluate.results import (
     PREDICTION_SCHEMA,
@@ -72,7 +72,7 @@ def prediction_fingerprints(dataset: Dataset, run: ModelRun, shard: int) -> dict
 
 def tested_keys(dataset: Dataset, run: ModelRun, shard: int) -> frozenset[str]:
     settings = run.evaluation
-    rows = selected_rows(dataset, settings.split, Holdout(settings.holdout), shard)
+    rows = selected_rows(dataset, settings.split, settings.holdout, shard)
     return frozenset(row["key"] for row in rows)
 
 

@@ -5,7 +5,6 @@ import contextlib
 import functools
 import gc
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -25,7 +24,7 @@ from pipeline.runtime.machine import (
     similar_processes,
     usable_memory,
 )
-from pipeline.runtime.progress import count, count_loading
+from pipeline.runtime.progress import count
 from transforms.taxonomy import Taxonomy
 
 _IN_MEMORY: Mapping[torch.device, threading.Semaphore] = collections.defaultdict(
@@ -56,9 +55,7 @@ def in_memory(
         torch.set_num_threads(evaluation.threads)
         try:
             with _LOADING:
-                started = time.perf_counter()
                 model = load_model(entry, evaluation.weights, taxonomy)
-                count_loading(time.perf_counter() - started)
             stack.callback(_drop, model)
             check_head(model, taxonomy)
             if not evaluation.accept_new_weights:

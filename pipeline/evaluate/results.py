@@ -43,6 +43,9 @@ from transforms.scoring import AnswerKind
 
 _S = TypeVar("_S", bound=Struct)
 
+LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
+"""Libraries whose versions results record."""
+
 Label = Annotated[int, Meta(ge=-1, lt=2**15)]
 """Label of a class, -1 outside the taxonomy."""
 

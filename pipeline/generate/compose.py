@@ -7,7 +7,6 @@ import operator
 import tempfile
 from collections.abc import Sequence
 
-import cv2
 import pyarrow as pa
 
 from pipeline.dataset.records import (
@@ -65,7 +64,7 @@ class ComposeShard(JobStep):
     """Planned OutputShard -> the same shard, composed. One call does all the work on a shard."""
 
     def setup(self) -> None:
-        cv2.setNumThreads(1)
+        super().setup()
         config = self.config.compose
         self._composer = Composer(config, config.composed, find_variants(config.variants))
 
@@ -79,7 +78,8 @@ class ComposeShard(JobStep):
             key=operator.attrgetter("rank"),
         )
         table = output.scenes
-        scenes = None if table is None else DrawnScenes(table, self.outputs, cutter, config)
+        segment = self.config.segment
+        scenes = None if table is None else DrawnScenes(table, self.outputs, segment, config)
         rows, selected = self._select(images, plan, scenes)
         checksum = self._fingerprint(output, rows, selected)
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)

@@ -37,17 +37,6 @@ def versioned(variants: Sequence[str], renderings: Iterable[str] = ()) -> tuple[
     )
 
 
-def custom_names(
-    variants: Iterable[str], renderings: Iterable[str] = ()
-) -> tuple[VariantName, ...]:
-    """Returns the names of the custom variants that the flags name, without importing anything."""
-    return tuple(
-        VariantName.parse(f"{entry.partition('@')[0]}@0")
-        for entry in (*variants, *(f"{base}={name}" for name in renderings for base in FILLED))
-        if PREFIX in entry
-    )
-
-
 def find_variants(entries: Iterable[str]) -> dict[VariantName, Variant]:
     """Finds the variants of a configuration; returns them by name.
 

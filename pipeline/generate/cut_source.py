@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.records import ACCEPTED, ImageRow, ShardCounts
-from pipeline.dataset.sinks import encode_layer, layer_digest
+from pipeline.dataset.sinks import encode_layer
 from pipeline.errors import JobError, escaped
 from pipeline.generate.recipe import CUT_COLUMNS, Recipe, recipe_images
 from pipeline.generate.segmenters import find_segmenter
@@ -20,13 +20,14 @@ from pipeline.storage.files import is_remote
 from pipeline.storage.store import FileDigest
 from transforms.annotations import AnnotationError, Box, parse_annotation, write_annotation
 from transforms.codec import TooManyPixelsError, UndecodableError, open_picture
-from transforms.cutting import Cut, crop_whole, cut_along, cut_background, cut_objects
+from transforms.cutting import Cut, cut_along, cut_background, cut_objects
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
 from transforms.hashing import fingerprint, text_bytes
 from transforms.layers import Layer
 from transforms.limits import load_json
 from transforms.masks import decode_runs
+from transforms.segmentation import WHOLE
 
 MadeRow = tuple[ImageRow, dict[str, bytes]]
 """A row of a record, and the encoded files of its layer; none if it has no layer to store."""
@@ -170,9 +171,10 @@ class Cutter:
     """
 
     def __init__(self, config: SegmentConfig) -> None:
-        self._seed, self.keeps_image_whole = config.grabcut_seed, config.keeps_image_whole
-        self.has_layers = not self.keeps_image_whole
-        self.segmenter = find_segmenter(config.segmenter, config.segmenter_parameters)
+        self._seed, self.segmenter = config.grabcut_seed, WHOLE
+        if not config.keeps_image_whole:
+            self.segmenter = find_segmenter(config.segmenter, config.segmenter_parameters)
+        self.has_layers = self.segmenter.needs_box
         self._fingerprint, self._rules = config.fingerprint(), config.rules
         self._size: _Size = {
             "resize": config.resize,
@@ -215,7 +217,8 @@ class Cutter:
     def cut(self, source: SourceBytes) -> Iterator[Cut]:
         """Cuts a source image; yields a `Cut`, or one for each object with `--objects each`.
 
-        An unsuitable or damaged image raises no error: its `Cut` holds a `Reason` instead.
+        An image that needs no box is cropped, and its layer is whole. An unsuitable or damaged
+        image raises no error: its `Cut` holds a `Reason` instead.
 
         Raises:
           JobError: a custom segmenter failed.
@@ -232,6 +235,7 @@ class Cutter:
                 seed=self._seed,
                 rules=self._rules,
                 only=source.number,
+                needs_box=self.segmenter.needs_box,
                 **self._size,
             ):
                 if cut.reason is Reason.UNDECODABLE:
@@ -239,13 +243,6 @@ class Cutter:
                 yield cut
         except JobError as error:
             raise JobError(f"{shown(source.location)}: {error}") from error
-
-    def crop(self, source: SourceBytes) -> Cut:
-        """Resizes and crops a source image as a whole; faults and errors are as for `cut`."""
-        cropped = crop_whole(source.image, pad=self._rules.pad, **self._size)
-        if cropped.reason is Reason.UNDECODABLE:
-            source.read_again()
-        return cropped
 
     def cut_background(self, source: SourceBytes) -> Pixels:
         """Tiles the background of an accepted image or object, without segmenting it.
@@ -317,7 +314,7 @@ class MaskCutter(Cutter):
             )
         except ValueError:
             return None
-        return layer if layer_digest(layer) == row.layer_digest else None
+        return layer if layer.digest == row.layer_digest else None
 
     def _layer(self, location: Location, picture: bytes, row: ImageRow, mask: bytes) -> Layer:
         layer = self.cut_along(picture, row, mask)
@@ -366,13 +363,9 @@ class MaskCutter(Cutter):
 
 
 def with_layer(row: ImageRow, layer: Layer) -> MadeRow:
-    """Adds to a row what a layer tells; returns it with the encoded files of the layer."""
-    return dataclasses.replace(
-        row,
-        box=list(layer.box),
-        fg_fraction=layer.fg_fraction,
-        layer_digest=layer_digest(layer),
-    ), encode_layer(layer)
+    """Adds to a row what cutting tells; returns it with the encoded files of the layer."""
+    row = dataclasses.replace(row, box=list(layer.box), fg_fraction=layer.fg_fraction)
+    return row, encode_layer(layer)
 
 
 def announce() -> None:

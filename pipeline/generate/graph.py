@@ -141,19 +141,15 @@ class AcceptSources(JobStep):
 class GenerateDataset(beam.PTransform):
     """Start -> one element, the dataset's fingerprint; makes the missing parts of the dataset.
 
-    The start is PBegin, or one element of any value that arrives when work may begin.
+    The start is one element of any value, which arrives when work may begin.
     """
 
     def __init__(self, job: GenerateJob) -> None:
         super().__init__()
         self._job = job
 
-    def expand(
-        self, start: beam.pvalue.PBegin | beam.pvalue.PCollection
-    ) -> beam.pvalue.PCollection:
+    def expand(self, start: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
         job = self._job
-        if isinstance(start, beam.pvalue.PBegin):
-            start = start | "Once" >> beam.Create([None], reshuffle=False)
         listed = start | "List" >> beam.ParDo(ListSplits(job)).with_output_types(SourceShard)
         if job.origin.is_settled:
             identify, accept = IdentifySources(job), AcceptSources(job)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import apache_beam as beam
+import cv2
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.manifest import NOTHING_STATED, About
@@ -64,8 +65,11 @@ class GenerateJob:
 
 
 class JobStep(beam.DoFn):
-    """A step of the graph."""
+    """A step of the graph. OpenCV computes in one thread, as the runner's workers run at once."""
 
     def __init__(self, job: GenerateJob) -> None:
         self.job, self.config = job, job.config
         self.layers, self.outputs = job.layer_staging(), job.output_staging()
+
+    def setup(self) -> None:
+        cv2.setNumThreads(1)

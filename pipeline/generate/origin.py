@@ -109,13 +109,7 @@ class InputOrigin(Origin):
     ) -> Listing:
         segment = config.segment
         masks = None if self.masks is None else index_masks(self.masks, layout.split)
-        keeps_image_whole, keeps_masks = segment.keeps_image_whole, takes_masks(segment.segmenter)
-        adapt = functools.partial(
-            _with_used_files,
-            masks=masks,
-            keeps_image_whole=keeps_image_whole,
-            keeps_masks=keeps_masks,
-        )
+        adapt = functools.partial(_with_used_files, masks=masks, config=segment)
         images, skipped, classes = list_images(
             layout, taxonomy, config.limit, self.key_lists(config), adapt
         )
@@ -233,7 +227,7 @@ def _describe_unmatched(classes: Mapping[str, int], taxonomy: Taxonomy) -> str:
     A class without a superclass is outside on purpose. The line names the first of either; it is ""
     if there are none.
     """
-    lacking = {n: count for n, count in classes.items() if n and not taxonomy.holds(n)}
+    lacking = {n: count for n, count in classes.items() if n and n not in taxonomy.index_of}
     frequent = sorted(lacking, key=lambda name: (-lacking[name], name))
     own = () if taxonomy == imagenet9() else zip(taxonomy.wnids, taxonomy.labels, strict=True)
     parts = {
@@ -252,7 +246,7 @@ def _describe_unmatched(classes: Mapping[str, int], taxonomy: Taxonomy) -> str:
 
 
 def _with_used_files(
-    image: SourceImage, masks: FileIndex | None, keeps_image_whole: bool, keeps_masks: bool
+    image: SourceImage, masks: FileIndex | None, config: SegmentConfig
 ) -> SourceImage:
     """Adds the mask of an image from `--masks`, and drops the files that are not used.
 
@@ -266,9 +260,9 @@ def _with_used_files(
             if mask is None
             else dataclasses.replace(image, mask=mask.location, mask_md5=mask.md5)
         )
-    if keeps_masks or (keeps_image_whole and not image.wnid):
+    if takes_masks(config.segmenter) or (config.keeps_image_whole and not image.wnid):
         return image
-    if keeps_image_whole:
+    if config.keeps_image_whole:
         image = dataclasses.replace(image, annotation=None, annotation_md5=None)
     return image if image.mask is None else dataclasses.replace(image, mask=None, mask_md5=None)
 

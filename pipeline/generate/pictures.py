@@ -16,7 +16,6 @@ from pipeline.dataset.sinks import (
     Sample,
     damaged_tar,
     decode_layer,
-    layer_digest,
     layer_ranges,
 )
 from pipeline.errors import JobError
@@ -24,7 +23,7 @@ from pipeline.generate.cut_source import Cutter, SourceBytes, read_source
 from pipeline.generate.plan import PlannedImage
 from pipeline.generate.scenes import DrawnScenes, Scene
 from pipeline.inputs.location import Location, changed, reads_ahead, shown
-from pipeline.storage.interface import REQUESTS_IN_FLIGHT, Files, read_ahead
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import Store
 from transforms.codec import (
     TooManyPixelsError,
@@ -81,12 +80,6 @@ class LayerSource:
     cutter: Cutter
     scenes: DrawnScenes | None = None
     filled: Collection[str] = ()
-    # Kept, like the files, because making them takes longer than a read from the system's cache.
-    _paths: dict[str, str] = dataclasses.field(default_factory=dict, init=False)
-
-    @functools.cached_property
-    def _files(self) -> Files:
-        return self.store.files
 
     def layers(
         self, images: Sequence[SelectedImage]
@@ -96,7 +89,9 @@ class LayerSource:
         Raises JobError if a tar is damaged, or cutting an image again gives another layer than
         before. A background that is cut again is not compared.
         """
-        ahead = REQUESTS_IN_FLIGHT * self.store.is_remote
+        # Images that are cut again may lie elsewhere than the dataset.
+        again = [_place(each.planned.source) for each in images[:1] if each.planned.tar is None]
+        ahead = reads_ahead(again) if again else self.store.files.requests_at_once
         for image, (layer, source, backgrounds) in read_ahead(self._read, images, ahead):
             yield image, layer or self._cut(image.planned, source), backgrounds
 
@@ -121,7 +116,11 @@ class LayerSource:
             assert self.scenes is not None
             return Background(drawn.key, self.scenes.picture(drawn))
         if drawn.tar is None:
-            return Background(drawn.key, self._tiled(_source(drawn)))
+            source = _source(drawn)
+            try:
+                return Background(drawn.key, self.cutter.cut_background(source))
+            except ValueError as error:  # The image cannot be cut any more.
+                raise self._changed(source) from error
         if is_filled:
             layer = self._layer(drawn.tar, drawn)
             return Background(drawn.key, layer.only_bg_t, layer)
@@ -133,7 +132,7 @@ class LayerSource:
         layer = self._decoded(
             tar, layer_ranges(vars(row)), functools.partial(decode_layer, box=row.box or ())
         )
-        if layer_digest(layer) != row.layer_digest:
+        if layer.digest != row.layer_digest:
             raise damaged_tar(self.store.path(tar), f"its layer of {row.key} is another")
         return layer
 
@@ -145,38 +144,22 @@ class LayerSource:
         Raises JobError if they are damaged, or OSError if the same parts, read again, are others:
         they were corrupted on the way.
         """
-        if tar not in self._paths:
-            self._paths[tar] = self.store.path(tar)
-        path = self._paths[tar]
-        parts = self._files.read_ranges(path, ranges)
+        parts = self.store.read_ranges(tar, ranges)
         try:
             return decode(*parts)
         except (UndecodableError, TooManyPixelsError) as error:
-            if self._files.read_ranges(path, ranges) != parts:
-                raise changed(path) from error
-            raise damaged_tar(path, error) from error
+            if self.store.read_ranges(tar, ranges) != parts:
+                raise changed(self.store.path(tar)) from error
+            raise damaged_tar(self.store.path(tar), error) from error
 
     def _cut(self, planned: PlannedImage, source: SourceBytes | None) -> Layer:
         assert source is not None
         layer = next(
             (cut.layer for cut in self.cutter.cut(source) if cut.number == source.number), None
         )
-        if layer is None or layer_digest(layer) != planned.layer_digest:
+        if layer is None or layer.digest != planned.layer_digest:
             raise self._changed(source)
         return layer
-
-    def cropped(
-        self, images: Sequence[SelectedImage]
-    ) -> Generator[tuple[SelectedImage, Pixels], None, None]:
-        """Yields (image, picture) for images that are not cut apart; raises like `layers`."""
-        # The number depends on the storage of the input, which may differ from the dataset's.
-        first = (Location.parse(os.fsdecode(image.planned.source)) for image in images[:1])
-        ahead = reads_ahead(first)
-        for image, source in read_ahead(lambda image: _source(image.planned), images, ahead):
-            whole = self.cutter.crop(source)
-            if whole.image is None or whole.digest != image.planned.layer_digest:
-                raise self._changed(source)
-            yield image, whole.image
 
     def _changed(self, source: SourceBytes) -> JobError:
         return JobError(
@@ -185,22 +168,17 @@ class LayerSource:
             f"{self.store.path('layers')} and run the same command again"
         )
 
-    def _tiled(self, source: SourceBytes) -> Pixels:
-        """Cuts a background again. Raises JobError if the image cannot be cut any more."""
-        try:
-            return self.cutter.cut_background(source)
-        except ValueError as error:
-            raise self._changed(source) from error
-
 
 def _source(planned: PlannedImage) -> SourceBytes:
     """Reads the files that an accepted image was cut from."""
     annotation, mask = (
-        None if file is None else Location.parse(os.fsdecode(file))
-        for file in (planned.annotation, planned.mask)
+        None if file is None else _place(file) for file in (planned.annotation, planned.mask)
     )
-    picture = Location.parse(os.fsdecode(planned.source))
-    return read_source(picture, annotation, mask, planned.object or 0)
+    return read_source(_place(planned.source), annotation, mask, planned.object or 0)
+
+
+def _place(line: bytes) -> Location:
+    return Location.parse(os.fsdecode(line))
 
 
 @dataclasses.dataclass(eq=False)
@@ -246,10 +224,6 @@ class Composer:
         self, source: LayerSource, images: Sequence[SelectedImage], fills: Fills
     ) -> Generator[tuple[SelectedImage, dict[VariantName, Pixels]], None, None]:
         """Yields (image, pictures by variant) for each selected image; raises as `layers` does."""
-        if source.cutter.keeps_image_whole:
-            for image, picture in source.cropped(images):
-                yield image, dict.fromkeys(self.names, picture)
-            return
         with_noise = any(variant.from_noise for variant in self.variants.values())
         for image, layer, backgrounds in source.layers(images):
             # All variants of an image share one noise picture; each shows the part it needs.

@@ -39,7 +39,7 @@ from pipeline.generate.shard_elements import (
     unpack_sources,
 )
 from pipeline.runtime.progress import timed
-from pipeline.storage.interface import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import parquet_writer, parse_parquet, read_table
 from pipeline.storage.store import HashingFile, Store
 from transforms.pairing import NO_PARTNER, Pool, background_hashes, pair
@@ -278,9 +278,8 @@ def _batches(
     store: Store, columns: Sequence[str], shards: Sequence[SourceShard]
 ) -> Iterator[pa.Table]:
     """Yields the accepted images in tables of many shards, as more tables take more memory."""
-    ahead = REQUESTS_IN_FLIGHT if store.is_remote else 0
-    tables = []
-    for shard, table in read_ahead(functools.partial(_accepted, store, columns), shards, ahead):
+    tables, read = [], functools.partial(_accepted, store, columns)
+    for shard, table in read_ahead(read, shards, store.files.requests_at_once):
         tables.append(table)
         if len(tables) == _SHARDS_AT_ONCE or shard is shards[-1]:
             yield pa.concat_tables(tables).unify_dictionaries().combine_chunks()

@@ -32,7 +32,7 @@ from pipeline.errors import JobError, counted
 from pipeline.generate.cut_source import Cutter, by_content, contents_of
 from pipeline.generate.shard_elements import ListedShard, SourceShard
 from pipeline.inputs.source_images import Checksums, SourceImage
-from pipeline.storage.interface import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_intact, warn_damaged
 from pipeline.storage.store import Store
 from transforms.filters import Reason
@@ -171,7 +171,7 @@ def check_rebuild(
       JobError: too many shards would be made again; the message says why.
     """
     has_same_settings = stages.get("segment_fingerprint") == config.segment.fingerprint()
-    ahead = REQUESTS_IN_FLIGHT if staging.store.is_remote else 0
+    ahead = staging.store.files.requests_at_once
     count_work = functools.partial(_count_work, config, staging, has_same_settings)
     if renumbered and not any(work for _, work in read_ahead(count_work, renumbered, ahead)):
         # All new shards are already made. Commit may have been killed half-way, so comparing with

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset.config import ComposeConfig, SegmentConfig
@@ -25,15 +26,15 @@ from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import Cutter, SourceBytes, printable
 from pipeline.inputs.location import Location, changed, read_location
 from pipeline.inputs.source_images import HIDDEN, IMAGE_SUFFIXES
-from pipeline.storage.files import files_of, is_remote, join, relative
-from pipeline.storage.interface import REQUESTS_IN_FLIGHT, FileInfo, read_ahead
+from pipeline.storage.files import files_of, join, relative
+from pipeline.storage.interface import FileInfo, read_ahead
 from pipeline.storage.state_files import read_intact
 from transforms.codec import MAX_PIXELS
 from transforms.filters import Reason, is_valid_key
 from transforms.geometry import Pixels
 from transforms.hashing import fingerprint, text_digest
 from transforms.limits import Unread
-from transforms.pairing import draw_scenes
+from transforms.pairing import Pool, pair
 from transforms.variants import EXTERNAL, VariantName, with_replicates
 
 SCENES = "backgrounds/scenes.parquet"
@@ -158,7 +159,7 @@ def examine_scenes(
         read = functools.partial(read_rows, staging.store, existing.path)
         rows = read_intact(staging.store, existing.path, read)
     if existing is None or rows is None:
-        table = pa.Table.from_pylist(list(_examine(scenes, Cutter(config))), _SCHEMA)
+        table = pa.Table.from_pylist(list(_examine(scenes, config)), _SCHEMA)
         record, rows = staging.write(SCENES, table, checksum), table.to_pylist()
     else:
         record = staging.with_record(existing, SCENES, len(rows))
@@ -172,9 +173,14 @@ def examine_scenes(
     return SceneTable(folder, record, tuple(sorted(statuses.items())))
 
 
-def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[Row]:
+def _cropper(config: SegmentConfig) -> Cutter:
+    """Returns what crops scenes, which stay whole as the images of IN-9L do."""
+    return Cutter(dataclasses.replace(config, selection="in9l"))
+
+
+def _examine(scenes: Scenes, config: SegmentConfig) -> Iterator[Row]:
     """Yields the table's rows; of usable files of one key, the lowest path is accepted."""
-    accepted: set[str] = set()
+    cutter, accepted = _cropper(config), set[str]()
 
     def read(scene: Scene) -> bytes:
         path = join(scenes.folder, scene.path)
@@ -183,7 +189,7 @@ def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[Row]:
             raise changed(path)
         return data
 
-    ahead = REQUESTS_IN_FLIGHT if is_remote(scenes.folder) else 0
+    ahead = files_of(scenes.folder).requests_at_once
     for scene, data in read_ahead(read, scenes.files, ahead):
         status, detail = ACCEPTED, None
         if not is_valid_key(scene.key):
@@ -194,7 +200,7 @@ def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[Row]:
         elif scene.key in accepted:
             status, detail = str(Reason.DUPLICATE_KEY), "another picture of this name comes first"
         else:
-            cropped = cutter.crop(SourceBytes(data, None))
+            (cropped,) = cutter.cut(SourceBytes(data, None))
             if cropped.reason is not None:
                 status, detail = str(cropped.reason), printable(cropped.detail)
         if status == ACCEPTED:
@@ -209,31 +215,30 @@ def _examine(scenes: Scenes, cutter: Cutter) -> Iterator[Row]:
 
 
 class DrawnScenes:
-    """The accepted scenes in order of their keys, from which backgrounds are drawn.
+    """The accepted scenes, from which backgrounds are drawn.
 
     `picture` returns a scene, cropped; it caches the last scenes.
     """
 
     def __init__(
-        self, table: SceneTable, staging: Staging, cutter: Cutter, compose: ComposeConfig
+        self, table: SceneTable, staging: Staging, config: SegmentConfig, compose: ComposeConfig
     ) -> None:
-        self._folder = table.folder
-        self._cutter = cutter
-        self._compose = compose
+        self._folder, self._cutter, self._compose = table.folder, _cropper(config), compose
         rows = read_rows(staging.store, table.record.path)
-        accepted = (Scene(row["path"], row["md5"]) for row in rows if row["status"] == ACCEPTED)
-        self.scenes = sorted(accepted, key=lambda scene: scene.key)
+        self.scenes = [Scene(row["path"], row["md5"]) for row in rows if row["status"] == ACCEPTED]
         # With few scenes, a shard uses each of them many times.
         self.picture = functools.lru_cache(_CACHED)(self._picture)
 
     def draw(self, keys: list[str]) -> dict[VariantName, list[Scene]]:
         """Draws a scene for each foreground key, for each replicate of `mixed_external`."""
-        drawn, seed = {}, self._compose.seed
-        names = [scene.key for scene in self.scenes]
-        for name in with_replicates([EXTERNAL], self._compose.replicates):
-            positions = draw_scenes(names, keys, name, seed=seed)
-            drawn[name] = [self.scenes[position] for position in positions]
-        return drawn
+        seed, names = self._compose.seed, [scene.key for scene in self.scenes]
+        # All are of one class, as if each foreground were that of the first scene.
+        pool = Pool.from_images(names, np.zeros(len(names), np.int64), seed=seed)
+        draw = functools.partial(pair, pool, np.zeros(len(keys), np.int64), keys, seed=seed)
+        return {
+            name: [self.scenes[position] for position in draw(name, own_background=True)]
+            for name in with_replicates([EXTERNAL], self._compose.replicates)
+        }
 
     def _picture(self, scene: Scene) -> Pixels:
         """Reads and crops a scene; returns (S, S, 3) uint8 RGB, with pictures of S pixels a side.
@@ -242,9 +247,9 @@ class DrawnScenes:
         """
         path = join(self._folder, scene.path)
         data = read_location(Location(path))
-        picture = self._cutter.crop(SourceBytes(data, None)).image
-        if picture is None or _md5_of(data) != scene.md5:
+        (cropped,) = self._cutter.cut(SourceBytes(data, None))
+        if cropped.layer is None or _md5_of(data) != scene.md5:
             raise JobError(
                 f"{path} has changed since this run was started. Run the same command again"
             )
-        return picture
+        return cropped.layer.image

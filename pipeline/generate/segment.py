@@ -11,9 +11,8 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import cv2
 import pyarrow as pa
 
 from pipeline.dataset.records import (
@@ -43,7 +42,6 @@ from pipeline.inputs.source_images import Checksums, SourceImage
 from pipeline.runtime.progress import Tally, count_shard, timed
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import FileDigest, HashingFile
-from transforms.cutting import Cut
 from transforms.filters import Reason, is_valid_key
 from transforms.taxonomy import OUTSIDE
 
@@ -53,10 +51,6 @@ class SegmentShard(JobStep):
 
     With `--layers keep`, a shard is only up to date if its tar of layers exists.
     """
-
-    def setup(self) -> None:
-        # Parallelism comes from the workers of the runner.
-        cv2.setNumThreads(1)
 
     @timed("segment")
     def process(self, shard: SourceShard) -> list[SourceShard]:
@@ -215,13 +209,9 @@ def _rows(cutter: Cutter, image: _ReadImage, tally: Tally) -> Iterator[MadeRow]:
             tally.counts[image.fate] += 1
         yield from image.finished
         return
-    if cutter.keeps_image_whole:
-        tally.counts["images_cropped"] += 1
-        # No layer is stored, as Compose crops the image as fast as it would read it.
-        cropped = cutter.crop(image.source)
-        yield _completed(image.row, cropped, layer_digest=cropped.digest), {}
-        return
-    is_segmented = False
+    # No layer of a whole image is stored, as Compose crops the image as fast as it would read it.
+    is_whole = not cutter.segmenter.needs_box
+    is_segmented = is_whole
     for cut in cutter.cut(image.source):
         is_segmented |= cut.mask_over_box is not None or cut.reason is Reason.SEGMENTATION_FAILED
         if cut.fallback:
@@ -234,21 +224,15 @@ def _rows(cutter: Cutter, image: _ReadImage, tally: Tally) -> Iterator[MadeRow]:
                     cut, layer=None, reason=Reason.INVALID_KEY, detail="its key is too long"
                 )
         box = cut.box and list(cut.box)
-        row = _completed(row, cut, native_box=box, mask_over_box=cut.mask_over_box)
-        if cut.layer is None:
-            yield row, {}
-            continue
-        yield with_layer(row, cut.layer)
-    tally.counts["images_segmented"] += is_segmented
-
-
-def _completed(row: ImageRow, result: Cut, **columns: Any) -> ImageRow:
-    """Adds to a row what came of cutting or cropping the image, and more columns."""
-    return dataclasses.replace(
-        row,
-        status=ACCEPTED if result.reason is None else str(result.reason),
-        detail=printable(result.detail) or None,
-        width=result.width,
-        height=result.height,
-        **columns,
-    )
+        row = dataclasses.replace(
+            row,
+            status=ACCEPTED if cut.reason is None else str(cut.reason),
+            detail=printable(cut.detail) or None,
+            width=cut.width,
+            height=cut.height,
+            native_box=box,
+            mask_over_box=cut.mask_over_box,
+            layer_digest=cut.layer.digest if cut.layer else None,
+        )
+        yield (row, {}) if is_whole or cut.layer is None else with_layer(row, cut.layer)
+    tally.counts["images_cropped" if is_whole else "images_segmented"] += is_segmented

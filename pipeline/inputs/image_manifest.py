@@ -15,11 +15,11 @@ from pipeline.dataset.manifest import FORMAT as DATASET
 from pipeline.errors import UsageError
 from pipeline.inputs.annotations import Content, annotation_of, coco_objects, is_coco, mask_text
 from pipeline.inputs.input_format import InputFormat, SplitLayout, names_of
-from pipeline.inputs.location import Location
+from pipeline.inputs.location import Location, reads_ahead
 from pipeline.inputs.source_images import SourceImage
 from pipeline.inputs.tables import TableRow, column_names, holds_pictures, read_json, read_rows
 from pipeline.storage.files import absolute, files_of, is_below, is_remote, join, parent, relative
-from pipeline.storage.interface import FileInfo, in_parallel
+from pipeline.storage.interface import FileInfo, read_ahead
 from transforms.annotations import AnnotationError, Box, annotation_from
 from transforms.limits import load_json
 from transforms.taxonomy import Taxonomy
@@ -186,16 +186,15 @@ def _file_infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo 
         # A listing takes one request for a thousand objects.
         infos = {info.path: info for info in files_of(root).walk(root) if info.path in named}
     elsewhere = [path for path in named if path not in infos]
-    remote = [path for path in elsewhere if is_remote(path)]
-    answers = in_parallel(lambda path: files_of(path).info(path), remote) if remote else []
-    infos.update(zip(remote, answers, strict=True))
-    for path in elsewhere:
-        if not is_remote(path):
-            try:
-                infos[path] = files_of(path).info(path)
-            except UsageError as error:
-                row, column = named[path]
-                raise row.error(column, str(error)) from error
+
+    def find(path: str) -> FileInfo | None:
+        try:
+            return files_of(path).info(path)
+        except UsageError as error:
+            row, column = named[path]
+            raise row.error(column, str(error)) from error
+
+    infos.update(read_ahead(find, elsewhere, reads_ahead(map(Location, elsewhere))))
     for path, (row, column) in named.items():
         if infos[path] is None:
             raise row.error(column, f"there is no file {path} (paths are relative to the manifest)")

@@ -165,7 +165,7 @@ class ImagenetTars(FileFormat):
 
             for archive, inner_members in read_ahead(list_inner, inner):
                 stem = archive.name.rpartition("/")[2].rpartition(".")[0]
-                wnid_of_archive = stem if is_wnid(stem) or taxonomy.holds(stem) else ""
+                wnid_of_archive = stem if is_wnid(stem) or stem in taxonomy.index_of else ""
                 for member in inner_members:
                     wnid = wnid_of_folder(member.name, taxonomy) or wnid_of_archive
                     if not HIDDEN.search(member.name):

@@ -48,7 +48,7 @@ FORMATS: dict[str, InputFormat] = {
 class InputFlags(msgspec.Struct, frozen=True, kw_only=True):
     """Flags that name what a dataset is made from, by absolute paths.
 
-    `taxonomy` is a file as it was typed, or WordNet ids.
+    `taxonomy` is a file as it was typed.
     """
 
     input: str | None
@@ -246,9 +246,9 @@ def list_images(
                 annotation, md5 = file.location, file.md5
             wnid = image.wnid or annotated_wnid(annotation)
             label = taxonomy.label_of(wnid)
-            if not taxonomy.holds(wnid) and len(others) < MAX_NAMES:
+            if wnid not in taxonomy.index_of and len(others) < MAX_NAMES:
                 others.add(wnid)
-            classes[wnid if wnid in others or taxonomy.holds(wnid) else ""] += 1
+            classes[wnid if wnid in others or wnid in taxonomy.index_of else ""] += 1
             if label == OUTSIDE and wnid:
                 skipped["outside"] += 1
                 continue

@@ -4,9 +4,9 @@
 released archive gives an image. The file names in the released archive are such a list: they name
 the images that its authors kept.
 
-`--taxonomy` is a file that names the superclass of each class, or WordNet roots. It is a table with
-the columns `class` and `superclass` and, as needed, `label` (number of the superclass), `index`
-(position of the class among a model's outputs) and `name` (name of the class for people).
+`--taxonomy` is a file that names the superclass of each class. It is a table with the columns
+`class` and `superclass` and, as needed, `label` (number of the superclass), `index` (position of
+the class among a model's outputs) and `name` (name of the class for people).
 """
 
 import dataclasses
@@ -25,7 +25,6 @@ from transforms.taxonomy import (
     Taxonomy,
     imagenet9,
     imagenet_output,
-    wordnet_taxonomy,
 )
 
 _SUFFIX = re.compile(r"\.(jpe?g|png|npy|xml)$", re.IGNORECASE)
@@ -100,41 +99,17 @@ def _name(text: str) -> str:
 
 FLAG = "--taxonomy"
 _COLUMNS = ("class", "superclass", "label", "index", "name")
-_SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
-_ROOT = re.compile(r"(n\d{8})(?:=(.*))?")
 
 
 def read_taxonomy(flag_value: str | None) -> Taxonomy | None:
     """Reads the taxonomy that `--taxonomy` names; returns None for ImageNet-9's own taxonomy.
 
-    The value is a file, or WordNet ids with commas between them, each optionally with `=NAME`; None
-    without the flag. Raises UsageError if the file does not exist, or is not a taxonomy.
+    The value is a file; None without the flag. Raises UsageError if the file does not exist, or is
+    not a taxonomy.
     """
     if flag_value is None:
         return None
     path = absolute(flag_value)
-    is_file = flag_value.lower().endswith(_SUFFIXES) or files_of(path).info(path) is not None
-    taxonomy = _from_file(path) if is_file else _from_roots(flag_value)
-    return None if taxonomy == imagenet9() else taxonomy
-
-
-def _from_roots(flag_value: str) -> Taxonomy:
-    roots = []
-    for text in flag_value.split(","):
-        match = _ROOT.fullmatch(text.strip())
-        if match is None:
-            raise UsageError(
-                f"{FLAG} {flag_value}: {text.strip()!r} is neither a file nor a WordNet id, "
-                "such as n02084071 or n02084071=dog"
-            )
-        roots.append((match[1], (match[2] or "").strip()))
-    try:
-        return wordnet_taxonomy(roots)
-    except ValueError as error:
-        raise UsageError(f"{FLAG} {flag_value}: {error}") from error
-
-
-def _from_file(path: str) -> Taxonomy:
     if files_of(path).info(path) is None:
         raise UsageError(f"{FLAG} {path} is not a file that can be read")
     rows = list(read_rows(path, FLAG))
@@ -158,13 +133,14 @@ def _from_file(path: str) -> Taxonomy:
         classes[name] = row
     superclasses = [row.text("superclass") for row in rows]
     names = _names(rows, superclasses)
-    return Taxonomy(
+    taxonomy = Taxonomy(
         names=names,
         wnids=tuple(classes),
         labels=tuple(names.index(name) if name else OUTSIDE for name in superclasses),
         class_names=tuple(row.text("name") or row.text("class") for row in rows),
         outputs=_outputs(rows, names) if "index" in columns else None,
     )
+    return None if taxonomy == imagenet9() else taxonomy
 
 
 def _names(rows: Sequence[TableRow], superclasses: Sequence[str]) -> tuple[str, ...]:

@@ -281,7 +281,7 @@ class FileIndex:
 def wnid_of_folder(name: str, taxonomy: Taxonomy | None = None) -> str:
     """Returns the WordNet id, or the taxonomy's class, of the folder in a path; else ""."""
     folder = name.rpartition("/")[0].rpartition("/")[2]
-    return folder if is_wnid(folder) or (taxonomy and taxonomy.holds(folder)) else ""
+    return folder if is_wnid(folder) or (taxonomy and folder in taxonomy.index_of) else ""
 
 
 def is_wnid(text: str) -> bool:
@@ -299,7 +299,7 @@ def wnid_of_label(label: object, taxonomy: Taxonomy, name: str) -> str:
     A label is the number or id of a class; for any other, UsageError is raised.
     """
     text = "" if label is None else str(label).strip()
-    if not text or is_wnid(text) or taxonomy.holds(text):
+    if not text or is_wnid(text) or text in taxonomy.index_of:
         return text
     try:
         index = int(text)

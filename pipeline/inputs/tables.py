@@ -294,7 +294,7 @@ def _label_names(schema: pa.Schema, path: str, taxonomy: Taxonomy) -> list[str]:
         names = list(metadata["info"]["features"]["label"]["names"])
     except (ValueError, LookupError, TypeError):
         return []  # Other metadata does not name labels.
-    if all(is_wnid(str(name)) or taxonomy.holds(str(name)) for name in names):
+    if all(is_wnid(str(name)) or str(name) in taxonomy.index_of for name in names):
         return list(names)
     if len(names) != len(taxonomy.wnids):
         raise UsageError(

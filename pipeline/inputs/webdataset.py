@@ -139,7 +139,7 @@ def _fields(data: bytes | None) -> dict[str, Any]:
 
 def _wnid(data: bytes | None, fields: dict[str, Any], taxonomy: Taxonomy) -> str:
     wnid = str(fields.get("wnid") or "")
-    if is_wnid(wnid) or taxonomy.holds(wnid):
+    if is_wnid(wnid) or wnid in taxonomy.index_of:
         return wnid
     label = fields.get("label") if data is None else _text(data, ".cls")
     return wnid_of_label(label, taxonomy, "it")

@@ -1,159 +1,97 @@
 """Differences between two states of a dataset, and their causes: changes.md, and a closing line."""
 
 import dataclasses
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.parts import Changed
 from pipeline.dataset.card import markdown
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.records import ACCEPTED, Row, index_file, layer_record, read_rows
+from pipeline.dataset.records import ACCEPTED
 from pipeline.errors import counted
 from pipeline.runtime.flag_types import as_given
-from transforms.variants import EXTERNAL, MIXED, VariantName, with_replicates
+from pipeline.storage.state_files import read_table
+from transforms.variants import EXTERNAL, MIXED, with_replicates
 
-T = TypeVar("T")
-
-_Image = tuple[str, int]
-"""(key of an image or object, its position, from 0, among the rows with the same key)."""
-
-
-class IndexedImage(NamedTuple):
-    """What the index says of an image or object.
-
-    `backgrounds` are the keys of its backgrounds by mixed variant; None where there is none.
-    """
-
-    key: str
-    path: str
-    status: str
-    selected: bool
-    backgrounds: dict[str, str | None]
+_IMAGE = ["key", "number"]
+"""Columns that tell images, or objects, apart; the number counts the rows of one key."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class ImageChanges:
     """Changes of the images of a split.
 
     Attributes:
-      removed: images that are gone, with their last status.
-      changed: images whose picture, annotation or class differs; None if unknown, because layers
-        are now made in another way.
-      rejected: images that are rejected now, but were accepted or absent before.
-      accepted: images that are accepted now, but were rejected before.
+      kinds: by kind of change (`_KINDS`), the images with `key`, `path` and `status`, which is the
+        last one of an image that was removed. There is no `changed` if it is unknown, because
+        layers are now made in another way.
       repaired: by mixed variant, the number of images in both states that have another background.
     """
 
-    added: list[IndexedImage] = dataclasses.field(default_factory=list)
-    removed: list[IndexedImage] = dataclasses.field(default_factory=list)
-    changed: list[IndexedImage] | None = dataclasses.field(default_factory=list)
-    rejected: list[IndexedImage] = dataclasses.field(default_factory=list)
-    accepted: list[IndexedImage] = dataclasses.field(default_factory=list)
-    repaired: Counter[str] = dataclasses.field(default_factory=Counter)
+    kinds: Mapping[str, pa.Table]
+    repaired: Mapping[str, int]
 
 
 def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
     """Compares the images of a split, which may exist in only one of the two datasets."""
-    changes = ImageChanges()
-    content: dict[_Image, IndexedImage] = {}
-    for old, new in _pairs(before, after, split, _index_files, _read_index):
-        content |= new
-        _compare(old, new, changes)
-    fingerprints = {side.manifest.stages.get("segment_fingerprint") for side in (before, after)}
-    # A changed source changes the file of its output shard, too, so `content` has the image.
-    changes.changed = (
-        [
-            content[image]
-            for old, new in _pairs(before, after, split, _record_files, _read_digests)
-            for image in sorted(old.keys() & new.keys() & content.keys())
-            if old[image] != new[image]
-        ]
-        if len(fingerprints) == 1 and None not in fingerprints
-        else None
-    )
-    return changes
-
-
-def _compare(
-    old: dict[_Image, IndexedImage], new: dict[_Image, IndexedImage], to: ImageChanges
-) -> None:
-    to.added += [new[image] for image in new.keys() - old.keys()]
-    to.removed += [old[image] for image in old.keys() - new.keys()]
-    for image, row in new.items():
-        was = old.get(image)
-        if row.status != ACCEPTED and (was is None or was.status == ACCEPTED):
-            to.rejected.append(row)
-        if was is not None and row.status == ACCEPTED != was.status:
-            to.accepted.append(row)
-        if was is not None and row.selected and was.selected:
-            to.repaired.update(
-                name
-                for name in was.backgrounds.keys() & row.backgrounds.keys()
-                if row.backgrounds[name] != was.backgrounds[name]
-            )
-
-
-def _index_files(dataset: Dataset, split: str) -> list[str]:
-    return [index_file(split, s, len(dataset.shards(split))) for s in dataset.shards(split)]
-
-
-def _record_files(dataset: Dataset, split: str) -> list[str]:
-    return [layer_record(split, s) for s in range(dataset.manifest.shards[split].source)]
-
-
-def _pairs(
-    before: Dataset,
-    after: Dataset,
-    split: str,
-    files: Callable[[Dataset, str], list[str]],
-    read: Callable[[Dataset, list[str]], T],
-) -> Iterator[tuple[T, T]]:
-    """Yields what `read` returns for files before and after, of the same images, that may differ.
-
-    If the numbers of shards differ, all files are one pair, because an image may be in any.
-    """
-    old, new = (
-        files(side, split) if split in side.manifest.shards else [] for side in (before, after)
-    )
-    if len(old) != len(new):
-        yield read(before, old), read(after, new)
-        return
-    digests = [{file.path: file.sha256 for file in side.manifest.files} for side in (before, after)]
-    for first, second in zip(old, new, strict=True):
-        if digests[0][first] != digests[1][second]:
-            yield read(before, [first]), read(after, [second])
-
-
-def _read_index(dataset: Dataset, files: list[str]) -> dict[_Image, IndexedImage]:
-    drawn = (*MIXED, EXTERNAL) if VariantName(EXTERNAL) in dataset.variants else MIXED
-    mixed = with_replicates(drawn, dataset.manifest.config.compose.replicates)
-    columns = ["key", "path", "status", "selected"]
-    return {
-        image: IndexedImage(
-            **{name: row[name] for name in columns},
-            backgrounds={str(name): row[f"{name}_bg_key"] for name in mixed},
-        )
-        for image, row in _read(dataset, files, [*columns, *(f"{n}_bg_key" for n in mixed)])
+    replicates = min(side.manifest.config.compose.replicates for side in (before, after))
+    drawn = {
+        f"{name}": f"{name}_bg_key" for name in with_replicates((*MIXED, EXTERNAL), replicates)
     }
+    columns = ["path", "status", "selected", *drawn.values()]
+    images = _joined(before, after, f"index/{split}-", columns)
+    was, now = images["status_before"], images["status"]
+    rejected = pc.and_(pc.not_equal(now, ACCEPTED), pc.equal(was.fill_null(ACCEPTED), ACCEPTED))
+    accepted = pc.and_(pc.equal(now, ACCEPTED), pc.not_equal(was, ACCEPTED))
+    in_both = images.filter(pc.and_(images["selected"], images["selected_before"]))
+    path = pc.coalesce(images["path"], images["path_before"])
+    shown = images.select(_IMAGE).append_column("path", path)
+    shown = shown.append_column("status", pc.coalesce(now, was))
+    kinds = {
+        "added": shown.filter(pc.is_null(was)),
+        "removed": shown.filter(pc.is_null(now)),
+        "rejected": shown.filter(rejected),
+        "accepted": shown.filter(accepted),
+    }
+    fingerprints = {side.manifest.stages.get("segment_fingerprint") for side in (before, after)}
+    if len(fingerprints) == 1 and None not in fingerprints:
+        digests = _joined(before, after, f"layers/{split}-", ["source_digest"])
+        other = pc.not_equal(digests["source_digest"], digests["source_digest_before"])
+        # A changed source changes the index of its output shard, too, so `shown` has the image.
+        kinds["changed"] = shown.join(digests.filter(other), _IMAGE, join_type="left semi")
+    # A variant that only one of the datasets has does not count: its backgrounds are null there.
+    repaired = {
+        name: len(in_both.filter(pc.not_equal(in_both[column], in_both[f"{column}_before"])))
+        for name, column in drawn.items()
+    }
+    return ImageChanges(kinds, {name: count for name, count in repaired.items() if count})
 
 
-def _read_digests(dataset: Dataset, files: list[str]) -> dict[_Image, str]:
-    """Reads the digests of sources from records of layers."""
-    column = "source_digest"
-    return {image: row[column] for image, row in _read(dataset, files, ["key", column])}
+def _joined(before: Dataset, after: Dataset, beginning: str, columns: Sequence[str]) -> pa.Table:
+    """Joins the rows of images in those tables that differ, by paths that begin alike.
 
-
-def _read(dataset: Dataset, files: list[str], columns: list[str]) -> Iterator[tuple[_Image, Row]]:
-    """Yields rows with their image or object."""
-    times = Counter[str]()
-    for file in files:
-        for row in read_rows(dataset.store, file, columns):
-            key = row["key"]
-            yield (key, times[key]), row
-            times[key] += 1
+    Columns of the dataset before end with `_before`; they are null where it lacks the image.
+    """
+    types = {"key": pa.string(), **dict.fromkeys(columns, pa.string())}
+    schema = pa.schema(types | ({"selected": pa.bool_()} if "selected" in columns else {}))
+    sides = []
+    for one, other in ((after, before), (before, after)):
+        # An image is in one file, so what is in a file of both datasets is in no other.
+        files = set(one.manifest.files) - set(other.manifest.files)
+        paths = [file.path for file in files if file.path.endswith(".parquet")]
+        tables = [
+            read_table(one.store, path, schema.names).select(schema.names).cast(schema)
+            for path in sorted(paths)
+            if path.startswith(beginning)
+        ]
+        table = pa.concat_tables([schema.empty_table(), *tables])
+        ranks = [pc.rank(table["key"], tiebreaker=ties) for ties in ("first", "min")]
+        sides.append(table.append_column("number", pc.subtract(*ranks)))
+    return sides[0].join(sides[1], _IMAGE, join_type="full outer", right_suffix="_before")
 
 
 LISTED = 100
@@ -217,10 +155,11 @@ def _dataset_causes(
         if name in before and before[name] != after[name]
     ]
     data = [
-        f"{split}: {counted(len(changes.added), 'image')} added, {len(changes.removed)} removed"
-        + ("" if changes.changed is None else f", {len(changes.changed)} changed")
+        f"{split}: {counted(numbers['added'], 'image')} added, {numbers['removed']} removed"
+        + (f", {numbers['changed']} changed" if "changed" in numbers else "")
         for split, changes in images.items()
-        if changes.added or changes.removed or changes.changed
+        for numbers in [{kind: len(rows) for kind, rows in changes.kinds.items()}]
+        if any(numbers.get(kind) for kind in ("added", "removed", "changed"))
     ]
     causes = {"data": data, "configuration": flags, "code": code * (old.files != new.files)}
     return {cause: details for cause, details in causes.items() if details}
@@ -245,20 +184,15 @@ def summary_of(markdown: str) -> str:
     return markdown.split("\n")[2]
 
 
-def _by_kind(images: ImageChanges) -> dict[str, list[IndexedImage]]:
-    """Returns the changed images of each kind of change; a kind may have none."""
-    return {kind: getattr(images, kind) or [] for kind in _KINDS}
-
-
 def _one_line(changes: Changes) -> str:
     """Sums up the changes: of images, or if there are none of backgrounds, and of each analysis."""
     splits = changes.images.values()
     images = [
         f"{count} {kind}"
         for kind in _KINDS
-        if (count := sum(len(_by_kind(split)[kind]) for split in splits))
+        if (count := sum(len(split.kinds.get(kind, ())) for split in splits))
     ]
-    replaced = sum(split.repaired.total() for split in splits)
+    replaced = sum(sum(split.repaired.values()) for split in splits)
     if replaced and not images:
         images = [counted(replaced, "other background")]
     parts = [
@@ -287,14 +221,14 @@ def _lines(changes: Changes) -> Iterator[str]:
 
 
 def _image_lines(split: str, changes: ImageChanges) -> Iterator[str]:
-    kinds = {kind: rows for kind, rows in _by_kind(changes).items() if rows}
+    kinds = {kind: changes.kinds[kind] for kind in _KINDS if len(changes.kinds.get(kind, ()))}
     if not kinds and not changes.repaired:
         return
     yield from ("", f"## Images of {markdown(split)}", "")
     for kind, rows in kinds.items():
         yield f"* {len(rows)} {_KINDS[kind]}"
-        listed = sorted(rows, key=lambda row: (row.key, row.path))[:LISTED]
-        yield from (f"  * {markdown(row.key)}: {row.status}" for row in listed)
+        listed = rows.sort_by([("key", "ascending"), ("path", "ascending")])[:LISTED].to_pylist()
+        yield from (f"  * {markdown(row['key'])}: {row['status']}" for row in listed)
         if len(rows) > LISTED:
             yield f"  * and {len(rows) - LISTED} more"
     for variant, count in sorted(changes.repaired.items()):

@@ -139,14 +139,13 @@ class Condition:
 def parse_conditions(
     texts: Sequence[str] | None,
     variants: Sequence[VariantName] | None = None,
-    custom: Iterable[VariantName] = (),
 ) -> tuple[Condition, ...]:
     """Parses all values of `--fail_if`, None without it.
 
-    `variants` are those that the dataset has or will have, None if not known yet; `custom` are the
-    user's. Raises UsageError if a condition is wrong, or needs a variant that the dataset lacks.
+    `variants` are those that the dataset has or will have, None if not known yet. Raises UsageError
+    if a condition is wrong, or needs a variant that the dataset lacks.
     """
-    names = (*custom, *(variants or ()))
+    names = variants or ()
     conditions = tuple(Condition.parse(text, names) for text in texts or ())
     for condition in conditions if variants is not None else ():
         if lacking := [one for one in condition.needs() if VariantName.parse(one) not in names]:

@@ -67,17 +67,6 @@ class HuggingFace(Source):
                 "hf:microsoft/resnet-50"
             ) from error
 
-    def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
-        path = os.path.join(spec.removeprefix(_PREFIX), "config.json")
-        try:
-            with open(path, encoding="utf-8") as file:
-                names = load_json(file.read())["id2label"]
-            labels = [str(names[str(index)]) for index in range(len(names))]
-        # Either a model of the hub, or a broken folder, which `load` will report.
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        return len(labels) - _skipped(labels)
-
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         from transformers import AutoImageProcessor, AutoModelForImageClassification
         from transformers.utils import logging

@@ -284,11 +284,6 @@ class WeightsFolder:
                 f"{self.store.root} holds no weights; fetch some with: "
                 f"in9 models fetch --models NAME --to {self.store.root}"
             )
-        return self._read()
-
-    def _read(self) -> dict[str, StoredModel]:
-        if not self.store.exists(INDEX):
-            return {}
         path = self.store.path(INDEX)
         try:
             content = load_json(self.store.read(INDEX))
@@ -330,7 +325,8 @@ class WeightsFolder:
     def note(self, stored: StoredModel) -> bool:
         """Adds or replaces a model in the index, by its name; returns whether the index changed."""
         with locked(self.store, _LOCK, wait=60) as store:
-            models = {**self._read(), stored.name: stored}
+            models = self.models() if self.store.exists(INDEX) else {}
+            models[stored.name] = stored
             content = {
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,

@@ -25,7 +25,6 @@ from pipeline.models.source import (
     LoadedModel,
     Recipe,
     Source,
-    built_on_meta,
     closest,
     downloaded,
     is_installed,
@@ -164,14 +163,14 @@ class TimmNames(Source):
         try:
             if config and config.url and not config.hf_hub_id:
                 refuse_without_answer(config.url)
-            module = built_on_meta(functools.partial(timm.create_model, spec, pretrained=True))
+            module = timm.create_model(spec, pretrained=True)
         except Exception as error:  # Network, a missing file, broken bytes.
             raise JobError(
                 f"the weights of {spec} could not be fetched ({type(error).__name__}). On a "
                 f"machine that cannot reach the hub, give a file, {spec.partition('.')[0]}=FILE, "
                 "or bring them along: in9 models fetch"
             ) from error
-        used: dict[str, Any] = module.pretrained_cfg  # type: ignore[assignment]
+        used: dict[str, Any] = module.pretrained_cfg
         weights = str(used.get("hf_hub_id") or used.get("url") or "timm")
         return timm_model(_full_tag(module), module, weights, taxonomy)
 
@@ -355,9 +354,7 @@ class TorchvisionNames(Source):
             refuse_without_answer(weights.url)
             # `get_model` alone would unpickle the file without `weights_only`.
             weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-            module = built_on_meta(
-                functools.partial(models.get_model, architecture, weights=weights, progress=False)
-            )
+            module = models.get_model(architecture, weights=weights, progress=False)
         except Exception as error:  # Network, a missing file, broken bytes.
             raise JobError(
                 f"the weights of {name} could not be fetched ({type(error).__name__}). On a "

@@ -16,7 +16,6 @@ import collections
 import contextlib
 import dataclasses
 import math
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, Protocol, TypeVar
@@ -55,25 +54,17 @@ class PixelCache:
     budget: int
     pinned: bool = False
     sets: dict[str, Pixels] = dataclasses.field(default_factory=dict)
-    _used: int = 0
-    _lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     def allocate(self, shape: tuple[int, int, int, int]) -> Pixels | None:
         """Allocates an array of this shape; None if it exceeds the remaining budget.
 
-        The caller fills it, and then puts it into `sets` or calls `give_back`.
+        The caller fills it, and puts it into `sets`, where it counts.
         """
-        size = math.prod(shape)
-        with self._lock:
-            if not size or self._used + size > self.budget:
-                return None
-            self._used += size
-        return pixel_array(shape, self.pinned)
+        return pixel_array(shape, self.pinned) if self.fits(math.prod(shape)) else None
 
-    def give_back(self, pixels: Pixels) -> None:
-        """Frees the budget of an array from `allocate` that will not be kept."""
-        with self._lock:
-            self._used -= pixels.nbytes
+    def fits(self, size: int) -> bool:
+        """Returns whether so many bytes fit beside the sets that are kept."""
+        return 0 < size <= self.budget - sum(one.nbytes for one in tuple(self.sets.values()))
 
 
 def pixel_array(shape: tuple[int, int, int, int], pinned: bool) -> Pixels:
@@ -165,23 +156,18 @@ class Loader(Generic[P]):
                 while waiting:
                     yield self._first(waiting)
             finally:
-                for batch, jobs in waiting:
+                for _, jobs in waiting:
                     for job in jobs:
                         job.cancel()
-                    if batch._whole is not None:
-                        self.cache.give_back(batch._whole)
 
     def _first(self, waiting: collections.deque[tuple[Batch[P], list[Future[None]]]]) -> Batch[P]:
-        """Waits until the first batch is decoded, then removes and returns it.
-
-        A batch that cannot be decoded stays in `waiting`, so that its memory is given back.
-        """
-        batch, jobs = waiting[0]
+        """Waits until the first batch is decoded, then removes and returns it."""
+        batch, jobs = waiting.popleft()
         for job in jobs:
             job.result()
-        if batch._whole is not None:
+        # Sets before this one may have filled the cache since.
+        if batch._whole is not None and self.cache.fits(batch._whole.nbytes):
             self.cache.sets[self.kind + batch.pictures.name] = batch._whole
-        waiting.popleft()
         return batch
 
     def hand_back(self, batch: Batch[P]) -> None:
@@ -195,23 +181,16 @@ class Loader(Generic[P]):
             pixels, start, is_new = cached, 0, cached is None
             if is_new and pictures.name:
                 pixels = self.cache.allocate((pictures.count, self.side, self.side, 3))
-            # What to give back. The array of a whole set passes to the set's last batch.
-            allocated = pixels if is_new else None
-            try:
-                for rows in _rebatch(tables, self.batch_size):
-                    end = start + len(rows)
-                    if pixels is None:
-                        shape = (self.batch_size, self.side, self.side, 3)
-                        buffer = self._free.pop() if self._free else pixel_array(shape, self.pinned)
-                        yield Batch(pictures, rows, buffer[: len(rows)], is_new, _buffer=buffer)
-                    else:
-                        complete = allocated if end == len(pixels) else None
-                        allocated = None if end == len(pixels) else allocated
-                        yield Batch(pictures, rows, pixels[start:end], is_new, _whole=complete)
-                    start = end
-            finally:
-                if allocated is not None:
-                    self.cache.give_back(allocated)
+            for rows in _rebatch(tables, self.batch_size):
+                end = start + len(rows)
+                if pixels is None:
+                    shape = (self.batch_size, self.side, self.side, 3)
+                    buffer = self._free.pop() if self._free else pixel_array(shape, self.pinned)
+                    yield Batch(pictures, rows, buffer[: len(rows)], is_new, _buffer=buffer)
+                else:
+                    complete = pixels if is_new and end == len(pixels) else None
+                    yield Batch(pictures, rows, pixels[start:end], is_new, _whole=complete)
+                start = end
 
     def _read_ahead(
         self, sets: Iterable[P]

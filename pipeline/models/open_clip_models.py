@@ -28,7 +28,6 @@ from pipeline.models.source import (
     LoadedModel,
     Recipe,
     Source,
-    built_on_meta,
     closest,
     measured_model,
     state_hash,
@@ -120,17 +119,13 @@ class OpenClip(Source):
             if path and os.path.isfile(path):
                 refuse_compressed(path)
         try:
-            create = functools.partial(
-                open_clip.create_model,
+            model: Any = open_clip.create_model(
                 architecture,
                 pretrained,
                 require_pretrained=True,
                 # GELU comes in two forms, and each tag's weights were trained with one of them.
                 force_quick_gelu=bool(tag.get("quick_gelu", False)),
-                # Where it is built: a module on the meta device cannot be moved.
-                device=None,
             )
-            model: Any = built_on_meta(create)
             config = open_clip.get_model_config(architecture)
             tokenizer = open_clip.get_tokenizer(architecture)
         except Exception as error:  # Network, a missing file, another model, broken bytes.

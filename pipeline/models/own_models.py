@@ -90,8 +90,6 @@ _TYPES: dict[str, type[np.floating[Any]]] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
 }
-_MAX_PARSED = 1 << 29
-"""Largest file in bytes that is parsed only to know its outputs: half a second's work."""
 _CPU = torch.device("cpu")
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -229,20 +227,6 @@ class OnnxFiles(Source):
         path = spec.removeprefix(_PREFIX)
         if files_of(path).info(path) is None:
             raise UsageError(f"--models {spec}: there is no file {path}")
-
-    def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
-        import onnx
-
-        path = spec.removeprefix(_PREFIX)
-        info = files_of(path).info(path)
-        if info is None or info.size > _MAX_PARSED:
-            return None
-        try:
-            graph = onnx.load(path, load_external_data=False).graph
-            # `dim_value` is 0 if the graph leaves the number of outputs open.
-            return graph.output[0].type.tensor_type.shape.dim[1].dim_value or None
-        except Exception:  # `load` will report the fault of the file.
-            return None
 
     def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
         path = spec.removeprefix(_PREFIX)

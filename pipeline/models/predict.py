@@ -12,7 +12,6 @@ import contextlib
 import functools
 import math
 import sys
-import time
 import types
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -30,7 +29,6 @@ from pipeline.models.identity import PredictConfig, Preprocessing
 from pipeline.models.loader import Batch, Loader, P, PixelCache, Pixels
 from pipeline.models.source import LoadedModel, unlike_logits
 from pipeline.runtime.custom_functions import call_own
-from pipeline.runtime.progress import count_inference
 from transforms.codec import decode_image, decode_into
 from transforms.limits import MAX_IMAGE_SIZE
 
@@ -330,10 +328,9 @@ class Predictor:
             pinned=self.device.type == "cuda",
         )
         with contextlib.closing(loader.batches(sets)) as batches:
-            launched = ((time.perf_counter(), each, self._launch(each.pixels)) for each in batches)
-            for started, batch, outputs in lagging(launched, self.device):
+            launched = ((batch, self._launch(batch.pixels)) for batch in batches)
+            for batch, outputs in lagging(launched, self.device):
                 logits = outputs.wait()
-                count_inference(len(logits), time.perf_counter() - started)
                 refuse_broken(are_numbers(logits))
                 yield batch, logits.numpy()
                 loader.hand_back(batch)

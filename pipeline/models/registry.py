@@ -41,22 +41,13 @@ def store_model(folder: WeightsFolder, model: LoadedModel) -> bool:
     """
     state, store = model.module.state_dict(), folder.store
     stored = StoredModel(**vars(model.identity), sha256=state_hash(state), recipe=model.recipe)
-    changed = not _is_intact(folder, stored)
-    if changed:
-        # safetensors refuses tensors that share memory, so each is copied.
-        layout = torch.contiguous_format
-        tensors = {key: value.clone(memory_format=layout) for key, value in state.items()}
-        store.write(stored.file, save(tensors))
+    # safetensors refuses tensors that share memory, so each is copied.
+    layout = torch.contiguous_format
+    tensors = {key: value.clone(memory_format=layout) for key, value in state.items()}
+    changed = store.update(stored.file, save(tensors))
     changed |= folder.note(stored)
     store.prune(WORK_FOLDER)
     return changed
-
-
-def _is_intact(folder: WeightsFolder, stored: StoredModel) -> bool:
-    try:
-        return state_hash(_state(folder, stored)) == stored.sha256
-    except JobError:
-        return False
 
 
 def _state(folder: WeightsFolder, stored: StoredModel) -> dict[str, torch.Tensor]:

@@ -18,7 +18,6 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from copy import copy as shallow_copy
 from typing import Any, ClassVar
 
 import torch
@@ -148,98 +147,15 @@ def state_hash(state: Mapping[str, Any]) -> str:
 def module_with(
     name: str, make: Callable[[], torch.nn.Module], state: Mapping[str, torch.Tensor]
 ) -> torch.nn.Module:
-    """Builds a module by `make`, and gives it its weights, as `built_on_meta` does.
-
-    The module uses the tensors of `state`, its state dict, themselves.
-    """
-
-    def load() -> torch.nn.Module:
+    """Builds a module by `make`, and loads the weights of its state dict."""
+    try:
         module = make()
         module.load_state_dict(state)
-        return module
-
-    try:
-        return built_on_meta(load, copy=False)
     except RuntimeError as error:
         # For weights of another architecture, torch lists hundreds of tensors.
         lines = [textwrap.shorten(line, 150) for line in text_of(error).splitlines()[:3]]
         raise JobError(f"{name}: {' '.join(lines)}") from error
-
-
-def built_on_meta(load: Callable[[], torch.nn.Module], *, copy: bool = True) -> torch.nn.Module:
-    """Runs a function that builds a module and loads its weights, without a random initialisation.
-
-    For large models, that would take most of the time. Parameters are built on the meta device, and
-    are replaced by the tensors that the function loads; tensors of another dtype are converted, and
-    tensors that are not contiguous in memory are copied, because their layout would change the
-    order of summation. Buffers are built in memory, because some are not part of a state dict.
-
-    If a constructor computes with parameters and other tensors together, all tensors are built on
-    the meta device. If that does not work either, for example because the weights do not come
-    through `load_state_dict`, the function runs as it is.
-
-    Args:
-      load: the function, which may be a library's.
-      copy: whether the module gets copies of the loaded tensors. A library may have mapped them
-        from a file, and a later change of that file would change the weights.
-    """
-    for place in (contextlib.nullcontext(), torch.device("meta")):
-        try:
-            with _parameters_on_meta(copy), place:
-                module = load()
-            for part in module.modules():
-                # timm makes some buffers on the device of a parameter, and has this for that case.
-                if hasattr(part, "init_non_persistent_buffers"):
-                    part.init_non_persistent_buffers()  # type: ignore[operator]
-        except OSError:  # A file or a network, which need not be tried again.
-            raise
-        except Exception:  # Constructors that compute with parameters fail in many ways.
-            continue
-        if not _is_on_meta(module):
-            return module
-    return load()
-
-
-@contextlib.contextmanager
-def _parameters_on_meta(copy: bool) -> Iterator[None]:
-    """Lets modules that this thread makes in the block have no parameters until they are loaded."""
-    thread, load_state_dict = threading.get_ident(), torch.nn.Module.load_state_dict
-
-    def to_meta(_: torch.nn.Module, __: str, parameter: torch.nn.Parameter) -> Any:
-        # A parameter that has been moved is kept as it is, because modules may share it.
-        if threading.get_ident() == thread and not parameter.is_meta:
-            return torch.nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        return None
-
-    def assign(module: torch.nn.Module, state: Mapping[str, Any], *args: Any, **named: Any) -> Any:
-        if threading.get_ident() != thread or not _is_on_meta(module):
-            return load_state_dict(module, state, *args, **named)
-        building.remove()
-        dtypes = {key: value.dtype for key, value in module.state_dict().items()}
-        # With the versions of modules' states, which torch keeps in an attribute of the dict.
-        fitting: Any = shallow_copy(state)
-        for key, value in state.items():
-            fitting[key] = value.to(dtypes.get(key, value.dtype), copy=copy).contiguous()
-        return load_state_dict(module, fitting, *args, **{**named, "assign": True})
-
-    building = torch.nn.modules.module.register_module_parameter_registration_hook(to_meta)
-    torch.nn.Module.load_state_dict = assign  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        building.remove()
-        torch.nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
-
-
-def _is_on_meta(module: torch.nn.Module) -> bool:
-    """Returns whether any parameter, buffer or plain tensor attribute is on the meta device."""
-    return any(
-        tensor.is_meta
-        for part in module.modules()
-        for tensors in (part._parameters, part._buffers, vars(part))
-        for tensor in tensors.values()
-        if isinstance(tensor, torch.Tensor)
-    )
+    return module
 
 
 @torch.inference_mode()

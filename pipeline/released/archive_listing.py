@@ -10,10 +10,10 @@ from pipeline.dataset.records import ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.shard_elements import SplitTotals
 from pipeline.inputs.archives import Unpacker, members, naming, unpacker_of
-from pipeline.inputs.location import Location, read_location
+from pipeline.inputs.location import Location, read_location, reads_ahead
 from pipeline.released.export import label_of_folder, parse_name
-from pipeline.storage.files import files_of, is_remote, relative
-from pipeline.storage.interface import FileInfo, in_parallel
+from pipeline.storage.files import files_of, relative
+from pipeline.storage.interface import FileInfo, read_ahead
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.hashing import fingerprint
@@ -109,9 +109,7 @@ def _unpack(source: str, info: FileInfo, unpacker: Unpacker, store: Store) -> st
 def read_contents(locations: Sequence[ArchiveLocation]) -> list[bytes]:
     """Reads the contents of files, in order. A file that is too large for a picture is `Unread`."""
     parts = [Location(each.path, (each.offset, each.length)) for each in locations]
-    if any(is_remote(each.path) for each in locations):
-        return in_parallel(read_location, parts)
-    return [read_location(part) for part in parts]
+    return [data for _, data in read_ahead(read_location, parts, reads_ahead(parts))]
 
 
 REQUIRED = ("original", "fg_mask")

@@ -17,10 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dataset.config import IMPORT_VERSION, DatasetConfig
+from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.records import (
     ACCEPTED,
-    RECORD_SCHEMA,
     Row,
     Staging,
     bucket_hash,
@@ -32,7 +31,7 @@ from pipeline.generate.compose import index_schema
 from pipeline.generate.shard_elements import OutputShard
 from pipeline.released.archive_listing import ReleasedImage, ReleasedShard, read_contents
 from pipeline.runtime.progress import Progress, count_shard
-from pipeline.storage.interface import REQUESTS_IN_FLIGHT, read_ahead
+from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import FileDigest
 from transforms.codec import (
     TooManyPixelsError,
@@ -49,24 +48,6 @@ from transforms.matching import block_means, block_means_outside, compare, decid
 from transforms.taxonomy import Taxonomy
 from transforms.variants import MASK, ONLY_BG_T, ORIGINAL, VariantName
 
-_RECORD_SCHEMA = pa.schema(
-    [
-        *(
-            RECORD_SCHEMA.field(name)
-            for name in (
-                *("key", "path", "wnid", "label", "status", "detail", "width", "height"),
-                "fg_fraction",
-            )
-        ),
-        pa.field("content", pa.string()),
-        pa.field("background", pa.string()),
-        pa.field("description", pa.binary()),
-    ]
-)
-"""Columns of Examine's record: some columns of the index; `content`, a hash of all files of the
-image; `background`, a hash of its `only_bg_t`; and `description`, what `block_means` returns for
-its `only_bg_t`, 3 bytes for each block of 8 x 8 pixels."""
-
 
 @dataclasses.dataclass(frozen=True)
 class ImportPlan:
@@ -80,26 +61,23 @@ class ImportPlan:
 
 @dataclasses.dataclass(frozen=True)
 class ExaminedShard:
-    """A shard after examination, with the rows of its record in order of their keys."""
+    """A shard after examination, with a row for each image, in order of their keys.
+
+    A row has columns of the index; `content`, a hash of all files of the image; `background`, a
+    hash of its `only_bg_t`; and `description`, what `block_means` returns for its `only_bg_t`, 3
+    bytes for each block of 8 x 8 pixels, or None without that.
+    """
 
     listed: ReleasedShard
     rows: list[Row]
 
 
 def examine_shard(job: ImportPlan, shard: ReleasedShard) -> ExaminedShard:
-    """Examines every picture of a shard, or reads the record of an earlier run."""
+    """Examines every picture of a shard."""
+    read = functools.partial(read_image, variants=job.config.compose.composed)
+    ahead = job.staging.store.files.requests_at_once
+    rows = [_examine_image(job.config, *pair) for pair in read_ahead(read, shard.images, ahead)]
     name = f"{shard.totals.split}-{shard.shard:05d}"
-    record = f"examined/{name}.parquet"
-    checksum = fingerprint(IMPORT_VERSION, job.config.fingerprint(), shard.fingerprint)
-    if job.staging.find(record, checksum) is None:
-        read = functools.partial(read_image, variants=job.config.compose.composed)
-        ahead = REQUESTS_IN_FLIGHT * job.staging.store.is_remote
-        rows = [_examine_image(job.config, *pair) for pair in read_ahead(read, shard.images, ahead)]
-        table = pa.Table.from_pylist(rows, _RECORD_SCHEMA)
-        job.staging.write(record, table, checksum)
-        rows = table.to_pylist()
-    else:
-        rows = read_rows(job.staging.store, job.staging.staged(record))
     job.progress.note_done("examine", name, len(shard.images))
     return ExaminedShard(shard, rows)
 
@@ -116,6 +94,7 @@ def _examine_image(
         "status": ACCEPTED,
         "content": _identity(*(contents[name] for name in sorted(contents, key=str))),
         "background": _identity(contents.get(ONLY_BG_T, b"")),
+        "description": None,
     }
     fault = _fault_of_names(config, image)
     if fault is None:
@@ -387,7 +366,7 @@ class ShardWriter:
             fields={
                 "label": row["label"],
                 "wnid": row["wnid"],
-                "imagenet_index": self.job.taxonomy.index_of(row["wnid"]),
+                "imagenet_index": self.job.taxonomy.index_of[row["wnid"]],
                 "fg_key": row["key"],
                 "bg_key": background and background.stem,
                 "bg_label": None if background is None else background.label,

@@ -1,15 +1,14 @@
 """Dataflow jobs: their identity, and whether they have ended.
 
-A job is identified by project, region and name, which are in its workers' options, whereas only the
-process that submitted it knows its id. Names of running jobs in a region differ.
+A job is identified by project, region and name, which are known before it is submitted, as its id
+is not. Names of running jobs in a region differ.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
-from apache_beam.options.value_provider import RuntimeValueProvider
 
 RUNNER = "DataflowRunner"
 _LOG = logging.getLogger(__name__)
@@ -26,18 +25,8 @@ def is_dataflow(runner: str | None) -> bool:
 def job_of(options: PipelineOptions) -> dict[str, str]:
     """Returns the identity of the job that these options submit, as a lock records it."""
     google = options.view_as(GoogleCloudOptions)
-    return _job(lambda name: getattr(google, name))
-
-
-def this_job() -> dict[str, str] | None:
-    """Returns the identity of this worker's Dataflow job; None if this is not a Dataflow worker."""
-    options: Mapping[str, Any] = RuntimeValueProvider.runtime_options or {}
-    return _job(options.get) if is_dataflow(options.get("runner")) else None
-
-
-def _job(option: Callable[[str], Any]) -> dict[str, str]:
-    job = {name: str(option(name)) for name in ("project", "region", "job_name")}
-    endpoint = option("dataflow_endpoint")
+    job = {name: str(getattr(google, name)) for name in ("project", "region", "job_name")}
+    endpoint = google.dataflow_endpoint
     if endpoint and endpoint != GoogleCloudOptions.DATAFLOW_ENDPOINT:
         job["endpoint"] = str(endpoint)
     return job

@@ -18,14 +18,14 @@ The work folder also holds files that killed processes leave. No list names thes
 recognised by their names:
 
 tmp/<process>+<hex>     a file or claim that was being written
-lock*                   a lock: see `remove_dead_locks`
 progress/<process>      progress notes of a job
 <command>-<number>.log  the log of a command that may run beside others
 
-Temporary files, locks and notes of a process that is known to have ended are removed at once; notes
-by the next job that shows its progress. Whether a process in another container or on a lost machine
-has ended cannot be known, so its temporary files and notes are removed after a week without change.
-So are logs, which tell until then why a command failed. Files with any other name stay.
+Temporary files and notes of a process that is known to have ended are removed at once; notes by the
+next job that shows its progress. Whether a process in another container or on a lost machine has
+ended cannot be known, so its temporary files and notes are removed after a week without change. So
+are logs, which tell until then why a command failed. Files with any other name stay; so do locks,
+which are taken over by whoever needs them.
 """
 
 import contextlib
@@ -37,7 +37,6 @@ import os
 import posixpath
 import re
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -59,7 +58,6 @@ from transforms.hashing import text_bytes
 DATASET_LOCK = f"{WORK_FOLDER}/lock"
 TABLES_LOCK = f"{WORK_FOLDER}/lock-tables"
 """Held while the tables and the page are made from all existing summaries."""
-_LOCK = re.compile(rf"{re.escape(DATASET_LOCK)}(-.+)?")
 RENEWAL_SECONDS = 10.0
 """Seconds between two renewals. Renewing more often would cost too much, because each renewal takes
 three requests, and an object can be written only once a second."""
@@ -269,18 +267,6 @@ def current_holder(store: Store, lock: str) -> str | None:
     return str(holder) if holder and holder.is_at_work() is not False else None
 
 
-def remove_dead_locks(store: Store) -> None:
-    """Removes locks of holders that are known to have ended, which might stay forever."""
-    files, folder = files_of(store.root), store.path(WORK_FOLDER)
-    names = (posixpath.basename(path) for path in files.file_paths(folder))
-    paths = (f"{WORK_FOLDER}/{name}" for name in (*names, *files.folder_names(folder)))
-    for lock in filter(_LOCK.fullmatch, paths):
-        with contextlib.suppress(JobError):  # A file that is not a lock stays.
-            claim = files.current_claim(store.path(lock))
-            if claim is not None and Holder.from_claim(claim).is_at_work() is False:
-                files.unclaim(store.writable_path(lock), claim, store.temporary())
-
-
 class Renewal:
     """A daemon thread that renews a lock until it is stopped or the lock is lost."""
 
@@ -326,7 +312,7 @@ def locked(store: Store, lock: str, wait: float = 0.0) -> Iterator[Store]:
     entry = (store, lock, token)
     _acquired.append(entry)
     try:
-        acquire(store, lock, token, _job_of_this_worker() or this_process(), wait)
+        acquire(store, lock, token, this_process(), wait)
         # Whoever takes a lock writes, so every writer removes what killed ones have left.
         store.remove_temporary()
         renewal = Renewal(store, lock, token)
@@ -352,16 +338,6 @@ def with_new_job(store: Store) -> Store:
 def with_job_of_this_process(store: Store) -> Store:
     """Returns the folder for a job that this process may submit again, with the same token."""
     return store.for_job(hashlib.sha256(text_bytes(processes.this_process().name)).hexdigest()[:32])
-
-
-def _job_of_this_worker() -> Owner | None:
-    if "apache_beam" not in sys.modules:
-        # A worker of Beam has imported it; commands such as `in9 report` need not wait for that.
-        return None
-    from pipeline.runtime.dataflow_jobs import this_job
-
-    job = this_job()
-    return {"dataflow": job} if job else None
 
 
 def release_all() -> None:
@@ -404,7 +380,6 @@ def removed_if_refused(store: Store, *notes: str) -> Iterator[None]:
 def remove_leftovers(store: Store) -> None:
     """Removes killed processes' leftovers in a folder of a dataset or of versions; jobs may run."""
     store.remove_temporary()
-    remove_dead_locks(store)
     notes = posixpath.dirname(Progress.for_store(store).folder)
     cutoff = time.time() - WEEK_SECONDS
     for folder, pattern in ((WORK_FOLDER, _LOG_NAME), (TEMPORARY, TEMPORARY_NAME), (notes, _NOTES)):

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 
 _NAMESPACE = "in9"
-_INFERENCE = "BeamML_PyTorch"
-"""Namespace of what Beam's RunInference counts for models of PyTorch."""
 _SECONDS = "microseconds_"
 _BYTES = "bytes_"
 _NOTE_SECONDS = 3.0
@@ -66,27 +64,6 @@ def count(name: str, by: int = 1) -> None:
         counters[name] += by
     elif by and (beam := sys.modules.get("apache_beam")):
         beam.metrics.Metrics.counter(_NAMESPACE, name).inc(by)
-
-
-def count_inference(pictures: int, seconds: float) -> None:
-    """Counts a batch under the names of Beam's RunInference, which dashboards know.
-
-    The seconds are those from its launch until its outputs are used.
-    """
-    if beam := sys.modules.get("apache_beam"):
-        beam.metrics.Metrics.counter(_INFERENCE, "num_inferences").inc(pictures)
-    _measure("inference_request_batch_size", pictures)
-    _measure("inference_batch_latency_micro_secs", seconds * 1e6)
-
-
-def count_loading(seconds: float) -> None:
-    """Counts the loading of a model, as `count_inference` counts a batch."""
-    _measure("load_model_latency_milli_secs", seconds * 1e3)
-
-
-def _measure(name: str, value: float) -> None:
-    if beam := sys.modules.get("apache_beam"):
-        beam.metrics.Metrics.distribution(_INFERENCE, name).update(round(value))
 
 
 def count_bytes(path: str, size: int) -> None:

@@ -57,6 +57,8 @@ _CLAIMED = (errno.ENOTEMPTY, errno.EEXIST)
 class LocalFiles(Files):
     """See `Files`."""
 
+    requests_at_once = 0
+
     def info(self, path: str) -> FileInfo | None:
         try:
             status = os.stat(path)

@@ -124,6 +124,8 @@ _FIELDS = "items(name,size,generation,updated,md5Hash),prefixes,nextPageToken"
 class GcsFiles(Files):
     """See `Files`. A request that still fails after its retries raises OSError."""
 
+    requests_at_once = REQUESTS_IN_FLIGHT
+
     def info(self, path: str) -> FileInfo | None:
         blob = _blob(path)
         try:

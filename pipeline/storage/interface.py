@@ -72,7 +72,13 @@ class Files(Protocol):
 
     Unless a method says otherwise, a missing file raises FileNotFoundError. Asking about or reading
     a pipe, socket or device raises UsageError.
+
+    Attributes:
+      requests_at_once: how many requests to make at the same time; 0 where requests take no time
+        that could be hidden.
     """
+
+    requests_at_once: int
 
     def info(self, path: str) -> FileInfo | None:
         """Returns what is known about a file without reading it; None for a folder or no file.

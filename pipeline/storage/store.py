@@ -17,7 +17,7 @@ import msgspec
 
 from pipeline.errors import UsageError
 from pipeline.storage.files import absolute, arrow_source, files_of, is_remote, join, parent
-from pipeline.storage.interface import MAX_READ_BYTES, Fence, Files, in_parallel
+from pipeline.storage.interface import MAX_READ_BYTES, Fence, Files, in_parallel, read_ahead
 from pipeline.storage.processes import has_ended, this_process
 
 WORK_FOLDER = ".in9"
@@ -259,7 +259,7 @@ class Store:
 
     def update(self, relative: str, data: bytes, *, durable: bool = False) -> bool:
         """Writes a whole file unless it already holds these bytes; returns whether it did so."""
-        if self.size(relative) == len(data) and self.read(relative) == data:
+        if self.size(relative) == len(data) and self.read(relative, None) == data:
             return False
         self.write(relative, data, durable=durable)
         return True
@@ -352,7 +352,7 @@ class Store:
 
     def _for_each(self, call: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Returns a call's results for items, in order; several at a time in object storage."""
-        return in_parallel(call, items) if self.is_remote else [call(item) for item in items]
+        return [result for _, result in read_ahead(call, items, self.files.requests_at_once)]
 
 
 def _is_leftover(name: str) -> bool:

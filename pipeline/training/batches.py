@@ -156,7 +156,6 @@ _AHEAD = 2
 _NICENESS = 10
 """Added to the niceness of processes that share the CPU with the network. Of a core that other
 processes want, too, it leaves them a tenth, and of an idle one all."""
-_SHARED_MEMORY = "/dev/shm"
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """The n pictures of a batch, (n, 3, S, S) uint8 RGB, and their labels, (n,) int64."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.dataset import records
 from pipeline.dataset.config import EVALUATE_VERSION
-from pipeline.dataset.folder import Dataset, Holdout, selected_rows, training_pictures
+from pipeline.dataset.folder import Dataset, selected_rows, training_pictures
 from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.results import safe_name
@@ -225,7 +225,7 @@ class ProbePlan:
     dataset: Dataset
     variant: str
     split: str
-    holdout: Holdout
+    holdout: float
     seed: int = 0
     name: str | None = None
 
@@ -233,7 +233,7 @@ class ProbePlan:
 def probe_file(backbone: Backbone, plan: ProbePlan) -> str:
     """Returns the path of a probe's checkpoint in the folder of a dataset."""
     parts = ["probe", backbone.model.name.replace("/", "_"), plan.split]
-    parts += [f"holdout{plan.holdout.share:g}"] if plan.holdout.share else []
+    parts += [f"holdout{plan.holdout:g}"] if plan.holdout else []
     return f"{MODELS}/{'-'.join(parts)}-seed{plan.seed}/{plan.name or plan.variant}{SUFFIX}"
 
 
@@ -261,8 +261,7 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
         keys=tuple(sorted(chosen)),
         method="probe",
         seed=plan.seed,
-        holdout=plan.holdout.share,
-        holdout_seed=plan.holdout.seed,
+        holdout=plan.holdout,
         pretrained=backbone.model.name,
         settings={
             "probe_version": PROBE_VERSION,

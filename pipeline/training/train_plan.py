@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dataset.folder import Dataset, Holdout, selected_rows, training_pictures
+from pipeline.dataset.folder import Dataset, selected_rows, training_pictures
 from pipeline.errors import BrokenPictureError, JobError, UsageError, did_you_mean
 from transforms.codec import UndecodableError, decode_image
 from transforms.variants import VariantName
@@ -35,8 +35,6 @@ def describe_penalty(penalty: float) -> str:
     }
     return f"{penalty:g}{ends.get(penalty, '')}"
 
-
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 _MACHINE_FIELDS = ("device", "workers", "weights")
 """Fields that may differ when a training is resumed, for example on another machine."""
@@ -151,7 +149,7 @@ class TrainPlan:
       workers: number of processes that load pictures, 0 to load in the main process.
 
     Raises:
-      UsageError: a value is out of range; the message names its flag.
+      UsageError: a value is out of range that its flag does not refuse; the message names it.
     """
 
     variant: str = "original"
@@ -172,13 +170,9 @@ class TrainPlan:
 
     def __post_init__(self) -> None:
         for flag, fits, expected in (
-            ("epochs", self.epochs >= 1, "at least 1"),
-            ("batch_size", self.batch_size >= 1, "at least 1"),
             ("lr", self.lr > 0, "above 0"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
-            ("holdout", 0 <= self.holdout < 1, "between 0 and 1"),
             ("workers", self.workers >= 0, "at least 0"),
-            ("precision", self.precision in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
         ):
             if not fits:
                 raise UsageError(f"--{flag} must be {expected}: got {getattr(self, flag)}")
@@ -232,17 +226,16 @@ def find_samples(dataset: Dataset, plan: TrainPlan) -> tuple[Samples, Samples | 
       JobError: the index is damaged or has changed.
     """
     check_variant(dataset, plan.variant)
-    holdout = Holdout(plan.holdout)
     training = Samples(
         dataset,
         plan.train_split,
-        training_pictures(dataset, plan.train_split, plan.variant, holdout),
+        training_pictures(dataset, plan.train_split, plan.variant, plan.holdout),
     )
     eval_split = plan.train_split if plan.holdout else plan.eval_split
     if eval_split is None:
         return training, None
     pictures = dict.fromkeys(
-        (row["key"] for row in selected_rows(dataset, eval_split, holdout)),
+        (row["key"] for row in selected_rows(dataset, eval_split, plan.holdout)),
         VariantName.parse(plan.variant),
     )
     return training, Samples(dataset, eval_split, pictures)

@@ -3,10 +3,7 @@
 import dataclasses
 import itertools
 import json
-import os
 import shutil
-import signal
-from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,16 +23,13 @@ from runs import (
     pixels_of,
     run_here,
     run_in9,
-    stamps,
-    start_in9,
     table_of,
-    wait_until,
     write_all,
 )
 from small_models import lite0
 from tiny_models import Fixed
 
-from pipeline.analyses.attack.arrays import Cutouts, GridModel, in_turns, put_on
+from pipeline.analyses.attack.arrays import Cutouts, GridModel, put_on
 from pipeline.analyses.attack.figures import make_plots
 from pipeline.analyses.attack.results import AttackResult
 from pipeline.commands.command_line import build_parser
@@ -46,7 +40,6 @@ from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model
 from transforms.adversarial import (
     UNTRIED,
-    GridTally,
     Strengths,
     challenge_accuracy,
     expected_accuracy,
@@ -69,13 +62,7 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 RULES = ("argmax_then_map", "mapped_only")
 MODEL = "efficientnet_lite0"
 FEW = ("--grid", "12")
-MORE = ("--grid", "24x6")
-
-
-def attack(output: Path, *flags: object, code: int = 0) -> None:
-    """Runs `in9 attack` in this process and checks its exit code."""
-    words = ["attack", "--dataset", output, "--pictures", "none", *flags]
-    run_here(*words, code=code)
+ATTACK = ("attack", "--pictures", "none", "--dataset")
 
 
 def attack_json(output: Path) -> dict[str, Any]:
@@ -84,13 +71,12 @@ def attack_json(output: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def attacked(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample, attacked with a broken checkpoint and a sound model."""
-    output = Path(shutil.copytree(sample_run, tmp_path_factory.mktemp("attacked") / "out"))
+def attacked(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """18 pictures, attacked with a broken and a sound model. Tests must not change them."""
+    output = Path(shutil.copytree(small_run, tmp_path_factory.mktemp("attacked") / "out"))
     broken = output.parent / "broken.pth"
     broken.write_bytes(b"junk")
-    flags = ("--models", f"resnet18={broken},{MODEL}", "--pictures", "none", *FEW)
-    done = run_in9("attack", "--dataset", output, *flags)
+    done = run_in9(*ATTACK, output, "--models", f"resnet18={broken},{MODEL}", *FEW)
     assert "144 composites predicted" in done.stdout
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(MODEL)]
     assert line.endswith("12 x 12       144")
@@ -168,22 +154,14 @@ def test_both_measures_are_of_the_predictions_of_all_pairs(attacked: Path) -> No
         assert {row["bg_key"]: float(row["success"]) for row in rows} == rates
         curve = {row["backgrounds"]: row["accuracy"] for row in measured["accuracy_by_backgrounds"]}
         assert curve == dict(expected_accuracy(counts.turning, 12, [*curve]))
-    # The comparison would prove little if all foregrounds were turned, or none.
-    assert 0 < attack_json(attacked)["rules"][RULES[1]]["challenge_accuracy"] < 1
-
-
-def test_a_grid_is_spread_over_the_classes_and_recorded(attacked: Path) -> None:
     result = attack_json(attacked)
     assert (result["foregrounds"], result["backgrounds"], result["forwards"]) == (12, 12, 144)
-    assert not result["full_grid"]
-    assert not result["early_stop"]
+    assert result["full_grid"] is result["early_stop"] is False
     summary = json.loads((attacked / "results" / MODEL / "model.json").read_text())
     assert result["weights_sha256"] == summary["weights_sha256"]
     assert result["evaluation"] == {**summary["evaluation"], "device": "cpu"}
-    for name, column in (("val-00000", "label"), ("val-backgrounds", "bg_label")):
-        rows = pq.read_table(attacked / "results" / MODEL / "attack" / "12x12" / f"{name}.parquet")
-        labels = rows[column].to_pylist()
-        assert sorted(np.bincount(labels, minlength=9).tolist()) == [1] * 6 + [2] * 3
+    # The comparison would prove little if all foregrounds were turned, or none.
+    assert 0 < result["rules"][RULES[1]]["challenge_accuracy"] < 1
 
 
 def test_a_model_that_fails_is_a_row_and_stops_no_other(
@@ -200,92 +178,50 @@ def test_a_model_that_fails_is_a_row_and_stops_no_other(
         path.unlink()
     write_all(attacked, pictures="none")
     assert {path: path.read_bytes() for path in tables} == tables
-    attack(attacked, "--models", rows[2]["model"], *FEW, code=1)
+    run_here(*ATTACK, attacked, "--models", rows[2]["model"], *FEW, code=1)
     assert "cannot be read as a checkpoint" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def complete(sample_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample, attacked with `MORE` in two runs, of which the first was killed."""
-    output = Path(shutil.copytree(sample_run, tmp_path_factory.mktemp("complete") / "out"))
-    folder = output / "results" / MODEL / "attack" / "24x6"
-    running = start_in9("attack", "--dataset", output, "--pictures", "none", *MORE)
-    wait_until(lambda: list(folder.glob("val-0*.parquet")), running)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.communicate()
-    finished = {path: path.stat().st_mtime_ns for path in folder.glob("val-0*.parquet")}
-    assert not (output / "results" / MODEL / "attack.json").exists()
-    done = sum(len(pq.read_table(path)) for path in finished)
-    assert 0 < done < 24
-    printed = run_in9("attack", "--dataset", output, "--pictures", "none", *MORE).stdout
-    assert f"{(24 - done) * 6} composites predicted" in printed
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
-    assert len(list(folder.glob("val-0*.parquet"))) == 2
-    return output
-
-
-def test_what_is_finished_is_not_done_again(
-    complete: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # Predictions of all pairs tell more than an early stop, so `--early_stop` keeps them.
-    before = stamps(complete)
-    for flags in ((), ("--early_stop",)):
-        attack(complete, *MORE, *flags)
-        assert "nothing to do" in capsys.readouterr().out
-        assert stamps(complete) == before
-
-
 def test_stopped_early_it_says_the_same(
-    complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    attacked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output, whole = Path(shutil.copytree(complete, tmp_path / "out")), attack_json(complete)
+    output, whole = Path(shutil.copytree(attacked, tmp_path / "out")), attack_json(attacked)
     folder = output / "results" / MODEL / "attack"
-    (folder / "24x6").rename(tmp_path / "24x6")
-    attack(output, *MORE, "--early_stop")
+    run_here(*ATTACK, output, *FEW, "--early_stop")
     early = attack_json(output)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-3].endswith(f"-  24 x 6{early['forwards']:>10}")
+    assert any(line.endswith(f"-  12 x 12{early['forwards']:>10}") for line in lines)
     assert early["early_stop"]
     assert early["forwards"] < whole["forwards"] == 144
     for rule in RULES:
         stopped, full = early["rules"][rule], whole["rules"][rule]
-        assert 0 < stopped["challenge_accuracy"] == full["challenge_accuracy"] < 1
+        assert stopped["challenge_accuracy"] == full["challenge_accuracy"]
         assert stopped["fooled"] is stopped["fooled_ci_low"] is None
         assert stopped["by_class"] == stopped["accuracy_by_backgrounds"] == []
-    tried = 0
-    for path in (tmp_path / "24x6").glob("val-0*.parquet"):
-        partly = pq.read_table(folder / "24x6-early_stop" / path.name).to_pylist()
-        for row, full_row in zip(partly, pq.read_table(path).to_pylist(), strict=True):
-            for rule in RULES:
-                pairs = [p for p in zip(row[rule], full_row[rule], strict=True) if p[0] is not None]
-                assert all(prediction == its for prediction, its in pairs)
-            tried += len(pairs)
+    name, tried = "val-00000.parquet", 0
+    rows, full_rows = (
+        pq.read_table(path / name).to_pylist()
+        for path in (folder / "12x12-early_stop", folder / "12x12")
+    )
+    for row, full_row in zip(rows, full_rows, strict=True):
+        for rule in RULES:
+            pairs = [p for p in zip(row[rule], full_row[rule], strict=True) if p[0] is not None]
+            assert all(prediction == its for prediction, its in pairs)
+        tried += len(pairs)
     assert tried == early["forwards"]
     assert table_of(output, "backgrounds") == []
-    # Once predictions of all pairs are back, they are reported without a forward pass.
-    (tmp_path / "24x6").rename(folder / "24x6")
-    attack(output, *MORE)
+    # Predictions of all pairs are still there, and are reported without a forward pass.
+    run_here(*ATTACK, output, *FEW)
     assert "nothing to do" in capsys.readouterr().out
     assert attack_json(output) == whole
 
 
-@pytest.mark.parametrize(
-    ("text", "sides"),
-    [
-        ("all", (None, None)),
-        ("12", (12, 12)),
-        ("20x12", (20, 12)),
-        ("allx9", (None, 9)),
-        ("9xall", (9, None)),
-    ],
-)
-def test_a_grid_is_one_size_or_two_in_both_commands(
-    text: str, sides: tuple[int | None, int | None]
-) -> None:
+def test_a_grid_is_one_size_or_two_in_both_commands() -> None:
     parser = build_parser()
-    alone, _ = parser.parse_known_args(["attack", "--dataset", "x", "--grid", text])
-    of_run, _ = parser.parse_known_args(["run", "--output", "x", "--attack", text])
-    assert alone.grid == of_run.attack == sides
+    for text, sides in (("all", (None, None)), ("12", (12, 12)), ("20xall", (20, None))):
+        alone, _ = parser.parse_known_args(["attack", "--dataset", "x", "--grid", text])
+        of_run, _ = parser.parse_known_args(["run", "--output", "x", "--attack", text])
+        assert alone.grid == of_run.attack == sides
 
 
 def test_run_attacks_after_evaluating(
@@ -295,7 +231,8 @@ def test_run_attacks_after_evaluating(
     flags = ("run", "--input", tiny_input, "--output", output, "--formats", "webdataset")
     flags += ("--variants", "original,only_bg_t,fg_mask", "--attack", "all", "--pictures", "none")
     flags += (*TINY_MODEL, *keys(images_per_shard=3))
-    printed = run_in9(*flags).stdout
+    run_here(*flags)
+    printed = capsys.readouterr().out
     (path,) = output.glob("results/*/attack.json")
     result = json.loads(path.read_text())
     images = result["foregrounds"]
@@ -322,13 +259,6 @@ def grids(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.asarray(grid, np.int16).reshape(len(labels), -1), labels, bg_labels
 
 
-def equal(first: GridTally, second: GridTally) -> bool:
-    return all(
-        np.array_equal(getattr(first, name), getattr(second, name))
-        for name in ("labels", "turning", "fooled_by", "successes", "tried")
-    )
-
-
 @given(grids(), st.integers(0, 6))
 def test_measures_are_what_their_words_say(
     drawn: tuple[np.ndarray, np.ndarray, np.ndarray], cut: int
@@ -336,7 +266,9 @@ def test_measures_are_what_their_words_say(
     grid, labels, bg_labels = drawn
     counts = tally(grid, labels, bg_labels, 4)
     parts = (tally(grid[rows], labels[rows], bg_labels, 4) for rows in (slice(cut), slice(cut, 9)))
-    assert equal(merge(parts), counts)
+    merged = merge(parts)
+    for name in ("labels", "turning", "fooled_by", "successes", "tried"):
+        np.testing.assert_array_equal(getattr(merged, name), getattr(counts, name))
 
     rows, columns = range(len(labels)), range(len(bg_labels))
     fools = {
@@ -387,17 +319,17 @@ def test_expected_accuracy_is_the_mean_over_all_choices(
 
 
 def answered(
-    trials: Generator[tuple[np.ndarray, np.ndarray], np.ndarray, np.ndarray], grid: np.ndarray
+    labels: np.ndarray, order: np.ndarray, grid: np.ndarray, batch_size: int
 ) -> tuple[np.ndarray, list[int]]:
-    """Answers an early stop's batches from a grid; returns its result, and the batches' sizes."""
-    sizes, predictions = [], None
-    while True:
-        try:
-            foreground, background = trials.send(predictions)  # type: ignore[arg-type]
-        except StopIteration as end:
-            return end.value, sizes
+    """Stops early on a grid of known predictions; also returns the sizes of the batches."""
+    sizes = []
+
+    def predict(foreground: np.ndarray, background: np.ndarray) -> np.ndarray:
         sizes.append(len(foreground))
-        predictions = grid[:, foreground, background]
+        return np.asarray(grid[:, foreground, background])
+
+    result = try_until_turned(labels, order, predict, rules=len(grid), batch_size=batch_size)
+    return result, sizes
 
 
 @given(grids(), grids(), st.integers(1, 9), st.randoms(use_true_random=False))
@@ -411,8 +343,7 @@ def test_an_early_stop_turns_the_same_foregrounds(
     # Arbitrary other predictions stand in for a second label rule.
     both = np.stack([grid, np.resize(other[0], grid.shape)])
     order = np.asarray(random.sample(range(len(bg_labels)), len(bg_labels)))
-    trials = try_until_turned(labels, order, rules=2, batch_size=batch_size)
-    predictions, batches = answered(trials, both)
+    predictions, batches = answered(labels, order, both, batch_size)
     tried = predictions[0] != UNTRIED
     assert np.array_equal(predictions[:, tried], both[:, tried])
     assert tried.sum() == sum(batches)
@@ -423,8 +354,11 @@ def test_an_early_stop_turns_the_same_foregrounds(
         count = challenge_accuracy(tally(predictions[rule], labels, bg_labels, 4))
         assert count == challenge_accuracy(tally(both[rule], labels, bg_labels, 4))
     # Each foreground meets the backgrounds in order, and none after the batch that turned it.
-    for row in tried[:, order]:
+    wrong = (both[:, :, order] != labels[:, None]).all(axis=0)
+    turned_by = np.logical_or.accumulate(wrong, axis=1)
+    for row, is_turned in zip(tried[:, order], turned_by, strict=True):
         assert row[: row.sum()].all()
+        assert batch_size > 1 or row.sum() == min((~is_turned).sum() + 1, len(row))
     strengths = Strengths(len(bg_labels))
     strengths.add(predictions, labels)
     rates = []
@@ -432,35 +366,6 @@ def test_an_early_stop_turns_the_same_foregrounds(
         wrong = [(both[:, f, b] != labels[f]).all() for f in range(len(labels)) if tried[f, b]]
         rates.append((sum(wrong) + 1) / (len(wrong) + 2))
     assert rates == sorted(rates, reverse=True)
-
-
-def test_an_early_stop_with_single_trials_wastes_none() -> None:
-    labels = np.asarray([0, 0, 0])
-    grid = np.asarray([[[0, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 1]]], np.int16)
-    trials = try_until_turned(labels, np.asarray([2, 1, 0, 3]), rules=1, batch_size=1)
-    predictions, _ = answered(trials, grid)
-    assert (predictions[0] != UNTRIED).sum(axis=1).tolist() == [2, 4, 1]
-
-
-@given(st.lists(st.integers(0, 4), max_size=8))
-def test_what_a_job_learns_does_not_depend_on_how_long_others_take(lengths: list[int]) -> None:
-    events: list[tuple[str, int]] = []
-
-    def job(number: int) -> Generator[None, None, int]:
-        events.append(("begins", number))
-        for _ in range(lengths[number]):
-            events.append(("works", number))
-            yield
-        return number
-
-    for number in in_turns(map(job, range(len(lengths)))):
-        events.append(("used", number))  # noqa: PERF401  # Jobs append in between.
-    expected = [("begins", 0), ("begins", 1)][: len(lengths)]
-    for number in range(len(lengths)):
-        expected += [("used", number), ("begins", number + 2)][: 2 - (number + 2 >= len(lengths))]
-    assert [event for event in events if event[0] != "works"] == expected
-    for number, length in enumerate(lengths):
-        assert events.count(("works", number)) == length
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=40), st.integers(1, 45))
@@ -510,11 +415,7 @@ def test_composites_on_the_device_are_the_papers() -> None:
     assert np.array_equal(untouched.numpy(), backgrounds)
 
 
-@pytest.mark.parametrize("shape", [(2, 4), (4, 4), (3, 3), (3, 5), (4, 3)])
-def test_a_grid_has_a_row_for_each_foreground_and_a_column_for_each_background(
-    shape: tuple[int, int],
-) -> None:
-    labels, bg_labels = np.zeros(3, np.int64), np.zeros(4, np.int64)
-    assert tally(np.zeros((3, 4), np.int16), labels, bg_labels, 9).tried == 12
-    with pytest.raises(ValueError, match="for 3 foregrounds and 4 backgrounds"):
-        tally(np.zeros(shape, np.int16), labels, bg_labels, 9)
+def test_a_grid_has_a_row_for_each_foreground_and_a_column_for_each_background() -> None:
+    for shape in ((2, 4), (4, 4), (3, 3), (3, 5), (4, 3)):
+        with pytest.raises(ValueError, match="for 3 foregrounds and 4 backgrounds"):
+            tally(np.zeros(shape, np.int16), np.zeros(3, np.int64), np.zeros(4, np.int64), 9)

@@ -6,6 +6,8 @@ import re
 import shutil
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,21 +16,26 @@ from made_results import made
 from runs import ONE, QUICK, dataset_in, manifest_of, run_here, run_in9, stamps, table_of, write_all
 from two_way_by_hand import interval_of, variance_of
 
+from pipeline.analyses.matrix.parts import make_matrices
 from pipeline.analyses.matrix.results import Matrix, read_matrices
-from pipeline.analyses.matrix.rows import NetworkTrainer, ProbeTrainer, make_plan, make_row
+from pipeline.analyses.matrix.rows import (
+    MatrixPlan,
+    NetworkTrainer,
+    ProbeTrainer,
+    make_plan,
+    make_row,
+)
 from pipeline.commands.cli import main
-from pipeline.dataset.folder import Dataset, Holdout, selected_rows
+from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.errors import UsageError
-from pipeline.evaluate.evidence import Evidence
+from pipeline.evaluate.evidence import Results
 from pipeline.evaluate.published import TRAINED
 from pipeline.models.identity import PredictConfig
-from pipeline.report.page import check_claims
+from pipeline.report.page import _environment
 from pipeline.runtime.lock import DATASET_LOCK, locked
 from pipeline.storage.store import Store
 from pipeline.training.probe_fit import Backbone, ProbePlan, fit_variant
 from pipeline.training.train_plan import TrainPlan, describe_penalty
-from transforms.estimates import Verdict
-from transforms.taxonomy import imagenet9
 
 SHOWN = ("mixed_rand", "mixed_same", "only_bg_t", "original")
 PROBE = ("--probe", "--holdout", 0.5, "--variants", ",".join(SHOWN), "--pictures", "none")
@@ -38,6 +45,12 @@ NAME = "probe-efficientnet_lite0-val-holdout0.5"
 def row_folder(output: Path, row: str) -> Path:
     """Returns the folder with the results of a row's model."""
     return output / "results" / f"{NAME}-{row}+holdout0.5"
+
+
+def plan_of(store: Store, **how: Any) -> MatrixPlan:
+    """Plans a matrix whose only row is `original`."""
+    how |= {"variants": ("original",), "split": None, "predict": PredictConfig("cpu")}
+    return make_plan(Dataset.open(store), None, **how)
 
 
 def checkpoint(output: Path, variant: str) -> str:
@@ -73,7 +86,7 @@ def test_every_cell_has_its_images_interval_and_published_figure(probed: tuple[P
     rows = table_of(probed[0], "matrix")
     cells = [(row["train_variant"], row["test_variant"]) for row in rows]
     assert cells == [(train, test) for train in SHOWN for test in SHOWN]
-    tested = selected_rows(dataset_in(probed[0]), "val", Holdout(0.5))
+    tested = selected_rows(dataset_in(probed[0]), "val", 0.5)
     classes = Counter(image["label"] for image in tested)
     for row in rows:
         accuracy, published = float(row["accuracy"]), float(row["published"])
@@ -97,7 +110,7 @@ def test_the_terminal_and_the_page_tell_what_the_tables_hold(probed: tuple[Path,
     accuracies = [[float(row[name]) for name in ("accuracy", "ci_low", "ci_high")] for row in rows]
     most = max(abs(accuracy - end) for accuracy, *ends in accuracies for end in ends)
     assert f"at most ± {100 * most:.1f} points" in printed
-    assert "Trained on Mixed-Rand" in printed
+    assert "Trained on Mixed-Rand" in page
     assert re.search(r"BG-Gap (may be 0|is (above|below) 0) when trained on", page)
     (matrix,) = json.loads((output / "results" / "matrix.json").read_text())["matrices"]
     assert {row["train_variant"] for row in matrix["gaps"]} == set(SHOWN)
@@ -172,9 +185,7 @@ def test_a_second_run_makes_what_is_missing_and_nothing_else(copied: Path, tmp_p
     before, published = stamps(copied), tmp_path / "published"
     printed = run_in9("matrix", "--dataset", copied, *PROBE, "--publish", published).stdout
     assert "nothing to do" in printed
-    (version,) = published.glob("v-*")
-    assert f"published: {version} (older ones: 0)" in printed
-    assert (version / "results" / "matrix.csv").exists()
+    assert [*published.glob("v-*/results/matrix.csv")]
     assert stamps(copied) == before
     (predictions,) = row_folder(copied, "original").glob("predictions/*")
     content = predictions.read_bytes()
@@ -211,17 +222,11 @@ def test_a_smaller_matrix_keeps_what_is_in_it(copied: Path) -> None:
 def test_tests_on_trained_images_are_refused_and_marked(
     copied: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = copied
-    entry = checkpoint(output, "mixed_rand")
-    rows = table_of(evaluated, "summary")
-    marked = {row["overlap"] for row in rows if row["holdout"] in ("0", "0.0")}
-    content = json.loads((output / "results" / "matrix.json").read_text())
-    trained = next(
-        row["train_n"]
-        for row in content["matrices"][0]["rows"]
-        if row["train_variant"] == "mixed_rand"
-    )
-    assert marked == {str(trained)}
+    output, entry = copied, checkpoint(copied, "mixed_rand")
+    marked = {r["overlap"] for r in table_of(evaluated, "summary") if float(r["holdout"]) == 0}
+    of_row = [r for r in table_of(output, "matrix") if r["train_variant"] == "mixed_rand"]
+    trained = of_row[0]["train_n"]
+    assert marked == {trained}
     for command in ("evaluate", "attack"):
         run_here(command, "--dataset", output, "--models", entry, code=2)
         message = capsys.readouterr().err
@@ -230,16 +235,7 @@ def test_tests_on_trained_images_are_refused_and_marked(
         assert message.count("\n") == 1
     # A row is refused before any of its cells is tested.
     store = Store(str(output))
-    plan = make_plan(
-        Dataset.open(store),
-        None,
-        variants=("original",),
-        train_split="val",
-        split=None,
-        share=0,
-        predict=PredictConfig("cpu"),
-        allow_overlap=True,
-    )
+    plan = plan_of(store, train_split="val", share=0, allow_overlap=True)
     strict = dataclasses.replace(plan, allow_overlap=False)
     trainer = ProbeTrainer(Backbone("efficientnet_lite0", plan.predict, store), strict)
     with pytest.raises(UsageError, match=r"were trained on \(row original\)"):
@@ -261,7 +257,7 @@ def test_an_attack_on_held_out_images(copied: Path) -> None:
         *("--pictures", "none", *ONE),
     )
     dataset = dataset_in(copied)
-    tested = len(selected_rows(dataset, "val", Holdout(0.5)))
+    tested = len(selected_rows(dataset, "val", 0.5))
     (file,) = copied.glob("results/*/attack.json")
     content = json.loads(file.read_text())
     assert not file.with_name("model.json").exists()
@@ -344,7 +340,7 @@ def test_a_network_stays_on_its_device_for_the_next_probe(
         return module
 
     monkeypatch.setattr(torch.nn.Module, "cpu", cpu)
-    fit_variant(backbone, ProbePlan(Dataset.open(store), "original", "val", Holdout(0.5)), store)
+    fit_variant(backbone, ProbePlan(Dataset.open(store), "original", "val", 0.5), store)
     assert not moved
 
 
@@ -352,15 +348,7 @@ def test_overwrite_replaces_only_trainings_with_other_flags(
     three_draws: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(str(shutil.copytree(three_draws, tmp_path / "out")))
-    plan = make_plan(
-        Dataset.open(store),
-        None,
-        variants=("original",),
-        train_split=None,
-        split=None,
-        share=0.5,
-        predict=PredictConfig("cpu"),
-    )
+    plan = plan_of(store, train_split=None, share=0.5)
     training = TrainPlan(arch="test_efficientnet", epochs=1, batch_size=4, lr=0.01, workers=0)
     trainer = NetworkTrainer(plan, training, overwrite=True)
     path = Path(trainer.train("original"))
@@ -377,38 +365,6 @@ def test_overwrite_replaces_only_trainings_with_other_flags(
     assert capsys.readouterr().out.count("\n") == 2
 
 
-def matrix_of(overlap: int = 0) -> Matrix:
-    """Returns the paper's own figures as a matrix on its 4,050 images."""
-    rows = [
-        {
-            "train_variant": train,
-            "test_variant": test,
-            "n": 4050,
-            "accuracy": share,
-            "chance": 1 / 9,
-            "ci_low": share - 0.015,
-            "ci_high": share + 0.015,
-            "overlap": overlap,
-            "weights_sha256": train,
-        }
-        for train, of_row in TRAINED.items()
-        for test, share in of_row.items()
-    ]
-    gains = [
-        {
-            "first": "mixed_rand",
-            "second": "original",
-            "test_variant": test,
-            "n": 4050,
-            "difference": (gain := TRAINED["mixed_rand"][test] - TRAINED["original"][test]),
-            "ci_low": gain - 0.02,
-            "ci_high": gain + 0.02,
-        }
-        for test in TRAINED
-    ]
-    return made(Matrix, name="resnet50", rows=rows, gains=gains)
-
-
 def test_one_process_at_a_time_writes_a_probe(
     copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -422,15 +378,23 @@ def test_one_process_at_a_time_writes_a_probe(
     assert [path.name for path in folder.iterdir()] == ["original.safetensors"]
 
 
-def test_claims_on_training_are_judged_by_a_matrix(probed: tuple[Path, str]) -> None:
-    dataset = dataset_in(probed[0])
-
-    def verdicts(*matrices: Matrix) -> dict[str, Verdict]:
-        evidence = Evidence((), {Matrix: matrices}, dataset=dataset, taxonomy=imagenet9())
-        return {one.claim.text: one.verdict for one in check_claims(evidence)}
-
-    judged = {text: v for text, v in verdicts(matrix_of()).items() if v is not Verdict.NOT_RUN}
-    assert len(judged) == 5
-    assert set(judged.values()) == {Verdict.HOLDS}
-    # A test on a model's own training images is no evidence.
-    assert set(verdicts(matrix_of(overlap=7)).values()) == {Verdict.NOT_RUN}
+def test_each_matrix_shows_its_own_figures() -> None:
+    variants = dict.fromkeys(("train_variant", "test_variant"), "original")
+    row = {**variants, "n": 0, "train_n": 1, "overlap": 0, "penalty": None, "chance": 0.1}
+    shared = {"columns": ["original"], "rows": [row], "gaps": [], "gains": [], "method": "probe"}
+    shared |= {"arch": "a", "holdout": 0.5, "split": "val"}
+    names = ("probe-a", "probe-a-seed1")
+    matrices = tuple(made(Matrix, **shared, name=name) for name in names)
+    drawn = [
+        (SimpleNamespace(file=f"matrix-{name}-accuracy.svg"), f"[{name}]", ()) for name in names
+    ]
+    environment = _environment()
+    text = environment.get_template("matrix/panel.html").render(
+        macros=environment.get_template("report/macros.html").module,
+        panel=make_matrices(Results((), {Matrix: matrices})),  # type: ignore[arg-type]
+        plots={"matrix": drawn},
+        is_comparable=False,
+        manifest=SimpleNamespace(config=SimpleNamespace(compose=SimpleNamespace(replicates=1))),
+        gap_column="BG-Gap",
+    )
+    assert re.findall(r"<figure>(.*)", text) == ["[probe-a]", "[probe-a-seed1]"]

@@ -13,8 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from runs import (
     ONE,
     QUICK,
@@ -40,12 +38,11 @@ from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.results import ModelRun, read_results
 from pipeline.generate.composed import ComposedDataset
 from pipeline.report.write import gather
-from transforms.analysis import bg_gap, compare_gaps, gaps_of_pictures, sd_of_draws
+from transforms.analysis import compare_gaps
 from transforms.codec import decode_image
-from transforms.intervals import holm
 from transforms.renderings import RENDERINGS
 from transforms.taxonomy import imagenet9
-from transforms.two_way import Roles, difference_interval, p_value
+from transforms.two_way import Roles
 from transforms.variants import VariantName
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -135,38 +132,40 @@ def test_predictions_of_the_evaluation_are_taken_over(
     assert "telea" not in (output / "results/latex/headline.tex").read_text()
 
 
-def test_a_row_is_the_difference_at_the_same_draws(stored: Path) -> None:
-    predicted, index = predictions_of(stored), {row["key"]: row for row in index_of(stored)}
-    rows = {(r["label_rule"], r["rendering"], r["hole"]): r for r in table_of(stored, "method")}
-    assert {hole for _, _, hole in rows} == set(HOLES)
-
-    def share(bg_key: str) -> float:
+def check_rows(output: Path) -> dict[tuple[str, ...], dict[str, str]]:
+    """Computes accuracies, gaps and differences of all rows from predictions; returns the rows."""
+    index = {row["key"]: row for row in index_of(output)}
+    rows = {(r["label_rule"], r["rendering"], r["hole"]): r for r in table_of(output, "method")}
+    # Each picture: its rule, rendering and base, the share of its background's box, and the answer.
+    pictures = []
+    for (rule, name, key), (prediction, bg_key, *_) in predictions_of(output).items():
         x0, y0, x1, y1 = index[bg_key]["box"]
-        return float((x1 - x0) * (y1 - y0) / 64**2)
-
+        parsed, share = VariantName.parse(name), (x1 - x0) * (y1 - y0) / 64**2
+        of_rendering = rule, parsed.rendering or "paper", parsed.base
+        pictures.append((of_rendering, share, prediction == index[key]["label"]))
     for (rule, rendering, hole), row in rows.items():
-        low, high = float(row["hole_low"]), float(row["hole_high"])
-        means: dict[str, float] = {}
+        low, high = float(row["hole_low"] or 0), float(row["hole_high"] or 1)
+        means = {}
         for base in ("mixed_same", "mixed_rand"):
-            of_base = [
-                index[key]["label"] == prediction
-                for (of_rule, name, key), (prediction, bg_key, *_) in predicted.items()
-                if of_rule == rule
-                and VariantName.parse(name).variant
-                == VariantName(base, "" if rendering == "paper" else rendering)
-                and low <= share(bg_key) <= high
-            ]
-            means[base] = float(np.mean(of_base))
+            wanted = rule, rendering, base
+            answers = [right for of, at, right in pictures if of == wanted and low <= at <= high]
+            means[base] = float(np.mean(answers))
             assert float(row[base]) == pytest.approx(means[base])
         gap = means["mixed_same"] - means["mixed_rand"]
         assert float(row["gap"]) == pytest.approx(gap)
-        if rendering == "paper":
+        if rendering in ("paper", "common"):
             assert row["difference"] == row["p_adjusted"] == ""
             continue
-        of_paper = rows[rule, "paper", hole]
-        assert float(row["difference"]) == pytest.approx(gap - float(of_paper["gap"]))
-        assert float(row["difference_low"]) <= float(row["difference"])
-        assert (row["seed_sd"] != "") == (hole == "all")
+        beside = float(rows[rule, "common" if rendering == "against" else "paper", hole]["gap"])
+        assert float(row["difference"]) == pytest.approx(gap - beside)
+    return rows
+
+
+def test_a_row_is_the_difference_at_the_same_draws(stored: Path) -> None:
+    rows = check_rows(stored)
+    assert {hole for *_, hole in rows} == set(HOLES)
+    for (_, rendering, hole), row in rows.items():
+        assert (row["seed_sd"] != "") == (hole == "all") or rendering == "paper"
 
 
 Picture = tuple[str, int, str]
@@ -209,23 +208,20 @@ def test_intervals_and_p_values_are_of_the_pictures_units(
     )
     is_same = np.array([base == "mixed_same" for base, *_ in pictures])
     correct = np.array([[right[name][p] for p in pictures] for name in ("", *RENDERINGS)])
-    gaps, r = gaps_of_pictures(correct, is_same)
-    differences, spread = gaps[1:] - gaps[0], roles.spread(r[1:] - r[0])
-    bounds = difference_interval(differences, spread)
-    adjusted = holm(p_value(differences, spread))
+    compared = compare_gaps(correct, is_same, roles)
     rows = {
         row["rendering"]: row
         for row in table_of(two_models, "method")
         if (row["model"], row["label_rule"], row["hole"]) == (model, rule, "all")
     }
-    columns = ("difference", "difference_low", "difference_high", "p_adjusted")
-    for name, *expected in zip(RENDERINGS, differences, *bounds, adjusted, strict=True):
-        assert [float(rows[name][column]) for column in columns] == pytest.approx(expected)
-    own = difference_interval(gaps[0], roles.spread(r[0]))
-    low_high = [float(rows["paper"][column]) for column in ("ci_low", "ci_high")]
-    assert low_high == pytest.approx([float(end) for end in own])
+    for column in ("difference", "difference_low", "difference_high", "p_adjusted"):
+        actual = [float(rows[name][column]) for name in RENDERINGS]
+        assert actual == pytest.approx(getattr(compared, column))
+    assert float(rows["paper"]["ci_low"]) == pytest.approx(compared.ci_low[0])
+    assert float(rows["paper"]["ci_high"]) == pytest.approx(compared.ci_high[0])
     # Not all of it is trivial.
-    assert (spread.variance > 0).any()
+    assert compared.gap.any()
+    assert (compared.ci_low < compared.gap).all()
 
 
 def test_the_mean_of_models_stands_below_them(
@@ -281,41 +277,14 @@ def test_predictions_that_are_not_those_of_the_rows_have_no_mean(
     else:
         shutil.rmtree(path.parent)
     mean_of_models.cache_clear()
-    write_all(output, "none")
-    names = {"python:tiny_models:first", "python:tiny_models:second"}
-    assert {row["model"] for row in table_of(output, "method")} == names
-
-
-@given(st.integers(0, 99), st.integers(1, 3), st.integers(2, 9))
-def test_gaps_of_all_pictures_are_bg_gaps(seed: int, replicates: int, images: int) -> None:
-    rng = np.random.default_rng(seed)
-    same, rand = rng.random((2, replicates, images)) < 0.5
-    correct = np.concatenate([same, rand]).ravel()
-    is_same = np.arange(correct.size) < same.size
-    gap, contributions = gaps_of_pictures(correct, is_same)
-    foregrounds = np.tile(np.arange(images), 2 * replicates)
-    roles = Roles.from_units(foregrounds, rng.integers(0, images, correct.size))
-    whole = bg_gap(same, rand, roles)
-    assert whole.gap == gap
-    compared = compare_gaps(np.stack([correct, ~correct, correct]), is_same, roles)
-    first = [float(column[0]) for column in compared[:5]]
-    assert first == [whole.mixed_same, whole.mixed_rand, whole.gap, whole.low, whole.high]
-    np.testing.assert_allclose(compared.difference, [-2 * gap, 0], atol=1e-12)
-    if replicates > 1:
-        both = np.concatenate([same, rand])
-        assert sd_of_draws(np.stack([both, ~both])) == pytest.approx(whole.seed_sd)
-    assert contributions.sum() == pytest.approx(0)
-    # In any order, and several renderings at once.
-    order = rng.permutation(correct.size)
-    both = gaps_of_pictures(np.stack([correct, ~correct])[:, order], is_same[order])
-    np.testing.assert_allclose(both[0], [gap, -gap], atol=1e-12)
-    np.testing.assert_allclose(both[1][0], contributions[order], atol=1e-12)
+    results = tuple(read_renderings(dataset_in(output))[0])
+    assert len(results) == 2
+    assert mean_of_models(dataset_in(output), results) is None
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line(
-    composed: Path, stored: Path, small_input: Path, tmp_path: Path, capsys: Any
+    composed: Path, small_input: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    run_here("export", "--dataset", composed, "--to", tmp_path / "released")
     dropped, bare, imported = (tmp_path / name for name in ("dropped", "bare", "imported"))
     small, flags = tmp_path / "small", ("--input", small_input, *QUICK, *ONE, "--output")
     run_here("generate", *flags, small, "--image_size", 32, "--variants", "original")
@@ -326,15 +295,11 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
     for picture in pictures_of(small_input):
         darken(picture)
     run_here("generate", *flags, bare, "--variants", "original,mixed_same")
-    # An import may have all renderings, but never the boxes.
-    run_here("export", "--dataset", stored, "--to", tmp_path / "release")
+    run_here("export", "--dataset", dropped, "--to", tmp_path / "release")
     run_here("import", "--from", tmp_path / "release", "--output", imported)
     capsys.readouterr()
     for output, said in (
-        (
-            dropped,
-            "is not stored, and cannot be composed without layers: make it with --layers keep",
-        ),
+        (dropped, "is not stored, and cannot be composed without layers: make it with"),
         (imported, "the method needs boxes and layers: imports have none"),
         (bare, "the method compares mixed_same and mixed_rand: no mixed_rand here"),
     ):
@@ -370,26 +335,12 @@ class Pair:
     common: dict[str, str]
 
 
-def fill_a_square(source: Path) -> None:
-    """Lets the box of the widest picture of an input cover all of the central square."""
-    annotations = (source / "Annotations" / "val" / f"{p.stem}.xml" for p in pictures_of(source))
-    sides = {xml: re.findall(r"<(?:width|height)>(\d+)<", xml.read_text()) for xml in annotations}
-    whole = max(sides, key=lambda xml: int(sides[xml][0]) / int(sides[xml][1]))
-    width, height = map(int, sides[whole])
-    assert width > 1.3 * height
-    boxes = whole.read_text()
-    for name, value in (("xmin", width // 20), ("ymin", 0), ("xmax", width), ("ymax", height)):
-        boxes = re.sub(rf"<{name}>\d+<", f"<{name}>{value}<", boxes)
-    whole.write_text(boxes)
-
-
 @pytest.fixture(scope="module")
 def pair(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     """A dataset that is compared with another one, with a fill of the user's, too."""
     root = tmp_path_factory.mktemp("pair")
     (root / "method_fills.py").write_text(FILL)
     source = Path(shutil.copytree(small_sample, root / "input"))
-    fill_a_square(source)
     here, there = root / "here", root / "there"
     command = ("generate", "--input", source, *QUICK, *ONE, *keys(max_box=1), "--output")
     run_here(*command, here, "--variants", "original,mixed_same,mixed_rand")
@@ -459,35 +410,14 @@ def test_pairs_are_drawn_among_common_images_and_are_the_same_in_both(pair: Pair
 
 
 def test_gaps_and_differences_are_of_the_common_images(pair: Pair) -> None:
-    predicted = predictions_of(pair.here)
-    table = {
-        (row["rendering"], row["hole"]): row
-        for row in table_of(pair.here, "method")
-        if row["label_rule"] == "argmax_then_map"
-    }
-    labels = {row["key"]: row["label"] for row in index_of(pair.here)}
-    for rendering in ("common", "against"):
-        same, rand = (
-            np.mean(
-                [
-                    predicted["argmax_then_map", f"{base}_{rendering}", key][0] == labels[key]
-                    for key in pair.common
-                ]
-            )
-            for base in ("mixed_same", "mixed_rand")
-        )
-        row = table[rendering, "all"]
-        assert float(row["gap"]) == pytest.approx(same - rand)
-        assert int(row["pictures"]) == 2 * len(pair.common)
-    common, against = table["common", "all"], table["against", "all"]
-    difference = float(against["gap"]) - float(common["gap"])
-    assert float(against["difference"]) == pytest.approx(difference)
-    assert common["difference"] == ""
+    rows = check_rows(pair.here)
+    common, against = (rows["argmax_then_map", name, "all"] for name in ("common", "against"))
+    assert int(common["pictures"]) == int(against["pictures"]) == 2 * len(pair.common)
     # The boxes of the other dataset may be others, so the row does not say what they cover.
     assert against["hole_low"] == against["hole_high"] == ""
     assert common["hole_low"] != ""
     # A fill of the user's is a rendering among others.
-    assert ("grey", "large") in table
+    assert ("argmax_then_map", "grey", "large") in rows
 
 
 def test_what_is_compared_is_said(pair: Pair) -> None:
@@ -496,8 +426,6 @@ def test_what_is_compared_is_said(pair: Pair) -> None:
     assert "grey" in plot.alt
     assert "grey@1" in (pair.here / "results/latex/method.tex").read_text()
     assert f"in the same pairs of the {len(pair.common)} images that both have" in pair.said
-    # The hole of one background is the whole picture.
-    assert re.search(r"[1-9]\d* of the filled backgrounds (is|are) tiled", pair.said)
 
 
 def test_results_of_another_version_and_dataset_have_names_of_their_own(

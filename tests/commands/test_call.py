@@ -39,14 +39,6 @@ class Foreign:
         return self._values
 
 
-class Uncopied(torch.nn.Module):
-    """A module that holds what cannot be copied."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lock = threading.Lock()
-
-
 class Negated(torch.nn.Module):
     """Names a superclass by mean colours, times a sign that its tensors do not tell."""
 
@@ -79,8 +71,9 @@ def test_labels_scores_and_classes_of_one_function_agree(three_draws: Path) -> N
 
     named = in9.evaluate_model(dataset, classes, name="classes", outputs="imagenet")
     assert sizes == {18}
+    in_bfloat16 = torch.eye(1000, dtype=torch.bfloat16)
     scores = in9.evaluate_model(
-        three_draws, lambda pictures: np.eye(1000)[classes(pictures)], name="scores", batch_size=5
+        three_draws, lambda pictures: in_bfloat16[classes(pictures)], name="scores", batch_size=5
     )
     assert sizes == {18, 5, 3}
     assert labels.summary.label_rules == (CLOSED_CHOICE,)
@@ -132,11 +125,10 @@ def test_neither_beam_nor_torch_is_loaded_for_arrays(three_draws: Path) -> None:
         "try:\n"
         "    called.to_pandas()\n"
         "except ImportError as error:\n"
-        "    print(error)\n"
+        "    print('pandas' in str(error))\n"
     )
     done = run_python(code, str(three_draws))
-    told = "False False\nto_pandas needs pandas: pip install pandas\n"
-    assert (done.stdout, done.stderr) == (told, "")
+    assert (done.stdout, done.stderr) == ("False False\nTrue\n", "")
 
 
 _JAX = """
@@ -165,6 +157,9 @@ def test_a_function_of_jax_has_the_figures_of_numpy(three_draws: Path) -> None:
 
 
 def test_wrong_answers_and_errors_reach_the_caller(three_draws: Path) -> None:
+    uncopied = torch.nn.Flatten()
+    uncopied.lock = threading.Lock()
+
     def broken(pictures: Pictures) -> None:
         raise ConnectionResetError("the API")
 
@@ -186,14 +181,11 @@ def test_wrong_answers_and_errors_reach_the_caller(three_draws: Path) -> None:
         ),
         (lambda p: np.zeros((len(p), 7)), ValueError, "a head of 7 outputs fits neither"),
         ("resnet50", TypeError, "neither a function nor a torch.nn.Module; models by name are for"),
-        (Uncopied(), UsageError, "call:wrong: the module cannot be copied: cannot pickle"),
+        (uncopied, UsageError, "call:wrong: the module cannot be copied: cannot pickle"),
         (torch.nn.Flatten(), Exception, "call:wrong: a head of 12288|150528 outputs fits neither"),
     ):
         with pytest.raises(error, match=message):
             in9.evaluate_model(three_draws, predict, name="wrong")
-
-
-def test_only_classes_of_imagenet_are_called_so(three_draws: Path) -> None:
     for outputs in ("superclasses", "ImageNet"):
         with pytest.raises(UsageError, match=f"outputs='{outputs}': "):
             in9.evaluate_model(three_draws, brightness, name="wrong", outputs=outputs)
@@ -238,14 +230,6 @@ def test_a_copy_is_released_when_the_call_ends(three_draws: Path) -> None:
         assert not [one for one in gc.get_objects() if isinstance(one, Negated)]
     finally:
         gc.enable()
-
-
-def test_bfloat16_scores_are_those_of_float32(three_draws: Path) -> None:
-    def scores(pictures: Pictures) -> torch.Tensor:
-        return torch.eye(9, dtype=torch.bfloat16)[np.asarray(brightness(pictures))]
-
-    named = in9.evaluate_model(three_draws, brightness, name="m")
-    assert in9.evaluate_model(three_draws, scores, name="m").accuracy == named.accuracy
 
 
 def trained(dataset: Path | None) -> tuple[Any, ...]:

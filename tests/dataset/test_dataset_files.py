@@ -10,14 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from runs import dataset_in
+from runs import dataset_in, run_here
 
-from pipeline.commands.finished import verify
 from pipeline.dataset import manifest as latest
 from pipeline.dataset import records
 from pipeline.dataset import sinks as files
 from pipeline.dataset.config import ComposeConfig, DatasetConfig
-from pipeline.dataset.folder import Dataset, Holdout, selected_rows
+from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.dataset.records import (
     ShardCounts,
@@ -58,13 +57,13 @@ def test_layers_are_found_in_their_tar_as_they_were(store: Store, three_draws: P
     one, two = layers["key.0"], layers["key.1"]
     changed = [dataclasses.replace(one, **{name: getattr(two, name)}) for name in files.LAYER_FILES]
     changed.append(dataclasses.replace(one, box=one.box._replace(x1=6)))
-    assert len({files.layer_digest(each) for each in (one, *changed)}) == 5
+    assert len({each.digest for each in (one, *changed)}) == 5
     # The digest in a record matches the layer in the tar.
     store = Store(str(three_draws))
     row = next(r for r in records.read_rows(store, layer_record("val", 0)) if r["layer_digest"])
     encoded = files.read_layer(store, layer_tar("val", 0), row)
     read = files.decode_layer(*encoded.values(), box=row["box"])
-    assert files.layer_digest(read) == row["layer_digest"]
+    assert read.digest == row["layer_digest"]
 
 
 def test_rows_of_objects_are_of_one_image() -> None:
@@ -99,11 +98,11 @@ def test_a_shard_is_found_where_its_record_and_files_lie(store: Store) -> None:
     assert (found(), found(need_files=False)) == (None, (record, {}))
 
 
-def test_each_fault_of_a_dataset_is_a_line(three_draws: Path, tmp_path: Path) -> None:
+def test_each_fault_of_a_dataset_is_a_line(
+    three_draws: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = Path(shutil.copytree(three_draws, tmp_path / "out"))
-    dataset = dataset_in(output)
-    assert list(verify(dataset)) == []
-    gone, shorter, other = (file.path for file in dataset.manifest.files[-3:])
+    gone, shorter, other = (file.path for file in dataset_in(output).manifest.files[-3:])
     (output / gone).unlink()
     content = (output / shorter).read_bytes()
     (output / shorter).write_bytes(content[:-1])
@@ -112,7 +111,10 @@ def test_each_fault_of_a_dataset_is_a_line(three_draws: Path, tmp_path: Path) ->
     (output / "results").mkdir()
     for extra in ("parquet/extra", "results/extra"):  # Folders without shards may hold other files.
         (output / extra).write_text("")
-    assert list(verify(dataset)) == [
+    run_here("verify", "--dataset", output, code=1)
+    printed = capsys.readouterr()
+    assert "in9 verify: 4 faults" in printed.err
+    assert printed.out.splitlines() == [
         f"{gone}: missing",
         f"{shorter}: {len(content) - 1} bytes, the manifest says {len(content)}",
         f"{other}: the content has changed (sha256 differs)",
@@ -137,7 +139,7 @@ def test_samples_of_another_form_are_a_broken_tar(store: Store, members: dict[st
         for suffix, data in members.items():
             tar.add(f"key.{suffix}", data)
         tar.close()
-    with pytest.raises(JobError, match=rf"{path} cannot be read \((?!it holds)"):
+    with pytest.raises(JobError, match=rf"{path} cannot be read \((?!it holds).*; see: in9 verify"):
         list(without_files(store, "webdataset").samples("val", 0, ORIGINAL))
 
 
@@ -169,18 +171,24 @@ def without_files(store: Store, form: str) -> Dataset:
     return Dataset(store, Manifest(config, "0" * 32, {}, shards, empty, empty, {"val": {}}, (), {}))
 
 
-def test_groups_are_held_out_as_a_whole_and_shards_as_the_split(one_worker: Path) -> None:
-    rows = [{"key": str(n), "group": f"g{n % 20}" if n % 2 else None} for n in range(200)]
-    tested = Holdout(0.4).test_rows(rows)
-    groups = {row["group"] for row in tested if row["group"]}
-    assert sum(row["group"] in groups for row in tested) == 10 * len(groups) > 0
-    assert Holdout(0.4, seed=1).test_rows(rows) != tested != Holdout().test_rows(rows) == rows
+def test_groups_are_held_out_as_a_whole_and_shards_as_the_split(
+    one_worker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = dataset_in(one_worker)
-    for holdout in (Holdout(), Holdout(0.5)):
+    for holdout in (0.0, 0.5):
         shards = (selected_rows(dataset, "val", holdout, n) for n in dataset.shards("val"))
         selected = selected_rows(dataset, "val", holdout)
-        assert list(itertools.chain(*shards)) == selected == holdout.test_rows(selected)
+        assert list(itertools.chain(*shards)) == selected
         assert all(row["selected"] for row in selected)
+    rows = [
+        {"key": str(n), "group": f"g{n % 20}" if n % 2 else None, "selected": True}
+        for n in range(200)
+    ]
+    monkeypatch.setattr(Dataset, "index", lambda *_: iter(rows))
+    tested = selected_rows(dataset, "val", 0.4)
+    groups = {row["group"] for row in tested if row["group"]}
+    assert sum(row["group"] in groups for row in tested) == 10 * len(groups) > 0
+    assert tested != selected_rows(dataset, "val") == rows
 
 
 def test_the_newest_whole_version_is_read_and_none_is_written_into(store: Store) -> None:

@@ -1,7 +1,8 @@
-"""Tests that other tools read a dataset as it is, and that `in9 verify` finds its faults."""
+"""Tests that `in9.open_dataset` and other tools read a dataset, and contradictions in it."""
 
 import io
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -12,12 +13,17 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 import webdataset
+from gcs import BUCKET
 from PIL import Image
 from runs import TINY_MODEL, dataset_in, hash_again, run_in9, table_of
 from soundness import assert_sound, contradictions
 
-from pipeline.errors import JobError
-from transforms.taxonomy import imagenet9
+import in9
+from pipeline.dataset.reading import DatasetReader
+from pipeline.errors import JobError, UsageError
+from pipeline.storage.store import Store
+from transforms.codec import decode_image
+from transforms.taxonomy import IN9_NAMES, imagenet9
 from transforms.variants import MIXED, PAPER, VariantName
 
 
@@ -47,7 +53,7 @@ def test_hugging_face_datasets_reads_each_variant(
     row = dataset[0]
     assert row["image"].size == (224, 224)
     assert imagenet9().label_of(row["wnid"]) == row["label"]
-    assert imagenet9().index_of(row["wnid"]) == row["imagenet_index"]
+    assert imagenet9().index_of[row["wnid"]] == row["imagenet_index"]
     assert len(row["box"]) == 4
     is_mixed = variant in MIXED
     assert all((row[name] is not None) == is_mixed for name in ("bg_key", "bg_label", "bg_wnid"))
@@ -107,47 +113,8 @@ def copy(sample_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(sample_run, tmp_path / "copy"))
 
 
-def faults(output: Path) -> list[str]:
-    done = run_in9("verify", "--dataset", output, check=1)
-    lines = done.stdout.splitlines()
-    assert f"in9 verify: {len(lines)} fault" in done.stderr
-    return lines
-
-
-def test_verify_finds_missing_and_strange_files_and_run_mends_them(copy: Path) -> None:
-    (copy / "webdataset" / "only_fg" / "val-000000.tar").unlink()
-    (copy / "layers" / "stray.tar").write_bytes(b"?")
-    assert faults(copy) == [
-        "webdataset/only_fg/val-000000.tar: missing",
-        "layers/stray.tar: not in the manifest",
-    ]
-    run_in9("generate", "--output", copy, "--pictures", "none")
-    run_in9("verify", "--dataset", copy)
-
-
 def contradictions_of(output: Path) -> list[str]:
     return list(contradictions(dataset_in(output)))
-
-
-def test_wrong_counts_are_contradictions(copy: Path) -> None:
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["images"]["val"]["accepted"] += 1
-    manifest["rejections"]["val"]["undecodable"] = 4
-    manifest["samples"]["val"]["no_fg"]["dog"] += 1
-    for file in manifest["files"]:
-        if file["path"].startswith(
-            ("parquet/only_fg/", "webdataset/only_fg/", "layers/val-00000.")
-        ):
-            file["samples"] += 1
-    (copy / "manifest.json").write_text(json.dumps(manifest))
-    lines = contradictions_of(copy)
-    assert "index of val: 70 images accepted, the manifest says 71" in lines
-    assert any(line.startswith("index of val: rejections") for line in lines)
-    assert any(line.startswith("no_fg of val:") for line in lines)
-    assert "parquet/only_fg/val-00000-of-00001.parquet: 70 samples, the manifest says 71" in lines
-    assert "webdataset/only_fg/val-000000.tar: 70 samples, the manifest says 71" in lines
-    assert any(line.startswith("layers/val-00000.parquet:") for line in lines)
-    assert any(line.startswith("layers/val-00000.tar:") for line in lines)
 
 
 @pytest.mark.parametrize("only", ["parquet", "webdataset"])
@@ -166,14 +133,6 @@ def test_a_shard_with_another_number_of_samples_is_named(copy: Path, only: str) 
     with pytest.raises(JobError, match=expected):
         list(dataset.tables("val", 0, VariantName("no_fg"), ["key"]))
     assert len(list(dataset.samples("val", 0, VariantName("only_fg")))) == 70
-
-
-def test_a_lost_sample_behind_a_true_checksum_is_a_contradiction(copy: Path) -> None:
-    path = "parquet/only_bg_t/val-00000-of-00001.parquet"
-    pq.write_table(pq.read_table(copy / path).slice(1), copy / path)
-    hash_again(copy, path)
-    assert "agree" in run_in9("verify", "--dataset", copy).stdout
-    assert contradictions_of(copy) == [f"{path}: 69 samples, the index selects 70"]
 
 
 def test_a_swapped_background_behind_a_true_checksum_is_a_contradiction(copy: Path) -> None:
@@ -202,3 +161,95 @@ def test_the_index_accounts_for_every_source_image(sample_run: Path, sample: Pat
         else:
             assert backgrounds == [None] * 3
             assert row["status"] != "accepted"
+
+
+def test_it_is_a_sequence_of_images_labels_and_what_is_known_of_them(one_worker: Path) -> None:
+    dataset = in9.open_dataset(one_worker, "mixed_next")
+    assert (dataset.variants, dataset.splits, dataset.classes) == (PAPER, ("val",), IN9_NAMES)
+    rows = [
+        row
+        for file in sorted((one_worker / "parquet" / "mixed_next").glob("*.parquet"))
+        for row in pq.read_table(file).to_pylist()
+    ]
+    assert len(dataset) == len(rows) > 10
+    for row, (image, label, meta) in zip(rows, dataset, strict=True):
+        assert image.shape == (224, 224, 3)
+        assert image.dtype == np.uint8
+        np.testing.assert_array_equal(image, decode_image(row.pop("image")["bytes"]))
+        assert label == row.pop("label")
+        assert meta == row
+        assert meta["bg_label"] not in (None, label)
+    assert repr(dataset) == f"<{len(rows)} images of val, mixed_next, in {one_worker}>"
+
+
+@pytest.mark.parametrize("variant", ["original", "fg_mask"])
+@pytest.mark.parametrize("dataset", ["one_worker", "in_tars"])
+def test_every_image_is_found_by_position_and_by_key(
+    dataset: str, variant: str, request: pytest.FixtureRequest
+) -> None:
+    opened = in9.open_dataset(request.getfixturevalue(dataset), variant)
+    items = list(opened)
+    for position, (image, label, meta) in enumerate(items):
+        for index in (position, position - len(opened), meta["key"]):
+            again = opened[index]
+            np.testing.assert_array_equal(again[0], image)
+            assert again[1:] == (label, meta)
+        assert meta["key"] in opened
+    assert len({meta["key"] for _, _, meta in items}) == len(opened) > 10
+    for index in (len(opened), -len(opened) - 1):
+        with pytest.raises(IndexError, match=f"image {index} of {len(opened)}"):
+            opened[index]
+    for several in (1.5, slice(2), [0, 1]):
+        with pytest.raises(TypeError, match="an image has one position or one key"):
+            opened[several]  # type: ignore[index]
+    with pytest.raises(KeyError, match="no such"):
+        opened["no such"]
+    assert "no such" not in opened
+    assert 0 not in opened
+
+
+def test_what_is_not_there_is_said(one_worker: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no finished dataset"):
+        in9.open_dataset(tmp_path)
+    with pytest.raises(ValueError, match="no variant 'mixed'; the dataset has original, only_bg_b"):
+        in9.open_dataset(one_worker, "mixed")
+    with pytest.raises(ValueError, match="no split 'train'; the dataset has val"):
+        in9.open_dataset(one_worker).select(split="train")
+
+
+@pytest.mark.parametrize("missing", ["key", "image"])
+def test_a_table_of_another_form_is_a_broken_file(
+    one_worker: Path, tmp_path: Path, missing: str
+) -> None:
+    output = Path(shutil.copytree(one_worker, tmp_path / "out"))
+    key = in9.open_dataset(one_worker, "original")[0][2]["key"]
+    for path in (output / "parquet" / "original").iterdir():
+        pq.write_table(pq.read_table(path).drop_columns(missing), path)
+        hash_again(output, str(path.relative_to(output)))
+    broken = in9.open_dataset(output, "original")
+    for index in (0, key):
+        with pytest.raises(JobError, match=r"parquet/original/\S+ (cannot be read|is damaged)"):
+            broken[index]
+
+
+def test_a_reader_can_be_pickled_after_it_was_used(one_worker: Path) -> None:
+    dataset = in9.open_dataset(one_worker)
+    expected = dataset[3][2]["key"]
+    again = pickle.loads(pickle.dumps(dataset))
+    assert isinstance(again, DatasetReader)
+    assert again[3][2]["key"] == expected
+
+
+@pytest.mark.parametrize("dataset", ["one_worker", "in_tars"])
+def test_a_bucket_is_read_as_a_folder_is(
+    server: str, dataset: str, request: pytest.FixtureRequest
+) -> None:
+    here = Store(str(request.getfixturevalue(dataset)))
+    bucket = Store.at(f"gs://{BUCKET}/{dataset}")
+    paths = [path for path in here.walk("") if "layers/" not in path]
+    here.copy_into(bucket, [(path, path) for path in paths])
+    local, remote = in9.open_dataset(here.root), in9.open_dataset(bucket.root)
+    assert len(remote) == len(local)
+    for ours, theirs in ((next(iter(local)), next(iter(remote))), (local[-1], remote[-1])):
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        assert ours[1:] == theirs[1:]

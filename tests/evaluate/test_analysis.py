@@ -1,11 +1,8 @@
 """Tests the analysis of predictions: its formulas, and all tables against independent counts."""
 
 import io
-import itertools
-import math
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from numpy.typing import NDArray
 from PIL import Image
 from runs import (
     ONE,
@@ -27,32 +23,23 @@ from runs import (
     SHARED,
     csv_rows,
     dataset_in,
-    index_of,
     refusal,
     run_here,
     run_in9,
     table_of,
 )
 from small_models import checkpoint, lite0
-from two_way_by_hand import interval_of, share_interval
+from two_way_by_hand import interval_of
 
-from pipeline.analyses import ANALYSES
-from pipeline.analyses.evaluation.tables import accuracy_table
-from pipeline.evaluate.summaries import read_summaries
-from pipeline.evaluate.summary import TABLES
 from pipeline.report.write import write_tables
 from transforms.analysis import (
-    KINDS,
-    SIZE_EDGES,
     bg_gap,
-    class_mean_accuracy,
     class_p_values,
+    compare_gaps,
     confusion_matrix,
-    decompose,
     gaps_of_pictures,
-    groups,
     relative_foreground_sensitivity,
-    size_buckets,
+    sd_of_draws,
     worst_group,
 )
 from transforms.intervals import wilson
@@ -62,71 +49,11 @@ from transforms.variants import VariantName, draws_of
 RULES = ("argmax_then_map", "mapped_only")
 MODEL = "efficientnet_lite0"
 
-labels_and_predictions = st.integers(0, 40).flatmap(
-    lambda n: st.tuples(
-        hnp.arrays(np.int16, n, elements=st.integers(0, 8)),
-        hnp.arrays(np.int16, n, elements=st.integers(-1, 8)),
-    )
-)
-
-
-@given(labels_and_predictions)
-def test_every_image_is_in_one_cell(drawn: tuple[NDArray[np.int16], NDArray[np.int16]]) -> None:
-    labels, predictions = drawn
-    confusion = confusion_matrix(labels, predictions, 9)
-    assert confusion.shape == (9, 10)
-    assert confusion.sum() == len(labels)
-    np.testing.assert_array_equal(confusion.sum(axis=1), np.bincount(labels, minlength=9))
-    assert np.diagonal(confusion).sum() == (labels == predictions).sum()
-    assert confusion[:, -1].sum() == (predictions == -1).sum()
-    by_class = [
-        np.mean(predictions[labels == label] == label) for label in sorted(set(labels.tolist()))
-    ]
-    expected = np.mean(by_class) if by_class else math.nan
-    assert class_mean_accuracy(confusion) == pytest.approx(expected, nan_ok=True)
-
 
 def test_labels_out_of_range_are_refused() -> None:
     for labels, predictions in (([9], [0]), ([-1], [0]), ([0], [9]), ([0], [-2])):
         with pytest.raises(ValueError, match="must be in"):
             confusion_matrix(np.asarray(labels), np.asarray(predictions), 9)
-
-
-KIND_OF = {  # Right on (original, mixed_rand, only_bg_t), as the paper defines the kinds.
-    (True, False, True): "bg_required",
-    (False, True, False): "bg_fools",
-    (True, False, False): "bg_fg_required",
-    (False, True, True): "bg_fg_fools",
-    **{(True, True, background): "right_on_both" for background in (False, True)},
-    **{(False, False, background): "wrong_on_both" for background in (False, True)},
-}
-
-
-@given(hnp.arrays(np.bool_, st.tuples(st.integers(0, 60), st.just(3))))
-def test_every_image_is_of_one_kind(right: NDArray[np.bool_]) -> None:
-    kinds = decompose(*right.T)
-    assert [KINDS[kind] for kind in kinds] == [KIND_OF[tuple(map(bool, row))] for row in right]
-
-
-@given(
-    st.integers(0, 60).flatmap(
-        lambda n: st.tuples(
-            hnp.arrays(np.int64, n, elements=st.integers(0, 8)),
-            hnp.arrays(np.int64, n, elements=st.integers(-1, 8)),
-        )
-    )
-)
-def test_groups_hold_every_picture_once(drawn: tuple[Any, Any]) -> None:
-    labels, backgrounds = drawn
-    all_groups = groups(labels, backgrounds, 9)
-    every = [picture for group in all_groups for picture in group.pictures.tolist()]
-    assert sorted(every) == np.flatnonzero(backgrounds >= 0).tolist()
-    for group in all_groups:
-        assert len(group.pictures)
-        assert set(labels[group.pictures]) == {group.label}
-        assert set(backgrounds[group.pictures]) == {group.bg_label}
-    order = [(group.label, group.bg_label) for group in all_groups]
-    assert order == sorted(set(order))
 
 
 def test_a_class_is_tested_against_the_others() -> None:
@@ -180,17 +107,6 @@ def test_the_worst_group_is_not_the_smallest_with_no_luck() -> None:
     assert worst_group([], []) is None
 
 
-@given(hnp.arrays(np.float64, st.integers(0, 50), elements=st.floats(0, 1)))
-def test_sizes_lie_between_their_edges(sizes: NDArray[np.float64]) -> None:
-    for size, bucket in zip(sizes, size_buckets(sizes), strict=True):
-        assert SIZE_EDGES[bucket] <= size <= SIZE_EDGES[bucket + 1]
-        assert size < SIZE_EDGES[bucket + 1] or size == 1
-
-
-def test_size_edges_belong_to_the_upper_bucket() -> None:
-    assert size_buckets(np.asarray(SIZE_EDGES)).tolist() == [0, 1, 2, 3, 4, 5, 5]
-
-
 @given(
     st.integers(1, 3).flatmap(
         lambda k: st.integers(1, 20).flatmap(
@@ -202,7 +118,8 @@ def test_the_gap_is_the_mean_over_replicates(drawn: tuple[Any, Any]) -> None:
     same, rand = drawn
     replicates, n = same.shape
     numbers, pairs = np.tile(np.arange(n), 2 * replicates), np.tile(np.arange(same.size), 2)
-    gap = bg_gap(same, rand, Roles.from_units(numbers, differences=pairs))
+    roles = Roles.from_units(numbers, differences=pairs)
+    gap = bg_gap(same, rand, roles)
     by_replicate = [float(s.mean() - r.mean()) for s, r in zip(same, rand, strict=True)]
     assert gap.gap == pytest.approx(np.mean(by_replicate))
     assert gap.gap == pytest.approx(gap.mixed_same - gap.mixed_rand)
@@ -210,10 +127,23 @@ def test_the_gap_is_the_mean_over_replicates(drawn: tuple[Any, Any]) -> None:
     assert gap.seed_sd == (None if expected is None else pytest.approx(expected))
     assert -1 <= gap.low <= gap.gap <= gap.high <= 1
     correct = np.concatenate([same, rand]).ravel()
-    r = gaps_of_pictures(correct, np.arange(correct.size) < same.size)[1]
+    is_same = np.arange(correct.size) < same.size
+    r = gaps_of_pictures(correct, is_same)[1]
     assert r.sum() == pytest.approx(0)
     pictures = zip(numbers.astype(str), [None] * len(r), r, strict=True)
     assert (gap.low, gap.high) == pytest.approx(interval_of(gap.gap, pictures, pairs), abs=1e-8)
+    # The same holds in any order, and for several renderings at once.
+    order, both = np.random.default_rng(n).permutation(correct.size), np.stack([correct, ~correct])
+    gaps, contributions = gaps_of_pictures(both[:, order], is_same[order])
+    np.testing.assert_allclose(gaps, [gap.gap, -gap.gap], atol=1e-12)
+    np.testing.assert_allclose(contributions[0], r[order], atol=1e-12)
+    compared = compare_gaps(both, is_same, roles)
+    first = [float(column[0]) for column in compared[:5]]
+    assert first == pytest.approx([gap.mixed_same, gap.mixed_rand, gap.gap, gap.low, gap.high])
+    np.testing.assert_allclose(compared.difference, [-2 * gap.gap], atol=1e-12)
+    if replicates > 1:
+        draws = np.concatenate([same, rand])
+        assert sd_of_draws(np.stack([draws, ~draws])) == pytest.approx(gap.seed_sd)
 
 
 def test_gaps_need_answers_of_equal_shape() -> None:
@@ -256,19 +186,14 @@ def test_relative_foreground_sensitivity_is_that_of_its_source(drawn: tuple[Any,
 def test_relative_foreground_sensitivity_by_hand() -> None:
     right, wrong, each = np.ones(40, bool), np.zeros(40, bool), Roles.from_units(np.arange(40))
     assert relative_foreground_sensitivity(right, right, each) is None
-    # Either the foreground alone matters, or the background alone.
-    above = relative_foreground_sensitivity(wrong, right, each)
-    below = relative_foreground_sensitivity(right, wrong, each)
-    assert above is not None
-    assert below is not None
-    assert (above[0], above[2], below[0], below[1]) == (1, 1, -1, -1)
-    assert 0.7 < above[1] == pytest.approx(-below[2])
+    # Either the foreground alone matters, or the background alone; the law above has the reverse.
+    value, low, high = relative_foreground_sensitivity(wrong, right, each) or (0, 0, 0)
+    assert (value, high) == (1, 1)
+    assert 0.7 < low < 1
     # 12 and 20 of 40 are right: the value is 8 / 32, and the same for wrong answers.
     fg, bg = np.arange(40) < 12, np.arange(40) < 20
-    nested = relative_foreground_sensitivity(fg, bg, each)
-    apart = relative_foreground_sensitivity(fg, bg[::-1], each)
-    assert nested is not None
-    assert apart is not None
+    nested = relative_foreground_sensitivity(fg, bg, each) or (0, 0, 0)
+    apart = relative_foreground_sensitivity(fg, bg[::-1], each) or (0, 0, 0)
     assert nested[0] == apart[0] == pytest.approx(0.25)
     # If both sides err on the same images, the difference between them is more certain.
     assert nested[1] > 0 > apart[1]
@@ -310,23 +235,6 @@ def predictions(evaluated: Path) -> dict[tuple[str, str, str], dict[str, dict[st
     return by_variant
 
 
-@pytest.fixture(scope="module")
-def index(evaluated: Path) -> dict[str, dict[str, Any]]:
-    """Rows of the selected images, by key."""
-    return {row["key"]: row for row in index_of(evaluated) if row["selected"]}
-
-
-def accuracy_of(row: dict[str, str], answers: list[dict[str, Any]]) -> None:
-    """Checks the accuracy columns of a row against predictions."""
-    pictures = [(answer["fg_key"], answer["bg_key"], answer["correct"]) for answer in answers]
-    n, correct = len({foreground for foreground, *_ in pictures}), sum(r for *_, r in pictures)
-    counts = tuple(int(row[column]) for column in ("n", "pictures", "correct"))
-    assert counts == (n, len(pictures), correct)
-    assert float(row["accuracy"]) == pytest.approx(correct / len(pictures))
-    bounds = float(row["ci_low"]), float(row["ci_high"])
-    assert bounds == pytest.approx(share_interval(pictures), abs=1e-6)
-
-
 def of_all_draws(predictions: dict[Any, Any], row: dict[str, str]) -> list[dict[str, Any]]:
     """Returns the predictions behind a row of a table, one draw after the other."""
     variants = dict.fromkeys(VariantName.parse(variant) for _, _, variant in predictions)
@@ -336,128 +244,6 @@ def of_all_draws(predictions: dict[Any, Any], row: dict[str, str]) -> list[dict[
         for name in names
         for answer in predictions[row["model"], row["label_rule"], name].values()
     ]
-
-
-def test_the_tables_are_those_that_are_documented(evaluated: Path) -> None:
-    written = {path.stem for path in evaluated.glob("results/*.csv")}
-    for analysis in ANALYSES:
-        for table in analysis.parts.tables:
-            if table.name in written:
-                header = (evaluated / "results" / f"{table.name}.csv").read_text().splitlines()[0]
-                assert header == ",".join(table.columns)
-    assert TABLES[0].columns[-1] == "error"
-    assert written >= {*(table.name for table in TABLES), "comparisons"}
-
-
-def test_summary_agrees_with_the_predictions(
-    evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
-) -> None:
-    assert len(predictions) == 2 * 2 * (5 + 2 * 3)
-    summary = table_of(evaluated, "summary")
-    assert len(summary) == 2 * 2 * (5 + 3)
-    for row in summary:
-        answers = of_all_draws(predictions, row)
-        draws = 2 if row["variant"].startswith("mixed") else 1
-        assert sorted(a["fg_key"] for a in answers) == sorted(list(index) * draws)
-        assert int(row["replicates"]) == draws
-        accuracy_of(row, answers)
-        right = [a["prediction"] == index[a["fg_key"]]["label"] for a in answers]
-        assert (row["seed_sd"] == "") == (draws == 1)
-        if draws == 2:
-            halves = [np.mean(right[: len(index)]), np.mean(right[len(index) :])]
-            assert float(row["seed_sd"]) == pytest.approx(np.std(halves, ddof=1))
-        assert int(row["outside"]) == sum(a["prediction"] == -1 for a in answers)
-    assert any(int(row["outside"]) for row in summary)
-
-
-def test_classes_agree_with_the_predictions(
-    evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
-) -> None:
-    classes, labels = table_of(evaluated, "per_class"), {row["label"] for row in index.values()}
-    means: dict[Any, list[float]] = {}
-    for row in classes:
-        answers = [a for a in of_all_draws(predictions, row) if a["label"] == int(row["label"])]
-        accuracy_of(row, answers)
-        assert int(row["outside"]) == sum(a["prediction"] == -1 for a in answers)
-        assert 0 <= float(row["p_adjusted"]) <= 1
-        of_variant = row["model"], row["label_rule"], row["variant"]
-        means.setdefault(of_variant, []).append(float(row["accuracy"]))
-    assert {(row["label"], row["class_name"]) for row in classes} >= {("0", "dog"), ("8", "fish")}
-    for row in table_of(evaluated, "summary"):
-        of_variant = means.pop((row["model"], row["label_rule"], row["variant"]))
-        assert len(of_variant) == len(labels)
-        assert float(row["class_mean_accuracy"]) == pytest.approx(np.mean(of_variant))
-    assert not means
-
-
-def test_flip_rates_are_over_pairs_of_pictures(
-    evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
-) -> None:
-    rows = table_of(evaluated, "flips")
-    # There is nothing to compare within mixed_same: a class has two images, so both draws use the
-    # same background.
-    assert len(rows) == 2 * 2 * (1 + 2)
-    for row in rows:
-        of_model = row["model"], row["label_rule"]
-        drawn = [
-            [predictions[(*of_model, f"{row[name]}{suffix}")] for suffix in ("", "_r1")]
-            for name in ("variant", "other_variant")
-        ]
-        is_within = row["variant"] == row["other_variant"]
-        compared = [(drawn[0][0], drawn[0][1])] if is_within else [*itertools.product(*drawn)]
-        flips: dict[str, list[bool]] = {}
-        for first, second in compared:
-            for key in index:
-                if first[key]["bg_key"] != second[key]["bg_key"]:
-                    differ = first[key]["prediction"] != second[key]["prediction"]
-                    flips.setdefault(key, []).append(differ)
-        pairs = sum(map(len, flips.values()))
-        # With few images, some get the same background twice.
-        assert 0 < pairs < len(index) * (1 if is_within else 4)
-        rate = np.mean([np.mean(of_image) for of_image in flips.values()])
-        assert float(row["flip_rate"]) == pytest.approx(rate)
-        assert (int(row["n"]), int(row["pairs"]), row["replicates"]) == (len(flips), pairs, "2")
-    assert any(float(row["flip_rate"]) > 0 for row in rows)
-
-
-def test_decomposition_agrees_with_the_predictions(
-    evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
-) -> None:
-    counts: dict[Any, dict[str, int]] = {}
-    for row in table_of(evaluated, "decomposition"):
-        assert int(row["images"]) == len(index)
-        assert float(row["share"]) == pytest.approx(int(row["n"]) / len(index))
-        counts.setdefault((row["model"], row["label_rule"]), {})[row["kind"]] = int(row["n"])
-    assert len(counts) == 4
-    for (model, rule), kinds in counts.items():
-        sides = [predictions[model, rule, v] for v in ("original", "mixed_rand", "only_bg_t")]
-        expected = Counter(KIND_OF[tuple(side[key]["correct"] for side in sides)] for key in index)
-        assert list(kinds) == list(KINDS)
-        assert kinds == {kind: expected[kind] for kind in KINDS}
-
-
-def test_groups_name_the_true_background(
-    evaluated: Path, predictions: dict[Any, Any], index: dict[str, Any]
-) -> None:
-    """Checks that a background has the class of the picture it was cut from."""
-    worst: Counter[Any] = Counter()
-    seen: Counter[Any] = Counter()
-    for row in table_of(evaluated, "groups"):
-        group = int(row["label"]), int(row["bg_label"])
-        of_variant = row["model"], row["label_rule"], row["variant"]
-        answers = [
-            answer
-            for answer in of_all_draws(predictions, row)
-            if group == (index[answer["fg_key"]]["label"], index[answer["bg_key"]]["label"])
-        ]
-        accuracy_of(row, answers)
-        seen[of_variant] += len(answers)
-        worst[of_variant] += row["is_worst"] == "True"
-        if row["variant"] == "mixed_same":
-            assert group[0] == group[1]
-    assert set(seen.values()) == {2 * len(index)}
-    assert set(worst.values()) == {1}
-    assert len(seen) == 2 * 2 * 3
 
 
 def test_models_are_compared_on_the_same_pictures(
@@ -493,26 +279,6 @@ def test_models_are_compared_on_the_same_pictures(
         # Two models make one pair, so there is nothing to adjust for.
         stands_out = float(row["ci_low"]) > 0 or float(row["ci_high"]) < 0
         assert (float(row["p_adjusted"]) < 0.05) == stands_out
-
-
-def test_figures_beside_the_gap_add_up_to_it(evaluated: Path) -> None:
-    """Checks that BG-Gap is the difference of the two accuracies that are shown beside it."""
-    values: dict[Any, dict[str, float]] = {}
-    for name, column in (("trend", "accuracy"), ("comparisons", "difference")):
-        for row in table_of(evaluated, name):
-            key = name, row.get("model"), row["label_rule"]
-            values.setdefault(key, {})[row["variant"]] = float(row[column])
-    for row in table_of(evaluated, "gaps"):
-        sides = {name: float(row[name]) for name in ("mixed_same", "mixed_rand")}
-        values["gaps", row["model"], row["label_rule"]] = {**sides, "bg_gap": float(row["gap"])}
-    assert len(values) == 4 + 2 + 4
-    for of_table in values.values():
-        difference = of_table["mixed_same"] - of_table["mixed_rand"]
-        assert difference == pytest.approx(of_table["bg_gap"])
-    (line, _) = accuracy_table(read_summaries(dataset_in(evaluated))[0]).splitlines()[1:]
-    *_, same, rand, _, gap = map(float, line.partition("[")[0].split()[1:])
-    # All three numbers are rounded.
-    assert abs(same - rand - gap) < 0.15 + 1e-9
 
 
 def latex_lines(text: str) -> list[list[str]]:
@@ -625,10 +391,10 @@ def label_of_output() -> list[int]:
     return [int(row["label"]) for row in rows]
 
 
-def test_predictions_agree_image_by_image_with_the_protocol(sample_run: Path) -> None:
+def test_predictions_agree_image_by_image_with_the_protocol(small_run: Path) -> None:
     """Repeats the protocol: ToTensor, mean and std, argmax over 1000, class map; -1 is wrong."""
     model, labels = lite0(), label_of_output()
-    (path,) = sample_run.glob("results/efficientnet_lite0/predictions/*.parquet")
+    (path,) = small_run.glob("results/efficientnet_lite0/predictions/*.parquet")
     stored = {
         (row["variant"], row["key"]): row
         for row in pq.read_table(path).to_pylist()
@@ -636,12 +402,12 @@ def test_predictions_agree_image_by_image_with_the_protocol(sample_run: Path) ->
     }
     accuracies = {
         row["variant"]: row
-        for row in table_of(sample_run, "summary")
+        for row in table_of(small_run, "summary")
         if row["label_rule"] == "argmax_then_map"
     }
     outside = 0
     for variant in ("no_fg", "mixed_rand", "mixed_next"):
-        keys, truth, pictures = zip(*stored_pictures(sample_run, variant), strict=True)
+        keys, truth, pictures = zip(*stored_pictures(small_run, variant), strict=True)
         best: list[tuple[int, float]] = []
         for first in range(0, len(pictures), 10):
             with torch.inference_mode():
@@ -658,5 +424,5 @@ def test_predictions_agree_image_by_image_with_the_protocol(sample_run: Path) ->
             correct += prediction != -1 and prediction == label
             outside += prediction == -1
         assert int(accuracies[variant]["correct"]) == correct
-        assert int(accuracies[variant]["n"]) == len(keys) == 70
+        assert int(accuracies[variant]["n"]) == len(keys) > 12
     assert outside > 0

@@ -41,6 +41,7 @@ def run_stages(
     hints: tuple[tuple[str, str], ...] = GPU,
     models: tuple[str, ...] = (TINY,),
     grid: tuple[int, int] = (20, 4),
+    batch_size: int | None = None,
 ) -> dict[str, int]:
     """Runs all stages with models on this machine, or only the attack if `imagenet` is None.
 
@@ -51,7 +52,9 @@ def run_stages(
     dataset = Dataset.open(store)
     progress = Progress.for_store(store)
     progress.clear()
-    evaluation = Evaluation(store, models, "val", PredictConfig(), progress, hints=hints)
+    evaluation = Evaluation(
+        store, models, "val", PredictConfig(batch_size=batch_size), progress, hints=hints
+    )
     pipeline = beam.Pipeline(options=pipeline_options(["--direct_num_workers=1"]))
     works: list[PlannedAnalysis] = [
         PlannedAttack(evaluation, dataset.taxonomy, *grid, early_stop=True)
@@ -117,19 +120,20 @@ def test_what_is_there_never_reaches_the_step_with_the_hint(
     assert results_of(looked) == expected
 
 
-def test_an_early_stop_learns_from_what_is_there(sample_run: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(sample_run, tmp_path / "out"))
-    # With fewer backgrounds, all pairs of the last chunk would fit into one batch, so what is known
-    # of other chunks would not matter.
-    flags: dict[str, Any] = {"models": (DEFAULT_MODEL,), "grid": (48, 20)}
+def test_an_early_stop_learns_from_what_is_there(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Path(shutil.copytree(small_run, tmp_path / "out"))
+    monkeypatch.setattr("pipeline.analyses.attack.results._CHUNK", 4)
+    # If all pairs of a chunk fitted into one batch, what is known of other chunks would not matter.
+    flags: dict[str, Any] = {"models": (DEFAULT_MODEL,), "grid": (12, 12), "batch_size": 8}
     assert run_stages(output, None, **flags)["attack_chunks_made"] == 3
     expected = results_of(output)
-    folder = output / "results" / DEFAULT_MODEL / "attack" / "48x20-early_stop"
-    for name in ("val-00001.parquet", "val-00002.parquet"):
-        (folder / name).unlink()
-        counters = run_stages(output, None, **flags)
-        assert (counters["models_on_device"], counters["attack_chunks_kept"]) == (1, 2)
-        assert results_of(output) == expected
+    folder = output / "results" / DEFAULT_MODEL / "attack" / "12x12-early_stop"
+    (folder / "val-00001.parquet").unlink()
+    counters = run_stages(output, None, **flags)
+    assert (counters["models_on_device"], counters["attack_chunks_kept"]) == (1, 2)
+    assert results_of(output) == expected
 
 
 def test_a_model_that_cannot_be_loaded_fails_before(

@@ -2,19 +2,16 @@
 
 import dataclasses
 import gc
+import itertools
 import re
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
 import msgspec
 import pytest
-import timm
 import torch
 from runs import (
     ONE,
@@ -25,10 +22,10 @@ from runs import (
     refusal,
     run_here,
     run_in9,
-    stamps,
     table_of,
 )
 from slow_storage import slow_storage
+from small_models import checkpoint
 
 from pipeline.analyses.attack import arrays
 from pipeline.analyses.attack.stage import PlannedAttack
@@ -50,11 +47,10 @@ from pipeline.evaluate.model_stage import (
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.predictions import prediction_fingerprints
-from pipeline.evaluate.resident import in_memory, on_device
 from pipeline.evaluate.results import FailedModel, RunSettings, pick, read_failures
 from pipeline.models import predict
 from pipeline.models.identity import PredictConfig
-from pipeline.models.predict import Fetched, Predictor, device_of
+from pipeline.models.predict import Fetched, Predictor
 from pipeline.models.registry import load_model
 from pipeline.runtime import machine, progress
 from pipeline.runtime.progress import Progress
@@ -96,19 +92,6 @@ def plan(output: Path, *models: str, **how: Any) -> Evaluation:
     return Evaluation(store, models, "val", PredictConfig(), Progress.for_store(store), **how)
 
 
-def test_a_worker_with_a_share_of_a_machine_is_told_how_much(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.evaluate.planned.usable_cores", lambda: 8)
-    here, elsewhere = plan(tmp_path, FIRST, blocks=2), plan(tmp_path, FIRST, has_machines=True)
-    threads = []
-    for told in ("", "3", "64", "0"):
-        monkeypatch.setenv("OMP_NUM_THREADS", told)
-        assert here.threads == 4
-        threads.append(elsewhere.threads)
-    assert threads == [8, 3, 8, 1]
-
-
 def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
     fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,54 +122,42 @@ def test_a_model_that_fails_is_let_go_and_the_next_one_runs(
     assert isinstance(missing, FailedModel)
     assert (missing.order, missing.entry) == (1, models[1])
     assert "has no function 'none'" in missing.error
-    # A model that fails after loading is known by its name, and its error is one line.
-    shutil.rmtree(fresh / "results")
-    monkeypatch.setattr(PredictShards, "run", no_memory)
-    (failed,) = RunModels(work).process(Block(2, 0))
-    assert failed == FailedModel(2, FIRST, FIRST, "no memory")
 
 
-def no_memory(*_: object) -> Iterator[Any]:
-    raise ModelError("no \n memory")
-    yield
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.cuda.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
-        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
-        MemoryError(),
-        Exception("[ONNXRuntimeError] : 1 : FAIL : CUDNN failure 4: CUDNN_STATUS_ALLOC_FAILED"),
-    ],
-)
 def test_a_lack_of_memory_anywhere_is_the_models_failure(
-    error: Exception, fresh: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    work, lack = PlannedEvaluation(plan(fresh, FIRST), imagenet9()), "not enough memory for it"
+    for error, said in (
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), lack),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), lack),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), lack),
+        (MemoryError(), lack),
+        (Exception("[ONNXRuntimeError] : 1 : FAIL : CUDNN_STATUS_ALLOC_FAILED"), lack),
+        (ModelError("no \n memory"), "no memory"),
+    ):
+        monkeypatch.setattr(PredictShards, "run", failing(error))
+        (failed,) = RunModels(work).process(Block(0, 0))
+        assert isinstance(failed, FailedModel)
+        assert (failed.entry, failed.model) == (FIRST, FIRST)
+        assert said in failed.error
+        assert "\n" not in failed.error
+
+
+def failing(error: Exception) -> Callable[..., Iterator[Any]]:
     def fail(*_: object) -> Iterator[Any]:
         raise error
         yield
 
-    work = PlannedEvaluation(plan(fresh, FIRST), imagenet9())
-    monkeypatch.setattr(PredictShards, "run", fail)
-    (failed,) = RunModels(work).process(Block(0, 0))
-    assert isinstance(failed, FailedModel)
-    assert "not enough memory for it" in failed.error
+    return fail
 
 
-def test_pictures_are_decoded_once_for_ten_models(
+def test_pictures_are_decoded_once_for_several_models(
     fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tests a local job, which is one process, on a machine of 16 cores."""
-    entries = []
-    for number in range(10):
-        torch.manual_seed(number)
-        path = tmp_path / f"{number}.pth"
-        torch.save(timm.create_model("test_efficientnet", num_classes=9).state_dict(), path)
-        entries.append(f"test_efficientnet={path}")
-    work = PlannedEvaluation(plan(fresh, *entries), imagenet9())
-    dataset = dataset_in(fresh)
+    entries = [checkpoint(tmp_path / f"{n}.pth", "test_efficientnet", seed=n) for n in range(3)]
+    work, dataset = PlannedEvaluation(plan(fresh, *entries), imagenet9()), dataset_in(fresh)
     pictures = sum(work.size(dataset, chunk) for chunk in work.chunks(dataset))
     monkeypatch.setattr(resident, "usable_memory", lambda: 4 * pictures * 64 * 64 * 3)
     monkeypatch.setattr(machine, "usable_cores", lambda: 16)
@@ -200,17 +171,25 @@ def test_pictures_are_decoded_once_for_ten_models(
 
     monkeypatch.setattr("pipeline.models.predict.decode_into", decode)
     step, after_model = RunModels(work), []
-    for order in range(10):
+    for order in range(3):
         (done,) = step.process(Block(order, 0))
         assert isinstance(done, BlockDone), done
         after_model.append(len(decoded))
     step.teardown()
     assert after_model[0] > 0
-    assert after_model == after_model[:1] * 10
+    assert after_model == after_model[:1] * 3
+
+
+@pytest.fixture
+def in_chunks(copied: Path, monkeypatch: pytest.MonkeyPatch) -> PlannedAttack:
+    """An attack in chunks of two foregrounds, of which two are under way at a time."""
+    monkeypatch.setattr("pipeline.analyses.attack.results._CHUNK", 2)
+    monkeypatch.setitem(predict.IN_FLIGHT, "cpu", 1)
+    return PlannedAttack(plan(copied, FIRST), imagenet9(), 9, 9)
 
 
 def test_a_chunk_of_an_attack_is_fetched_once_the_next_is_launched(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
+    in_chunks: PlannedAttack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events, launch = list[tuple[str, int]](), arrays.try_all
 
@@ -225,10 +204,7 @@ def test_a_chunk_of_an_attack_is_fetched_once_the_next_is_launched(
         return fetched
 
     monkeypatch.setattr(arrays, "try_all", launched)
-    monkeypatch.setattr("pipeline.analyses.attack.results._CHUNK", 2)
-    monkeypatch.setitem(predict.IN_FLIGHT, "cpu", 1)
-    work = PlannedAttack(plan(copied, FIRST), imagenet9(), 9, 9)
-    (done,) = RunModels(work).process(Block(0, 0))
+    (done,) = RunModels(in_chunks).process(Block(0, 0))
     assert isinstance(done, BlockDone), done
     chunks = len(done.chunks)
     assert chunks > 2
@@ -236,36 +212,18 @@ def test_a_chunk_of_an_attack_is_fetched_once_the_next_is_launched(
     assert events == [("launch", 0), *sum(pairs, ()), ("fetch", chunks - 1)]
 
 
-def test_inferences_are_counted_under_beams_names(fresh: Path) -> None:
-    work = PlannedEvaluation(plan(fresh, FIRST), imagenet9())
-    pipeline = beam.Pipeline()
-    _ = pipeline | beam.Create([Block(0, 0)]) | beam.ParDo(RunModels(work))
-    found = pipeline.run().metrics().query()
-    (counted,) = (c.result for c in found["counters"] if c.key.metric.name == "num_inferences")
-    dataset = Dataset.open(work.evaluation.store)
-    assert counted == sum(work.size(dataset, chunk) for chunk in work.chunks(dataset))
-    means = {d.key.metric.name: d.result.mean for d in found["distributions"]}
-    latencies = {"inference_batch_latency_micro_secs", "load_model_latency_milli_secs"}
-    assert means.keys() >= {"inference_request_batch_size", *latencies}
-    assert all(means[name] > 0 for name in latencies)
-
-
 def test_a_chunk_of_an_attack_is_kept_if_the_next_one_fails(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
+    in_chunks: PlannedAttack, copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch, launched = arrays.try_all, list[int]()
+    launch, launched = arrays.try_all, itertools.count(1)
 
     def fail_later(*arguments: Any) -> Callable[[], Any]:
-        launched.append(1)
-        if len(launched) == 2:
+        if next(launched) == 2:
             raise ModelError("it fails")
         return launch(*arguments)
 
     monkeypatch.setattr(arrays, "try_all", fail_later)
-    monkeypatch.setattr("pipeline.analyses.attack.results._CHUNK", 2)
-    monkeypatch.setitem(predict.IN_FLIGHT, "cpu", 1)
-    work = PlannedAttack(plan(copied, FIRST), imagenet9(), 9, 9)
-    (failed,) = RunModels(work).process(Block(0, 0))
+    (failed,) = RunModels(in_chunks).process(Block(0, 0))
     assert isinstance(failed, FailedModel)
     assert len(list(copied.glob("results/*/attack/*/*.parquet"))) == 1
 
@@ -286,119 +244,35 @@ def test_a_module_that_users_hold_is_left_to_them(
         assert isinstance(done, BlockDone), done
 
 
-def test_one_model_is_on_the_device_while_the_next_is_loaded(made: Path) -> None:
-    evaluation, order = plan(made, FIRST), list[str]()
-    first_works, second_waits = threading.Event(), threading.Event()
-
-    def run(name: str, loaded: threading.Event, wait: threading.Event) -> None:
-        with in_memory(FIRST, evaluation, imagenet9()) as model:
-            loaded.set()
-            with on_device(model, evaluation):
-                order.append(f"{name} begins")
-                assert wait.wait(60)
-                order.append(f"{name} ends")
-
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(run, "first", first_works, second_waits)
-        assert first_works.wait(60)
-        while not order:
-            time.sleep(0.01)
-        # The second model loads while the first works, and only then lets the first end.
-        second = pool.submit(run, "second", second_waits, first_works)
-        first.result(60), second.result(60)
-    assert order == ["first begins", "first ends", "second begins", "second ends"]
-
-
-def test_models_that_load_side_by_side_draw_their_own_weights(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tests user code that seeds the random generator, which all threads share."""
-    (tmp_path / "seeded.py").write_text(
-        "import time, torch\n"
-        "def model():\n"
-        "    torch.manual_seed(7)\n"
-        "    time.sleep(0.3)\n"
-        "    flat = torch.nn.AdaptiveAvgPool2d(8), torch.nn.Flatten()\n"
-        "    return torch.nn.Sequential(*flat, torch.nn.Linear(192, 1000))\n"
+def test_predictions_say_what_was_run_on_which_pictures(made: Path) -> None:
+    evaluation, model, dataset = plan(made, FIRST), load_model(FIRST), dataset_in(made)
+    ours, accepting = (
+        dataclasses.replace(evaluation, **how).describe(dataset, model)
+        for how in ({}, {"blocks": 3, "accept_new_weights": True, "allow_overlap": True})
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    evaluation, entry = plan(made), "python:seeded:model"
-
-    def weights(_: int) -> str:
-        with in_memory(entry, evaluation, imagenet9()) as model:
-            return model.weights_sha256
-
-    with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(weights, range(2)))
-    assert together == [weights(0)] * 2
-
-
-def test_predictions_are_of_what_decides_scores_and_of_nothing_else(made: Path) -> None:
-    evaluation, model = plan(made, FIRST), load_model(FIRST)
-    dataset = Dataset.open(evaluation.store)
-
-    def find(model: Any = model, shard: int = 1, **how: Any) -> tuple[dict[VariantName, str], bool]:
-        run = dataclasses.replace(evaluation, **how).describe(dataset, model)
-        is_there = PredictShards(dataset, run).is_done(shard)
-        return prediction_fingerprints(dataset, run, shard), is_there
-
-    wanted, are_there = find()
-    assert are_there
-    assert len(set(wanted.values())) == len(wanted) == 8
-    same = (
-        find(blocks=3, accept_new_weights=True, allow_overlap=True),
-        find(predict=PredictConfig(batch_size=8)),
-        find(predict=PredictConfig(device="cuda")),
-    )
-    assert all(result == (wanted, True) for result in same)
-    others = [
-        *(find(load_model(SECOND)), find(shard=0), find(holdout=0.5)),
-        find(predict=PredictConfig(precision="bf16")),
-        find(dataclasses.replace(model, weights_sha256="ab" * 32)),
-    ]
-    for variant in wanted:
-        assert len({each[variant] for each in (wanted, *(o for o, _ in others))}) == len(others) + 1
-    assert [is_there for _, is_there in others].count(True) == 1
-
-
-def test_predictions_are_made_once_and_again_the_same(made: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(made, tmp_path / "out"))
-    evaluation, model = plan(output, FIRST), load_model(FIRST)
-    dataset = Dataset.open(evaluation.store)
-    work = PlannedEvaluation(evaluation, imagenet9())
-    before = stamps(output)
-    (done,) = RunModels(work).process(Block(0, 0))
-    assert isinstance(done, BlockDone)
-    units = (*work.chunks(dataset),)
-    assert done.chunks == units
-    # Notes about models go to the work folder only.
-    assert stamps(output) == before
-    path = PredictShards(dataset, evaluation.describe(dataset, model)).path(1)
-    (output / path).unlink()
-    assert RunModels(work).process(Block(0, 0)) == [done]
-    assert (output / path).read_bytes() == (made / path).read_bytes()
-    rows = read_table(evaluation.store, path).to_pylist()
+    # How a job runs decides no prediction.
+    of_run, of_other = (prediction_fingerprints(dataset, run, 1) for run in (ours, accepting))
+    assert of_run == of_other
+    assert PredictShards(dataset, ours).is_done(1)
+    rows = read_table(evaluation.store, PredictShards(dataset, ours).path(1)).to_pylist()
     mixed = {row["key"]: row["bg_key"] for row in rows if row["variant"] == "mixed_rand"}
     samples = dataset.samples("val", 1, VariantName("mixed_rand"))
     assert mixed == {sample.key: sample.fields["bg_key"] for sample in samples}
     native = dataclasses.replace(evaluation, predict=PredictConfig(eval_input="native"))
-    ours, theirs = (each.describe(dataset, model) for each in (evaluation, native))
     assert pick(RunSettings, ours.evaluation) == evaluation.settings
     assert (ours.evaluation.input_size, ours.weights_sha256) == (64, model.weights_sha256)
-    assert theirs.evaluation.input_size == model.preprocessing.input_size
+    size = native.describe(dataset, model).evaluation.input_size
+    assert size == model.preprocessing.input_size
     by_shard = [evaluation.rows(dataset, shard) for shard in dataset.shards("val")]
     assert [row for rows in by_shard for row in rows] == evaluation.rows(dataset)
 
 
-@pytest.mark.parametrize("holdout", [0.0, 0.5])
-def test_progress_counts_the_tested_pictures(copied: Path, holdout: float) -> None:
-    evaluation = plan(copied, FIRST, holdout=holdout)
-    works = (
+def test_progress_counts_the_tested_pictures(copied: Path) -> None:
+    evaluation, dataset = plan(copied, FIRST, holdout=0.5), dataset_in(copied)
+    for work in (
         PlannedEvaluation(evaluation, imagenet9()),
         PlannedSaliency(evaluation, imagenet9(), num_maps=0),
-    )
-    dataset = Dataset.open(evaluation.store)
-    for work in works:
+    ):
         FindDone(work).process(Block(0, 0))
         RunModels(work).process(Block(0, 0))
         done, total = evaluation.progress.count()[work.stage]
@@ -446,16 +320,14 @@ def test_another_variant_costs_only_its_own_pictures(
 ) -> None:
     """Compares the predictions byte by byte with those of a dataset made at once."""
     grown, fresh = tmp_path / "grown", tmp_path / "fresh"
-    command = ("run", "--input", small_sample, *QUICK, *SHARDS, *TINY_MODEL, *ONE)
-    run_here(*command, "--output", grown, "--variants", "original,mixed_same")
+    command = ("run", "--input", small_sample, *QUICK, *SHARDS, *TINY_MODEL, *ONE, "--output")
+    run_here(*command, grown, "--variants", "original,mixed_same")
     capsys.readouterr()
-    command += ("--variants", "original,only_fg,mixed_same", "--overwrite", "config")
-    run_here(*command, "--output", grown)
-    (images,) = re.findall(
-        r"(?s)val: \d+ images, (\d+) accepted.* \1 pictures predicted", capsys.readouterr().out
-    )
-    assert int(images) > 9
-    run_here(*command, "--output", fresh)
+    three = ("--variants", "original,only_fg,mixed_same", "--overwrite", "config")
+    run_here(*command, grown, *three)
+    said = capsys.readouterr().out
+    assert re.search(r"(?s)val: \d+ images, (1\d) accepted.* \1 pictures predicted", said)
+    run_here(*command, fresh, *three)
     files = [sorted(output.glob("results/*/predictions/*")) for output in (grown, fresh)]
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
     assert len(files[0]) > 1
@@ -496,27 +368,27 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
 def test_groups_follow_from_the_work_unless_they_are_given(
     made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = dataset_in(made)
-    works = {
-        groups: PlannedEvaluation(plan(made, FIRST, SECOND, blocks=groups), imagenet9())
+    dataset, two = dataset_in(made), plan(made, FIRST, SECOND)
+    works = [
+        PlannedEvaluation(dataclasses.replace(two, blocks=groups), imagenet9())
         for groups in (None, 1, 5)
-    }
-    units = works[None].chunks(dataset)
-    pictures = sum(works[None].size(dataset, unit) for unit in units)
+    ]
+    units = works[0].chunks(dataset)
+    pictures = sum(works[0].size(dataset, unit) for unit in units)
     assert len(units) > 2
-    numbers = {}
+    numbers = []
     for size in (1, pictures // 2, pictures, 2 * pictures):
         monkeypatch.setattr("pipeline.evaluate.planned._PICTURES_OF_BLOCK", size)
-        numbers[size] = [work.blocks(dataset) for work in works.values()]
-        for work in works.values():
-            step, number = MakeBlocks(work), work.blocks(dataset)
-            blocks = list(step.process(""))
-            assert len(blocks) == 2 * number
+        numbers.append([work.blocks(dataset) for work in works])
+        for work in works:
+            step, blocks = MakeBlocks(work), list(MakeBlocks(work).process(""))
+            assert len(blocks) == 2 * work.blocks(dataset)
             for order in (0, 1):
                 parts = [step.chunks_of(block) for block in blocks if block.order == order]
                 assert sorted(chunk for part in parts for chunk in part) == list(units)
                 assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert list(numbers.values()) == [[len(units), 1, 5], [2, 1, 5], [1, 1, 5], [1, 1, 5]]
+    assert numbers == [[len(units), 1, 5], [2, 1, 5], [1, 1, 5], [1, 1, 5]]
+    # An early stop learns from the chunks before, so that it has one block.
     attack = PlannedAttack(plan(made, FIRST, blocks=None), imagenet9(), 9, 9)
     monkeypatch.setattr("pipeline.evaluate.planned._PICTURES_OF_BLOCK", 1)
     assert attack.blocks(dataset) == len(attack.chunks(dataset))
@@ -537,23 +409,6 @@ def test_a_job_on_this_machine_has_one_group(
     for flags in ((), ("--gpus", "3"), ("--direct_running_mode=multi_processing",)):
         refusal(capsys, "evaluate", "--dataset", made, "--models", FIRST, *flags)
     assert seen == [1, 3, 1]
-
-
-def test_caches_of_all_processes_take_a_quarter_of_the_memory(
-    made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(resident, "usable_memory", lambda: 160)
-    monkeypatch.setattr(resident, "similar_processes", lambda: 4)
-    for pixel_cache, alone, of_several in ((None, 0, 10), (7, 0, 7), (0, 0, 0)):
-        evaluation = dataclasses.replace(plan(made, FIRST), pixel_cache=pixel_cache)
-        several = dataclasses.replace(evaluation, models=(FIRST, SECOND))
-        rooms = [
-            resident._pixel_cache(each).allocate((count, 1, 1, 1))
-            for each, room in ((evaluation, alone), (several, of_several))
-            for count in (room + 1, room)
-        ]
-        resident.forget_pictures()
-        assert [room is not None for room in rooms] == [False, False, False, of_several > 0]
 
 
 def test_the_thread_that_launches_asks_nothing_of_storage(
@@ -583,43 +438,3 @@ def test_the_thread_that_launches_asks_nothing_of_storage(
     assert ("ask", launching) not in between
     # Those of the chunks but the first two, which are read ahead, and of those that are written.
     assert sum(event == "ask" for event, _ in between) > 4 * chunks
-
-
-def test_models_of_one_card_do_not_wait_for_those_of_another(
-    made: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # The test pretends that the machine has two GPUs.
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    evaluation = dataclasses.replace(plan(made, FIRST), predict=PredictConfig("cuda"))
-
-    def load(group: int) -> None:
-        with in_memory(FIRST, evaluation, imagenet9(), group):
-            pass
-
-    with ThreadPoolExecutor(2) as pool:
-        with (
-            in_memory(FIRST, evaluation, imagenet9(), 0),
-            in_memory(FIRST, evaluation, imagenet9()),
-        ):
-            pool.submit(load, 1).result(60)
-            third = pool.submit(load, 2)
-            time.sleep(0.1)
-            assert not third.done()
-        third.result(60)
-
-
-def test_groups_take_the_cards_of_a_machine_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The test pretends that the machine has two GPUs.
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [str(device_of("cuda", group)) for group in range(4)] == ["cuda:0", "cuda:1"] * 2
-    assert str(device_of("cpu", 3)) == "cpu"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-    def old_driver() -> None:
-        raise RuntimeError("The NVIDIA driver is too old (found version 12040). Please update it")
-
-    monkeypatch.setattr(torch.cuda, "init", old_driver)
-    with pytest.raises(ModelError, match=r"no CUDA device .*\(found version 12040\); PyTorch 2"):
-        device_of("cuda", 0)

@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_results import made
-from runs import ROOT, dataset_in, keys, run_here, run_in9, table_of
+from runs import ROOT, dataset_in, keys, run_in9, table_of
 
 from pipeline.analyses.evaluation.tables import describe_power
 from pipeline.dataset.folder import selected_rows
-from pipeline.errors import wrapped
 from pipeline.evaluate.predictions import OF_LOGITS, keys_to_keep, logits_in_tables
 from pipeline.evaluate.summary import Summary
 from pipeline.storage.state_files import read_table
@@ -32,8 +31,7 @@ def names(n: int, seed: int = 0) -> list[str]:
     return [f"{seed}-{number}" for number in range(n)]
 
 
-@pytest.mark.parametrize(("n", "k"), [(40, 5), (24, 60)])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("n", "k", "seed"), [(40, 5, 0), (24, 60, 1)])
 def test_it_is_ridge_regression_that_is_fitted_anew_for_each_fold(
     n: int, k: int, seed: int
 ) -> None:
@@ -107,8 +105,8 @@ def test_stored_logits_are_in_order_of_keys_however_shards_are_numbered(tmp_path
 def test_the_interval_is_honest_without_signal_and_sees_one() -> None:
     """Counts simulated data sets whose interval lies above chance.
 
-    Without signal, about 5 of 200 do (2.5 %); more than 12 do with a probability of 0.2 %. With a
-    signal, nearly all of 20 do.
+    Without signal, about 2.5 of 100 do; more than 8 do with a probability of 0.1 %. With a signal,
+    nearly all of 10 do.
     """
     rng = np.random.default_rng(2)
     labels = np.arange(90) % 9
@@ -121,26 +119,11 @@ def test_the_interval_is_honest_without_signal_and_sees_one() -> None:
         assert measured.chance == pytest.approx(1 / 9)
         return measured.has_power
 
-    assert sum(power(seed, 0) for seed in range(200)) <= 12
-    assert sum(power(seed, 1.5) for seed in range(20)) >= 18
+    assert sum(power(seed, 0) for seed in range(100)) <= 8
+    assert sum(power(seed, 1.5) for seed in range(10)) >= 9
 
 
-def test_without_signal_a_probe_is_not_worse_than_chance() -> None:
-    """Checks that class shares of all pictures correct a bias of cross-validation.
-
-    A class is rarer in training when the held-out fold has more of it, so a probe without signal
-    would otherwise fall below chance.
-    """
-    rng = np.random.default_rng(3)
-    labels = np.arange(100) % 2
-    means = [
-        (
-            cross_validated(rng.normal(size=(100, 3)), labels, folds_of(names(100, seed))) == labels
-        ).mean()
-        for seed in range(100)
-    ]
-    assert 0.47 < np.mean(means) < 0.53
-    # With unequal classes, the probe guesses the largest one.
+def test_without_signal_a_probe_guesses_the_largest_class() -> None:
     labels = (np.arange(100) % 10 == 0).astype(int)
     constant = np.zeros((100, 3))
     assert (cross_validated(constant, labels, folds_of(names(100))) == 0).all()
@@ -201,10 +184,7 @@ def powerless(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return output
 
 
-@pytest.mark.usefixtures("empty_pdfs")
-def test_the_table_the_page_and_the_terminal_say_that_power_is_not_shown(
-    powerless: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_and_the_page_say_that_power_is_not_shown(powerless: Path) -> None:
     (row,) = table_of(powerless, "power")
     assert row["model"] == MODEL
     assert row["has_power"] == "False"
@@ -216,8 +196,6 @@ def test_the_table_the_page_and_the_terminal_say_that_power_is_not_shown(
     assert page.count('<span class="hidden">power not shown</span>') == 2
     assert f"(probe {100 * float(row['accuracy']):.1f} [" in page
     assert f"chance {100 * float(row['chance']):.1f} %" in page
-    run_here("report", "--dataset", powerless)
-    assert "could not show that backgrounds tell the class" in capsys.readouterr().out
 
 
 def test_kept_outputs_are_the_models_and_give_the_row(powerless: Path) -> None:
@@ -272,7 +250,3 @@ def test_one_line_is_about_all_models_whose_power_is_not_shown() -> None:
     ]
     (line,) = describe_power(summaries, is_page=True)
     assert "and 17 more (probes 1.0 to 20.0 %, in power.csv, chance 12.5 %)" in line
-    printed = wrapped(line).splitlines()
-    assert len(printed) > 1
-    assert max(map(len, printed)) <= 200
-    assert " ".join(line.strip() for line in printed) == line

@@ -3,21 +3,22 @@
 import dataclasses
 import itertools
 import shutil
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_results import made
 from msgspec.structs import replace
-from numpy.typing import NDArray
 from runs import ONE, QUICK, dataset_in, run_in9
-from two_way_by_hand import effective
+from two_way_by_hand import effective, share_interval
 
 from pipeline.analyses.evaluation.tables import (
     accuracy_table,
@@ -38,12 +39,22 @@ from pipeline.evaluate.summaries import read_summaries, summary_rows
 from pipeline.evaluate.summary import Evaluated, Summary
 from pipeline.storage.state_files import convert, read_table
 from pipeline.storage.store import Store
+from transforms.analysis import KINDS, SIZE_EDGES
 from transforms.scoring import LABEL_RULES, PAPER_RULE
 from transforms.taxonomy import imagenet9
 from transforms.variants import MASK, ONLY_BG_T, ORIGINAL, VariantName, draws_of, with_replicates
 
 MIXED = with_replicates(("mixed_same", "mixed_rand"), 2)
 VARIANTS = (ORIGINAL, ONLY_BG_T, *MIXED)
+KIND_VARIANTS = ("original", "mixed_rand", "only_bg_t")
+KIND_OF = {  # Right on these variants -> the kind, as the paper defines it.
+    (True, False, True): "bg_required",
+    (False, True, False): "bg_fools",
+    (True, False, False): "bg_fg_required",
+    (False, True, True): "bg_fg_fools",
+    **{(True, True, background): "right_on_both" for background in (False, True)},
+    **{(False, False, background): "wrong_on_both" for background in (False, True)},
+}
 
 
 @pytest.fixture(scope="module")
@@ -217,16 +228,29 @@ def test_models_without_power_are_named_and_those_whose_gap_says_little(told: Da
     assert not list(describe_power([replace(summary, power=())]))
 
 
+class Picture(NamedTuple):
+    """A picture of a variant: its draw and image, the units that it shares, and the answer."""
+
+    draw: VariantName
+    image: int
+    fg: str
+    bg: int | None
+    label: int
+    bg_label: int
+    size: float
+    answer: int
+
+    @property
+    def is_right(self) -> bool:
+        return self.answer == self.label
+
+
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Answers on n images with their labels, sizes and units, and the rows that sum them up."""
+    """Answers to pictures of n images, by variant, and the rows that sum them up."""
 
     n: int
-    labels: NDArray[np.int16]
-    sizes: NDArray[np.float64]
-    units: tuple[str, ...]
-    answers: dict[VariantName, NDArray[np.int16]]
-    bg_units: dict[VariantName, NDArray[np.int64]]
+    pictures: dict[str, list[Picture]]
     parts: dict[str, Any]
 
     def __repr__(self) -> str:
@@ -241,54 +265,102 @@ def drawn(draw: st.DrawFn) -> Drawn:
     labels = np.maximum(labels, 0)
     keys = pa.array([f"{number:02}" for number in range(n)], pa.string())
     units = tuple(f"g{number // 3}" if grouped else f"{number:02}" for number in range(n))
-    # The size of some foregrounds is unknown.
-    sizes = np.where(rng.random(n) < 0.3, np.nan, rng.random(n))
+    # The size of some foregrounds is unknown, or an edge of a bucket.
+    sizes = np.choose(rng.integers(0, 3, n), [np.nan, rng.choice(SIZE_EDGES, n), rng.random(n)])
     unit_numbers = np.unique(np.asarray(units, object), return_inverse=True)[1]
     images = predictions.EvalImages(keys, labels, sizes, keys, labels, units, unit_numbers)
-    answers, grounds = (
-        dict(zip(VARIANTS, part, strict=True)) for part in (numbers[::2], numbers[1::2])
-    )
+    right = rng.random((len(VARIANTS), n)) < 0.4
+    answers = dict(zip(VARIANTS, np.where(right, labels, numbers[::2]), strict=True))
+    grounds = dict(zip(VARIANTS, numbers[1::2], strict=True))
     # Backgrounds are mostly the rarer role; with groups, foregrounds may be.
     bg_units = {name: rng.integers(-3, max(n // 4, 1), n) for name in MIXED}
     by_rule = {PAPER_RULE: predictions.Predictions(labels, answers, grounds, bg_units)}
-    parts = summary_rows(by_rule, images, imagenet9())
-    return Drawn(n, labels, sizes, units, answers, bg_units, parts)
+    pictures: dict[str, list[Picture]] = {}
+    for name in VARIANTS:
+        own = bg_units[name].tolist() if name.is_mixed else [None] * n
+        columns = (labels, grounds[name], sizes, answers[name])
+        rows = zip(range(n), units, own, *(column.tolist() for column in columns), strict=True)
+        pictures.setdefault(name.base, []).extend(Picture(name, *row) for row in rows)
+    return Drawn(n, pictures, summary_rows(by_rule, images, imagenet9()))
 
 
+PARTS: dict[str, Callable[[Any, Picture], bool]] = {
+    "accuracy": lambda row, p: True,
+    "per_class": lambda row, p: row.label == p.label,
+    "groups": lambda row, p: (row.label, row.bg_label) == (p.label, p.bg_label),
+    "sizes": lambda row, p: row.fg_low <= p.size < row.fg_high or p.size == row.fg_high == 1,
+    "confusion": lambda row, p: (row.label, row.prediction) == (p.label, p.answer),
+}
+"""Tables, and which pictures of its variant a row is about."""
+
+
+@settings(max_examples=40)
 @given(drawn())
-def test_parts_of_a_summary_count_the_same_images(of: Drawn) -> None:
-    draws = draws_of(VARIANTS)
-    assert [row.variant for row in of.parts["accuracy"]] == list(draws)
-    for row in of.parts["accuracy"]:
-        predicted = np.stack([of.answers[name] for name in draws[row.variant]])
-        assert row.accuracy == (pytest.approx((predicted == of.labels).mean()) if of.n else None)
-        assert row.outside == (predicted == -1).sum()
-        shares = [(of.labels == label).mean() for label in set(of.labels)]
-        assert row.chance == max(shares, default=None)
-        assert row.replicates == len(predicted)
-        assert (row.seed_sd is None) == (len(predicted) == 1 or of.n == 0)
-        for part in ("accuracy", "per_class", "sizes", "confusion"):
-            rows = [each for each in of.parts[part] if each.variant == row.variant]
-            known = ~np.isnan(of.sizes) if part == "sizes" else np.full(of.n, True)
-            assert sum(each.pictures for each in rows) == known.sum() * len(predicted)
-            if part != "confusion":
-                assert sum(each.n for each in rows) == known.sum()
-                right = int((predicted == of.labels)[:, known].sum())
-                assert sum(each.correct for each in rows) == right
-    for row in of.parts["confusion"]:
-        predicted = np.stack([of.answers[name] for name in draws[row.variant]])
-        expected = ((of.labels == row.label) & (predicted == row.prediction)).sum()
-        assert row.pictures == expected
-    assert sum(row.n for row in of.parts["decomposition"]) == of.n
-
-
-@given(drawn())
-def test_intervals_of_a_summary_contain_its_accuracies(of: Drawn) -> None:
-    for part in ("accuracy", "per_class", "groups", "sizes"):
+def test_rows_of_a_summary_are_of_the_pictures_that_they_name(of: Drawn) -> None:
+    for part, is_about in PARTS.items():
+        seen: Counter[str] = Counter()
         for row in of.parts[part]:
-            assert not row.n or 0 <= row.ci_low <= row.accuracy <= row.ci_high <= 1
-    # Each variant with a known background class has exactly one worst group.
+            chosen = [picture for picture in of.pictures[row.variant] if is_about(row, picture)]
+            seen[row.variant] += len(chosen)
+            assert row.pictures == len(chosen)
+            if part == "confusion":
+                continue
+            right = sum(picture.is_right for picture in chosen)
+            assert (row.n, row.correct) == (len({picture.image for picture in chosen}), right)
+            if chosen:
+                assert row.accuracy == right / len(chosen)
+                expected = share_interval((p.fg, p.bg, p.is_right) for p in chosen)
+                assert (row.ci_low, row.ci_high) == pytest.approx(expected, abs=1e-6)
+            if part in ("accuracy", "per_class"):
+                assert row.outside == sum(picture.answer == -1 for picture in chosen)
+        # Every picture is in a row, unless it has no known size, or no background of a known class.
+        for variant, pictures in of.pictures.items():
+            without = {
+                "groups": [p for p in pictures if p.bg is None or p.bg_label == -1],
+                "sizes": [p for p in pictures if np.isnan(p.size)],
+            }
+            assert seen[variant] == len(pictures) - len(without.get(part, []))
+
+
+def means(pictures: list[Picture], field: str) -> list[float]:
+    """Returns the accuracy on the pictures of each value of a field."""
+    by_value: dict[Any, list[bool]] = {}
+    for picture in pictures:
+        by_value.setdefault(getattr(picture, field), []).append(picture.is_right)
+    return [float(np.mean(right)) for right in by_value.values()]
+
+
+@settings(max_examples=40)
+@given(drawn())
+def test_accuracies_have_what_classes_and_draws_say_of_them(of: Drawn) -> None:
+    assert [row.variant for row in of.parts["accuracy"]] == list(of.pictures)
+    for row in of.parts["accuracy"]:
+        pictures = of.pictures[row.variant]
+        assert row.replicates == 1 + row.variant.startswith("mixed")
+        if not of.n:
+            assert row.accuracy is row.chance is row.seed_sd is row.class_mean_accuracy is None
+            continue
+        counts = Counter(picture.label for picture in pictures)
+        assert row.chance == max(counts.values()) / len(pictures)
+        assert row.class_mean_accuracy == pytest.approx(np.mean(means(pictures, "label")))
+        by_draw = means(pictures, "draw")
+        sd = np.std(by_draw, ddof=1) if len(by_draw) > 1 else None
+        assert row.seed_sd == (sd if sd is None else pytest.approx(sd))
+    # Each image is of the kind that its first pictures show.
+    first = zip(*(of.pictures[name][: of.n] for name in KIND_VARIANTS), strict=True)
+    kinds = Counter(KIND_OF[tuple(picture.is_right for picture in each)] for each in first)
+    assert {row.kind: row.n for row in of.parts["decomposition"]} == (
+        {kind: kinds[kind] for kind in KINDS} if of.n else {}
+    )
+    assert all(row.share == row.n / row.images == row.n / of.n for row in of.parts["decomposition"])
+
+
+@settings(max_examples=40)
+@given(drawn())
+def test_each_variant_has_one_worst_group_and_tables_have_dashes_without_images(of: Drawn) -> None:
     groups = of.parts["groups"]
+    cells = [(list(of.pictures).index(row.variant), row.label, row.bg_label) for row in groups]
+    assert cells == sorted(set(cells))
     worst = [row.variant for row in groups if row.is_worst]
     assert worst == list(dict.fromkeys(row.variant for row in groups))
     for row in groups:
@@ -297,35 +369,40 @@ def test_intervals_of_a_summary_contain_its_accuracies(of: Drawn) -> None:
             assert bounds[0] <= row.ci_low <= row.ci_high <= bounds[1]
         else:
             assert bounds == (None, None)
-    # Every table has a dash for a figure that does not exist.
     summary = made(Summary, model="m", label_rules=(PAPER_RULE,), **of.parts)
     assert ("-" in accuracy_table([summary]).splitlines()[1].split()) == (of.n == 0)
     headline = latex_tables([summary], imagenet9().names)["headline"]
     assert ("Without results" in headline) == (of.n == 0)
 
 
+@settings(max_examples=40)
 @given(drawn())
-def test_gaps_and_flips_have_the_units_of_their_rarer_role(of: Drawn) -> None:
+def test_gaps_and_flips_are_of_the_pictures_and_of_their_rarer_role(of: Drawn) -> None:
     assert len(of.parts["gaps"]) == (of.n > 0)
     for gap in of.parts["gaps"]:
         beside = {row.variant: row.accuracy for row in of.parts["accuracy"]}
         assert gap.gap == pytest.approx(beside["mixed_same"] - beside["mixed_rand"])
         for variant in ("mixed_same", "mixed_rand"):
             assert getattr(gap, variant) == pytest.approx(beside[variant])
-        of_backgrounds = [unit for name in MIXED for unit in of.bg_units[name].tolist()]
-        assert gap.units == pytest.approx(min(effective(of.units), effective(of_backgrounds)))
+        pictures = of.pictures["mixed_same"] + of.pictures["mixed_rand"]
+        roles = ([getattr(picture, role) for picture in pictures] for role in ("fg", "bg"))
+        assert gap.units == pytest.approx(min(map(effective, roles)))
         assert gap.replicates == 2
-    draws = draws_of(VARIANTS)
     for row in of.parts["flips"]:
-        # Only pictures in a pair on two different backgrounds count.
-        pictures = {
-            (name, i): (of.units[i], of.bg_units[name][i])
-            for one, other in itertools.product(draws[row.variant], draws[row.other_variant])
-            for i in np.flatnonzero(of.bg_units[one] != of.bg_units[other])
-            for name in (one, other)
-        }
-        roles = zip(*pictures.values(), strict=True)
-        assert row.units == pytest.approx(min(effective(role) for role in roles))
+        # Only pictures in a pair on two different backgrounds of an image count.
+        first, second = of.pictures[row.variant], of.pictures[row.other_variant]
+        of_two = itertools.product(first, second)
+        every = itertools.combinations(first, 2) if first is second else of_two
+        pairs = [(a, b) for a, b in every if a.image == b.image and a.bg != b.bg]
+        flips: dict[int, list[bool]] = {}
+        for one, other in pairs:
+            flips.setdefault(one.image, []).append(one.answer != other.answer)
+        rate = np.mean([np.mean(of_image) for of_image in flips.values()])
+        assert row.flip_rate == pytest.approx(rate)
+        assert (row.n, row.pairs, row.replicates) == (len(flips), len(pairs), 2)
+        shown = set(itertools.chain.from_iterable(pairs))
+        roles = ([getattr(picture, role) for picture in shown] for role in ("fg", "bg"))
+        assert row.units == pytest.approx(min(map(effective, roles)))
 
 
 def compared(dataset: Dataset, summaries: list[Summary]) -> list[ComparisonRow]:
@@ -338,22 +415,11 @@ def test_the_difference_of_two_models_is_minus_that_of_the_reverse(told: Dataset
     rows, back = (compared(told, each) for each in (summaries, summaries[::-1]))
     reverse = {(r.second, r.first, r.label_rule, r.variant): r for r in back}
     assert len(rows) == len(reverse) == 3 * 2 * (len(draws_of(evaluated_variants(told))) + 1)
-    figures = {
-        (each.model, row.label_rule, getattr(row, "variant", "bg_gap")): row
-        for each in summaries
-        for row in (*each.accuracy, *each.gaps)
-    }
     for row in rows:
-        key = row.label_rule, row.variant
-        value = "gap" if row.variant == "bg_gap" else "accuracy"
-        ours, theirs = (getattr(figures[name, *key], value) for name in (row.first, row.second))
-        other = reverse[row.first, row.second, *key]
-        assert row.difference == pytest.approx(ours - theirs)
-        assert row.ci_low <= row.difference <= row.ci_high
-        for name, mirrored in (("difference",) * 2, ("ci_low", "ci_high"), ("ci_high", "ci_low")):
-            assert getattr(row, name) == pytest.approx(-getattr(other, mirrored))
+        other = reverse[row.first, row.second, row.label_rule, row.variant]
+        assert (row.ci_low, row.ci_high) == pytest.approx((-other.ci_high, -other.ci_low))
+        assert row.difference == pytest.approx(-other.difference)
         assert row.p_adjusted == pytest.approx(other.p_adjusted)
         # A difference that is significant after adjustment is significant without it.
-        if row.p_adjusted < 0.05:
-            assert row.ci_low > 0 or row.ci_high < 0
+        assert row.p_adjusted >= 0.05 or row.ci_low > 0 or row.ci_high < 0
     assert compared(told, summaries[:1]) == []

@@ -1,6 +1,9 @@
 """A job server that starts every bundle again while its first execution is half done.
 
-    bundle_server.py --port PORT --pool PORT --root DIR --notes FILE --fates FATES ...
+    bundle_server.py PORT POOL ROOT NOTES
+
+PORT and POOL are the ports of the server and of its worker pool, ROOT the folder whose accesses
+count, and NOTES a file.
 
 Flink and Dataflow restart a bundle on another machine when they lose contact with the first
 machine, which may still be running, and use the results of one of the two executions. Here, the
@@ -13,12 +16,11 @@ to its first execution:
   late      it resumes in the middle of the next bundle; its own results are dropped.
   after     it resumes when the job is over; its own results are dropped too.
 
-Each job has its own fates. The first job has none: every bundle runs once, and its notes say how
-many accesses each one makes. With fates, the notes say what was done to each bundle. They are
-written on SIGUSR1, after all suspended executions have resumed and ended.
+In the first job, every bundle runs once, and its notes say how many accesses each one makes. In
+later jobs, they say what was done to each bundle, whose fates take turns. They are written on
+SIGUSR1, after all suspended executions have resumed and ended.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -27,9 +29,7 @@ import itertools
 import json
 import mmap
 import os
-import re
 import signal
-import struct
 import sys
 import threading
 import time
@@ -42,60 +42,33 @@ from worker_pool import Forker
 FATES = ("killed", "dropped", "late", "after")
 PARTS = 2
 """Number of bundles of a stage with more than one element."""
-_SLOT = struct.Struct("qq")
 _WORKERS = 1024
-_OF_BEAM = re.compile(r"Read$|Write$|Impulse$|\w*\(|\w+RandomKeys$")
 _TOUCHES = ("open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "os.listdir")
-
-
-class Slots:
-    """Counts of file accesses and the counts at which to stop, one pair for each worker.
-
-    All processes share the memory.
-    """
-
-    def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _SLOT.size * _WORKERS)
-
-    def arm(self, slot: int, stop_at: int) -> None:
-        """Resets the count; the worker suspends itself at access `stop_at`, or never for 0."""
-        _SLOT.pack_into(self._memory, slot * _SLOT.size, 0, stop_at)
-
-    def accesses(self, slot: int) -> int:
-        """Returns the number of accesses since `arm`."""
-        return int(_SLOT.unpack_from(self._memory, slot * _SLOT.size)[0])
-
-    def touch(self, slot: int) -> None:
-        """Counts an access of this worker before it happens; suspends the worker if it is due."""
-        count, stop_at = _SLOT.unpack_from(self._memory, slot * _SLOT.size)
-        struct.pack_into("q", self._memory, slot * _SLOT.size, count + 1)
-        if count + 1 == stop_at:
-            os.kill(os.getpid(), signal.SIGSTOP)
-
-
-def _be_elsewhere(worker: str) -> None:
-    """Makes this process look remote, so that no other process can tell whether it is alive."""
-    from pipeline.storage import processes
-
-    machine = hashlib.sha256(worker.encode()).hexdigest()[:12]
-    processes._place = lambda: machine
-
-
-def _look(slots: Slots, slot: int, root: str, event: str, arguments: tuple[Any, ...]) -> None:
-    if event in _TOUCHES and isinstance(arguments[0], str) and arguments[0].startswith(root):
-        slots.touch(slot)
 
 
 class Workers:
     """Worker processes, by the id that Beam gives them."""
 
     def __init__(self, root: str) -> None:
-        self._slots, self._numbers = Slots(), itertools.count()
+        # For each worker its accesses and the one at which to stop, in memory that all share.
+        counts = self._counts = memoryview(mmap.mmap(-1, 16 * _WORKERS)).cast("q")
+        self._numbers = itertools.count()
         self._known: dict[str, tuple[int, int]] = {}
 
         def enter(worker: str, slot: int) -> None:
-            _be_elsewhere(worker)
-            sys.addaudithook(functools.partial(_look, self._slots, slot, root))
+            from pipeline.storage import processes
+
+            # It looks remote, so no other process can tell whether it is alive.
+            machine = hashlib.sha256(worker.encode()).hexdigest()[:12]
+            processes._place = lambda: machine
+            sys.addaudithook(functools.partial(look, 2 * slot))
+
+        def look(at: int, event: str, arguments: tuple[Any, ...]) -> None:
+            is_path = event in _TOUCHES and isinstance(arguments[0], str)
+            if is_path and arguments[0].startswith(root):
+                counts[at] += 1
+                if counts[at] == counts[at + 1]:
+                    os.kill(os.getpid(), signal.SIGSTOP)
 
         self._forker = Forker(enter)
 
@@ -105,12 +78,13 @@ class Workers:
         self._known[worker] = slot, self._forker.start(worker, address, slot)
 
     def arm(self, worker: str, stop_at: int = 0) -> None:
-        """Resets the worker's count of accesses; suspends it at one of them."""
-        self._slots.arm(self._known[worker][0], stop_at)
+        """Resets the worker's count; it suspends itself before access `stop_at`, or never for 0."""
+        at = 2 * self._known[worker][0]
+        self._counts[at], self._counts[at + 1] = 0, stop_at
 
     def accesses(self, worker: str) -> int:
         """Returns the worker's accesses since `arm`."""
-        return self._slots.accesses(self._known[worker][0])
+        return self._counts[2 * self._known[worker][0]]
 
     def signal(self, worker: str, number: signal.Signals) -> None:
         """Sends the worker a signal, if it is still running."""
@@ -125,29 +99,20 @@ class Workers:
 
 @dataclasses.dataclass
 class Note:
-    """A record of what was done to a bundle.
+    """What was done to a bundle, which has the same name in every run.
 
-    Attributes:
-      stage: short name of the stage: our steps in it.
-      bundle: stage and number of the bundle, the same in every run.
-      fate: fate of the first execution; empty if there was only one.
-      accesses: file accesses of the execution whose results were used.
-      stopped: whether the first execution was suspended half-way.
-      ended: how the execution with dropped results ended: `done`, its error, `killed` or `still at
-        work`.
-      executions: number of executions.
+    `stopped` is whether its first execution was suspended, `accesses` are those of the one whose
+    results were used.
     """
 
-    stage: str
     bundle: str
     fate: str = ""
     accesses: int = 0
     stopped: bool = False
-    ended: str = ""
     executions: int = 0
 
 
-def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
+def serve(port: int, pool_port: int, notes_file: Path, workers: Workers) -> None:
     """Serves jobs; gRPC is imported only here, because it must not be loaded when workers fork."""
     import grpc
     from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc, beam_job_api_pb2
@@ -178,18 +143,14 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
         def get_buffer(self, buffer: Any, transform: str) -> Any:
             return self.outputs.setdefault((buffer, transform), [])
 
-        def take(self) -> None:
-            for (buffer, transform), pieces in self.outputs.items():
-                for piece in pieces:
-                    self._context.get_buffer(buffer, transform).append(piece)
-
     class Execution(threading.Thread):
         """One execution of a bundle."""
 
         def __init__(self, context: Any, handler: Any, part: Mapping[str, Any], out: Any) -> None:
             super().__init__(daemon=True)
             self.worker, self.handler = handler.worker_id, handler
-            self._context, self._part, self._out = Context(context, handler), part, out
+            self._of_stage, self._context = context, Context(context, handler)
+            self._part, self._out = part, out
             self.result: Any = None
             self.error: Exception | None = None
             self.accesses = 0
@@ -203,10 +164,6 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
                 self.error = error
             self.accesses = workers.accesses(self.worker)
 
-        def begin(self, stop_at: int = 0) -> None:
-            workers.arm(self.worker, stop_at)
-            self.start()
-
         def has_stopped(self) -> bool:
             """Waits until the worker is suspended (true) or the execution has ended (false)."""
             while self.is_alive():
@@ -216,27 +173,22 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
             return False
 
         def take(self) -> Any:
-            self._context.take()
+            for (buffer, transform), pieces in self._context.outputs.items():
+                whole = self._of_stage.get_buffer(buffer, transform)
+                for piece in pieces:
+                    whole.append(piece)
             return self.result
-
-        def ending(self) -> str:
-            if self.error is None:
-                return "done" if self.result is not None else "killed"
-            lines = [line for line in str(self.error).splitlines() if line.strip()]
-            match = re.search(r"\w+Error: .*", str(self.error).replace("RuntimeError: ", ""))
-            return match[0] if match else lines[-1]
 
     class Runner(fn_runner.FnApiRunner):
         def __init__(self, provision_info: Any) -> None:
             super().__init__(provision_info=provision_info)
             self.notes: list[Note] = []
-            fates = arguments.fates[len(runners)]
-            self._fates = itertools.cycle(fates.split(",")) if fates else None
+            self._fates = itertools.cycle(FATES) if runners else None
             before = runners[0].notes if runners else []
             self._accesses = {note.bundle: note.accesses for note in before}
             self._idle: list[Any] = []
-            self._sleeping: list[tuple[Execution, Note]] = []
-            self._woken: list[tuple[Execution, Note]] = []
+            self._sleeping: list[tuple[Execution, str]] = []
+            self._woken: list[Execution] = []
 
         def _get_bundle_manager(self, context: Any) -> Any:
             return Bundles(context, self)
@@ -254,33 +206,31 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
             # Beam lists the steps of a fused stage in no fixed order.
             steps = sorted(transform.unique_name for transform in context.stage.transforms)
             name = f"{' '.join(steps)} {number}"
-            note = Note(_in_short(context.stage), name)
+            note = Note(name)
             self.notes.append(note)
 
-            def execution() -> Execution:
+            def begun(stop_at: int = 0) -> Execution:
                 note.executions += 1
-                return Execution(context, self._handler(context), part, out)
+                execution = Execution(context, self._handler(context), part, out)
+                workers.arm(execution.worker, stop_at)
+                execution.start()
+                return execution
 
-            first = execution()
             if self._fates is None:
-                first.begin()
-                return self._end(first, note)
+                return self._end(begun(), note)
             note.fate = next(self._fates)
-            first.begin((self._accesses.get(name, 0) + 1) // 2)
+            first = begun((self._accesses.get(name, 0) + 1) // 2)
             note.stopped = first.has_stopped()
-            second = execution()
-            second.begin()
-            for late in [late for late in self._sleeping if late[1].fate == "late"]:
-                self._wake(late)
+            second = begun()
+            self._wake("late")
             if note.fate == "dropped":
                 workers.signal(first.worker, signal.SIGCONT)
-                return self._end(first, note, other=second, again=execution)
+                return self._end(first, note, other=second, again=begun)
             if note.fate == "killed":
                 workers.signal(first.worker, signal.SIGKILL)
-                note.ended = "killed"
             else:
-                self._sleeping.append((first, note))
-            return self._end(second, note, again=execution)
+                self._sleeping.append((first, note.fate))
+            return self._end(second, note, again=begun)
 
         def _end(
             self, taken: Execution, note: Note, other: Execution | None = None, again: Any = None
@@ -288,15 +238,12 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
             taken.join()
             if other is not None:
                 other.join()
-                note.ended = other.ending()
                 self._idle.append(other.handler)
                 if taken.error is not None and other.error is None:
                     # A runner retries a failed bundle, and the second execution is that retry.
                     taken, other = other, taken
-                    note.ended = other.ending()
             elif taken.error is not None and again is not None:
                 taken = again()
-                taken.begin()
                 taken.join()
             self._idle.append(taken.handler)
             if taken.error is not None:
@@ -304,18 +251,18 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
             note.accesses = taken.accesses
             return taken.take()
 
-        def _wake(self, late: tuple[Execution, Note]) -> None:
-            self._sleeping.remove(late)
-            workers.signal(late[0].worker, signal.SIGCONT)
-            self._woken.append(late)
+        def _wake(self, *fates: str) -> None:
+            """Wakes the suspended executions with these fates."""
+            for each in [each for each in self._sleeping if each[1] in fates]:
+                self._sleeping.remove(each)
+                workers.signal(each[0].worker, signal.SIGCONT)
+                self._woken.append(each[0])
 
         def end_all(self) -> None:
             """Wakes all suspended executions and waits until they have ended."""
-            for late in list(self._sleeping):
-                self._wake(late)
-            for execution, note in self._woken:
+            self._wake(*FATES)
+            for execution in self._woken:
                 execution.join(60)
-                note.ended = "still at work" if execution.is_alive() else execution.ending()
 
     class Bundles(fn_runner.BundleManager):
         """Runs the bundles of a stage."""
@@ -327,9 +274,7 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
         def process_bundle(
             self, inputs: Any, outputs: Any, timers: Any, output_timers: Any, dry_run: bool = False
         ) -> Any:
-            assert not timers
-            assert not output_timers
-            assert not dry_run
+            assert not any((timers, output_timers, dry_run))
             parts: list[dict[str, Any]] = [{} for _ in range(PARTS)]
             for name, buffer in inputs.items():
                 for part, piece in zip(parts, buffer.partition(PARTS), strict=True):
@@ -360,37 +305,19 @@ def _serve(arguments: argparse.Namespace, workers: Workers) -> None:
     fn_runner.WorkerHandlerManager = Handlers
     pool = grpc.server(shared_unbounded_instance())
     beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(Pool(), pool)
-    pool.add_insecure_port(f"localhost:{arguments.pool}")
+    pool.add_insecure_port(f"localhost:{pool_port}")
     pool.start()
-    LocalJobServicer(beam_job_type=Job).start_grpc_server(arguments.port)
+    LocalJobServicer(beam_job_type=Job).start_grpc_server(port)
     while True:
         signal.sigwait([signal.SIGUSR1])
         runners[-1].end_all()
         notes = [dataclasses.asdict(note) for note in runners[-1].notes]
-        written = Path(f"{arguments.notes}.new")
-        written.write_text(json.dumps(notes, indent=1))
-        written.rename(arguments.notes)
-
-
-def _in_short(stage: Any) -> str:
-    """Returns the names of a stage's own steps, without Beam's."""
-    paths = [transform.unique_name.rstrip("/0123456789") for transform in stage.transforms]
-    names = [re.sub(r"ParDo\((\w+)\)", r"\1", path.rpartition("/")[2]) for path in paths]
-    ours = [name for name in names if not _OF_BEAM.match(name)]
-    return " ".join(dict.fromkeys(ours)) or "(Beam's own)"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--port", type=int, required=True, help="of the server")
-    parser.add_argument("--pool", type=int, required=True, help="port of its worker pool")
-    parser.add_argument("--root", required=True, help="folder whose accesses count")
-    parser.add_argument("--notes", required=True, help="where they go at SIGUSR1")
-    parser.add_argument("--fates", nargs="+", help="of each job, with commas; empty for none")
-    arguments = parser.parse_args()
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
-    _serve(arguments, Workers(arguments.root))
+        written = notes_file.with_suffix(".new")
+        written.write_text(json.dumps(notes))
+        written.rename(notes_file)
 
 
 if __name__ == "__main__":
-    main()
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    port, pool, root, notes = sys.argv[1:]
+    serve(int(port), int(pool), Path(notes), Workers(root))

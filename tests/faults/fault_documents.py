@@ -5,9 +5,11 @@ all states, and all their fields, are discovered, not listed.
 """
 
 import copy
+import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +79,6 @@ def with_value(document: Any, path: tuple[Any, ...], value: Any) -> Any:
     return changed
 
 
-def value_at(document: Any, path: tuple[Any, ...]) -> Any:
-    """Returns the value at a path of a document."""
-    for key in path:
-        document = document[key]
-    return document
-
-
 _FREE = (("stages",), ("libraries",), ("segmenter",))
 """Parts of a manifest that describe, for people or as a whole, how the dataset was made."""
 
@@ -96,21 +91,21 @@ def read_document(path: Path) -> Any:
     return json.loads(metadata[b"in9"]) if b"in9" in metadata else None
 
 
-def write_document(path: Path, document: Any, victim: str) -> None:
-    """Writes what `read_document` reads; `VICTIM` in a text becomes the path of the victim."""
-    text = json.dumps(document).replace(json.dumps(VICTIM)[1:-1], victim)
-    write_text(path, text.encode())
-
-
-def write_text(path: Path, text: bytes) -> None:
+def _replace(file: str, text: bytes, trial: Path) -> None:
     """Writes the bytes of a document, valid or not."""
+    path = trial / "out" / file
     if path.suffix == ".json":
         path.unlink()
         path.write_bytes(text)
-        return
+    else:
+        _replace_table(file, lambda table: table.replace_schema_metadata({b"in9": text}), trial)
+
+
+def _replace_table(file: str, change: Callable[[pa.Table], pa.Table], trial: Path) -> None:
+    path = trial / "out" / file
     table = pq.read_table(path)
     path.unlink()
-    pq.write_table(table.replace_schema_metadata({b"in9": text}), path)
+    pq.write_table(change(table), path)
 
 
 def _documents(lab: Lab, states: Sequence[str]) -> Iterator[tuple[str, str, str, Any]]:
@@ -132,10 +127,6 @@ def wrong_documents(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
     turn = itertools.cycle(("run", *READERS))
     for state, kind, file, _ in _documents(lab, states):
         for name, data in DOCUMENTS.items():
-
-            def harm(trial: Path, file: str = file, data: bytes = data) -> None:
-                write_text(trial / "out" / file, data)
-
             is_strict = kind in STRICT
             commands = ("run", *READERS) if is_strict else (next(turn),)
             if is_healed(kind) or state in WITHOUT_DATASET:
@@ -148,11 +139,17 @@ def wrong_documents(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                     name=f"{name}, in9 {command}",
                     state=state,
                     file=file,
-                    damage=harm,
+                    damage=functools.partial(_replace, file, data),
                     command=command,
                     heals=is_healed(kind) and command == "run",
                     strict=is_strict,
                 )
+
+
+def _change(file: str, path: tuple[Any, ...], content: Any, value: Any, trial: Path) -> None:
+    text = json.dumps(with_value(content, path, value))
+    text = text.replace(json.dumps(VICTIM)[1:-1], str(trial / "victim"))
+    _replace(file, text.encode(), trial)
 
 
 def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
@@ -170,7 +167,7 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
         # A minor document is sampled: some fields, evenly spread, and some values for each field.
         step = 1 if is_main else max(1, len(all_paths) // FIELDS)
         for path in all_paths[::step]:
-            before = value_at(content, path)
+            before = functools.reduce(operator.getitem, path, content)
             wrong = [w for w in WRONG if type(w) is not type(before)]
             at = next(some)
             wrong = [wrong[(at + 3 * n) % len(wrong)] for n in range(4 if is_main else 1)]
@@ -188,17 +185,6 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                 tries += [("path", value) for value in paths]
                 tries += [("text", "x\ud800\n")]
             for defect, value in tries:
-
-                def harm(
-                    trial: Path,
-                    file: str = file,
-                    path: tuple[Any, ...] = path,
-                    content: Any = content,
-                    value: Any = value,
-                ) -> None:
-                    changed = with_value(content, path, value)
-                    write_document(trial / "out" / file, changed, str(trial / "victim"))
-
                 # Only the writer of a field knows whether it may be null or hold any value.
                 free = value is None or path[:1] in _FREE or before is None
                 command = next(minor if is_healed(kind) else main)
@@ -212,11 +198,18 @@ def wrong_fields(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                     name=f"{field} = {str(value)[:30]!r}, in9 {command}",
                     state=state,
                     file=file,
-                    damage=harm,
+                    damage=functools.partial(_change, file, path, content, value),
                     command=command,
                     strict=is_main and defect == "wrong type" and not free,
                     also=also if is_main or "manifest" in kind else (),
                 )
+
+
+FOREIGN_TABLES: dict[str, Callable[[pa.Table], pa.Table]] = {
+    "other columns": lambda table: pa.table({"a": [1]}),
+    "no rows": lambda table: table.slice(0, 0),
+    "no metadata": lambda table: table.replace_schema_metadata(None),
+}
 
 
 def foreign_tables(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
@@ -224,26 +217,14 @@ def foreign_tables(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
     for kind, file in files_by_kind(lab.state("finished")).items():
         if not kind.endswith(".parquet"):
             continue
-        for name in ("other columns", "no rows", "no metadata"):
-
-            def harm(trial: Path, file: str = file, name: str = name) -> None:
-                path = trial / "out" / file
-                old = pq.read_table(path)
-                path.unlink()
-                new = {
-                    "other columns": pa.table({"a": [1]}),
-                    "no rows": old.slice(0, 0),
-                    "no metadata": old.replace_schema_metadata(None),
-                }[name]
-                pq.write_table(new, path)
-
+        for name, change in FOREIGN_TABLES.items():
             for command in ("run", "evaluate"):
                 yield Fault(
                     kind="foreign tables",
                     name=f"{kind} with {name}, in9 {command}",
                     state="finished",
                     file=file,
-                    damage=harm,
+                    damage=functools.partial(_replace_table, file, change),
                     command=command,
                 )
 

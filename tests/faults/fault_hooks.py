@@ -85,22 +85,13 @@ def tiny() -> Any:
     return torch.nn.Sequential(*layers)
 
 
-def _adding(value: float, outputs: int, above: int = 0) -> Any:
-    """Returns the tiny model with a value added to some outputs for pictures of a larger side."""
+def _adding(value: float, outputs: int) -> Any:
+    """Returns the tiny model with a value added to some outputs."""
     import torch
 
-    class Adding(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = tiny()
-
-        def forward(self, pictures: Any) -> Any:
-            logits = self.model(pictures)
-            if pictures.shape[-1] > above:
-                logits = logits + torch.where(torch.arange(1000) < outputs, value, 0.0)
-            return logits
-
-    return Adding()
+    model, added = tiny(), torch.where(torch.arange(1000) < outputs, value, 0.0)
+    model.register_forward_hook(lambda _, __, logits: logits + added)
+    return model
 
 
 def nan() -> Any:
@@ -108,34 +99,9 @@ def nan() -> Any:
     return _adding(float("nan"), 1)
 
 
-def nan_when_large() -> Any:
-    """Returns a model that is `nan` on ImageNet, but not on small datasets."""
-    return _adding(float("nan"), 1, above=64)
-
-
-def infinity() -> Any:
-    """Returns a model with an output that is +infinity."""
-    return _adding(float("inf"), 1)
-
-
 def masked() -> Any:
     """Returns a model that masks all classes."""
     return _adding(-float("inf"), 1000)
-
-
-def steep() -> Any:
-    """Returns a model whose outputs are numbers, but not their gradients."""
-    import torch
-
-    class Steep(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = tiny()
-
-        def forward(self, pictures: Any) -> Any:
-            return self.model(pictures) + (pictures - pictures).sqrt().mean((1, 2, 3))[:, None]
-
-    return Steep()
 
 
 class Untold(RuntimeError):
@@ -154,25 +120,6 @@ def untold_forward() -> Any:
     """Returns a model that can be loaded, and then fails like `untold`."""
     model = tiny()
     model.register_forward_pre_hook(lambda _, inputs: untold() if len(inputs[0]) > 1 else None)
-    return model
-
-
-def exits(*_: Any) -> Any:
-    """Ends the process as a segmenter, a variant, a fill or a model."""
-    sys.exit(3)
-
-
-def exits_forward() -> Any:
-    """Returns a model that can be loaded, and then ends the process like `exits`."""
-    model = tiny()
-    model.register_forward_pre_hook(lambda _, inputs: exits() if len(inputs[0]) > 1 else None)
-    return model
-
-
-def complex_numbers() -> Any:
-    """Returns a model whose outputs have imaginary parts."""
-    model = tiny()
-    model.register_forward_hook(lambda _, __, outputs: outputs * 1j)
     return model
 
 

@@ -1,6 +1,7 @@
 """Faults of input: hostile pictures, masks, scenes, tables, archives, links and devices."""
 
 import dataclasses
+import functools
 import itertools
 import json
 import os
@@ -30,6 +31,8 @@ MAKE = (
     *("--variants", "original", "--pictures", "none", "--direct_num_workers=1"),
 )
 BOX = ("--segmenter", "box")
+Make = Callable[[Path], Any]
+Arrange = Callable[[Path], tuple[str, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +40,7 @@ class Batch:
     """A job on many hostile pictures at once.
 
     If the job fails, each half of the batch is tried on its own, until a single picture remains
-    that makes it fail.
-
-    Attributes:
-      place: what the pictures are used as: `images`, `masks` or `scenes`.
-      pictures: pictures of `fault_pictures`.
+    that makes it fail. The `place` is what they are used as: `images`, `masks` or `scenes`.
     """
 
     place: str
@@ -99,30 +98,20 @@ class Batch:
         return BOX
 
     def _masks(self, folder: Path) -> tuple[str, ...]:
+        flags = _with_masks(folder)
         self._images(folder, encoded(picture(), "JPEG"))
-        masks = folder.parent / "input" / "masks"
-        masks.mkdir()
-        sides = {}
-        for path in folder.glob("val/*/sample*.JPEG"):
-            with Image.open(path) as image:
-                sides[path.stem] = image.size
-        for stem, size in sides.items():
-            mask = picture("1", size)
-            mask.paste(1, (size[0] // 3, size[1] // 3, size[0] * 2 // 3, size[1] * 2 // 3))
-            (masks / f"{stem}.png").write_bytes(encoded(mask, "PNG"))
-        for each in self.pictures:
-            with open(os.fsencode(masks) + b"/" + each.name + b".png", "wb") as file:
-                file.write(each.data)
-        return ("--segmenter", "masks", "--masks", str(masks))
+        self._write(folder / "masks", b".png")
+        return flags
 
     def _scenes(self, folder: Path) -> tuple[str, ...]:
-        scenes = folder / "scenes"
-        scenes.mkdir()
-        (scenes / "good scene.jpg").write_bytes(encoded(picture(), "JPEG"))
+        flags = _with_scenes(folder)
+        self._write(folder / "scenes", b".jpg")
+        return flags
+
+    def _write(self, folder: Path, suffix: bytes) -> None:
         for each in self.pictures:
-            with open(os.fsencode(scenes) + b"/" + each.name + b".jpg", "wb") as file:
+            with open(os.fsencode(folder) + b"/" + each.name + suffix, "wb") as file:
                 file.write(each.data)
-        return (*BOX, "--backgrounds", str(scenes), "--variants", "original,mixed_external")
 
     def _statuses(self, output: Path) -> dict[str, str]:
         if self.place == "scenes":
@@ -144,19 +133,10 @@ def batches() -> list[Trial]:
     ]
 
 
-def _is_temporary(path: Path) -> bool:
-    """Returns whether a file is a temporary file of the work folder."""
-    return path.parent.parts[-2:] == (".in9", "tmp") and path.is_file()
-
-
-def sparse(size: int) -> Callable[[Path], None]:
-    """Returns a function that makes a file of zeros that takes no disk space."""
-
-    def make(path: Path) -> None:
-        with path.open("wb") as file:
-            file.truncate(size)
-
-    return make
+def _sparse(size: int, path: Path) -> None:
+    """Makes a file of zeros that takes no disk space."""
+    path.touch()
+    os.truncate(path, size)
 
 
 # Single inputs.
@@ -166,18 +146,13 @@ def sparse(size: int) -> Callable[[Path], None]:
 class Input:
     """An input that is malformed or leads elsewhere.
 
-    Attributes:
-      kind, name: kind and name of the outcome.
-      make: makes the input in a folder that has good pictures; returns additional flags, which may
-        include another `--input`.
-      names: strings, one of which the closing line must contain if there is one.
-      command: `generate`, `run` or `import`, for which `make` returns the flag `--from`.
-      code: expected exit code, None for any.
+    `make` makes it in a folder of good pictures, and returns additional flags. The closing line, if
+    there is one, must contain one of the `names`.
     """
 
     kind: str
     name: str
-    make: Callable[[Path], tuple[str, ...]]
+    make: Arrange
     names: tuple[str, ...]
     command: str = "generate"
     code: int | None = None
@@ -198,13 +173,21 @@ class Input:
             faults = faults_of(ended, *self.names)
             if self.code not in (None, ended.code):
                 faults.append(f"exit code {ended.code}, where {self.code} was wanted")
-            if temporary := [path for path in trial.rglob("*") if _is_temporary(path)]:
+            if temporary := [each for each in trial.glob("**/.in9/tmp/*") if each.is_file()]:
                 faults.append(f"{temporary[0].name} is left")
             if advises_again(ended) and lab.run(trial, *command).code != 0:
                 faults.append("'the same command again' does not help")
             if contents(trial / "victim") != victim or len(list(trial.iterdir())) > 4:
                 faults.append("something outside of the output has changed")
         return [Outcome(self.kind, self.name, tuple(faults), ended)]
+
+
+def _arranged(
+    prepare: Arrange, at: Callable[[Path], Path], make: Make, folder: Path
+) -> tuple[str, ...]:
+    flags = prepare(folder)
+    make(at(folder))
+    return flags
 
 
 def _links() -> Iterator[Input]:
@@ -218,7 +201,7 @@ def _links() -> Iterator[Input]:
     def link(target: str) -> Callable[[Path], None]:
         return lambda path: path.symlink_to(target.format(victim=path.parents[2] / "../victim"))
 
-    makers: dict[str, Callable[[Path], Any]] = {
+    makers: dict[str, Make] = {
         "link to a picture elsewhere": link("{victim}/val/n02110063/sample_val_00000001.JPEG"),
         "link to a text elsewhere": link("{victim}/diary.txt"),
         "link to nothing": link("/nowhere/at/all"),
@@ -236,8 +219,8 @@ def _links() -> Iterator[Input]:
         "pipe": os.mkfifo,
         "socket": _listen,
         "folder": Path.mkdir,
-        "300 MB of nothing": sparse(300 << 20),
-        "12 GB of nothing": sparse(12 << 30),
+        "300 MB of nothing": functools.partial(_sparse, 300 << 20),
+        "12 GB of nothing": functools.partial(_sparse, 12 << 30),
     }
 
     def mask_at(folder: Path) -> Path:
@@ -254,14 +237,7 @@ def _links() -> Iterator[Input]:
         "scene": (_with_scenes, scene_at),
     }
     for (place, (prepare, at)), (name, make) in itertools.product(places.items(), makers.items()):
-
-        def arrange(
-            folder: Path, prepare: Any = prepare, at: Any = at, make: Callable[[Path], Any] = make
-        ) -> tuple[str, ...]:
-            flags = prepare(folder)
-            make(at(folder))
-            return tuple(flags)
-
+        arrange = functools.partial(_arranged, prepare, at, make)
         # What a link leads to may lie on a disk that is not mounted, which is no fault of the file.
         is_away = name in ("link to nothing", "link through a file") and place != "scene"
         code = int(is_away)
@@ -295,14 +271,19 @@ def _listen(path: Path) -> None:
         os.chdir(at)
 
 
-SIZES: dict[str, Callable[[Path], Any]] = {
-    "12 GB of nothing": sparse(12 << 30),
+SIZES: dict[str, Make] = {
+    "12 GB of nothing": functools.partial(_sparse, 12 << 30),
     "pipe": os.mkfifo,
     "socket": _listen,
     "device": lambda path: path.symlink_to("/dev/zero"),
     "folder": Path.mkdir,
 }
 """Functions that make something unexpected in the place of a file."""
+
+
+def _in_place(name: str, flag: str, make: Make, folder: Path) -> tuple[str, ...]:
+    make(folder / name)
+    return (*flag.split(), str(folder / name))
 
 
 def _in_place_of_files() -> Iterator[Input]:
@@ -322,16 +303,7 @@ def _in_place_of_files() -> Iterator[Input]:
     }
     for name, (flag, command) in flags.items():
         for size, make in SIZES.items():
-
-            def arrange(
-                folder: Path,
-                name: str = name,
-                flag: str = flag,
-                make: Callable[[Path], Any] = make,
-            ) -> tuple[str, ...]:
-                make(folder / name)
-                return (*flag.split(), str(folder / name))
-
+            arrange = functools.partial(_in_place, name, flag, make)
             kind = "in place of files"
             yield Input(kind, f"{flag} {name}: {size}", arrange, (name,), command, 2)
 
@@ -348,36 +320,27 @@ ENCODINGS = {
 """Names that some file format, terminal or operating system cannot hold."""
 
 
+_OF_MANIFEST = ("key", "group", "class", "image", "mask", "split")
+_OF_TAXONOMY = ("superclass", "name", "class")
+
+
 def _names() -> Iterator[Input]:
     """Yields such names in each place in which an input gives names."""
     where, box = "val/n02110063/sample_val_00000001.JPEG", [[20, 20, 70, 60]]
     image = {"image": where, "class": "n02110063", "boxes": box}
     row = {"class": "n02110063", "superclass": "dog"}
     for name, text in ENCODINGS.items():
-        rows = {
-            **{
-                f"manifest, {column}": {**image, column: text}
-                for column in ("key", "group", "class")
-            },
-            **{
-                f"manifest, {column}": {**image, column: text}
-                for column in ("image", "mask", "split")
-            },
-            **{f"taxonomy, {column}": {**row, column: text} for column in ("superclass", "name")},
-            "taxonomy, class": {"class": text, "superclass": "bird"},
-        }
-        for place, values in rows.items():
-            is_taxonomy = place.startswith("taxonomy")
-            file, flag = ("t.json", "--taxonomy") if is_taxonomy else ("m.json", "--input")
-            data = json.dumps([row, image][not is_taxonomy : 1 + (not is_taxonomy)] + [values])
+        places = [("m.json", "--input", image, column) for column in _OF_MANIFEST]
+        places += [("t.json", "--taxonomy", row, column) for column in _OF_TAXONOMY]
+        for file, flag, first, column in places:
+            data = json.dumps([first, {**first, column: text}])
+            arrange = functools.partial(_in_place, file, flag, functools.partial(_write_text, data))
+            place = "manifest" if flag == "--input" else "taxonomy"
+            yield Input("names in every encoding", f"{place}, {column}: {name}", arrange, (file,))
 
-            def arrange(
-                folder: Path, file: str = file, flag: str = flag, data: str = data
-            ) -> tuple[str, ...]:
-                (folder / file).write_text(data)
-                return (flag, str(folder / file))
 
-            yield Input("names in every encoding", f"{place}: {name}", arrange, (file,))
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text)
 
 
 FAMILIES = (_links, _in_place_of_files, _names)

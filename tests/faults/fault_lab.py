@@ -33,15 +33,12 @@ PICTURES = (1, 2, 25, 26, 41, 46)
 MODEL = "python:fault_hooks:tiny"
 FLAGS = (
     *("--segmenter", "box", "--image_size", "64", *keys(resize=64, images_per_shard=3)),
-    *("--variants", "original,mixed_same,mixed_rand", "--pictures", "none"),
+    *("--variants", "original,mixed_same,mixed_rand,fg_mask,only_bg_t", "--pictures", "none"),
     "--direct_num_workers=1",
 )
 DATASET, PUBLISHED = "dataset", "published"
 """Folders of a state with published versions."""
-HELPERS = (
-    *("gs", "gswin32c", "gswin64c", "djpeg", "cjpeg", "ppmtogif", "ppmquant", "display", "xv"),
-    *("xdg-open", "eog", "gm", "open", "convert", "magick", "curl", "wget", "sh", "bash"),
-)
+HELPERS = ("gs", "djpeg", "ppmtogif", "display", "xdg-open", "convert", "magick", "curl", "sh")
 """Programs that image libraries could start; the PATH has stand-ins for them."""
 SAME_COMMAND = re.compile(r"(?<!then run )the same command", re.IGNORECASE)
 """Advice to repeat a command as it is. After "Correct that, then run", something else has to change
@@ -94,20 +91,11 @@ def contents(folder: Path) -> dict[str, str | bytes]:
     return entries
 
 
-def fill_victim(victim: Path) -> None:
-    """Fills a folder with files that somebody else keeps beside an output."""
-    small_input(victim, PICTURES[:1])
-    for name in ("diary.txt", "manifest.json", "latest.json", "lock", "foreign.parquet"):
-        (victim / name).write_text(f'"{name} of somebody else"\n')
-
-
 class Lab:
     """A folder in which faults are tried, and a server of commands, for one thread at a time.
 
-    Args:
-      folder: an empty folder.
-      states: another lab, whose input and states are used.
-      forks: a server of commands that nobody else uses meanwhile; None for one of its own.
+    Its input and states are those of another lab, if one is given, and the server is its own, if
+    none is given.
     """
 
     def __init__(self, folder: Path, states: Lab | None = None, forks: Forks | None = None) -> None:
@@ -157,8 +145,11 @@ class Lab:
 
     @functools.cached_property
     def _victim(self) -> Path:
-        fill_victim(self.folder / "victim")
-        return self.folder / "victim"
+        """A folder with files that somebody else keeps beside an output."""
+        victim = small_input(self.folder / "victim", PICTURES[:1])
+        for name in ("diary.txt", "manifest.json", "latest.json", "lock", "foreign.parquet"):
+            (victim / name).write_text(f'"{name} of somebody else"\n')
+        return victim
 
     def run(
         self,
@@ -168,14 +159,9 @@ class Lab:
         foreign: str = "",
         seconds: int = SECONDS,
     ) -> Ended:
-        """Runs a command under guard.
+        """Runs a command that may delete only in the folder of a trial.
 
-        Args:
-          trial: the only folder in which the command may delete.
-          command: arguments of `in9`.
-          kill: value of `fault_hooks.KILL`.
-          foreign: folder in which nothing may be opened.
-          seconds: time limit of the command.
+        `kill` is the value of `fault_hooks.KILL`; nothing may be opened in the `foreign` folder.
         """
         notes = self.folder / "notes"
         notes.write_text("")

@@ -5,13 +5,13 @@ content of documents.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from fault_lab import (
     STATES,
@@ -49,14 +49,10 @@ def _without_pages(data: bytes) -> bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """Damage to a state, and the command that meets it.
+    """Damage to a state of a lab, and the command of the lab that meets it.
 
     Attributes:
-      kind, name: kind and name of the outcome.
-      state: one of `STATES`.
       file: path relative to the output, which a message must name.
-      damage: damages a copy of the state in the folder of the trial.
-      command: one of `Lab.commands`.
       heals: whether the command must succeed and leave the dataset as it was.
       strict: whether a silent success counts as a failure.
       also: strings that a message may contain instead of the file's path.
@@ -182,6 +178,15 @@ def is_healed(kind: str) -> bool:
     return kind.endswith(HEALED) or "/staging/" in kind
 
 
+def _damage(files: Sequence[str], damage: Callable[[bytes], bytes], trial: Path) -> None:
+    for file in files:
+        path = trial / "out" / file
+        data = path.read_bytes()
+        # Versions share files as links: a write in place would damage them all.
+        path.unlink()
+        path.write_bytes(damage(data))
+
+
 def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
     """Yields faults that damage each kind of file in each way.
 
@@ -201,14 +206,6 @@ def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
             data = (lab.state(state) / file).read_bytes()
             damages = [each for each in damages if each[1](data) != data]
             for name, damage in damages:
-
-                def harm(trial: Path, file: str = file, damage: Any = damage) -> None:
-                    path = trial / "out" / file
-                    data = path.read_bytes()
-                    # Versions share files as links: a write in place would damage them all.
-                    path.unlink()
-                    path.write_bytes(damage(data))
-
                 commands = ["run"] if state.startswith("killed") else ["run", next(turn)]
                 for command in commands:
                     yield Fault(
@@ -216,7 +213,7 @@ def damaged_files(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                         name=f"{name}, in9 {command}",
                         state=state,
                         file=file,
-                        damage=harm,
+                        damage=functools.partial(_damage, [file], damage),
                         command=command,
                         heals=is_healed(kind)
                         and command in ("run", "update")
@@ -233,21 +230,13 @@ def power_cuts(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
             if path.is_file() and is_healed(kind_of(str(path.relative_to(lab.state(state)))))
         ]
         files = [file for file in files if "/v-" not in file]
-
-        def harm(trial: Path, files: list[str] = files, name: str = name) -> None:
-            for file in files:
-                path = trial / "out" / file
-                data = path.read_bytes()
-                path.unlink()
-                path.write_bytes(DAMAGES[name](data))
-
         # A message must name the file that is read first.
         yield Fault(
             kind="power cut: all records, memory, notes and predictions",
             name=f"{state}, {name}",
             state=state,
             file=next((file for file in files if "layers/" in file), files[0]),
-            damage=harm,
+            damage=functools.partial(_damage, files, DAMAGES[name]),
             command="run",
             heals=True,
         )
@@ -267,6 +256,12 @@ def _folders(lab: Lab) -> list[str]:
     ]
 
 
+def _put(name: str, data: bytes | None, trial: Path) -> None:
+    path = trial / "out" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir() if data is None else path.write_bytes(data)
+
+
 def strays(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
     """Yields faults that put foreign files, folders and invalid locks into an output."""
     stray: list[tuple[str, bytes | None]] = []
@@ -280,12 +275,6 @@ def strays(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
     stray += [(".in9/lock", None), (".in9/staging/x/layers/val-00000.parquet", None)]
     turn = itertools.cycle(("run", "evaluate", "update", "report"))
     for name, data in stray:
-
-        def harm(trial: Path, name: str = name, data: bytes | None = data) -> None:
-            path = trial / "out" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir() if data is None else path.write_bytes(data)
-
         commands = ("run", "report") if "lock" in name else (next(turn),)
         for command in commands:
             yield Fault(
@@ -293,9 +282,20 @@ def strays(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
                 name=f"{name} {data!r}, in9 {command}",
                 state="finished",
                 file=name,
-                damage=harm,
+                damage=functools.partial(_put, name, data),
                 command=command,
             )
+
+
+def _swap(file: str, trial: Path) -> None:
+    path = trial / "out" / file
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.write_bytes(b"?")
+    else:
+        path.unlink()
+        path.mkdir()
+        (path / "inside").write_bytes(b"?")
 
 
 def swapped(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
@@ -303,23 +303,12 @@ def swapped(lab: Lab, states: Sequence[str]) -> Iterator[Fault]:
     turn = itertools.cycle(("run", *READERS))
     files = {**files_by_kind(lab.state("finished")), **{name: name for name in _folders(lab)}}
     for kind, file in files.items():
-
-        def harm(trial: Path, file: str = file) -> None:
-            path = trial / "out" / file
-            if path.is_dir():
-                shutil.rmtree(path)
-                path.write_bytes(b"?")
-            else:
-                path.unlink()
-                path.mkdir()
-                (path / "inside").write_bytes(b"?")
-
         yield Fault(
             kind="file and folder swapped",
             name=f"{kind}, in9 {(command := next(turn))}",
             state="finished",
             file=file,
-            damage=harm,
+            damage=functools.partial(_swap, file),
             command=command,
         )
 

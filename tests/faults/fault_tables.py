@@ -31,7 +31,7 @@ from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
 MUTATIONS, TRIALS = 400, 10
-"""Files of a trial, and trials of each kind of file: 20,000 files of five kinds."""
+"""Files of a trial, and trials of each kind of file."""
 
 
 def _table(table: pa.Table, **options: object) -> bytes:
@@ -83,10 +83,6 @@ _FILES: dict[str, tuple[Callable[[Path, bytes], None], bytes]] = {
     "scores": (
         _answers,
         _table(pa.table({**_KEYS, "scores": [[0.1] * 9] * 3}), data_page_version="2.0"),
-    ),
-    "labels": (
-        _answers,
-        _table(pa.table({**_KEYS, "label": ["dog"] * 3}), use_dictionary=False, compression="zstd"),
     ),
     "recipe": (_recipe, b""),
 }

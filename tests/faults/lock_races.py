@@ -29,7 +29,6 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from gcs import BUCKET, object_store
@@ -53,13 +52,8 @@ SHORTER = 120.0
 class Race:
     """The outcome of a race.
 
-    Attributes:
-      rounds: number of rounds that ended with a manifest.
-      doubles: number of those rounds that another process had also ended.
-      stopped: number of rounds in which a process had lost the lock and wrote nothing.
-      disturbances: number of disturbances by kind.
-      waits: seconds that each round waited for the lock.
-      seconds: duration of the race.
+    `rounds` ended with a manifest, `doubles` of them after another process had ended the same one;
+    in those that `stopped`, a process had lost the lock and wrote nothing.
     """
 
     rounds: int
@@ -112,13 +106,11 @@ def _contend(store: Store, place: str, log: str, seed: int) -> None:
             time.sleep(moments.uniform(0, 2 * WORK_SECONDS))
 
 
-def race(
-    store: Store, logs: Path, *, rounds: int = 0, disturbances: int = 0, seed: int = 0
-) -> Race:
+def race(store: Store, logs: Path, *, rounds: int = 0, disturbances: int = 0) -> Race:
     """Lets processes race for the lock of an empty folder, for rounds or disturbances."""
     store.write(MANIFEST, b"0")
     context = multiprocessing.get_context("fork")
-    moments, kinds = random.Random(seed), Counter[str]()
+    moments, kinds = random.Random(0), Counter[str]()
     started = 0
 
     def start() -> multiprocessing.process.BaseProcess:
@@ -126,7 +118,7 @@ def race(
         started += 1
         machine = f"{started:012x}" if disturbances else ""
         log = str(logs / f"{started}.jsonl")
-        process = context.Process(target=_contend, args=(store, machine, log, seed + started))
+        process = context.Process(target=_contend, args=(store, machine, log, started))
         process.start()
         return process
 
@@ -174,24 +166,12 @@ def race(
     )
 
 
-@contextlib.contextmanager
-def place_of_races(*, remote: bool) -> Iterator[Store]:
-    """Yields an empty folder, on this machine or in the object store of the tests."""
-    with contextlib.ExitStack() as stack:
-        if remote:
-            stack.enter_context(object_store())
-            yield Store.at(f"gs://{BUCKET}/race")
-        else:
-            yield Store(stack.enter_context(tempfile.TemporaryDirectory()))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("races", nargs="*", metavar="RACE", help="fair, torture; both by default")
     parser.add_argument("--rounds", type=int, default=FAIR_ROUNDS)
     parser.add_argument("--disturbances", type=int, default=DISTURBANCES)
     parser.add_argument("--remote", action="store_true")
-    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     doubles = 0
     for name in arguments.races or ("fair", "torture"):
@@ -199,10 +179,12 @@ def main() -> int:
         if name == "torture":
             options = {"disturbances": arguments.disturbances}
         with (
-            place_of_races(remote=arguments.remote) as store,
+            object_store() if arguments.remote else contextlib.nullcontext(),
+            tempfile.TemporaryDirectory() as folder,
             tempfile.TemporaryDirectory() as logs,
         ):
-            done = race(store, Path(logs), seed=arguments.seed, **options)
+            store = Store.at(f"gs://{BUCKET}/race" if arguments.remote else folder)
+            done = race(store, Path(logs), **options)
         print(f"{name}, {'object store' if arguments.remote else 'local'}: {done}", flush=True)
         doubles += done.doubles
     return int(doubles > 0)

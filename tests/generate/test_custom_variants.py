@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import JobError, UsageError
-from pipeline.generate.custom_variants import custom_names, find_variants, versioned
+from pipeline.generate.custom_variants import find_variants, versioned
 from pipeline.generate.pictures import Background, Fills
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
@@ -25,8 +25,6 @@ def test_a_variant_of_the_users_has_a_version_and_changes_no_layer(
     module = "python:painted_here"
     entries = versioned(["original", f"{module}:dark", f"{module}:half@7"])
     assert entries == versioned(entries) == ("original", f"{module}:dark@3", f"{module}:half@1")
-    named = custom_names(["original", f"{module}:dark", f"{module}:light@3"])
-    assert named == (VariantName("dark"), VariantName("light"))
     for name, message in (
         ("Loud", "small letters"),
         ("bad", "a whole number"),
@@ -65,7 +63,6 @@ def test_a_fill_of_the_users_gives_a_variant_of_each_base(fills: str) -> None:
     bases = ("mixed_same", "mixed_rand", "only_bg_t")
     assert entries[1:4] == tuple(f"{base}={fills}:grey@2" for base in bases)
     variants = find_variants(entries)
-    assert custom_names(["original"], [f"{fills}:grey"]) == tuple(variants)[1:4]
     image, tile = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     layer = Layer(image, tile, np.zeros((32, 32), np.bool_), OutputBox(0, 0, 9, 9))
     before, expected = image.copy(), image.copy()

@@ -7,20 +7,28 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from runs import ONE, SHARDS, TINY_MODEL, keys, manifest_of, run_in9, stamps, table_of
+from runs import (
+    ONE,
+    SHARDS,
+    TINY_MODEL,
+    keys,
+    manifest_of,
+    refusal,
+    run_here,
+    run_in9,
+    stamps,
+    table_of,
+)
 from soundness import assert_sound
 
-from pipeline.dataset.config import SegmentConfig
 from transforms.codec import decode_image, encode_png
-from transforms.cutting import crop_whole
+from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason
 from transforms.geometry import ResizeCrop
 
@@ -100,47 +108,42 @@ def test_models_are_evaluated_on_it(in9l: Path) -> None:
     assert TINY_MODEL[1] in page
 
 
-def test_readers_take_it(in9l: Path, tmp_path: Path) -> None:
-    loaded = datasets.load_dataset(str(in9l), "original", cache_dir=str(tmp_path))
-    assert {split: len(rows) for split, rows in loaded.items()} == {"val": 17, "train": 18}
-    assert loaded["val"][0]["image"].size == (224, 224)
-    assert loaded["val"][0]["box"] is None
-    tars = sorted(str(path) for path in (in9l / "webdataset" / "original").glob("val-*.tar"))
-    assert len(list(webdataset.WebDataset(tars, shardshuffle=False))) == 17
-
-
 def test_only_what_has_changed_is_made_again(
-    in9l: Path, without_boxes: Path, tmp_path: Path
+    in9l: Path, without_boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output = Path(shutil.copytree(in9l, tmp_path / "out"))
+    output = Path(shutil.copytree(in9l, tmp_path / "out", copy_function=shutil.copy2))
     images = Path(shutil.copytree(without_boxes, tmp_path / "input"))
-    command = ("generate", "--output", output, "--split", "val,train", *IN9L, *SHARDS)
+    flags = ("--split", "val,train", *IN9L, *SHARDS)
+    command = ("generate", "--output", output, "--input", images, *flags)
     before = stamps(output)
-    # --annotations is refused here; the same pictures in another folder are no change.
-    result = run_in9(*command, "--input", images, "--annotations", images / "none", check=2)
-    assert "--annotations" in result.stderr
-    assert "nothing to do" in run_in9(*command, "--input", images).stdout
+    assert "--annotations" in refusal(capsys, *command, "--annotations", images / "none")
+    # The same pictures in another folder are no change.
+    run_here(*command)
+    assert "nothing to do" in capsys.readouterr().out
     assert stamps(output) == before
     added = max(images.glob("val/*/*.JPEG"))
     shutil.copy(added, added.with_name("added_1.JPEG"))
-    result = run_in9(*command, "--input", images)
+    run_here(*command)
     # The other images of the shard are known from their records and not opened again.
-    assert "1 image looked at" in result.stdout
+    assert "1 image looked at" in capsys.readouterr().out
     assert manifest_of(output)["images"]["val"]["selected"] == 18
     assert_sound(output)
+    # It has no masks, so it has no recipe.
+    recipe = ("--layout", "recipe", "--to", tmp_path / "r")
+    assert "in9l" in refusal(capsys, "export", "--dataset", output, *recipe)
 
 
 def test_images_without_folder_or_annotation_have_no_class(
-    without_boxes: Path, tmp_path: Path
+    without_boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flat = tmp_path / "input" / "val"
     flat.mkdir(parents=True)
     for image in without_boxes.glob("val/*/*.JPEG"):
         shutil.copy(image, flat)
     command = ("generate", "--output", tmp_path / "out", "--input", flat.parent, *IN9L)
-    done = run_in9(*command, check=2)
-    assert "nothing tells the class" in done.stderr
-    assert "--annotations" in done.stderr
+    refused = refusal(capsys, *command)
+    assert "nothing tells the class" in refused
+    assert "--annotations" in refused
 
 
 def test_an_image_that_changed_unseen_stops_the_job(in9l: Path, tmp_path: Path) -> None:
@@ -175,32 +178,37 @@ def test_a_picture_is_resized_and_cropped_as_a_layer_is(
         0, 256, (height, width, 3), np.uint8
     )
     resize = crop + extra
-    cropped = crop_whole(encode_png(pixels), resize=resize, crop=crop, interpolation=interpolation)
+    cropped = cropped_whole(encode_png(pixels), resize, crop, interpolation)
     transform = ResizeCrop.for_size(
         native_width=width, native_height=height, resize=resize, crop=crop
     )
-    assert cropped.image is not None
+    assert cropped.layer is not None
+    assert cropped.layer.is_whole
+    assert not cropped.layer.mask.any()
     assert cropped.reason is None
     assert (cropped.width, cropped.height) == (width, height)
-    np.testing.assert_array_equal(cropped.image, transform.image(pixels, interpolation))
+    np.testing.assert_array_equal(cropped.layer.image, transform.image(pixels, interpolation))
 
 
-@given(st.binary(max_size=200))
-def test_no_bytes_raise(data: bytes) -> None:
-    cropped = crop_whole(data, resize=16, crop=16, interpolation="nearest")
-    assert (cropped.image is None) == (cropped.reason is not None)
-    assert (cropped.digest is None) == (cropped.image is None)
+def cropped_whole(data: bytes, resize: int, crop: int, interpolation: str = "nearest") -> Cut:
+    """Returns what comes of an image that needs no box."""
+    (cropped,) = cut_objects(
+        data,
+        None,
+        segment=None,
+        seed=0,
+        resize=resize,
+        crop=crop,
+        interpolation=interpolation,
+        needs_box=False,
+    )
+    return cropped
 
 
 def test_a_picture_too_narrow_to_be_resized_is_rejected() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (2000, 1)).save(buffer, "PNG")
-    cropped = crop_whole(buffer.getvalue(), resize=256, crop=224, interpolation="nearest")
+    cropped = cropped_whole(buffer.getvalue(), 256, 224)
     assert cropped.reason == Reason.TOO_MANY_PIXELS
     assert cropped.width == 2000
     assert decode_image(buffer.getvalue()).shape == (1, 2000, 3)
-
-
-def test_the_selection_identifies_layers() -> None:
-    config = SegmentConfig(selection="in9l")
-    assert config.fingerprint() != SegmentConfig().fingerprint()

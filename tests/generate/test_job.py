@@ -1,7 +1,6 @@
 """Tests the job as users run it: bytes do not depend on workers, and every image is counted."""
 
 import builtins
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,13 @@ from runs import (
     keys,
     manifest_of,
     pictures_of,
+    refusal,
     run_here,
     run_in9,
     stamps,
 )
 from soundness import assert_sound
 
-from pipeline.generate.compose import ComposeShard
-from pipeline.generate.segment import SegmentShard
 from pipeline.inputs.layout import find_layout, list_images
 from pipeline.inputs.location import NOWHERE, read_location
 from transforms.taxonomy import imagenet9
@@ -67,12 +65,14 @@ def test_the_output_tree_is_as_documented(one_worker: Path) -> None:
     assert "time" not in (one_worker / "manifest.json").read_text()
 
 
-def test_empty_buckets_and_images_without_partners(small_sample: Path, tmp_path: Path) -> None:
+def test_empty_buckets_and_images_without_partners(
+    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Limits the input to one picture a class, so that mixed_same finds no partner for any."""
-    output = tmp_path / "out"
-    flags = ("--input", small_sample, "--limit", 1, *keys(images_per_shard=2))
-    done = run_in9("generate", "--output", output, *flags)
-    assert "because all of them were rejected: mixed_same needs two images" in done.stdout
+    output, flags = tmp_path / "out", ("--limit", 1, *keys(images_per_shard=2), *ONE)
+    run_here("generate", "--input", small_sample, "--output", output, "--segmenter", "box", *flags)
+    printed = capsys.readouterr().out
+    assert "because all of them were rejected: mixed_same needs two images" in printed
     manifest = manifest_of(output)
     assert manifest["rejections"]["val"]["no_background"] >= 8
     assert manifest["images"]["val"]["selected"] == 0
@@ -83,19 +83,23 @@ def test_empty_buckets_and_images_without_partners(small_sample: Path, tmp_path:
     assert_sound(output)
 
 
-def test_a_run_without_any_image_fails_and_says_why(small_sample: Path, tmp_path: Path) -> None:
+def test_a_run_without_any_image_fails_and_says_why(
+    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     flags = ("--input", small_sample, *TINY_MODEL, "--variants", "original,mixed_same", *ONE)
-    rejected = run_in9("run", "--output", tmp_path / "a", *flags, *keys(max_box=0.001), check=1)
-    assert "val: no image is in the dataset, because all of them were rejected." in rejected.stdout
-    assert "no model was evaluated, because the dataset holds no image" in rejected.stderr
+    run = ("run", *flags, "--segmenter", "box", "--output")
+    run_here(*run, tmp_path / "a", *keys(max_box=0.001), code=1)
+    printed = capsys.readouterr()
+    assert "val: no image is in the dataset, because all of them were rejected." in printed.out
+    assert "no model was evaluated, because the dataset holds no image" in printed.err
     training = tmp_path / "new" / "training"
     train = ("train", "--dataset", tmp_path / "a", "--train_split", "val", "--output", training)
-    assert "no images of val are left to train on" in run_in9(*train, check=2).stderr
+    assert "no images of val are left to train on" in refusal(capsys, *train)
     assert not training.parent.exists()
-    box = ("--segmenter", "box", "--per_class", 1)
-    alone = run_in9("run", "--output", tmp_path / "b", *flags, *box, check=1)
-    assert "because --per_class 1 leaves no image a background" in alone.stdout
-    assert "or raise --per_class" in alone.stdout
+    run_here(*run, tmp_path / "b", "--per_class", 1, code=1)
+    alone = capsys.readouterr().out
+    assert "because --per_class 1 leaves no image a background" in alone
+    assert "or raise --per_class" in alone
 
 
 def test_splits_keep_to_themselves(small_input: Path, tmp_path: Path) -> None:
@@ -105,8 +109,8 @@ def test_splits_keep_to_themselves(small_input: Path, tmp_path: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         image.rename(folder / image.name)
     shutil.copytree(small_input / "Annotations" / "val", small_input / "Annotations" / "train")
-    flags = ("--input", small_input, "--output", tmp_path / "out", "--split", "val,train", *QUICK)
-    run_in9("generate", *flags, "--variants", "original,mixed_rand")
+    flags = ("--split", "val,train", *QUICK, "--variants", "original,mixed_rand", *ONE)
+    run_here("generate", "--input", small_input, "--output", tmp_path / "out", *flags)
     keys = {}
     for split in ("val", "train"):
         files = (tmp_path / "out" / "parquet" / "mixed_rand").glob(f"{split}-*.parquet")
@@ -173,41 +177,6 @@ def test_an_io_error_is_not_a_rejection(
     run_here(*flags)
     assert manifest_of(output)["images"]["val"]["listed"] == 6
     assert not manifest_of(output)["rejections"]["val"].get("undecodable")
-
-
-def test_flat_images_without_a_class_are_rejected(tiny_input: Path, tmp_path: Path) -> None:
-    flat, output = tmp_path / "flat", tmp_path / "out"
-    shutil.copytree(tiny_input / "Annotations", flat / "Annotations")
-    (flat / "val").mkdir()
-    for image in tiny_input.glob("val/*/*.JPEG"):
-        shutil.copy(image, flat / "val")
-    first, second = sorted(flat.glob("Annotations/val/*.xml"))[:2]
-    first.write_text(re.sub("<name>.*</name>", "", first.read_text()))
-    second.unlink()
-    run_here(
-        "generate", "--output", output, "--input", flat, *QUICK, "--variants", "original", *ONE
-    )
-    rejections = manifest_of(output)["rejections"]["val"]
-    assert rejections["unreadable_annotation"] == rejections["missing_annotation"] == 1
-
-
-@pytest.mark.parametrize("stage", [SegmentShard, ComposeShard])
-def test_work_that_a_runner_loses_is_noticed(
-    tiny_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, stage: Any
-) -> None:
-    original = stage.process
-
-    def lossy(self: Any, shard: Any) -> Any:
-        return original(self, shard) if shard.shard else iter(())
-
-    monkeypatch.setattr(stage, "process", lossy)
-    output = tmp_path / "out"
-    flags = ("--input", tiny_input, "--output", output, *QUICK, *keys(images_per_shard=2), *ONE)
-    run_here("generate", *flags, code=1)
-    assert "2 of 3 shards" in capsys.readouterr().err
-    assert not (output / "manifest.json").exists()
-    monkeypatch.undo()
-    run_here("generate", *flags)
 
 
 def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) -> None:

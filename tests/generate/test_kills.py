@@ -26,17 +26,18 @@ from soundness import assert_sound
 
 KILLS = 4
 FLAGS = (*keys(images_per_shard=2), "--formats", "parquet")
-FEWER = ("--variants", "original,mixed_same,mixed_rand")
+QUICKLY = (*QUICK, "--variants", "original,mixed_same,mixed_rand")
 
 
 def test_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path: Path) -> None:
     fresh, output = tmp_path / "fresh", tmp_path / "out"
-    run = ("run", "--input", small_sample, *FLAGS, *FEWER, *TINY_MODEL, "--output")
+    run = ("run", "--input", small_sample, *FLAGS, *QUICKLY, *TINY_MODEL, "--output")
     started = time.monotonic()
     run_in9(*run, fresh)
     seconds = time.monotonic() - started
     moments, killed, finished = random.Random(9), 0, dict[str, int]()
     while killed < KILLS:
+        started = time.monotonic()
         running = start_in9(*run, output)
         time.sleep(moments.uniform(0.05, 0.6) * seconds)
         if running.poll() is None:
@@ -51,6 +52,8 @@ def test_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path: Pa
         assert {name: shards[name] for name in finished} == finished
         finished = shards
         if running.returncode == 0:
+            # It took less time than the one before.
+            seconds = time.monotonic() - started
             assert results_of(output) == results_of(fresh)
             if killed < KILLS:
                 shutil.rmtree(output)
@@ -67,7 +70,7 @@ def test_kills_at_random_moments_change_nothing(small_sample: Path, tmp_path: Pa
     assert not list(output.glob(".in9/tmp/*"))
 
 
-# A segmenter, a variant and a model that create a file as they begin, and then work for minutes.
+# Segmenters and a model that create a file as they begin, and then work for minutes.
 SLOW = """
 import os, pathlib, signal, threading, time
 import torch
@@ -94,9 +97,6 @@ def interrupted_segmenter(image, box):
         signal.pthread_kill(threading.get_ident(), signal.SIGINT)
     time.sleep(120)
 
-def variant(layer):
-    work()
-
 class Network(torch.nn.Module):
     forward = work
 
@@ -118,7 +118,6 @@ STAGES = {
     "start": (),
     "segment": ("--segmenter", "python:slow_work:segmenter"),
     "segment hides it": ("--segmenter", "python:slow_work:hiding_segmenter"),
-    "compose": ("--segmenter", "box", "--variants", "original,python:slow_work:variant"),
     "evaluate": ("--segmenter", "box", "--models", "python:slow_work:model"),
 }
 
@@ -131,10 +130,9 @@ STAGES = {
         ("segment", signal.SIGINT, ("--direct_running_mode=multi_processing",)),
         # With one worker, the main thread does the work.
         ("segment hides it", signal.SIGTERM, ONE),
-        ("compose", signal.SIGTERM, ONE),
         ("evaluate", signal.SIGHUP, ONE),
     ],
-    ids=["start", "threads", "processes", "hidden", "compose", "evaluate"],
+    ids=["start", "threads", "processes", "hidden", "evaluate"],
 )
 def test_ctrl_c_leaves_with_one_line_in_the_middle_of_work(
     tiny_input: Path, slow_work: Path, stage: str, how: signal.Signals, flags: tuple[str, ...]
@@ -145,8 +143,8 @@ def test_ctrl_c_leaves_with_one_line_in_the_middle_of_work(
     wait_until((output if stage == "start" else at_work).exists, running)
     # A terminal sends the signal to all processes of the group.
     os.killpg(running.pid, how)
-    # An idle machine needs a second for this; a run that waited for the work would need 120.
-    out, error = running.communicate(timeout=30)
+    # A run that waited for the work would need 120 seconds.
+    out, error = running.communicate(timeout=110)
     assert running.returncode == 1
     *progress, last = error.splitlines()
     assert last == "in9 run: stopped; run the same command again to go on"
@@ -155,10 +153,10 @@ def test_ctrl_c_leaves_with_one_line_in_the_middle_of_work(
     assert out == ""
     assert not list(output.glob(".in9/lock*"))
     # No worker stays behind.
-    until = time.monotonic() + 30
-    while group_is_alive(running.pid) and time.monotonic() < until:
+    until = time.monotonic() + 110
+    while group_is_alive(running.pid):
+        assert time.monotonic() < until
         time.sleep(0.05)
-    assert not group_is_alive(running.pid)
 
 
 def test_a_signal_that_a_worker_thread_gets_stops_the_run(
@@ -186,11 +184,11 @@ def test_models_that_are_evaluated_at_once_are_all_in_the_tables(
     tiny_input: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    run_here("generate", "--input", tiny_input, "--output", output, *QUICK, *FEWER, *ONE)
+    run_here("generate", "--input", tiny_input, "--output", output, *QUICKLY, *ONE)
     models = [f"python:tiny_models:{name}" for name in ("first", "second", "third")]
     running = [start_in9("evaluate", "--dataset", output, "--models", model) for model in models]
     for process in running:
-        _, error = process.communicate(timeout=300)
+        _, error = process.communicate()
         assert process.returncode == 0, error
     assert {row["model"] for row in table_of(output, "gaps")} == set(models)
     page = (output / "report.html").read_text()

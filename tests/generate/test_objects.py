@@ -15,7 +15,7 @@ from pipeline.jobs.messages import advise
 from transforms.annotations import Annotation, Box, write_annotation
 from transforms.codec import encode_png
 from transforms.cutting import Cut, cut_background, cut_objects
-from transforms.filters import Reason, Rules, check_box, check_boxes, choose_boxes
+from transforms.filters import Reason, Rules, check_box, choose_boxes, judge_boxes
 from transforms.geometry import INTERPOLATIONS, ResizeCrop
 from transforms.segmentation import SEGMENTERS
 
@@ -141,10 +141,12 @@ def test_limits_can_be_others() -> None:
     assert check_box(corner, **size) == Reason.BOX_OFF_CENTER
     assert check_box(corner, rules=Rules(min_visible=0.4), **size) is None
     assert check_box(corner, rules=Rules(pad=True), **size) is None
-    # One acceptable box among several is enough.
-    each = Rules(objects="each")
-    assert check_boxes([corner, Box(90, 90, 160, 160)], rules=each, **size) is None
-    assert check_boxes([corner, large], rules=each, **size) == Reason.BOX_OFF_CENTER
+    each, middle = Rules(objects="each"), Box(90, 90, 160, 160)
+    assert judge_boxes([corner, middle, large], 256, 256, each) == [
+        (corner, Reason.BOX_OFF_CENTER),
+        (middle, None),
+        (large, Reason.BOX_TOO_LARGE),
+    ]
     dot = np.zeros((HEIGHT, WIDTH), np.bool_)
     dot[40:44, 20:24] = True
     (few,) = cuts(LEFT, mask=encode_png_mask(dot), rules=Rules())
@@ -157,17 +159,6 @@ def encode_png_mask(mask: NDArray[np.bool_]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-@pytest.mark.parametrize("objects", ["largest", "union", "each"])
-def test_an_image_with_one_box_is_cut_as_ever(objects: str) -> None:
-    (expected,) = cuts(LEFT, rules=Rules())
-    (actual,) = cuts(LEFT, rules=Rules(objects=objects))
-    assert actual.number == (objects == "each")
-    assert expected.layer is not None
-    assert actual.layer is not None
-    for name in ("image", "only_bg_t", "mask", "box"):
-        np.testing.assert_array_equal(getattr(actual.layer, name), getattr(expected.layer, name))
 
 
 def test_each_object_is_cut_as_if_it_were_alone() -> None:

@@ -7,12 +7,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pytest
 from runs import ONE, QUICK, dataset_in, index_of, keys, pixels_of, results_of, run_here
 
 from pipeline.dataset.config import COMPOSE_VERSION, ComposeConfig
-from pipeline.dataset.folder import Holdout, training_pictures
-from pipeline.errors import JobError
+from pipeline.dataset.folder import training_pictures
 from pipeline.generate.composed import ComposedDataset
 from pipeline.generate.pictures import Background, Fills
 from pipeline.jobs.messages import describe_dataset
@@ -99,7 +97,7 @@ def test_a_background_is_painted_once_and_a_whole_hole_stays_tiled(rendered: Pat
 
 
 def test_held_out_backgrounds_are_those_of_the_base(rendered: Path) -> None:
-    dataset, holdout = dataset_in(rendered), Holdout(0.3)
+    dataset, holdout = dataset_in(rendered), 0.3
     based, of_rendering = (
         training_pictures(dataset, "val", variant, holdout)
         for variant in ("mixed_rand", "mixed_rand_telea")
@@ -145,32 +143,3 @@ def test_composed_pictures_are_the_stored_bytes(rendered: Path, three_draws: Pat
     digests, others = (each.shard_files("val", 0, tuple(names)) for each in (more, fewer))
     assert digests == others
     assert len({digest.sha256 for digest in digests}) == len(names)
-
-
-def test_a_fill_of_the_users_is_composed_as_it_is_stored(
-    small_sample: Path, three_draws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "fills_here.py").write_text(
-        "def grey(image, hole):\n    image[hole] = 128\n    return image\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    own = ("--renderings", "python:fills_here:grey", "--variants", "mixed_rand", "--replicates", 2)
-    run_here("generate", "--input", small_sample, *QUICK, *ONE, *own, "--output", tmp_path / "out")
-    whole, part = dataset_in(tmp_path / "out"), dataset_in(three_draws)
-    names = [VariantName(base, "grey", n) for base in ("mixed_same", "mixed_rand") for n in (0, 1)]
-    stored = map(VariantName.parse, ("mixed_rand", "mixed_rand_r1", "only_bg_t_grey"))
-    assert set(whole.variants) == {*stored, *names}
-    compose = whole.manifest.config.compose
-    columns = ("key", "bg_key", "image")
-    more = ComposedDataset(part.store, part.manifest, "val", compose)
-    for name in names:
-        (expected,), (made,) = (each.tables("val", 0, name, columns) for each in (whole, more))
-        assert made.to_pylist() == expected.to_pylist()
-    # Another version has other pictures, whatever is stored.
-    raised = tuple(name.replace("@1", "@2") for name in compose.variants)
-    compose = dataclasses.replace(compose, variants=raised)
-    newer = ComposedDataset(whole.store, whole.manifest, "val", compose)
-    digests = [each.shard_files("val", 0, names[:1]) for each in (whole, more, newer)]
-    assert len({file.sha256 for (file,) in digests}) == 3
-    with pytest.raises(JobError, match="its version is 1 here"):
-        next(newer.tables("val", 0, names[0], columns))

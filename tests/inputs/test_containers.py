@@ -1,7 +1,8 @@
-"""Tests images and boxes in folders, archives and Parquet files, and what their names tell."""
+"""Tests images and boxes in folders, archives and tables, and packed in memory."""
 
 import re
-from collections.abc import Iterable
+import tracemalloc
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ from pipeline.inputs.imagenet import ImageFolder, ImagenetTars, files_in
 from pipeline.inputs.input_format import find_files, has_boxes_by_name, has_images_by_name
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.location import NOWHERE, Location, read_location
+from pipeline.inputs.packed import Packed
 from pipeline.inputs.source_images import FileIndex, KeyedFile, SourceImage, stamp_of, wnid_of_label
 from pipeline.inputs.tables import HubParquet, holds_pictures
 from pipeline.inputs.webdataset import WebDataset
@@ -74,7 +76,8 @@ def test_folders_or_inner_archives_tell_the_classes_of_a_tar(tmp_path: Path) -> 
     known = tar_bytes([("a.JPEG", b"a"), ("notes.txt", b""), (".git/a.JPEG", b"")])
     own = tar_bytes([("b.b.PNG", b"b"), ("n01440764/c.jpg", b"c")])
     flat = [("cup/e.JPEG", b"e"), ("f.JPEG", b"f"), ("readme", b"")]
-    (tmp_path / "t.tar").write_bytes(tar_bytes([("n02085620.tar", known), ("cup.tar", own), *flat]))
+    inner = [("n02085620.tar", known), ("._n02085620.tar", b"x"), ("cup.tar", own)]
+    (tmp_path / "t.tar").write_bytes(tar_bytes([*inner, *flat]))
     assert seen(listed(ImagenetTars(), tmp_path, "t.tar", taxonomy=CUPS)) == [
         ("t.tar/cup/e.JPEG", "e", "cup", b"e"), ("t.tar/f.JPEG", "f", "", b"f"), None,
         ("t.tar/n02085620.tar/a.JPEG", "a", "n02085620", b"a"), None,
@@ -247,3 +250,40 @@ def test_annotations_in_an_archive_are_kept_as_what_they_say(tmp_path: Path) -> 
     (tmp_path / "solution.csv").write_text("ImageId,Boxes\n")
     with pytest.raises(UsageError, match=r"solution.csv is not a table of boxes: its first line"):
         index_annotations(f"{tmp_path}/solution.csv")
+
+
+# With lone surrogates, as in file names that are no UTF-8.
+TEXT = st.text(st.sampled_from("a/\0\1\udcffÿ."), max_size=6)
+MAYBE = st.none() | TEXT
+LOCATION = st.builds(Location, TEXT, st.none() | st.tuples(st.integers(), st.integers()))
+
+
+@given(
+    st.lists(
+        st.builds(
+            SourceImage, TEXT, LOCATION, TEXT, TEXT, st.integers(-1, 9), st.none() | LOCATION, MAYBE
+        )
+        | st.builds(KeyedFile, TEXT, TEXT, LOCATION, MAYBE, st.none() | st.integers(0, 1 << 40))
+    )
+)
+def test_objects_come_out_as_they_went_in(items: list[object]) -> None:
+    packed = Packed(iter(items))
+    assert [*packed] == [packed[number] for number in range(len(packed))] == items
+
+
+def test_a_listed_image_takes_a_hundred_bytes() -> None:
+    def images() -> Iterator[SourceImage]:
+        for number in range(20_000):
+            wnid = f"n{number // 40:08d}"
+            key = f"{wnid}_{number}"
+            name = f"train/{wnid}/{key}.JPEG"
+            box = Location(f"/data/imagenet/Annotations/CLS-LOC/train/{wnid}/{key}.xml")
+            picture = Location(f"/data/imagenet/{name}")
+            yield SourceImage(key, picture, name, wnid, number % 9, box)
+
+    tracemalloc.start()
+    packed = Packed(images())
+    size = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert size < 100 * len(packed)
+    assert packed[12_345] == [*images()][12_345]

@@ -20,7 +20,6 @@ from pipeline.inputs.image_manifest import (
     ImageManifest,
     content_of_coco,
     images_of_coco,
-    images_of_rows,
     is_coco_manifest,
     named_columns,
     path_from,
@@ -93,7 +92,6 @@ def test_what_is_wrong_with_a_table_or_a_value_is_told_by_line(tmp_path: Path) -
     twins = (tmp_path / "twins.parquet").read_bytes()
     for name, data, why in (
         ("t.jsonl", b'{"a": 1}\n\n[1]', "t.jsonl, line 3: not an object"),
-        ("t.parquet", b"PAR1", "t.parquet is not a whole Parquet file"),
         ("t.jsonl", b'{"a": 1}\n{"a": 1, "b": 2, "b": 3}', "line 2: .* two fields 'b'"),
         ("t.csv", b"a,b,b\n1,2,3\n", "t.csv has two columns 'b'"),
         ("t.parquet", twins, "t.parquet has two columns 'b'"),
@@ -131,15 +129,6 @@ def test_cocos_content_is_told_from_other_json_and_is_never_stale(tmp_path: Path
     assert (is_coco_manifest(path), tells_splits(path, {})) == (True, False)
     assert (is_coco_manifest(rows), tells_splits(rows, {})) == (False, True)
     assert content_of_coco(rows) is content_of_coco("/none.csv") is None
-
-
-def test_rows_of_one_image_are_put_together(tmp_path: Path) -> None:
-    rows = [{"image": "b.png", "class": "cup", "boxes": "[1, 2, 3, 4]"}, {"image": "/x/a.png"},
-            {"image": "x/../b.png", "group": "hall", "boxes": [[5, 6, 7, 8], 0]}]  # fmt: skip
-    first, second = images_of_rows(put(tmp_path / "t.json", rows), "/in", {})
-    assert (first.path, first.row.number, first.columns) == ("/in/b.png", 1, {"group": "hall"})
-    assert first.objects == [("cup", [1, 2, 3, 4]), ("", [5, 6, 7, 8]), ("", 0)]
-    assert (second.path, second.objects) == ("/x/a.png", [("", None)])
     assert path_from("/in", "gs://bucket/a") == "gs://bucket/a"
     assert path_from("gs://bucket/in", "../a") == "gs://bucket/a"
 
@@ -172,20 +161,6 @@ def test_the_order_of_rows_is_that_of_images_and_says_nothing_else(root: Path, r
     put(root / "t.jsonl", {"image": "a.png", "class": "", "mask": "lost.png"})
     with pytest.raises(UsageError, match=rf"line 1, column mask: there is no file {root}/lost.png"):
         listed(ImageManifest(), root, "t.jsonl")
-
-
-@pytest.mark.parametrize("taken", ["key", "group", "split", "mask", "width", "boxes"])
-@pytest.mark.parametrize("ours", ["image", "class"])
-def test_a_column_that_is_read_for_another_has_no_second_role(
-    root: Path, ours: str, taken: str
-) -> None:
-    row = {"image": "a.png", "class": "n01440764", "other": "x"}
-    row[taken] = row.pop(ours)
-    path = put(root / "t.jsonl", [row])
-    (image,) = images_of_rows(path, str(root), columns := {ours: taken})
-    assert (image.path, image.columns) == (str(root / "a.png"), {})
-    assert image.objects == [("n01440764", None)]
-    assert not tells_splits(path, columns)
 
 
 COLUMNS = ("image", "class", "boxes", "mask", "key", "group", "split", "width", "height")

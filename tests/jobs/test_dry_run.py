@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 from runs import (
+    TINY_MODEL,
     Run,
     darken,
     index_of,
@@ -27,6 +28,8 @@ from pipeline.jobs.dry_run import forecast_split
 from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.usefixtures("no_figures")
+
+MODEL = TINY_MODEL[1]
 
 
 class Told(NamedTuple):
@@ -54,7 +57,7 @@ def told(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Told:
     (source / "val" / "n02123045").mkdir()
     shutil.copy(images[2], source / "val" / "n02123045" / "cat.JPEG")
     output = folder / "new" / "out"
-    flags = ("run", "--input", source, "--output", output, *keys(images_per_shard=6))
+    flags = ("run", "--input", source, "--output", output, *keys(images_per_shard=6), *TINY_MODEL)
 
     first = run_in9(*flags, "--dry_run").stdout.splitlines()
     assert list(folder.iterdir()) == [source]
@@ -98,7 +101,7 @@ def test_times_follow_from_what_was_measured(told: Told) -> None:
     parts = 16 * segment, 12 * compose
     expected = (sum(parts) / workers, *parts)
     assert [seconds, *of_one_core] == pytest.approx(expected, abs=0.6)
-    assert re.search(r"efficientnet_lite0: about .* pictures on cpu \(.* a second\)", printed)
+    assert re.search(rf"{MODEL}: about .* pictures on cpu \(.* a second\)", printed)
 
 
 def test_the_smallest_gap_that_would_show_is_said(told: Told) -> None:
@@ -109,7 +112,7 @@ def test_the_smallest_gap_that_would_show_is_said(told: Told) -> None:
     start = "smallest BG-Gap that 12 images would show in 8 of 10 draws, in points: "
     assert f"{start}59.0 for a" in "\n".join(told.first)
     gap = 100 * float(table_of(told.output, "gaps")[0]["smallest_gap"])
-    assert f"{start}{gap:.1f} for efficientnet_lite0, by its results on 12 images" in told.again
+    assert f"{start}{gap:.1f} for {MODEL}, by its results on 12 images" in told.again
 
 
 def test_the_job_makes_what_was_forecast(told: Told) -> None:
@@ -134,12 +137,12 @@ def test_what_is_done_is_not_to_be_done_again(told: Told) -> None:
     ]
     assert told.again[4] == "dataset: up to date"
     assert told.again[6:] == [
-        "efficientnet_lite0: evaluated already",
+        f"{MODEL}: evaluated already",
         "dry run: nothing was written",
     ]
     assert told.changed[2] == "val: 15 segmented already, 1 to segment"
     # Another seed leaves nothing to segment, but everything to compose.
-    seed = ("generate", *told.flags[1:], "--dry_run", "--seed", 1)
+    seed = ("generate", *told.flags[1:-2], "--dry_run", "--seed", 1)
     assert "--seed=1 (the dataset has 0)" in run_in9(*seed, check=2).stderr
     assert "up to date" not in run_in9(*seed, "--overwrite", "config").stdout
 
@@ -149,28 +152,24 @@ def test_a_dataset_of_broken_pictures_is_estimated_as_empty(
 ) -> None:
     for picture in pictures_of(small_input):
         picture.write_bytes(picture.read_bytes()[:100])
-    printed = run_small("run", "--dry_run")
+    printed = run_small("run", "--dry_run", *TINY_MODEL)
     assert "0 of 18 accepted; compose 0.000 s" in printed
     assert "estimate: about 0 images in the dataset, 0 B (0 B layers, 0 B parquet)" in printed
 
 
-def test_nothing_to_estimate_is_said(tiny_input: Path, tmp_path: Path) -> None:
+def test_nothing_to_estimate_is_said(tiny_input: Path, run_small: Run, tmp_path: Path) -> None:
     for xml in tiny_input.glob("Annotations/val/*.xml"):
         xml.write_text("<annotation>")
-    dry_run = run_in9("generate", "--input", tiny_input, "--output", tmp_path / "out", "--dry_run")
-    assert "6 rejected for name or annotation alone (6 unreadable_annotation)" in dry_run.stdout
-    assert "no image is left to segment" in dry_run.stdout
+    printed = run_small("generate", "--dry_run")
+    assert "6 rejected for name or annotation alone (6 unreadable_annotation)" in printed
+    assert "no image is left to segment" in printed
     assert not (tmp_path / "out").exists()
 
 
-def test_what_an_attack_will_take_is_said_and_its_flags_are_checked(
-    small_sample: Path, tmp_path: Path
-) -> None:
-    flags = ("run", "--input", small_sample, "--output", tmp_path / "out", "--dry_run")
-    done = run_in9(*flags, "--attack", "4x3")
-    assert re.search(r"efficientnet_lite0: about .* with 12 composites", done.stdout)
-    refused = run_in9(*flags, "--attack", 4, "--variants", "original,only_fg", check=2)
-    assert "the dataset has no fg_mask, only_bg_t" in refused.stderr
+def test_what_an_attack_will_take_is_said(run_small: Run) -> None:
+    variants = ("--variants", "original,fg_mask,only_bg_t")
+    printed = run_small("run", "--dry_run", "--attack", "4x3", *variants, *TINY_MODEL)
+    assert re.search(rf"{MODEL}: about .* with 12 composites", printed)
 
 
 def test_an_impossible_size_in_an_annotation_rejects_before_the_first_run(
@@ -236,7 +235,7 @@ def test_a_damaged_record_leaves_its_images_to_segment(run_small: Run, tmp_path:
 
 
 def test_what_is_held_out_of_the_evaluation_is_not_estimated(run_small: Run) -> None:
-    flags = ("--dry_run",)
+    flags = ("--dry_run", *TINY_MODEL)
     counts = [
         int(re.findall(r"for (\d+) pictures on", run_small("run", *flags, *holdout))[0])
         for holdout in ((), ("--holdout", "0.5"))

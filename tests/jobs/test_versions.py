@@ -4,11 +4,11 @@ import json
 import os
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gcs import BUCKET, object_store
@@ -20,6 +20,7 @@ from runs import (
     keys,
     manifest_of,
     pictures_of,
+    refusal,
     run_here,
     stamps,
     take_over,
@@ -33,7 +34,6 @@ from pipeline.analyses.evaluation.parts import (
     compare_accuracies,
     describe_models,
 )
-from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import (
     MANIFEST,
@@ -46,7 +46,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.jobs.changes import (
     Changes,
     ImageChanges,
-    IndexedImage,
+    compare_images,
     describe_changes,
     summary_of,
     to_markdown,
@@ -187,36 +187,21 @@ def names_of(publishing: PublishPlan) -> list[str]:
     return names
 
 
-def test_a_killed_job_lists_or_removes_what_it_has_finished(
-    publishing: PublishPlan, monkeypatch: pytest.MonkeyPatch
+def test_no_version_is_forgotten_when_a_power_cut_has_emptied_the_list(
+    publishing: PublishPlan,
 ) -> None:
     target = publishing.target
     (first,) = names_of(publishing)
     publishing.store.write("results/model/attack.json", b"{}")
-
-    def update(self: Store, path: str, data: bytes, **how: Any) -> bool:
-        raise OSError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "update", update)
-        with pytest.raises(OSError, match="killed"):
-            publish(publishing)
-    # The second version has not been announced, so readers stay with the first.
-    assert reading_store(target.root) == target.below(first)
-    publishing.store.write("results/model/attack.json", b"[]")
-    third, *older = names_of(publishing)
-    assert len({third, *older}) == 3
-    assert older[0] == first
-    # No version is forgotten, even when a power cut has emptied the list.
+    second, _ = names_of(publishing)
     os.utime(target.path(f"{first}/{MANIFEST}"), (1, 1))
-    os.utime(target.path(f"{older[1]}/{MANIFEST}"), (2, 2))
     for damage in (b"", bytes(100), b'{"version":'):
         Path(target.path("latest.json")).write_bytes(damage)
-        assert reading_store(target.root) == target.below(third)
-        assert finished_versions(target) == [third, older[1], first]
-    assert names_of(publishing) == [third, older[1], first]
-    assert names_of(PublishPlan(publishing.store, target, keep=0)) == [third]
-    assert {path.name for path in Path(target.root).glob("v-*")} == {third}
+        assert reading_store(target.root) == target.below(second)
+        assert finished_versions(target) == [second, first]
+    assert names_of(publishing) == [second, first]
+    assert names_of(PublishPlan(publishing.store, target, keep=0)) == [second]
+    assert {path.name for path in Path(target.root).glob("v-*")} == {second}
 
 
 def test_a_job_that_has_lost_its_lock_announces_and_removes_nothing(
@@ -276,67 +261,53 @@ def test_results_are_versions_too(
     run: Run, on_results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output, published = tmp_path / "out", tmp_path / "published"
-    run("generate", "--variants", "original,mixed_same,mixed_rand,fg_mask")
-    first = published / latest_of(published)["version"]
+
+    def newest() -> Path:
+        return published / latest_of(published)["version"]
+
+    run("generate")
+    first = newest()
     assert not (first / "results").exists()
     before = stamps(first)
     on_results("evaluate", *MODELS)
-    second = published / latest_of(published)["version"]
+    second = newest()
     assert latest_of(published)["versions"] == [second.name, first.name]
     assert stamps(first) == before
     assert (second / "results" / "summary.csv").exists()
-    page = (second / "report.html").read_text()
-    assert page == (output / "report.html").read_text()
+    assert (second / "report.html").read_text() == (output / "report.html").read_text()
     changes = (second / "changes.md").read_text()
     assert f"# What has changed\n\nnew models: {NAME}\n" in changes
     assert "is the same; only results on it, or its card, have changed." in changes
     capsys.readouterr()
     on_results("evaluate", *MODELS)
     assert f"published already: {second} (older ones: 1)" in capsys.readouterr().out
-    on_results("saliency", *MODELS, "--maps", "1")
-    third = published / latest_of(published)["version"]
-    assert len(latest_of(published)["versions"]) == 3
-    assert list(third.glob("results/python*/saliency.json"))
     shutil.rmtree(next(output.glob("results/python*")))
     on_results("report", "--keep", "1")
-    fourth = published / latest_of(published)["version"]
-    assert latest_of(published)["versions"] == [fourth.name, third.name]
-    assert not list(fourth.glob("results/python*"))
-    assert {path.name for path in published.glob("v-*")} == {fourth.name, third.name}
-
+    third = newest()
+    assert latest_of(published)["versions"] == [third.name, second.name]
+    assert not list(third.glob("results/python*"))
+    assert {path.name for path in published.glob("v-*")} == {third.name, second.name}
     # Readers take the newest version.
-    assert open_dataset(published).dataset.store.root == str(fourth)
+    assert open_dataset(published).dataset.store.root == str(third)
     run_here("verify", "--dataset", published)
-    export = ["export", "--dataset", str(published), "--to", str(tmp_path / "export")]
-    assert main(export) == 0
-    (fourth / "index" / "val-00000-of-00003.parquet").unlink()
+    (third / "index" / "val-00000-of-00003.parquet").unlink()
     run_here("verify", "--dataset", published, code=1)
-    run_here("verify", "--dataset", third)
 
 
 def test_nothing_writes_into_what_is_published(
-    publishing: PublishPlan, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    publishing: PublishPlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (name,) = names_of(publishing)
-    published = Path(publishing.target.root)
-    (tmp_path / "current").symlink_to(published / name)
-    before = stamps(published)
-    commands = (
-        *(("evaluate", "--dataset"), ("attack", "--dataset"), ("saliency", "--dataset")),
-        *(("report", "--dataset"), ("matrix", "--dataset"), ("matrix", "--probe", "--dataset")),
-        *(("train", "--dataset"), ("train", "--probe", "--dataset")),
-        *(("run", "--output"), ("generate", "--output"), ("generate", "--dry_run", "--output")),
-        ("import", "--from", str(small_input), "--output"),
-    )
-    for command in commands:
-        for folder, reason in (
-            (published, "holds published versions; name the dataset"),
-            (published / name, "is a published version, which stays as it is"),
-            (tmp_path / "current", "is a published version"),
-        ):
-            run_here(*command, folder, code=2)
-            error = capsys.readouterr().err
-            assert f"{command[-1]} {folder} {reason}" in error
+    published, link = Path(publishing.target.root), tmp_path / "current"
+    link.symlink_to(published / name)
+    before, on = stamps(published), ("evaluate", "attack", "saliency", "report", "matrix", "train")
+    commands = [*(f"{command} --dataset" for command in on), "matrix --probe --dataset"]
+    commands += ["train --probe --dataset", "import --from . --output", "generate --output"]
+    places = [(command, published / name) for command in commands]
+    for command, folder in (*places, ("run --output", published), ("run --output", link)):
+        run_here(*command.split(), folder, code=2)
+        reason = "holds published versions" if folder == published else "is a published version"
+        assert f"{command.split()[-1]} {folder} {reason}" in capsys.readouterr().err
     assert stamps(published) == before
     # A name alone does not make a folder a version.
     assert writing_store("output", str(tmp_path / name)).root == str(tmp_path / name)
@@ -345,37 +316,33 @@ def test_nothing_writes_into_what_is_published(
 def test_where_nothing_can_be_published_is_refused_at_once(
     publishing: PublishPlan, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, target = publishing.store, publishing.target
+    store, target, beside = publishing.store, publishing.target, tmp_path / "another"
     publish(publishing)
     assert check_publishing(store, None, None) is None
     assert check_publishing(store, target.root, 3) == PublishPlan(store, target, 3)
-    beside = str(tmp_path / "another")
-    with pytest.raises(UsageError, match="--keep N needs --publish DIR"):
-        check_publishing(store, None, 1)
-    with pytest.raises(UsageError, match="at least 0: got -1"):
-        check_publishing(store, beside, -1)
-    for folder in (store.root, store.path("published"), str(tmp_path)):
-        with pytest.raises(UsageError, match="must lie beside each other"):
-            check_publishing(store, folder, None)
+    places = []
     for path in (MANIFEST, ".in9/manifest.previous.json", "parquet/original/a"):
-        other = Store(str(tmp_path / f"other-{len(path)}"))
-        other.write(path, b"")
-        with pytest.raises(UsageError, match="holds a dataset; choose another folder"):
-            check_publishing(store, other.root, None)
-    Path(beside).write_text("a file")
-    with pytest.raises(UsageError, match="is not a folder"):
-        check_publishing(store, beside, None)
-    inside = ["--input", str(small_input), "--publish", str(small_input / "published")]
-    run_here("generate", "--output", tmp_path / "new", *inside, code=2)
-    assert "published lies inside --input" in capsys.readouterr().err
-    assert not (tmp_path / "new").exists()
-    Path(target.path("latest.json")).write_text("{}")
-    for refused in (
-        lambda: check_publishing(store, target.root, None),
-        lambda: publish(publishing),
+        places.append(Store(str(tmp_path / f"other-{len(path)}")))
+        places[-1].write(path, b"")
+    beside.write_text("a file")
+    inside = "must lie beside each other"
+    for folder, keep, said in (
+        (None, 1, "--keep N needs --publish DIR"),
+        (str(tmp_path / "new"), -1, "at least 0: got -1"),
+        *((place, None, inside) for place in (store.root, store.path("a"), str(tmp_path))),
+        *((place.root, None, "holds a dataset; choose another folder") for place in places),
+        (str(beside), None, "is not a folder"),
     ):
-        with pytest.raises(UsageError, match=r"latest\.json cannot be used"):
-            refused()
+        with pytest.raises(UsageError, match=said):
+            check_publishing(store, folder, keep)
+    flags = ("--input", small_input, "--publish", small_input / "published")
+    command = ("generate", "--output", tmp_path / "new", *flags)
+    assert "published lies inside --input" in refusal(capsys, *command)
+    Path(target.path("latest.json")).write_text("{}")
+    with pytest.raises(UsageError, match=r"latest\.json cannot be used"):
+        check_publishing(store, target.root, None)
+    with pytest.raises(UsageError, match=r"latest\.json cannot be used"):
+        publish(publishing)
 
 
 def test_changes_name_their_cause(
@@ -401,7 +368,7 @@ def test_changes_name_their_cause(
     assert of_model() == ["code"]
     run("generate", "--overwrite", "config", *keys(jpeg_quality=90))
     assert causes_now() == {"configuration": ["jpeg_quality 95 -> 90"]}
-    assert describe_changes(*last_versions(published)).images["val"].changed == []
+    assert len(describe_changes(*last_versions(published)).images["val"].kinds["changed"]) == 0
 
 
 def test_accuracies_are_compared_on_the_images_of_both_versions(
@@ -414,11 +381,11 @@ def test_accuracies_are_compared_on_the_images_of_both_versions(
     gone.unlink()
     assert "images: 1 removed" in run("run")
     changes = describe_changes(*last_versions(published))
-    images = changes.images["val"]
-    assert images.removed[0].key == gone.stem
+    images = changes.images["val"].kinds
+    assert images["removed"]["key"].to_pylist() == [gone.stem]
     assert list(changes.causes) == ["data"]
     # The class had two images, so the other one has no partner any more.
-    assert images.rejected[0].status == "no_background"
+    assert images["rejected"]["status"].to_pylist() == ["no_background"]
     (model,), _ = compare_accuracies(*last_versions(published), ["data"])
     assert model.causes == ["data"]
     new = correct_answers(output)
@@ -434,6 +401,54 @@ def test_accuracies_are_compared_on_the_images_of_both_versions(
     text = (published / latest_of(published)["version"] / "changes.md").read_text()
     assert f"* 1 removed\n  * {gone.stem}: accepted\n" in text
     assert f"| {NAME} | data |" in text
+
+
+def test_images_are_compared_by_key_and_content(
+    run_small: Run, small_input: Path, tmp_path: Path
+) -> None:
+    output, first, second = (tmp_path / name for name in ("out", "first", "second"))
+    run_small("generate", "--variants", "original")
+    shutil.copytree(output, first)
+    gone, broken, darker, twice, *_, last = pictures_of(small_input)
+    gone.unlink()
+    broken.write_bytes(b"no picture")
+    darken(darker)
+    copy = Path(shutil.copy(twice, last.parent))
+    run_small("generate", "--variants", "original", "--overwrite", "rebuild")
+    shutil.copytree(output, second)
+
+    def kinds(before: Path, after: Path) -> dict[str, list[tuple[str, str]]]:
+        compared = compare_images(dataset_in(before), dataset_in(after), "val")
+        assert compared.repaired == {}
+        return {
+            kind: sorted(zip(rows["key"].to_pylist(), rows["status"].to_pylist(), strict=True))
+            for kind, rows in compared.kinds.items()
+        }
+
+    undecodable, accepted = (broken.stem, "undecodable"), (broken.stem, "accepted")
+    duplicate, other = (copy.stem, "duplicate_key"), (darker.stem, "accepted")
+    assert kinds(first, second) == {
+        "added": [duplicate],
+        "removed": [(gone.stem, "accepted")],
+        "rejected": sorted([undecodable, duplicate]),
+        "accepted": [],
+        "changed": sorted([undecodable, other]),
+    }
+    assert kinds(second, first) == {
+        "added": [(gone.stem, "accepted")],
+        "removed": [duplicate],
+        "rejected": [],
+        "accepted": [accepted],
+        "changed": sorted([accepted, other]),
+    }
+    # All images of a dataset with other numbers of shards are read, and nothing differs.
+    run_small(
+        "generate", "--variants", "original", "--overwrite", "shards", *keys(images_per_shard=5)
+    )
+    assert not any(kinds(second, output).values())
+    # A split that only one of two datasets has is compared with nothing.
+    changes = compare_images(dataset_in(first), dataset_in(second), "train")
+    assert not any(len(rows) for rows in changes.kinds.values())
 
 
 def correct_answers(output: Path) -> dict[tuple[str, str], bool]:
@@ -482,14 +497,14 @@ def test_versions_in_object_storage_are_copied_by_it(
 
 
 def test_the_line_that_sums_up_changes_leaves_no_kind_out() -> None:
-    accepted = [IndexedImage(key, f"{key}.jpg", "accepted", True, {}) for key in ("a", "b")]
+    accepted = pa.table({name: ["a", "b"] for name in ("key", "path", "status")})
     row = AccuracyChange("original", 0.1, 0.0, 0.2)
     model = ModelChange("m", ["weights"], 9, "argmax_then_map", [row])
     for images, models, line in (
-        (ImageChanges(accepted=accepted), [], "images: 2 accepted"),
-        (ImageChanges(repaired=Counter(mixed_rand=3)), [], "images: 3 other backgrounds"),
-        (ImageChanges(), [model], "none in images, none in BG-Gap"),
-        (ImageChanges(changed=None), [], "none in images, none in accuracies"),
+        (ImageChanges({"accepted": accepted}, {}), [], "images: 2 accepted"),
+        (ImageChanges({}, {"mixed_rand": 3}), [], "images: 3 other backgrounds"),
+        (ImageChanges({}, {}), [model], "none in images, none in BG-Gap"),
+        (ImageChanges({}, {}), [], "none in images, none in accuracies"),
     ):
         results = [describe_models(models, [])]
         changes = Changes("a", "b", images={"val": images}, results=results)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipeline.analyses.mirrored.panel import PANEL
 from pipeline.analyses.mirrored.results import (
     TABLES,
+    MirroredResult,
     mirrored_table,
     read_mirrored,
     write_tables,
@@ -17,9 +17,27 @@ from typing_extensions import override
 from pipeline.analyses.parts import Flags, Found, Parts
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
+from pipeline.display.panel import Panel
+from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from transforms.taxonomy import Taxonomy
 from transforms.variants import VariantName
+
+
+def make_mirrored(evidence: Evidence, with_pictures: bool) -> list[tuple[str, MirroredResult]]:
+    """Collects (name, result) of each model."""
+    return [(model.name, result) for model, result in evidence.models_with(MirroredResult)]
+
+
+PANEL = Panel(
+    id="mirrored",
+    place=9,
+    template="mirrored/panel.html",
+    title="Mirrored",
+    make=make_mirrored,
+    answers="How well mirrored pictures are classified",
+    command="in9 evaluate --dataset . --models MODELS --mirrored",
+)
 
 
 class MirroredFlags(Flags, frozen=True, kw_only=True):

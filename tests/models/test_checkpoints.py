@@ -4,7 +4,6 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -13,12 +12,12 @@ from hypothesis import strategies as st
 from runs import dataset_in
 from safetensors.torch import load_file, save_file
 
-from pipeline.dataset.folder import Holdout, selected_rows, training_pictures
+from pipeline.dataset.folder import selected_rows, training_pictures
 from pipeline.errors import JobError, UsageError
 from pipeline.models import checkpoint
 from pipeline.models.checkpoint import TrainedOn, metadata_of_entry, read_metadata, save_checkpoint
 from pipeline.models.identity import Preprocessing
-from pipeline.models.library_names import _read_shapes, read_state
+from pipeline.models.library_names import read_state
 from pipeline.models.registry import check_fit, load_model
 from pipeline.storage.store import Store
 from pipeline.training.loop import read_state_file
@@ -128,9 +127,8 @@ def test_little_that_unpacks_to_much_is_refused_before_it_is_unpacked(
     assert packed.stat().st_size < 10_000
     assert torch.load(packed)["fc.weight"].shape == (9, 100_000)
     shutil.copy(packed, tmp_path / "state.pth")
-    for read in (lambda: read_state(str(packed)), lambda: _read_shapes(str(packed))):
-        with pytest.raises(JobError, match="packed has compressed members"):
-            read()
+    with pytest.raises(JobError, match="packed has compressed members"):
+        read_state(str(packed))
     with pytest.raises(JobError, match=r"state\.pth cannot be read"):
         read_state_file(store)
     plain.write_bytes(plain.read_bytes()[:-100])
@@ -153,17 +151,9 @@ def test_units_are_never_divided_and_larger_shares_hold_out_more(
     assert not held_out(units, 0.0).any()
 
 
-def test_the_share_is_kept_on_average() -> None:
-    out = held_out([str(number) for number in range(10_000)], 0.3)
-    assert abs(out.mean() - 0.3) < 0.02
-    assert not np.array_equal(out, held_out([str(number) for number in range(10_000)], 0.3, 1))
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        held_out(["a"], 1.5)
-
-
 def test_training_pictures_show_nothing_that_is_held_out(three_draws: Path) -> None:
     replicated = dataset_in(three_draws)
-    holdout = Holdout(0.5)
+    holdout = 0.5
     tested = {row["key"] for row in selected_rows(replicated, "val", holdout)}
     rows = {row["key"]: row for row in selected_rows(replicated, "val")}
     assert 0 < len(tested) < len(rows)
@@ -180,5 +170,5 @@ def test_training_pictures_show_nothing_that_is_held_out(three_draws: Path) -> N
         used.add(expected)
     # Replicates exist for this case: the first draw shows a background that is held out.
     assert used & {*draws[1:]}
-    without_holdout = training_pictures(replicated, "val", "mixed_rand", Holdout())
+    without_holdout = training_pictures(replicated, "val", "mixed_rand", 0)
     assert without_holdout == dict.fromkeys(rows, draws[0])

@@ -1,4 +1,6 @@
-"""Tests that the loader yields what the sets hold, whatever it reads ahead or keeps."""
+"""Tests that batches hold what the sets hold, whatever is read ahead or kept."""
+
+from __future__ import annotations
 
 import contextlib
 import io
@@ -118,13 +120,6 @@ def test_what_is_kept_is_not_read_again() -> None:
     assert nameless.reads == 2
 
 
-def test_pictures_decoded_in_another_way_are_kept_apart() -> None:
-    pictures, cache = Numbers("a", [1, 2, 3]), PixelCache(6 * PICTURE)
-    for kind in ("one ", "other ", "one ", "other "):
-        shown([pictures], Decoder(), cache, kind=kind)
-    assert pictures.reads == 2
-
-
 def test_a_broken_picture_is_named_and_its_set_is_not_kept() -> None:
     cache, broken = PixelCache(4 * PICTURE), Numbers("a", [1, 255, 3])
     for _ in range(2):
@@ -154,9 +149,7 @@ def test_a_set_left_half_way_is_not_kept() -> None:
 
 @pytest.mark.parametrize("ahead", [0, 2])
 @pytest.mark.parametrize("numbers", [[1, 2, 3], [1, 2, 255]])
-def test_whoever_stops_at_the_last_batch_leaves_the_budget_right(
-    numbers: list[int], ahead: int
-) -> None:
+def test_only_what_is_kept_counts_in_the_budget(numbers: list[int], ahead: int) -> None:
     cache = PixelCache(3 * PICTURE)
     loader: Loader[Numbers] = Loader(
         Decoder(), SIDE, 3, cache=cache, kind="", threads=1, ahead=ahead
@@ -169,7 +162,8 @@ def test_whoever_stops_at_the_last_batch_leaves_the_budget_right(
     kept = "a" in cache.sets
     assert kept == (255 not in numbers)
     assert (cache.allocate((3, SIDE, SIDE, 3)) is None) == kept
-    assert cache.allocate((1, SIDE, SIDE, 3)) is None
+    assert (cache.allocate((1, SIDE, SIDE, 3)) is None) == kept
+    assert cache.allocate((4, SIDE, SIDE, 3)) is None
 
 
 def test_what_runs_in_the_background_gives_its_items_its_error_and_ends() -> None:
@@ -227,14 +221,3 @@ def test_pixels_are_those_of_pillow(
         if wrong != out.shape:
             with pytest.raises(UndecodableError):
                 decode_into(buffer.getvalue(), np.zeros(wrong, np.uint8))
-
-
-@pytest.mark.parametrize("progressive", [False, True])
-def test_half_a_picture_is_not_decoded_into_an_array(progressive: bool) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, "JPEG", progressive=progressive)
-    data = buffer.getvalue()
-    for cut in (0, 1, 100, len(data) // 2, len(data) - 20):
-        with pytest.raises(UndecodableError):
-            decode_into(data[:cut], np.zeros((64, 64, 3), np.uint8))

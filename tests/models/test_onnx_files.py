@@ -10,11 +10,9 @@ import torch
 from small_models import export, logits, network, normalised, pictures
 
 from pipeline.errors import JobError, ModelError, UsageError
-from pipeline.models import own_models
 from pipeline.models.identity import IN9_MEAN, PredictConfig
 from pipeline.models.predict import Predictor
-from pipeline.models.registry import check_model, load_model, source_of
-from transforms.taxonomy import imagenet9
+from pipeline.models.registry import check_model, load_model
 
 
 def test_onnx_agrees_with_torch_at_any_batch_and_size(tmp_path: Path) -> None:
@@ -98,16 +96,6 @@ def test_weights_beside_an_onnx_graph_are_part_of_it(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(first, batch), logits(second, batch))
     other = load_model(export(tmp_path / "one.onnx", network(9, seed=1), 64, {0: "n"}))
     assert other.weights_sha256 != first.weights_sha256
-
-
-def test_a_large_graph_is_not_parsed_to_know_its_head(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec = export(tmp_path / "net.onnx", network(9), 64, {0: "n"})
-    size = (tmp_path / "net.onnx").stat().st_size
-    for limit, known in ((size, 9), (size - 1, None)):
-        monkeypatch.setattr(own_models, "_MAX_PARSED", limit)
-        assert source_of(spec).outputs(spec, imagenet9()) == known
 
 
 def test_what_onnx_cannot_do_is_said(tmp_path: Path) -> None:

@@ -89,6 +89,12 @@ def test_every_class_has_a_name_of_its_own() -> None:
         "maillot tank suit",
         "a bad photo of the tench.",
     )
+    taxonomy = Taxonomy(("x", "y"), ("0", "1"), (0, 1), ("cup, mug", "fork"), (1, 0))
+    names, templates = class_prompts(taxonomy)
+    assert [templates[0](name) for name in names] == ["itap of a fork.", "itap of a cup."]
+    labels = tuple(0 if label == 0 else -1 for label in classes.labels)
+    dogs = dataclasses.replace(classes, names=("dog",), labels=labels)
+    assert class_prompts(dogs) == class_prompts(classes)
 
 
 def test_open_clip_names_are_checked(tmp_path: Path) -> None:

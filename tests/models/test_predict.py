@@ -158,12 +158,15 @@ def test_compiling_without_a_compiler_is_refused(
 
 
 class Pictures:
-    """A picture in the cache's format."""
+    """A picture of this size in the cache's format."""
 
     name, count = "noise", 1
 
+    def __init__(self, *size: int) -> None:
+        self.size = size
+
     def tables(self, columns: tuple[str, ...]) -> Iterator[pa.Table]:
-        noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+        noise = np.random.default_rng(0).integers(0, 256, (*self.size, 3), np.uint8)
         yield pa.table({"key": ["a"], "image": [encode_png(noise)]}).select(["key", *columns])
 
 
@@ -190,18 +193,10 @@ def test_models_share_decoded_pictures_only_if_they_want_the_same(
     def logits(preprocessing: Preprocessing, cache: PixelCache, native: bool = True) -> object:
         config = PredictConfig("cpu", eval_input="native" if native else "stored")
         predictor = Predictor(model(preprocessing=preprocessing), config, cache)
-        sets = [Pictures()] if native else [Square()]
+        sets = [Pictures(48, 64) if native else Pictures(32, 32)]
         return [outputs.tolist() for _, outputs in predictor.logits(sets, 32)]
 
     shared = PixelCache(1 << 20)
     before = logits(first, shared)
     after = logits(second, shared, other is not None)
     assert after == logits(second, PixelCache(0), other is not None) != before
-
-
-class Square(Pictures):
-    """A set of the same name, whose picture has the stored size."""
-
-    def tables(self, columns: tuple[str, ...]) -> Iterator[pa.Table]:
-        noise = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
-        yield pa.table({"key": ["a"], "image": [encode_png(noise)]}).select(["key", *columns])

@@ -15,8 +15,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from fault_lab import small_input
@@ -24,19 +22,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from report_page import add_model
 from runs import ONE, dataset_in, keys, manifest_of, run_here
 
 from pipeline.dataset.card import card_files, markdown
-from pipeline.dataset.folder import Dataset
 from pipeline.display.table import escape
-from pipeline.errors import escaped_line, escaped_texts
-from pipeline.evaluate.predictions import prediction_fingerprints
-from pipeline.evaluate.results import FailedModel, ModelRun, note_failures
+from pipeline.errors import escaped_line
+from pipeline.evaluate.results import FailedModel, ModelRun, note_failures, read_results
 from pipeline.jobs.changes import describe_changes, to_markdown
 from pipeline.report.write import write_report, write_tables
-from pipeline.storage.state_files import convert, read_csv
+from pipeline.storage.state_files import read_csv
 from pipeline.storage.store import Store
-from transforms.variants import VariantName
 
 FRAGMENTS = (
     *("<img src=x onerror=alert(1)>", "<b>", "</script>", "<!--", "&lt;", "&", "{{ 7 }}"),
@@ -119,23 +115,12 @@ def rename_manifest(output: Path, names: Names) -> None:
 
 def rename_model(output: Path, names: Names) -> None:
     """Gives the results of a model another name, and adds a model that failed."""
-    store = Store(str(output))
-    (old,) = output.glob("results/*/model.json")
-    model = json.loads(old.read_text())
-    model["model"] = model["entry"] = f"onnx:{names.model}"
-    model = escaped_texts(model)  # As `Evaluation.describe` does.
-    old.write_text(json.dumps(model))
-    run_of = convert(model, ModelRun)
-    folder = old.parent.rename(old.parents[1] / run_of.folder)
-    for shard, path in enumerate(sorted(folder.glob("predictions/*.parquet"))):
-        fingerprints = prediction_fingerprints(Dataset.open(store), run_of, shard)
-        table = pq.read_table(path)
-        of = [fingerprints[VariantName.parse(name)] for name in table["variant"].to_pylist()]
-        column = pa.array(of).dictionary_encode()
-        pq.write_table(table.set_column(table.schema.get_field_index("of"), "of", column), path)
+    store, name = Store(str(output)), escaped_line(f"onnx:{names.model}")  # As the job does.
+    shutil.rmtree(add_model(output, "python:fault_hooks:tiny", name))
+    (run,) = read_results(store, "model", ModelRun)
     failed = FailedModel(1, f"hf:{names.failed}", f"hf:{names.failed}", names.error)
     fingerprint = manifest_of(output)["fingerprint"]
-    note_failures(store, fingerprint, "evaluate", run_of.evaluation, [failed], [])
+    note_failures(store, fingerprint, "evaluate", run.evaluation, [failed], [])
 
 
 def renamed(run: Path, folder: Path, names: Names) -> Path:
@@ -282,10 +267,17 @@ def check_content(output: Path, names: Names, benign: Path) -> None:
         assert spaced(text) in spaced(page.text)
 
 
+@pytest.fixture(scope="module")
+def benign(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run with names that mean nothing in any format. Tests must not change it."""
+    return renamed(tiny_run, tmp_path_factory.mktemp("benign") / "out", BENIGN)
+
+
 @pytest.mark.parametrize("names", [HOSTILE, OF_YAML], ids=["hostile", "YAML"])
-def test_names_are_text_in_every_file(names: Names, tiny_run: Path, tmp_path: Path) -> None:
-    benign = renamed(tiny_run, tmp_path / "benign" / "out", BENIGN)
-    output = renamed(tiny_run, tmp_path / "hostile" / "out", names)
+def test_names_are_text_in_every_file(
+    names: Names, tiny_run: Path, benign: Path, tmp_path: Path
+) -> None:
+    output = renamed(tiny_run, tmp_path / "out", names)
     check_formats(output, benign)
     check_markdown(output, names, benign)
     check_content(output, names, benign)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from flink import Flink, missing
 from machines import NODES
-from runs import ROOT, finished_shards, keys, results_of
+from runs import finished_shards, keys, results_of, run_in9
 
 VERSION = "1.19.3"
 RUN = ("--limit", 2, *keys(images_per_shard=2), "--models", "efficientnet_lite0")
@@ -46,8 +46,7 @@ def main() -> None:
         sys.exit(f"machines: {reason}")
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        here = (sys.executable, "-m", "pipeline", "run", *RUN, folder / "here")
-        subprocess.run([*map(str, here)], cwd=ROOT, check=True, capture_output=True)
+        run_in9("run", *RUN, folder / "here", figures=True)
         (folder / "flink").mkdir()
         flink = Flink(stack, folder / "flink", jars=fetch(), delay="20 s")
         flink.cluster()

@@ -2,21 +2,19 @@
 
 import contextlib
 import os
-import signal
 import socket
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from cluster import listens_at
-from machines import until
+from engine_jobs import DaskCluster, dask_cluster
+from machines import listens_at
 from runs import ROOT, SHARDS, results_of, run_in9
 
-PAGES = ("health", "info/main/workers.html", "json/counts.json", "metrics")
+PAGES = ("health", "info/main/workers.html", "json/counts.json", "metrics", "sitemap.json")
 """Pages that Dask shows everybody by default."""
 
 
@@ -26,36 +24,13 @@ def _make(folder: Path) -> Path:
     return folder / "dask.yaml"
 
 
-@pytest.fixture
-def dask(tmp_path: Path) -> Iterator[tuple[Path, list[int]]]:
-    """A scheduler and a worker with certificates; (their folder, ids of their processes)."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    environment["DASK_CONFIG"] = str(_make(tmp_path / "own"))
-    file = ("--scheduler-file", tmp_path / "scheduler")
-    commands = {
-        "scheduler": ("--host", "tls://127.0.0.1", "--port", 0, *file),
-        "worker": (*file, "--nthreads", 1, "--memory-limit", 0, "--local-directory", tmp_path),
-    }
-    with contextlib.ExitStack() as stack:
-        processes = []
-        for name, flags in commands.items():
-            with (tmp_path / f"{name}.log").open("wb") as log:
-                words = (sys.executable, "-m", "dask", name, *flags, "--no-dashboard")
-                processes.append(
-                    subprocess.Popen(
-                        ["setpriv", "--pdeathsig=KILL", *map(str, words)],
-                        env=environment,
-                        stderr=log,
-                        start_new_session=True,
-                    )
-                )
-            stack.callback(processes[-1].wait)
-            stack.callback(os.killpg, processes[-1].pid, signal.SIGKILL)
-        until(lambda: "Registered to:" in (tmp_path / "worker.log").read_text())
-        children = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(processes[1].pid)], capture_output=True, text=True
-        ).stdout.split()
-        yield tmp_path, [*(process.pid for process in processes), *map(int, children)]
+@pytest.fixture(scope="module")
+def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaskCluster]:
+    """A scheduler and a worker with certificates, which are in `own`."""
+    folder = tmp_path_factory.mktemp("certificates") / "dask"
+    file = str(_make(folder.with_name("own")))
+    with dask_cluster(folder, 1, "tls", DASK_CONFIG=file) as cluster:
+        yield cluster
 
 
 def _context(settings: dict[str, str] | None, file: Path) -> ssl.SSLContext:
@@ -71,7 +46,7 @@ def _context(settings: dict[str, str] | None, file: Path) -> ssl.SSLContext:
 def _told(port: int, context: ssl.SSLContext | None, says: bytes = b"") -> bytes:
     """Returns what a port tells who connects and says something, before it closes or is silent."""
     with socket.create_connection(("127.0.0.1", port)) as plain, contextlib.suppress(OSError):
-        plain.settimeout(2)
+        plain.settimeout(20)
         with contextlib.ExitStack() as stack:
             line = stack.enter_context(context.wrap_socket(plain)) if context else plain
             line.sendall(says)
@@ -79,44 +54,50 @@ def _told(port: int, context: ssl.SSLContext | None, says: bytes = b"") -> bytes
     return b""
 
 
-def test_strangers_get_nothing(dask: tuple[Path, list[int]]) -> None:
-    folder, processes = dask
-    other = _make(folder / "other")
+def _asked(port: int, page: str) -> bytes:
+    return _told(port, None, f"GET /{page} HTTP/1.0\r\n\r\n".encode())
+
+
+def test_strangers_get_nothing(dask: DaskCluster, tmp_path: Path) -> None:
+    other = _make(tmp_path / "other")
     own_tls, other_tls = (
         yaml.safe_load(path.read_text())["distributed"]["comm"]["tls"]
-        for path in (folder / "own" / "dask.yaml", other)
+        for path in (dask.folder.with_name("own") / "dask.yaml", other)
     )
-    own = _context(own_tls["client"], folder / "own.pem")
-    nobody, somebody = _context(None, other), _context(other_tls["client"], folder / "other.pem")
+    own = _context(own_tls["client"], tmp_path / "own.pem")
+    nobody, somebody = _context(None, other), _context(other_tls["client"], tmp_path / "other.pem")
+    processes = [dask.scheduler.pid, *(worker.pid for worker in dask.workers), *dask.at_work()]
     ports = {port for process in processes for _, port in listens_at(process)}
-    of_dask = {port for port in ports if _told(port, own)}
+    pages = {port for port in ports if _asked(port, PAGES[0]).startswith(b"HTTP")}
     # The scheduler, the worker and its nanny; beside the first two, what would serve pages.
-    assert (len(of_dask), len(ports)) == (3, 5)
-    for port in of_dask:
+    assert (len(ports - pages), len(pages)) == (3, 2)
+    for port in ports - pages:
+        assert _told(port, own)
         assert [_told(port, each, b"0" * 64) for each in (nobody, somebody, None)] == [b""] * 3
-    for port in ports - of_dask:
-        for page in (*PAGES, "sitemap.json"):
-            answer = _told(port, None, f"GET /{page} HTTP/1.0\r\n\r\n".encode())
+    for port in pages:
+        for page in PAGES:
+            answer = _asked(port, page)
             assert b" 404 " in answer or answer.endswith(b'{"paths": ["/sitemap.json"]}')
 
 
 def test_a_job_on_dask_with_certificates(
-    dask: tuple[Path, list[int]],
+    dask: DaskCluster,
     small_sample: Path,
     one_worker: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder, _ = dask
-    output = folder / "out"
+    output = tmp_path / "out"
     flags = ("generate", "--input", small_sample, *SHARDS, "--output", output)
-    flags = (*flags, "--dask", folder / "scheduler")
+    flags = (*flags, "--dask", dask.folder / "scheduler")
     monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "3s")
-    for stranger in (_make(folder / "other"), Path("/dev/null")):
+    for stranger in (_make(tmp_path / "other"), Path("/dev/null")):
         monkeypatch.setenv("DASK_CONFIG", str(stranger))
         (line,) = run_in9(*flags, check=2).stderr.splitlines()
         assert "no scheduler answers at tls://127.0.0.1:" in line
         assert not output.exists()
-    monkeypatch.setenv("DASK_CONFIG", str(folder / "own" / "dask.yaml"))
+    monkeypatch.setenv("DASK_CONFIG", str(dask.folder.with_name("own") / "dask.yaml"))
+    monkeypatch.delenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT")
     run_in9(*flags)
     assert results_of(output) == results_of(one_worker)
 

@@ -1,6 +1,5 @@
 """Tests the unchanged job on a real Flink: embedded in Beam's job server, and as a cluster."""
 
-import contextlib
 import os
 import re
 import signal
@@ -10,28 +9,17 @@ from pathlib import Path
 
 import pytest
 from flink import Flink, job_server_jar, missing, workers_of
-from machines import HEAD, until
+from machines import HEAD, started, until
 from runs import QUICK, TINY_MODEL, finished_shards, results_of, run_in9
 
-_IDLE = (
-    "from pipeline.runners import portable; portable.IDLE_SECONDS = 1; "
-    "from pipeline.commands.cli import run_process; run_process()"
-)
-"""Runs in9 with a shorter limit for jobs that do not begin."""
+IDLE = "from pipeline.runners import portable\nportable.IDLE_SECONDS = portable._LOOK_SECONDS = 1"
+"""Makes the limit shorter for jobs that do not begin."""
 
 
 @pytest.fixture(scope="module")
 def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flink]:
-    """A job server and a cluster. Without a right that namespaces take, tests are skipped."""
-    if os.geteuid() != 0:
-        pytest.skip("namespaces need root")
-    if names := missing():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(names)
-    with contextlib.ExitStack() as stack:
-        try:
-            flink = Flink(stack, tmp_path_factory.mktemp("flink"))
-        except PermissionError as error:
-            pytest.skip(f"refused here: {error}")
+    """A job server and a cluster."""
+    with started(Flink, tmp_path_factory.mktemp("machines") / "flink", missing()) as flink:
         flink.cluster(HEAD)
         yield flink
 
@@ -41,10 +29,10 @@ def test_a_run_that_loses_a_worker_and_one_with_its_own_server_that_has_nothing_
 ) -> None:
     output, local = tmp_path / "out", tmp_path / "local"
     pool = flink.pool(HEAD, forks=True)
-    job = ("run", "--input", small_sample, *QUICK, *TINY_MODEL, "--pictures", "none", "--output")
-    run_in9(*job, local, figures=True)
-    flags = (*job, output)
-    running = flink.start_in9(*flags)
+    flags = ("--input", small_sample, *QUICK, "--variants", "original,mixed_rand")
+    flags = (*flags, "--pictures", "none", "--output")
+    run_in9("run", *flags, local, *TINY_MODEL)
+    running = flink.start_in9("run", *flags, output, *TINY_MODEL)
     until(lambda: finished_shards(output) or running.poll() is not None, 300)
     os.kill(workers_of(pool)[0], signal.SIGKILL)
     _, error = running.communicate(timeout=300)
@@ -53,7 +41,7 @@ def test_a_run_that_loses_a_worker_and_one_with_its_own_server_that_has_nothing_
     # This job starts a server of its own.
     jar = job_server_jar(tmp_path)
     own = ("--runner=FlinkRunner", "--job_endpoint=", f"--flink_job_server_jar={jar}")
-    again = flink.start_in9(*flags, *own)
+    again = flink.start_in9("generate", *flags, output, *own)
     out, error = again.communicate(timeout=300)
     assert again.returncode == 0, error
     assert "nothing to do: everything is up to date" in out
@@ -70,20 +58,19 @@ def test_a_job_that_is_stopped_and_one_whose_workers_cannot_start(
     other.write_text("#!/bin/sh\nexit 1\n")
     other.chmod(0o755)
     flink.pool(HEAD, 50001, PATH=f"{tmp_path}:{os.environ['PATH']}")
-    flags = ("generate", "--input", small_sample, *QUICK, "--output", tmp_path / "out")
-    running = flink.start_in9(*flags, port=50001, cluster=True)
-    until(lambda: flink.states() == ["RUNNING"], 300)
-    running.send_signal(signal.SIGINT)
-    _, error = running.communicate(timeout=300)
-    assert running.returncode == 1
+    flags = ("generate", "--input", small_sample, *QUICK, "--output")
+    stopped = flink.start_in9(*flags, tmp_path / "a", port=50001, cluster=True)
+    idle = flink.start_in9(*flags, tmp_path / "b", port=50001, cluster=True, before=IDLE)
+    until(lambda: sorted(flink.states()) == ["CANCELED", "RUNNING"], 300)
+    os.kill(stopped.pid, signal.SIGINT)
+    _, error = stopped.communicate(timeout=300)
+    assert stopped.returncode == 1
     assert error == "in9 generate: stopped; run the same command again to go on\n"
-    until(lambda: flink.states() == ["CANCELED"], 30)
-    running = flink.start_in9(*flags, port=50001, cluster=True, program=("-c", _IDLE))
-    _, error = running.communicate(timeout=300)
-    assert running.returncode == 1, error
+    _, error = idle.communicate(timeout=300)
+    assert idle.returncode == 1, error
     assert re.fullmatch(
         "in9 generate: the job failed: no step has begun 1 s after Flink has started the job: see "
         r"what its worker pools print. Then run the same command again \(details: .*\)\n",
         error,
     )
-    until(lambda: flink.states() == ["CANCELED"] * 2, 30)
+    until(lambda: flink.states() == ["CANCELED"] * 2, 300)

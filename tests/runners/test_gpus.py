@@ -1,7 +1,6 @@
 """Tests that each of several GPUs of this machine has a process of its own."""
 
 import json
-import operator
 import os
 import shutil
 from collections import defaultdict
@@ -11,7 +10,7 @@ import pytest
 from apache_beam.options.pipeline_options import DirectOptions
 from engine_jobs import listened_at
 from runs import ONE, SHARDS, run_in9, start_in9
-from spread_steps import See, Shared, outputs_of
+from spread_steps import Sleep, outputs_of
 
 from pipeline.errors import JobError
 from pipeline.runners import beam_options
@@ -85,25 +84,10 @@ def test_a_process_runs_all_models_and_stages_of_its_gpu(
         assert (several / file.relative_to(one)).read_bytes() == file.read_bytes(), file
 
 
-def test_blocks_of_a_number_go_to_a_process_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Checks that no two processes that run models share a GPU, in any step."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7,9")
-    blocks = [(place // 2, place % 2) for place in range(6)]
+def test_steps_without_a_block_run_in_the_process_of_the_job(tmp_path: Path) -> None:
     with LocalWorkers(2, has_cards=True) as workers:
-        found = []
-        for _ in range(2):
-            work = (Shared(workers), See(), blocks, tmp_path)
-            found += outputs_of(*work, card=operator.itemgetter(1))[0]
-        without_cards, _ = outputs_of(Shared(workers), See(), blocks, tmp_path)
-    assert len(found) == 12
-    by_number = {(number, cards) for number, _, cards in found}
-    assert by_number == {(0, "6"), (1, "7")}
-    processes = {process for _, process, _ in found}
-    assert len(processes) == 2
-    assert os.getpid() not in processes
-    assert {process for _, process, _ in without_cards} == {os.getpid()}
+        found, _ = outputs_of(workers, Sleep(), [0.0] * 6, tmp_path)
+    assert found == [os.getpid()] * 6
 
 
 def test_a_process_that_sees_several_gpus_runs_nothing(
@@ -119,7 +103,7 @@ def test_a_process_that_sees_several_gpus_runs_nothing(
         LocalWorkers(1, has_cards=True) as workers,
         pytest.raises(JobError, match="this one sees 2: name those to use in CUDA_VISIBLE_DEVICES"),
     ):
-        outputs_of(Shared(workers), See(), [(0, 0)], tmp_path, card=operator.itemgetter(1))
+        outputs_of(workers, Sleep(), [0.0], tmp_path, int)
 
 
 def test_processes_are_started_unless_flags_say_how_workers_run(
@@ -146,22 +130,17 @@ def test_processes_are_started_unless_flags_say_how_workers_run(
     assert started("--direct_num_workers=2") is None
 
 
-@pytest.mark.parametrize(
-    ("chosen", "count", "seen"),
-    [
+def test_a_worker_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for chosen, count, seen in (
         (None, 4, ["0", "1", "2", "3", "0"]),
         ("2,GPU-5b", 4, ["2", "GPU-5b", "2", "GPU-5b", "2"]),
         (None, 0, [None] * 5),
         ("", 0, [""] * 5),
         ("0,0", 1, ["0"] * 5),
-    ],
-)
-def test_a_worker_sees_one_gpu(
-    chosen: str | None, count: int, seen: list[str | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for number, expected in enumerate(seen):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen or "")
-        if chosen is None:
-            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-        see_one_gpu(number, lambda: count)
-        assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected
+    ):
+        for number, expected in enumerate(seen):
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen or "")
+            if chosen is None:
+                monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+            see_one_gpu(number, lambda count=count: count)
+            assert os.environ.get("CUDA_VISIBLE_DEVICES") == expected

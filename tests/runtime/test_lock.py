@@ -1,6 +1,7 @@
 """Tests locks with real processes: one writes at a time, and one that has lost its lock stops."""
 
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 from gcs import BUCKET
 from lock_races import race
-from runs import ROOT, Run, run_in9, start_in9, take_over, wait_until
+from machines import until
+from runs import ROOT, Run, run_in9, run_python, start_in9, take_over, wait_until
 
 from pipeline.errors import JobError
 from pipeline.generate import commit
@@ -38,12 +40,15 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_REMOTE_LOOK_SECONDS", 0.02)
 
 
+def assert_refused(store: Store, says: str, name: str = DATASET_LOCK, wait: float = 0) -> None:
+    with pytest.raises(JobError, match=says), locked(store, name, wait=wait):
+        pass
+
+
 def test_a_held_lock_names_its_process_and_is_released(store: Store) -> None:
     threads = threading.active_count()
     with locked(store, DATASET_LOCK):
-        who = f"process {os.getpid()} on {socket.gethostname()} is at work"
-        with pytest.raises(JobError, match=who), locked(store, DATASET_LOCK):
-            pass
+        assert_refused(store, f"process {os.getpid()} on {socket.gethostname()} is at work")
         with locked(store, TABLES_LOCK):
             pass
     assert not is_held(store, DATASET_LOCK)
@@ -54,32 +59,22 @@ def test_a_held_lock_names_its_process_and_is_released(store: Store) -> None:
     assert list(store.walk("")) == []
 
 
-def dead_process() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
 def test_what_is_known_to_be_over_is_taken_over_at_once(store: Store) -> None:
     me = lock.this_process()
-    for owner in ({**me, "pid": dead_process()}, {**me, "started": "1"}):  # Its id was reused.
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for owner in ({**me, "pid": ended.pid}, {**me, "started": "1"}):  # Its id was reused.
         acquire(store, DATASET_LOCK, "0" * 32, owner)
         with locked(store, DATASET_LOCK):
             assert not is_held(store, DATASET_LOCK, "0" * 32)
         # The release of the earlier holder comes late and does nothing.
         release(store, DATASET_LOCK, "0" * 32)
-    # A dead lock is removed even if nobody ever wants it again.
     dead, out_of_sight = lock.model_lock("dead", 0), lock.model_lock("elsewhere", 0)
     acquire(store, dead, "1" * 32, {**me, "started": "1"})
     acquire(store, out_of_sight, "2" * 32, ELSEWHERE)
     assert lock.current_holder(store, dead) is None
     assert lock.current_holder(store, DATASET_LOCK) is None
     assert lock.current_holder(store, out_of_sight) == "process 1 on elsewhere"
-    store.write(".in9/lock-of-mine", b"?")
-    lock.remove_dead_locks(store)
-    assert not is_held(store, dead)
-    assert is_held(store, out_of_sight)
-    assert store.exists(".in9/lock-of-mine")
 
 
 @pytest.mark.usefixtures("short")
@@ -88,8 +83,7 @@ def test_what_is_known_to_be_alive_is_not_taken_over_without_a_sign_of_life(
 ) -> None:
     store = Store(str(tmp_path))
     acquire(store, DATASET_LOCK, "0" * 32, lock.this_process())
-    with pytest.raises(JobError, match="is at work"), locked(store, DATASET_LOCK, wait=1.0):
-        pass
+    assert_refused(store, "is at work", wait=1.0)
 
 
 @pytest.mark.usefixtures("short")
@@ -99,8 +93,7 @@ def test_one_out_of_sight_counts_as_over_when_it_gives_no_sign_of_life(
     """Checks that what the waiting process sees decides, not clocks or time stamps."""
     acquire(store, DATASET_LOCK, "0" * 32, ELSEWHERE)
     renewal = lock.Renewal(store, DATASET_LOCK, "0" * 32)
-    with pytest.raises(JobError, match="process 1 on elsewhere is at"), locked(store, DATASET_LOCK):
-        pass
+    assert_refused(store, "process 1 on elsewhere is at")
     assert "process 1 on elsewhere holds" in caplog.text
     renewal.stop()
     for folder, _, names in os.walk(store.root):
@@ -108,7 +101,7 @@ def test_one_out_of_sight_counts_as_over_when_it_gives_no_sign_of_life(
             os.utime(os.path.join(folder, name), (2**32, 2**32))
     asked = time.monotonic()
     with locked(store, DATASET_LOCK):
-        assert 0.5 < time.monotonic() - asked < 30
+        assert time.monotonic() - asked > 0.5
 
 
 def test_a_zombie_has_ended(tmp_path: Path) -> None:
@@ -125,9 +118,7 @@ def test_a_zombie_has_ended(tmp_path: Path) -> None:
             pass
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"", b"junk", b"{}", b'{"owner": {"pid": 0}}', b'{"owner": 0}']
-)
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"owner": {"pid": 0}}'])
 def test_a_damaged_lock_is_nobodys(
     content: bytes | None,
     tmp_path: Path,
@@ -265,15 +256,13 @@ def test_steps_of_a_job_take_over_what_its_lost_machines_hold(store: Store) -> N
     late.write("x", b"first")
     asked = time.monotonic()
     with locked(job, TABLES_LOCK) as fenced:
-        assert time.monotonic() - asked < 10
+        assert time.monotonic() - asked < lock.EXPIRY_SECONDS
         fenced.write("x", b"second")
         with pytest.raises(JobError, match="stops without writing"):
             late.write("x", b"late", durable=True)
         # A step that runs at the same time is known not to be lost.
-        with pytest.raises(JobError, match="is at work"), locked(job, TABLES_LOCK):
-            pass
-        with pytest.raises(JobError, match="is at work"), locked(other, TABLES_LOCK):
-            pass
+        assert_refused(job, "is at work", TABLES_LOCK)
+        assert_refused(other, "is at work", TABLES_LOCK)
     # The dataset's lock belongs to the job as a whole.
     with locked(job, DATASET_LOCK):
         lock.fenced_for_job(job).write("x", b"by another machine")
@@ -300,10 +289,7 @@ def test_a_renewal_that_fails_is_tried_again(
     current_claim = store.files.current_claim
     with locked(store, DATASET_LOCK):
         before = current_claim(store.path(DATASET_LOCK))
-        until = time.monotonic() + 20
-        while current_claim(store.path(DATASET_LOCK)) == before:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        until(lambda: current_claim(store.path(DATASET_LOCK)) != before)
     assert calls >= 3
 
 
@@ -317,24 +303,22 @@ def test_a_lost_lock_is_not_renewed(store: Store) -> None:
         assert store.files.current_claim(store.path(DATASET_LOCK)) == claim
 
 
-def holder(root: str, *, then: str) -> list[str]:
-    """Returns the command of a process that takes a lock, writes `made`, and runs `then`."""
-    lines = [
-        "import sys, time",
-        "from pipeline.runtime import lock",
-        "from pipeline.storage.store import Store",
-        "lock.RENEWAL_SECONDS = 0.1",
-        f"store = Store({root!r})",
-        "holding = lock.locked(store, lock.DATASET_LOCK)",
-        "mine = holding.__enter__()",
-        "store.write('made', b'')",
-        then,
-    ]
-    return [sys.executable, "-c", "\n".join(lines)]
+HOLDER = """
+import sys, time
+from pipeline.runtime import lock
+from pipeline.storage.store import Store
+
+lock.RENEWAL_SECONDS = 0.1
+store = Store(sys.argv[1])
+holding = lock.locked(store, lock.DATASET_LOCK)
+mine = holding.__enter__()
+store.write("made", b"")
+"""
+"""Takes a lock, and shows that it has; what a test adds follows."""
 
 
 def test_a_lock_keeps_no_process_alive(tmp_path: Path) -> None:
-    subprocess.run(holder(str(tmp_path), then="pass"), check=True, timeout=60, cwd=ROOT)
+    run_python(HOLDER, str(tmp_path))
     # The process has ended without releasing its lock, which can be taken over.
     with locked(Store(str(tmp_path)), DATASET_LOCK):
         pass
@@ -348,18 +332,12 @@ def test_containers_that_share_a_host_name_do_not_take_each_other_for_dead(tmp_p
         pytest.skip("no process-id namespaces here")
     store = Store(str(tmp_path))
     # A file that is being written is not a leftover of a dead process.
-    then = "with store.create('half'): time.sleep(120)"
-    running = subprocess.Popen([*unshare, *holder(str(tmp_path), then=then)], cwd=ROOT)
+    code = f"{HOLDER}with store.create('half'): time.sleep(120)"
+    words = (*unshare, sys.executable, "-c", code, str(tmp_path))
+    running = subprocess.Popen(words, cwd=ROOT)
     try:
-        until = time.monotonic() + 60
-        while not list((tmp_path / TEMPORARY).glob("*+*")) or not store.exists("made"):
-            assert time.monotonic() < until
-            time.sleep(0.02)
-        with (
-            pytest.raises(JobError, match=rf"process 1 on {socket.gethostname()} is at work"),
-            locked(store, DATASET_LOCK),
-        ):
-            pass
+        until(lambda: list((tmp_path / TEMPORARY).glob("*+*")) and store.exists("made"))
+        assert_refused(store, rf"process 1 on {socket.gethostname()} is at work")
         store.remove_temporary()
         assert list((tmp_path / TEMPORARY).glob("*+1+*"))
     finally:
@@ -381,24 +359,24 @@ def test_of_two_runs_on_one_output_one_works(tmp_path: Path) -> None:
     assert first.wait() == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("step", ["prepare", "move_files"])
 def test_a_job_that_has_lost_the_dataset_does_not_commit(
-    run_small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    run_small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, in_time = Store(str(tmp_path / "out")), getattr(commit, step)
+    output = Store(str(tmp_path / "out"))
 
-    def late(*arguments: Any) -> Any:
+    def late(in_time: Callable[..., Any], *arguments: Any) -> Any:
         take_over(output, DATASET_LOCK)
         return in_time(*arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(commit, step, late)
-        message = run_small("generate", code=1)
-    assert "is held by another job" in message
-    assert len(message.splitlines()) == 1
-    assert not any(map(output.sizes, ("layers", "index", "parquet")))
-    assert not output.exists("manifest.json")
-    output.delete_tree(DATASET_LOCK)
+    for step in ("prepare", "move_files"):
+        with monkeypatch.context() as patch:
+            patch.setattr(commit, step, functools.partial(late, getattr(commit, step)))
+            message = run_small("generate", code=1)
+        assert "is held by another job" in message
+        assert len(message.splitlines()) == 1
+        assert not any(map(output.sizes, ("layers", "index", "parquet")))
+        assert not output.exists("manifest.json")
+        output.delete_tree(DATASET_LOCK)
     run_small("generate")
     assert output.exists("manifest.json")
 

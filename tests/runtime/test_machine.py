@@ -16,9 +16,10 @@ CORES = 64
 
 
 def machine(root: Path, groups: str, mounts: str, files: dict[str, str]) -> Path:
-    """Writes what /proc and /sys say on a machine into a folder."""
+    """Writes what /proc and /sys/fs/cgroup say on a machine into a folder."""
     contents = {"proc/self/cgroup": groups, "proc/self/mountinfo": mounts}
-    for name, text in {**contents, **files}.items():
+    contents |= {f"sys/fs/cgroup/{name}": f"{text}\n" for name, text in files.items()}
+    for name, text in contents.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
     return root
@@ -42,7 +43,7 @@ assert os.path.getsize(sys.argv[1]) == 0
 """
 
 
-@pytest.mark.parametrize("closed", [(), (0,), (1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("closed", [(), (1,), (0, 1, 2)])
 def test_what_is_printed_to_closed_streams_is_in_no_file(
     closed: tuple[int, ...], tmp_path: Path
 ) -> None:
@@ -76,8 +77,9 @@ FIRST = (
     "35 31 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
 )
 IN_DOCKER = FIRST.replace(" / /sys", " /docker/c0ffee /sys")
-JOB = "/system.slice/slurmstepd.scope/job_7"
-NO_LIMIT = "9223372036854771712\n"
+JOB = "system.slice/slurmstepd.scope/job_7"
+SERVICE = "system.slice/in9.service"
+NO_LIMIT = "9223372036854771712"
 
 
 @pytest.mark.parametrize(
@@ -87,30 +89,30 @@ NO_LIMIT = "9223372036854771712\n"
         pytest.param(
             "0::/\n",
             SECOND,
-            {"sys/fs/cgroup/cpu.max": "400000 100000\n", "sys/fs/cgroup/memory.max": f"{GB}\n"},
+            {"cpu.max": "400000 100000", "memory.max": f"{GB}"},
             *(4, GB),
             id="the root of a container",
         ),
         pytest.param(
-            f"0::{JOB}/step_0/user/task_0\n",
+            f"0::/{JOB}/step_0/user/task_0\n",
             SECOND,
             {
-                f"sys/fs/cgroup{JOB}/memory.max": f"{GB}\n",
-                f"sys/fs/cgroup{JOB}/step_0/memory.max": "max\n",
-                f"sys/fs/cgroup{JOB}/step_0/user/task_0/cpu.max": "150000 100000\n",
-                f"sys/fs/cgroup{JOB}/cpu.max": "max 100000\n",
-                "sys/fs/cgroup/system.slice/in9.service/memory.max": "4096\n",
+                f"{JOB}/memory.max": f"{GB}",
+                f"{JOB}/step_0/memory.max": "max",
+                f"{JOB}/step_0/user/task_0/cpu.max": "150000 100000",
+                f"{JOB}/cpu.max": "max 100000",
+                f"{SERVICE}/memory.max": "4096",
             },
             *(2, GB),
             id="Slurm: a job, a step and a task",
         ),
         pytest.param(
-            "0::/system.slice/in9.service\n",
+            f"0::/{SERVICE}\n",
             SECOND,
             {
-                "sys/fs/cgroup/system.slice/in9.service/memory.max": f"{2 * GB}\n",
-                "sys/fs/cgroup/system.slice/memory.max": f"{GB}\n",
-                "sys/fs/cgroup/system.slice/in9.service/cpu.max": "20000 100000\n",
+                f"{SERVICE}/memory.max": f"{2 * GB}",
+                "system.slice/memory.max": f"{GB}",
+                f"{SERVICE}/cpu.max": "20000 100000",
             },
             *(1, GB),
             id="systemd: a slice below its service",
@@ -119,13 +121,13 @@ NO_LIMIT = "9223372036854771712\n"
             "4:memory:/slurm/uid_5/job_7\n3:cpu,cpuacct:/slurm\n1:name=systemd:/a:b\n0::/\n",
             FIRST,
             {
-                "sys/fs/cgroup/memory/memory.limit_in_bytes": NO_LIMIT,
-                "sys/fs/cgroup/memory/slurm/uid_5/memory.limit_in_bytes": f"{GB}\n",
-                "sys/fs/cgroup/memory/slurm/uid_5/job_7/memory.limit_in_bytes": NO_LIMIT,
-                "sys/fs/cgroup/cpu,cpuacct/slurm/cpu.cfs_quota_us": "300000\n",
-                "sys/fs/cgroup/cpu,cpuacct/slurm/cpu.cfs_period_us": "100000\n",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
-                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+                "memory/memory.limit_in_bytes": NO_LIMIT,
+                "memory/slurm/uid_5/memory.limit_in_bytes": f"{GB}",
+                "memory/slurm/uid_5/job_7/memory.limit_in_bytes": NO_LIMIT,
+                "cpu,cpuacct/slurm/cpu.cfs_quota_us": "300000",
+                "cpu,cpuacct/slurm/cpu.cfs_period_us": "100000",
+                "cpu,cpuacct/cpu.cfs_quota_us": "-1",
+                "cpu,cpuacct/cpu.cfs_period_us": "100000",
             },
             *(3, GB),
             id="version 1",
@@ -134,9 +136,9 @@ NO_LIMIT = "9223372036854771712\n"
             "4:memory:/docker/c0ffee\n3:cpu,cpuacct:/docker/c0ffee/in/side\n",
             IN_DOCKER,
             {
-                "sys/fs/cgroup/memory/memory.limit_in_bytes": f"{GB}\n",
-                "sys/fs/cgroup/cpu,cpuacct/in/cpu.cfs_quota_us": "200000\n",
-                "sys/fs/cgroup/cpu,cpuacct/in/cpu.cfs_period_us": "100000\n",
+                "memory/memory.limit_in_bytes": f"{GB}",
+                "cpu,cpuacct/in/cpu.cfs_quota_us": "200000",
+                "cpu,cpuacct/in/cpu.cfs_period_us": "100000",
             },
             *(2, GB),
             id="version 1 in a container that sees the names of the machine",
@@ -144,7 +146,7 @@ NO_LIMIT = "9223372036854771712\n"
         pytest.param(
             "4:memory:/kubepods/pod1\n",
             IN_DOCKER,
-            {"sys/fs/cgroup/memory/memory.limit_in_bytes": f"{GB}\n"},
+            {"memory/memory.limit_in_bytes": f"{GB}"},
             *(CORES, GB),
             id="a group beside the mount",
         ),

@@ -2,11 +2,11 @@
 
 import io
 import re
-import time
 from pathlib import Path
 
 import pytest
-from runs import run_here
+from machines import until
+from runs import TINY_MODEL, run_here
 
 from pipeline.errors import BrokenPictureError, JobError
 from pipeline.runners import beam_options
@@ -26,11 +26,8 @@ def text_of(out: io.StringIO) -> str:
 
 
 def wait_for(out: io.StringIO, text: str) -> None:
-    """Waits until something is shown; the machine may be slow."""
-    until = time.monotonic() + 20
-    while text not in re.sub(" +", " ", text_of(out)) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert text in re.sub(" +", " ", text_of(out))
+    """Waits until something is shown."""
+    until(lambda: text in re.sub(" +", " ", text_of(out)))
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -76,6 +73,7 @@ def test_a_bar_is_shown_on_a_terminal_and_leaves_nothing(
     assert terminal or not out.getvalue()
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_job_shows_its_stages_and_leaves_no_notes(
     tiny_input: Path,
     tmp_path: Path,
@@ -84,7 +82,7 @@ def test_a_job_shows_its_stages_and_leaves_no_notes(
 ) -> None:
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.002)
     output = tmp_path / "out"
-    run_here("run", "--input", tiny_input, "--output", output)
+    run_here("run", "--input", tiny_input, "--output", output, *TINY_MODEL, "--pictures", "none")
     lines = capsys.readouterr().err.splitlines()
     stages = {line.partition(":")[0] for line in lines}
     # Later stages may end before their progress is shown.

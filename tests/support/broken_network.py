@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import http.server
 import random
-import socketserver
 import threading
 import time
 from collections import Counter
@@ -17,8 +16,7 @@ from urllib.parse import urlsplit
 FAULTS = ("503", "429", "reset", "slow", "truncated")
 
 
-class _Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    daemon_threads = True
+class _Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -30,19 +28,11 @@ class FaultProxy:
 
     A seeded generator draws the fault of each request. Timing decides which requests are hit, but
     not how many.
-
-    Args:
-      target: address of the store.
-
-    Attributes:
-      url: address of the proxy.
-      requests: number of requests received.
-      harmed: number of requests harmed, by fault.
     """
 
     def __init__(self, target: str) -> None:
         self._target = urlsplit(target).netloc
-        self._share, self._faults = 0.0, FAULTS
+        self._share = 0.0
         self._random = random.Random(0)
         self._lock = threading.Lock()
         self.requests = 0
@@ -74,9 +64,9 @@ class FaultProxy:
         self._server.server_close()
 
     @contextlib.contextmanager
-    def harming(self, share: float, faults: tuple[str, ...] = FAULTS) -> Iterator[None]:
-        """Injects these faults into this share of the requests while the block runs."""
-        self._share, self._faults = share, faults
+    def harming(self, share: float) -> Iterator[None]:
+        """Injects faults into this share of the requests while the block runs."""
+        self._share = share
         try:
             yield
         finally:
@@ -87,7 +77,7 @@ class FaultProxy:
             self.requests += 1
             if self._random.random() >= self._share:
                 return ""
-            fault = self._random.choice(self._faults)
+            fault = self._random.choice(FAULTS)
             self.harmed[fault] += 1
             return fault
 

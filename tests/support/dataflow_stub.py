@@ -6,12 +6,10 @@ unchanged, in this process, with the options that Dataflow would pass.
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import json
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,6 @@ class DataflowStub:
     """A Dataflow service that only records jobs.
 
     Attributes:
-      url: address for `--dataflow_endpoint`.
-      jobs: bodies of the submitted jobs, with the state that the service reports.
       state: state of jobs submitted from now on.
       later: state of all jobs when they are next queried; None leaves them unchanged.
       messages: messages of every job, as (importance, text).
@@ -132,20 +128,8 @@ def write_credentials(path: Path, token_uri: str) -> None:
     path.write_text(json.dumps(account))
 
 
-@contextlib.contextmanager
-def _as_worker(options: dict[str, Any]) -> Iterator[None]:
-    """Sets the job's options as a worker's entry point does, and unsets them."""
-    from apache_beam.options.value_provider import RuntimeValueProvider
-
-    RuntimeValueProvider.set_runtime_options(options)
-    try:
-        yield
-    finally:
-        RuntimeValueProvider.set_runtime_options(None)
-
-
-def run_staged(pipeline: bytes, options: dict[str, Any]) -> None:
-    """Runs a staged pipeline with the options of its job."""
+def run_staged(pipeline: bytes) -> None:
+    """Runs a staged pipeline."""
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.portability import common_urns, python_urns
     from apache_beam.portability.api import beam_runner_api_pb2
@@ -158,6 +142,4 @@ def run_staged(pipeline: bytes, options: dict[str, Any]) -> None:
         environment.ClearField("payload")
         environment.ClearField("dependencies")
         environment.ClearField("resource_hints")
-    with _as_worker(options):
-        result = FnApiRunner().run_via_runner_api(proto, PipelineOptions([]))
-        result.wait_until_finish()
+    FnApiRunner().run_via_runner_api(proto, PipelineOptions([])).wait_until_finish()

@@ -1,16 +1,17 @@
-"""Jobs on the workers of an engine: their flags, what they print, where they listen, signs."""
+"""Workers of engines, among them Dask clusters, and jobs on them: what they show and print."""
 
 import contextlib
+import os
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from cluster import children, listens_at
 from forking import Started
-from machines import until
-from runs import TINY_MODEL
-
-EVERY_STEP = (*TINY_MODEL, "--attack", "4x3", "--saliency", 2, "--pictures", "none")
-"""Flags of a job that runs models for all analyses."""
+from gcs import free_port, wait_for
+from machines import children, is_running, kill, listens_at, until
+from runs import ROOT
 
 _SEGMENTER = """
 import os, pathlib, time
@@ -46,15 +47,9 @@ class Signs:
         """Returns the ids of processes that have been at work."""
         return {int(path.name) for path in self._folder.iterdir()}
 
-    def wait_for_end(self, seconds: float = 5) -> None:
-        """Waits until nobody is at work any more; fails if somebody still is after this time."""
-        last = time.time() + seconds
-
-        def latest() -> float:
-            return max(path.stat().st_mtime for path in self._folder.iterdir())
-
-        until(lambda: time.time() - latest() > 1.5, seconds + 1.5)
-        assert latest() < last
+    def wait_for_end(self) -> None:
+        """Waits until all processes that have been at work have ended."""
+        until(lambda: not any(map(is_running, self.seen())))
 
     def go_on(self) -> None:
         """Lets all calls end soon."""
@@ -80,3 +75,78 @@ def listened_at(running: Started) -> set[tuple[str, int]]:
 
 def _with_descendants(pid: int) -> set[int]:
     return {pid}.union(*(_with_descendants(child) for child in children(pid)))
+
+
+class DaskCluster:
+    """A scheduler, and the workers that `add` starts; files and logs are in a folder.
+
+    The scheduler's file is `scheduler`.
+    """
+
+    def __init__(
+        self, stack: contextlib.ExitStack, folder: Path, scheme: str = "tcp", **variables: str
+    ) -> None:
+        self._stack, self.folder = stack, folder
+        # No test depends on modules that the workers find by themselves.
+        alone = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+        self._environment = {**os.environ, **alone, **variables}
+        self.workers: list[subprocess.Popen[bytes]] = []
+        port, file = free_port(), folder / "scheduler"
+        self.address = f"{scheme}://127.0.0.1:{port}"
+        where = ("--host", f"{scheme}://127.0.0.1", "--port", port, "--scheduler-file", file)
+        self.scheduler = self._start("scheduler", "scheduler", *where)
+        wait_for(port, self.scheduler)
+
+    def add(
+        self, *flags: object, number: int = 1, wait: bool = True, **variables: str
+    ) -> list[subprocess.Popen[bytes]]:
+        """Starts workers, with further flags of `dask worker` and environment variables."""
+        names = [f"worker-{len(self.workers) + place}" for place in range(number)]
+        local = ("--local-directory", self.folder / "local", "--memory-limit", 0)
+        one = ("worker", self.address, "--nthreads", 1, *local, *flags)
+        added = [self._start(name, *one, **variables) for name in names]
+        self.workers += added
+        logs = [self.folder / f"{name}.log" for name in names]
+        if wait:
+            until(lambda: all("Registered to:" in log.read_text() for log in logs))
+        return added
+
+    def at_work(self) -> set[int]:
+        """Returns the ids of the processes that run calls, of workers with a nanny."""
+        nannies = [nanny.pid for nanny in self.workers if nanny.poll() is None]
+        return {worker for nanny in nannies for worker in spawned_by(nanny)}
+
+    def remove(self, workers: list[subprocess.Popen[bytes]]) -> None:
+        """Kills workers, and their nannies first."""
+        for worker in workers:
+            kill(worker)
+
+    def _start(self, name: str, *words: object, **variables: str) -> subprocess.Popen[bytes]:
+        # The shell's word `dask` may be that of another environment.
+        dask = (sys.executable, "-m", "dask", *map(str, words), "--no-dashboard")
+        with (self.folder / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                ["setpriv", "--pdeathsig=KILL", *dask],
+                stdout=log,
+                stderr=log,
+                env={**self._environment, **variables},
+                cwd=self.folder,
+                start_new_session=True,
+            )
+        self._stack.callback(kill, process)
+        return process
+
+
+@contextlib.contextmanager
+def dask_cluster(folder: Path, number: int, *flags: str, **variables: str) -> Iterator[DaskCluster]:
+    """Runs a cluster with so many workers in a new folder while the block runs."""
+    folder.mkdir()
+    with contextlib.ExitStack() as stack:
+        cluster = DaskCluster(stack, folder, *flags, **variables)
+        cluster.add(number=number)
+        yield cluster
+
+
+def spawned_by(pid: int) -> list[int]:
+    """Returns the ids of a process's live children that `multiprocessing` has started to work."""
+    return children(pid, b"--multiprocessing-fork")

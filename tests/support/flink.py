@@ -5,19 +5,23 @@ nobody else reaches.
 """
 
 import contextlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import urllib.request
+import uuid
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
-from cluster import children
-from machines import HEAD, Machines, address
-from runs import ROOT
+from forking import NO_FIGURES, Started
+from machines import HEAD, Machines, address, children, enter_network
+from runs import ROOT, forks, words_of
 
 JARS = Path(sys.prefix, "flink")
 """Beam's job server and what it needs, Flink included; scripts/test fetches it."""
@@ -30,23 +34,27 @@ _OPENED = (*(f"java.{package}" for package in _PACKAGES), "sun.nio.ch", "sun.net
 """Packages that Flink 1.19 reaches into, which Java 17 has to be told."""
 _SERVER = "org.apache.beam.runners.flink.FlinkJobServerDriver"
 _MEMORY = {
-    **dict.fromkeys(("framework.heap", "framework.off-heap", "managed"), "128m"),
-    "task.heap": "384m",
-    "task.off-heap": "0",
+    **dict.fromkeys(("framework.heap.size", "framework.off-heap.size", "managed.size"), "128m"),
+    "task.heap.size": "384m",
+    "task.off-heap.size": "0",
     "network.min": "128m",
     "network.max": "128m",
-    "jvm-metaspace": "256m",
+    "jvm-metaspace.size": "256m",
     "jvm-overhead.min": "192m",
     "jvm-overhead.max": "192m",
 }
 """What Flink's start scripts would compute for a task manager."""
 REST = f"{address(HEAD)}:8081"
 """Where the cluster answers."""
-_ASK = f"""
-import json, urllib.request
-jobs = json.load(urllib.request.urlopen("http://{REST}/jobs/overview"))["jobs"]
-print(*(job["state"] for job in jobs))
+_EMPTY_ZIP = b"PK\5\6" + bytes(18)
+_IN9 = """
+from machines import enter_network
+enter_network({process})
+{before}
+from pipeline.commands.cli import run_process
+run_process()
 """
+"""in9 in the network of a machine whose first process is known."""
 
 
 def missing() -> str:
@@ -59,18 +67,9 @@ def missing() -> str:
 class Flink(Machines):
     """Beam's job server on the head; Flink is embedded in it, or a cluster that `cluster` starts.
 
-    Args:
-      stack: ends everything.
-      folder: an empty folder for files and logs.
-      jars: folder of the jars of a cluster.
-      delay: time before Flink tries a failed task again, longer than workers are kept idle. Other
-        settings of this kind are those of deploy/flink/compose.yaml.
-
-    Attributes:
-      folder: the same folder.
-
-    Raises:
-      RefusedError: this process may not make namespaces and networks.
+    All ends with the stack. Flink tries a failed task again after `delay`, which is longer than
+    workers are kept idle; other settings of this kind are those of deploy/flink/compose.yaml.
+    Raises RefusedError if this process may not make namespaces and networks.
     """
 
     def __init__(
@@ -89,6 +88,9 @@ class Flink(Machines):
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}",
             "HF_HUB_OFFLINE": "1",
+            NO_FIGURES: "1",
+            # Java's programs end before it pays to compile them well.
+            "JAVA_TOOL_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xmx768m",
         }
         compose = yaml.safe_load((ROOT / "deploy" / "flink" / "compose.yaml").read_text())
         settings = yaml.safe_load(compose["x-flink"]["environment"]["FLINK_PROPERTIES"])
@@ -122,7 +124,7 @@ class Flink(Machines):
             "taskmanager.host": address(node),
             "taskmanager.numberOfTaskSlots": 2,
             "taskmanager.cpu.cores": 2,
-            **{_memory(part): size for part, size in _MEMORY.items()},
+            **{f"taskmanager.memory.{part}": size for part, size in _MEMORY.items()},
         }
         main = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
         self._flink(node, f"taskmanager-{node}", main, settings)
@@ -130,14 +132,7 @@ class Flink(Machines):
     def pool(
         self, machine: str, port: int = 50000, *, forks: bool = False, **more: str
     ) -> subprocess.Popen[bytes]:
-        """Starts a worker pool on a machine.
-
-        Args:
-          machine: the machine.
-          port: its port.
-          forks: whether its workers are forks (`worker_pool.py`), not those of Beam's own pool.
-          more: further environment variables.
-        """
+        """Starts a worker pool, whose workers are Beam's own or forks, with more variables."""
         own = (ROOT / "tests" / "support" / "worker_pool.py",)
         pool = own if forks else ("-m", "apache_beam.runners.worker.worker_pool_main")
         words = self.inside(machine, sys.executable, *pool, f"--service_port={port}")
@@ -149,27 +144,29 @@ class Flink(Machines):
         *flags: object,
         port: int = 50000,
         cluster: bool = False,
-        program: Sequence[str] = ("-m", "pipeline"),
-    ) -> subprocess.Popen[str]:
-        """Starts a command in the head's network, with the pools at a port beside task managers."""
+        before: str = "",
+    ) -> Started:
+        """Starts a command in the head's network, with the pools at a port beside task managers.
+
+        `before` is code that it runs first.
+        """
         runner = ("--runner=PortableRunner", "--job_endpoint=localhost:8099", "--parallelism=2")
         pools = ("--environment_type=EXTERNAL", f"--environment_config=localhost:{port}")
         more = (*pools, "--sdk_worker_parallelism=2", *((f"--flink_master={REST}",) * cluster))
-        words = self.in_network(HEAD, sys.executable, *program, command, *runner, *more, *flags)
-        return subprocess.Popen(
-            words,
-            cwd=ROOT,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        if cluster and self._jars == JARS:
+            # Otherwise the job server uploads its whole class path, which this Flink has.
+            (empty := self.folder / "empty.jar").write_bytes(_EMPTY_ZIP)
+            more += (f"--files_to_stage={empty}",)
+        program = self.folder / f"{uuid.uuid4().hex}.py"
+        program.write_text(_IN9.format(process=self.first(HEAD), before=before))
+        words = words_of([command, *runner, *more, *flags])
+        return forks().start(words, self._environment, program=program)
 
     def states(self) -> list[str]:
         """Returns the states of all jobs of the cluster; none while it does not answer."""
-        words = self.in_network(HEAD, sys.executable, "-c", _ASK)
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        return done.stdout.split()
+        inside = {"initializer": enter_network, "initargs": (self.first(HEAD),)}
+        with ThreadPoolExecutor(1, **inside) as thread:
+            return thread.submit(_states).result()
 
     def _flink(self, machine: str, log: str, main: str, settings: Mapping[str, object]) -> None:
         flags = [f"-D{name}={value}" for name, value in settings.items()]
@@ -177,9 +174,7 @@ class Flink(Machines):
 
     def _java(self, machine: str, log: str, jars: Path, main: str, *flags: object) -> None:
         opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED]
-        # These programs end before it pays to compile them well.
-        quick = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-Xmx768m")
-        java = ("java", *quick, *opened, "-cp", f"{jars}/*", main)
+        java = ("java", *opened, "-cp", f"{jars}/*", main)
         self.start(log, *self.inside(machine, *java, *flags), env=self._environment)
 
 
@@ -199,11 +194,12 @@ def job_server_jar(folder: Path) -> Path:
     return folder / "server.jar"
 
 
-def _memory(part: str) -> str:
-    """Returns the name of the setting for a part of a task manager's memory."""
-    return f"taskmanager.memory.{part}" + ("" if part.endswith(("min", "max")) else ".size")
-
-
 def workers_of(pool: subprocess.Popen[bytes]) -> list[int]:
     """Returns the process ids of a pool's live workers."""
     return children(*children(*children(pool.pid)))
+
+
+def _states() -> list[str]:
+    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{REST}/jobs/overview") as of:
+        return [job["state"] for job in json.load(of)["jobs"]]
+    return []

@@ -5,6 +5,7 @@ import io
 import json
 import random
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.generate import recipe as recipes
+
+Change = Callable[[Any], Any]
 
 
 def parts_of(recipe: Path) -> tuple[pa.Table, Any]:
@@ -59,3 +62,23 @@ def rejected_rows(table: pa.Table, number: int, path: str = "val/k{}.JPEG") -> p
         ],
         table.schema,
     )
+
+
+def changed(
+    recipe: Path, target: Path, columns: dict[str, Change], metadata: Change | None = None
+) -> Path:
+    """Writes a recipe whose first accepted row, or metadata, is another, with a right checksum."""
+    table, content = parts_of(recipe)
+    rows = table.to_pylist()
+    row = next(row for row in rows if row["status"] == "accepted")
+    row |= {name: change(row[name]) for name, change in columns.items()}
+    content = content if metadata is None else metadata(content)
+    return sealed(pa.Table.from_pylist(rows, table.schema), content, target)
+
+
+def with_library(name: str, version: str) -> Change:
+    return lambda content: {**content, "libraries": {**content["libraries"], name: version}}
+
+
+def with_flag(name: str, value: object) -> Change:
+    return lambda content: {**content, "config": {**content["config"], name: value}}

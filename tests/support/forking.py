@@ -72,11 +72,7 @@ class Forks:
             files = (out.fileno(), err.fileno())
             self._send(files, arguments, environment, seconds=seconds, modules=modules)
             code = int.from_bytes(_receive(self._socket, 4), "big", signed=True)
-            texts = []
-            for file in (out, err):
-                file.seek(0)
-                texts.append(file.read().decode(errors="replace"))
-        return subprocess.CompletedProcess(["in9", *arguments], code, *texts)
+            return subprocess.CompletedProcess(["in9", *arguments], code, _text(out), _text(err))
 
     def start(
         self,
@@ -149,11 +145,13 @@ class Started:
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Waits for the end; returns the contents of standard output and standard error."""
         self.wait(timeout)
-        texts = []
-        for file in self._files:
-            file.seek(0)
-            texts.append(file.read().decode(errors="replace"))
-        return texts[0], texts[1]
+        out, error = map(_text, self._files)
+        return out, error
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def _receive(connection: socket.socket, size: int) -> bytes:
@@ -282,6 +280,14 @@ def _end_of(child: int, connection: int) -> bytes:
     return os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True)
 
 
+def leave_figures_out() -> None:
+    """Leaves figures out of the pages of this process, if its environment says so."""
+    if NO_FIGURES in os.environ:
+        from pipeline.analyses.parts import Parts
+
+        Parts.plots = lambda *_: iter(())  # type: ignore[method-assign]
+
+
 def _become(order: dict[str, Any], files: list[int]) -> None:
     """Turns this fork into the command."""
     null = os.open(os.devnull, os.O_RDONLY)
@@ -302,10 +308,7 @@ def _become(order: dict[str, Any], files: list[int]) -> None:
     signal.alarm(order["seconds"])
     for module in order["modules"]:
         importlib.import_module(module)
-    if NO_FIGURES in os.environ:
-        from pipeline.analyses.parts import Parts
-
-        Parts.plots = lambda *_: iter(())  # type: ignore[method-assign]
+    leave_figures_out()
     from pipeline.commands.cli import run_process
 
     try:

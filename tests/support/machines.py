@@ -6,6 +6,7 @@ several such clusters may run at once.
 """
 
 import contextlib
+import ctypes
 import os
 import re
 import shutil
@@ -13,10 +14,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
-from cluster import children
+import pytest
+from forking import Started
 from runs import ROOT
 
 HEAD = "head"
@@ -44,6 +47,13 @@ def missing() -> str:
 def address(machine: str) -> str:
     """Returns the address of a machine, which all others reach."""
     return _ADDRESSES[machine]
+
+
+def enter_network(process: int) -> None:
+    """Lets this thread, and those that it starts, be in the network of another process."""
+    with open(f"/proc/{process}/ns/net") as network:
+        if ctypes.CDLL(None, use_errno=True).setns(network.fileno(), 0):
+            raise OSError(ctypes.get_errno(), "no way into a network")
 
 
 class Machines:
@@ -81,7 +91,7 @@ class Machines:
         if machine == HEAD:
             self._ip(HEAD, "link add name bridge type bridge")
         else:
-            pair = f"link add name {machine} type veth peer name eth0 netns {self._first(machine)}"
+            pair = f"link add name {machine} type veth peer name eth0 netns {self.first(machine)}"
             self._ip(HEAD, pair, f"link set {machine} master bridge up")
         up = (f"addr add {_ADDRESSES[machine]}/24 dev {interface}", f"link set {interface} up")
         self._ip(machine, *up, "link set lo up")
@@ -103,14 +113,19 @@ class Machines:
         self._stack.callback(_end, process)
         return process
 
+    def first(self, machine: str) -> int:
+        """Returns the id of a machine's first process."""
+        (first,) = children(self._lives[machine].pid)
+        return first
+
     def inside(self, machine: str, *command: object) -> list[str]:
         """Returns the words of a command that runs on a machine."""
         kinds = ("--net", "--mount", "--uts", "--pid", f"--wd={ROOT}")
-        return ["nsenter", f"--target={self._first(machine)}", *kinds, *map(str, command)]
+        return ["nsenter", f"--target={self.first(machine)}", *kinds, *map(str, command)]
 
     def in_network(self, machine: str, *command: object) -> list[str]:
         """Returns the words of a command that runs here, but in the network of a machine."""
-        return ["nsenter", f"--net=/proc/{self._first(machine)}/ns/net", *map(str, command)]
+        return ["nsenter", f"--net=/proc/{self.first(machine)}/ns/net", *map(str, command)]
 
     def take_away(self, node: str) -> None:
         """Takes a machine away: its network first, so that nobody is told."""
@@ -119,10 +134,6 @@ class Machines:
 
     def _log(self, name: str) -> Path:
         return self._folder / f"{name}.log"
-
-    def _first(self, machine: str) -> int:
-        (first,) = children(self._lives[machine].pid)
-        return first
 
     def _ip(self, machine: str, *lines: str) -> None:
         words = self.in_network(machine, "ip", "-batch", "-")
@@ -137,6 +148,9 @@ class Machines:
         life.wait()
 
 
+M = TypeVar("M", bound=Machines)
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
@@ -144,6 +158,25 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def started(kind: type[M], folder: Path, missing: str) -> Iterator[M]:
+    """Makes machines in a new folder, if nothing is missing.
+
+    Tests are skipped without a right that this takes, also in continuous integration.
+    """
+    if os.geteuid() != 0:
+        pytest.skip("namespaces need root")
+    if missing:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    folder.mkdir()
+    with contextlib.ExitStack() as stack:
+        try:
+            machines = kind(stack, folder)
+        except PermissionError as error:
+            pytest.skip(f"refused here: {error}")
+        yield machines
 
 
 _CONF = """\
@@ -245,3 +278,44 @@ def until(happened: Callable[[], object], seconds: float = 60) -> None:
     while not happened():
         assert time.monotonic() < end, f"not in {seconds} s"
         time.sleep(0.1)
+
+
+def children(pid: int, running: bytes = b"") -> list[int]:
+    """Returns the ids of a process's live children whose command lines have a word."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):  # It may end at any moment.
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (thread / "children").read_text().split()):
+                found += [child] if is_running(child, running) else []
+    return found
+
+
+def is_running(pid: int, running: bytes = b"") -> bool:
+    """Returns whether a process is alive and its command line has a word."""
+    with contextlib.suppress(OSError):
+        # That of a process that has ended is empty.
+        words = Path(f"/proc/{pid}/cmdline").read_bytes()
+        return bool(words) and running in words
+    return False
+
+
+def listens_at(pid: int) -> set[tuple[str, int]]:
+    """Returns the (address, port) at which a process accepts connections, as the system writes it.
+
+    Raises OSError if it ends, or closes a file, meanwhile.
+    """
+    descriptors = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
+    places = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            _, place, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and f"socket:[{inode}]" in descriptors:
+                address, _, port = place.partition(":")
+                places.add((address, int(port, 16)))
+    return places
+
+
+def kill(process: subprocess.Popen[bytes] | Started) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,9 +1,25 @@
 """The page in a browser, and what is peculiar to the runs that it shows."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from runs import keys
+
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.predictions import prediction_fingerprints
+from pipeline.evaluate.results import ModelRun, read_results
+from pipeline.storage.store import Store
+from transforms.variants import VariantName
+
 MODELS = ("efficientnet_lite0", "efficientnet_lite1")
+REPORT = ("--image_size", 96, *keys(resize=110), "--models", ",".join(MODELS))
+REPORT += ("--attack", 9, "--saliency", 3)
+"""Words of the job whose page most tests open."""
 TINY = ("python:tiny_models:first", "python:tiny_models:second")
 
 WIDE = {"width": 1440, "height": 900}
@@ -41,3 +57,22 @@ def column(page: Any, number: int) -> list[str]:
         })"""
     )
     return texts
+
+
+def add_model(output: Path, original: str, name: str) -> Path:
+    """Adds a model with the results of another one; returns the folder of the other's results."""
+    dataset = Dataset.open(Store(str(output)))
+    (run,) = read_results(dataset.store, "model", ModelRun, original)
+    new = msgspec.structs.replace(run, model=name)
+    theirs, ours = (output / "results" / each.folder for each in (run, new))
+    shutil.copytree(theirs, ours)
+    for path in ours.glob("*.json"):
+        content = json.loads(path.read_text()) | {"model": name, "entry": name}
+        path.write_text(json.dumps(content))
+    for shard, path in enumerate(sorted(ours.glob("predictions/*.parquet"))):
+        fingerprints = prediction_fingerprints(dataset, new, shard)
+        table = pq.read_table(path)
+        of = [fingerprints[VariantName.parse(name)] for name in table["variant"].to_pylist()]
+        column, place = pa.array(of).dictionary_encode(), table.column_names.index("of")
+        pq.write_table(table.set_column(place, "of", column), path)
+    return theirs

@@ -225,22 +225,19 @@ def table_of(output: Path, name: str) -> list[dict[str, str]]:
     return csv_rows(output / "results" / f"{name}.csv")
 
 
+def _files_of(output: Path) -> dict[str, Path]:
+    paths = [path.relative_to(output) for path in sorted(output.rglob("*")) if path.is_file()]
+    return {str(path): output / path for path in paths if ".in9" not in path.parts}
+
+
 def stamps(output: Path) -> dict[str, int]:
     """Returns the modification time of every file outside the work folder."""
-    return {
-        str(path.relative_to(output)): path.stat().st_mtime_ns
-        for path in output.rglob("*")
-        if path.is_file() and ".in9" not in path.parts
-    }
+    return {name: path.stat().st_mtime_ns for name, path in _files_of(output).items()}
 
 
 def results_of(output: Path) -> dict[str, bytes]:
     """Returns the content of every file outside the work folder."""
-    return {
-        str(path.relative_to(output)): path.read_bytes()
-        for path in sorted(output.rglob("*"))
-        if path.is_file() and ".in9" not in path.parts
-    }
+    return {name: path.read_bytes() for name, path in _files_of(output).items()}
 
 
 def write_all(output: Path, pictures: str = "sample") -> None:

@@ -104,7 +104,7 @@ def webdataset(source: Path, target: Path) -> None:
     """Writes three shards, with classes in `.cls` and boxes in `.json`."""
     shards: list[list[tuple[str, bytes]]] = [[], [], []]
     for number, image in enumerate(_images(source)):
-        label = imagenet9().index_of(image.parent.name)
+        label = imagenet9().index_of[image.parent.name]
         boxes = {"boxes": _boxes(_xml(source, image.stem).read_text())}
         shards[number % 3] += [
             (f"{image.stem}.cls", str(label).encode()),
@@ -123,7 +123,7 @@ def parquet(source: Path, target: Path) -> None:
                 "bytes": image.read_bytes(),
                 "path": f"{image.stem}_{image.parent.name}.JPEG",
             },
-            "label": imagenet9().index_of(image.parent.name),
+            "label": imagenet9().index_of[image.parent.name],
         }
         for image in _images(source)
     ]
@@ -139,13 +139,8 @@ def _rows(source: Path, target: Path) -> list[dict[str, object]]:
     """Copies the images; returns a row for each box, with the path of the copied image."""
     shutil.copytree(source / "val", target / "pictures")
     return [
-        dict(
-            zip(
-                ("image", "class", "xmin", "ymin", "xmax", "ymax"),
-                (f"pictures/{image.relative_to(source / 'val')}", image.parent.name, *box),
-                strict=True,
-            )
-        )
+        {"image": f"pictures/{image.relative_to(source / 'val')}", "class": image.parent.name}
+        | dict(zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
         for image in _images(source)
         for box in _boxes(_xml(source, image.stem).read_text())
     ]
@@ -181,16 +176,9 @@ def manifest_coco(source: Path, target: Path) -> None:
         entry = {"id": number, "file_name": image.name, "width": width, "height": height}
         images.append(entry)
         for x0, y0, x1, y1 in _boxes(_xml(source, image.stem).read_text()):
-            annotations.append(
-                {
-                    "id": len(annotations),
-                    "image_id": number,
-                    "category_id": names.index(image.parent.name),
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "area": (x1 - x0) * (y1 - y0),
-                    "iscrowd": 0,
-                }
-            )
+            box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0}
+            known = {"id": len(annotations), "image_id": number}
+            annotations.append({**known, "category_id": names.index(image.parent.name), **box})
     categories = [{"id": number, "name": name} for number, name in enumerate(names)]
     content = {"images": images, "annotations": annotations, "categories": categories}
     (target / "manifest.json").write_text(json.dumps(content))

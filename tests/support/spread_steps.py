@@ -6,13 +6,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 
-from pipeline.errors import JobError, UsageError
 from pipeline.runners.beam_options import pipeline_options, run_pipeline
 from pipeline.runtime.custom_functions import imported_digests
 from pipeline.runtime.progress import Progress, count
@@ -96,13 +95,12 @@ class Note(beam.DoFn):
 class Fail(beam.DoFn):
     """Raises an error, and leaves a file for each time."""
 
-    def __init__(self, folder: Path, kind: str, message: str) -> None:
+    def __init__(self, folder: Path, kind: type[Exception], message: str) -> None:
         self._folder, self._kind, self._message = folder, kind, message
 
     def process(self, _: object) -> list[object]:
         (self._folder / f"{os.getpid()}-{time.monotonic_ns()}").touch()
-        kinds = {"JobError": JobError, "UsageError": UsageError, "ValueError": ValueError}
-        raise kinds[self._kind](self._message)
+        raise self._kind(self._message)
 
 
 class Die(beam.DoFn):
@@ -126,10 +124,3 @@ class Meet(beam.DoFn):
             assert time.monotonic() < until, "nobody else has come"
             time.sleep(0.05)
         return [found]
-
-
-class See(beam.DoFn):
-    """(place, number of a block) -> (the number, the process, the cards that it sees)."""
-
-    def process(self, block: tuple[int, int]) -> list[tuple[int, int, str | None]]:
-        return [(block[1], os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"))]

@@ -43,12 +43,14 @@ def _serve_forks(connection: socket.socket, enter: Callable[..., None] | None) -
     import scipy.ndimage
     import torch
     from apache_beam.runners.worker.sdk_worker import SdkHarness
+    from forking import leave_figures_out
 
     import pipeline.commands.run
     import pipeline.evaluate.resident
     import pipeline.report.page
 
     del scipy, torch, pipeline
+    leave_figures_out()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     for line in connection.makefile("r"):
         worker, address, *further = json.loads(line)

@@ -1,7 +1,6 @@
 """Tests that training gives the same bytes however it is run, and models for other commands."""
 
 import dataclasses
-import json
 import os
 import re
 import shlex
@@ -28,7 +27,10 @@ from runs import (
     dataset_in,
     hash_again,
     keys,
+    manifest_of,
+    run_here,
     run_in9,
+    stamps,
     start_in9,
     table_of,
     wait_until,
@@ -53,6 +55,7 @@ from pipeline.training.batches import (
 )
 from pipeline.training.network import Learner, build_network
 from pipeline.training.train_plan import TrainPlan, choose_splits, find_samples
+from transforms.annotations import Annotation, Box, write_annotation
 from transforms.codec import decode_image
 from transforms.hashing import keyed_hashes, substream
 from transforms.selection import held_out
@@ -64,7 +67,6 @@ CLASSES = {"n01440764": (30, 60, 200), "n02085620": (220, 40, 30)}
 SIDE = 48
 TINY = "test_resnet"
 FILES = ["log.csv", "model.safetensors", "state.pth"]
-"""Of a training, and nothing else."""
 IN9 = imagenet9()
 
 
@@ -72,6 +74,7 @@ def draw(root: Path, counts: dict[str, int]) -> Path:
     """Draws an input of discs on noise, whose colour tells their class; returns its folder."""
     random = np.random.default_rng(1)
     y, x = np.mgrid[:60, :60]
+    annotation = write_annotation(Annotation(60, 60, (Box(12, 12, 48, 48),), None))
     for split, count in counts.items():
         (root / "Annotations" / split).mkdir(parents=True)
         for wnid, colour in CLASSES.items():
@@ -81,11 +84,7 @@ def draw(root: Path, counts: dict[str, int]) -> Path:
                 pixels = random.integers(60, 160, (60, 60, 3)).astype(np.uint8)
                 pixels[(x - 30) ** 2 + (y - 30) ** 2 < 18**2] = colour
                 Image.fromarray(pixels).save(root / split / wnid / f"{key}.JPEG", quality=95)
-                (root / "Annotations" / split / f"{key}.xml").write_text(
-                    "<annotation><size><width>60</width><height>60</height></size><object><bndbox>"
-                    "<xmin>12</xmin><ymin>12</ymin><xmax>48</xmax><ymax>48</ymax></bndbox></object>"
-                    "</annotation>"
-                )
+                (root / "Annotations" / split / f"{key}.xml").write_text(annotation)
     return root
 
 
@@ -94,22 +93,16 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Dataset of 24 images to train on and 12 to validate on. Tests must not change it."""
     root = tmp_path_factory.mktemp("drawn")
     source = draw(root / "input", {"train": 12, "val": 6})
-    run_in9(
-        *("generate", "--input", source, "--output", root / "out", "--split", "train,val"),
-        *("--variants", "original,only_bg_t,mixed_rand", "--segmenter", "box"),
-        *("--image_size", SIDE, *keys(resize=54, images_per_shard=8), *ONE),
-    )
+    flags = ("--variants", "original,only_bg_t,mixed_rand", "--segmenter", "box", "--image_size")
+    more = (SIDE, *keys(resize=54, images_per_shard=8), "--split", "train,val", *ONE)
+    run_here("generate", "--input", source, "--output", root / "out", *flags, *more)
     return root / "out"
 
 
 def train(dataset: Path, output: Path, *flags: object, check: int | None = 0) -> str:
     """Trains a tiny network; returns what the command printed."""
-    done = run_in9(
-        *("train", "--dataset", dataset, "--output", output, "--batch_size", 8, "--workers", 0),
-        *(() if "--arch" in flags else ("--arch", TINY)),
-        *flags,
-        check=check,
-    )
+    folders = ("--dataset", dataset, "--output", output, "--arch", TINY)
+    done = run_in9("train", *folders, "--batch_size", 8, "--workers", 0, *flags, check=check)
     return done.stdout + done.stderr
 
 
@@ -187,22 +180,22 @@ def test_without_chances_a_picture_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
 def test_pictures_are_those_of_the_dataset_in_every_format(drawn: Path, form: str) -> None:
-    dataset = dataset_in(drawn)
-    config = dataset.manifest.config
-    compose = dataclasses.replace(config.compose, formats=(form,))
-    config = dataclasses.replace(config, compose=compose)
-    manifest = dataclasses.replace(dataset.manifest, config=config)
-    dataset = Dataset(dataset.store, manifest)
+    stored = dataset_in(drawn)
+    config = stored.manifest.config
+    config = dataclasses.replace(
+        config, compose=dataclasses.replace(config.compose, formats=(form,))
+    )
+    dataset = Dataset(stored.store, dataclasses.replace(stored.manifest, config=config))
     training, validation = find_samples(dataset, TrainPlan(variant="mixed_rand", eval_split="val"))
     assert validation is not None
     for samples, split in ((training, "train"), (validation, "val")):
+        assert len(dataset.shards(split)) > 1
         by_key = {
             sample.key: sample
             for shard in dataset.shards(split)
             for sample in dataset.samples(split, shard, VariantName("mixed_rand"))
         }
         assert samples.keys.tolist() == list(by_key)
-        assert len(dataset.shards(split)) > 1
         order = np.random.default_rng(0).permutation(len(samples))
         with samples.fetched():
             for index, pixels in zip(order, samples.pixels(order), strict=True):
@@ -300,37 +293,40 @@ def test_stopped_and_resumed_it_gives_the_same_bytes_with_any_number_of_workers(
     assert 1 <= done < 8
     assert re.findall(r"epoch (\d) of 8: loss", printed) == [str(n) for n in range(done + 1, 9)]
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
-    state = (tmp_path / "state.pth").read_bytes()
-    assert "nothing to do: all 8 epochs have been trained" in train(drawn, tmp_path, *flags)
-    assert (tmp_path / "state.pth").read_bytes() == state
     one, two = (path / "model.safetensors" for path in (trained, tmp_path))
     assert one.read_bytes() == two.read_bytes()
     same = ("epoch", "lr", "loss", "accuracy", "val_loss", "val_accuracy")
-    assert [[row[name] for name in same] for row in log_of(trained)] == [
-        [row[name] for name in same] for row in log_of(tmp_path)
-    ]
-    printed = train(drawn, tmp_path, "--epochs", 8, "--lr", 0.02, check=2)
+    logs = [[[row[name] for name in same] for row in log_of(path)] for path in (trained, tmp_path)]
+    assert logs[0] == logs[1]
+
+
+def test_a_finished_training_stays_unless_it_is_to_be_overwritten(
+    drawn: Path, trained: Path, tmp_path: Path
+) -> None:
+    output = Path(shutil.copytree(trained, tmp_path / "model"))
+    before = stamps(output)
+    printed = train(drawn, output, "--epochs", 8, "--lr", 0.03)
+    assert "nothing to do: all 8 epochs have been trained" in printed
+    assert stamps(output) == before
+    printed = train(drawn, output, "--epochs", 8, "--lr", 0.02, check=2)
     assert "holds another training (--lr 0.03)" in printed
-    printed = train(drawn, tmp_path, "--epochs", 2, "--lr", 0.02, "--overwrite")
-    assert "epoch 1 of 2" in printed
-    assert len(log_of(tmp_path)) == 2
+    printed = train(drawn, output, "--epochs", 1, "--lr", 0.02, "--overwrite")
+    assert "epoch 1 of 1" in printed
+    assert len(log_of(output)) == 1
 
 
 def test_evaluation_takes_it_and_agrees(drawn: Path, trained: Path, tmp_path: Path) -> None:
     metadata = read_metadata(str(trained / "model.safetensors"))
     assert metadata is not None
     assert metadata.architecture.startswith(TINY)
-    assert (metadata.variant, metadata.split, metadata.epochs, metadata.seed) == (
-        "original",
-        "train",
-        8,
-        0,
-    )
+    assert metadata.dataset == manifest_of(drawn)["fingerprint"]
+    trained_on = (metadata.variant, metadata.split, metadata.epochs, metadata.seed)
+    assert trained_on == ("original", "train", 8, 0)
     assert len(metadata.keys) == 24
     assert all("_train" in key for key in metadata.keys)
     copy = Path(shutil.copytree(drawn, tmp_path / "out"))
     entry = f"{metadata.architecture}={trained / 'model.safetensors'}"
-    run_in9("evaluate", "--dataset", copy, "--models", entry, *ONE)
+    run_here("evaluate", "--dataset", copy, "--models", entry, "--pictures", "none", *ONE)
     (row,) = (
         row
         for row in table_of(copy, "summary")
@@ -344,11 +340,9 @@ def test_one_split_is_divided_and_trained_on_by_its_default_place(
     drawn: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(drawn, tmp_path / "out"))
-    flags = ("--dataset", copy, "--train_split", "val", "--holdout", 0.5, "--epochs", 1)
-    done = run_in9(
-        *("train", *flags, "--arch", TINY, "--variant", "mixed_rand", "--workers", 0, "--seed", 2),
-        *("--precision", "bf16"),
-    )
+    flags = ("--arch", TINY, "--variant", "mixed_rand", "--epochs", 1, "--workers", 0, "--seed", 2)
+    part = ("--train_split", "val", "--holdout", 0.5, "--precision", "bf16")
+    done = run_in9("train", "--dataset", copy, *flags, *part)
     (model,) = copy.glob("models/*/model.safetensors")
     assert model.parent.name == f"{TINY}-mixed_rand-1ep-holdout0.5-seed2"
     assert f"={model} --holdout 0.5" in done.stdout
@@ -381,51 +375,50 @@ def test_in_object_storage_it_is_the_same(drawn: Path, trained: Path) -> None:
 
 
 def test_weights_of_a_package_are_what_it_begins_with() -> None:
-    network = build_network("efficientnet_lite0", IN9, seed=0, pretrained=True)
+    network, again, other = (
+        build_network("efficientnet_lite0", IN9, seed=seed, pretrained=True) for seed in (0, 0, 1)
+    )
     known = load_model("efficientnet_lite0")
     theirs, ours = known.module.state_dict(), network.module.state_dict()
     assert network.pretrained == f"efficientnet_lite0 {known.weights_sha256}"
     assert network.architecture.startswith("tf_efficientnet_lite0")
     kept = [name for name in ours if not name.startswith("classifier")]
     assert all(torch.equal(ours[name], theirs[name]) for name in kept)
-    assert ours["classifier.weight"].shape[0] == 9
+    head = ours["classifier.weight"]
+    assert head.shape[0] == 9
     assert all(parameter.requires_grad for parameter in network.module.parameters())
-    again = build_network(
-        "efficientnet_lite0", imagenet9(), seed=0, pretrained=True
-    ).module.state_dict()
-    other = build_network(
-        "efficientnet_lite0", imagenet9(), seed=1, pretrained=True
-    ).module.state_dict()
-    assert torch.equal(ours["classifier.weight"], again["classifier.weight"])
-    assert not torch.equal(ours["classifier.weight"], other["classifier.weight"])
+    assert torch.equal(head, again.module.state_dict()["classifier.weight"])
+    assert not torch.equal(head, other.module.state_dict()["classifier.weight"])
+
+
+def change_column(dataset: Path, path: str, name: str, values: list[Any]) -> None:
+    """Replaces a column of a dataset's Parquet file, as if a job had written it."""
+    table = pq.read_table(dataset / path)
+    column = pa.array(values, table.schema.field(name).type)
+    changed = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(changed, dataset / path)
+    hash_again(dataset, path)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_picture_is_named(drawn: Path, tmp_path: Path, workers: int) -> None:
     copy = Path(shutil.copytree(drawn, tmp_path / "out"))
-    dataset = dataset_in(copy)
-    (file,) = dataset.shard_files("train", 1, (ORIGINAL,))
-    sample = next(dataset.samples("train", 1, ORIGINAL))
-    path = copy / file.path
-    table = pq.read_table(path)
-    images = table["image"].to_pylist()
-    images[table["key"].to_pylist().index(sample.key)]["bytes"] = bytes(200)
-    column = pa.array(images, table.schema.field("image").type)
-    pq.write_table(table.set_column(table.column_names.index("image"), "image", column), path)
-    hash_again(copy, file.path)
+    (file,) = dataset_in(copy).shard_files("train", 1, (ORIGINAL,))
+    images = pq.read_table(copy / file.path)["image"].to_pylist()
+    keys = pq.read_table(copy / file.path)["key"].to_pylist()
+    broken = [{**images[0], "bytes": bytes(200)}, *images[1:]]
+    change_column(copy, file.path, "image", broken)
     printed = train(copy, tmp_path / "model", "--epochs", 1, "--workers", workers, check=1)
     _, line = printed.splitlines()
-    assert f"a stored picture of {sample.key} is broken" in line
+    assert f"a stored picture of {keys[0]} is broken" in line
     assert not (tmp_path / "model" / "state.pth").exists()
 
 
 def test_pictures_that_find_no_room_are_one_line(drawn: Path, tmp_path: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "pipeline", "train", "--dataset", str(drawn), "--arch", TINY),
-        *("--output", str(tmp_path / "model")),
-    ]
+    places = ("--dataset", str(drawn), "--output", str(tmp_path / "model"))
+    command = shlex.join([sys.executable, "-m", "pipeline", "train", "--arch", TINY, *places])
     done = subprocess.run(
-        ["bash", "-c", f"ulimit -f 8; exec {shlex.join(command)}"],
+        ["bash", "-c", f"ulimit -f 8; exec {command}"],
         env={**os.environ, "TMPDIR": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -439,11 +432,8 @@ def test_pictures_that_find_no_room_are_one_line(drawn: Path, tmp_path: Path) ->
 def test_a_shard_without_its_picture_is_one_line(drawn: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(drawn, tmp_path / "out"))
     (file,) = dataset_in(copy).shard_files("train", 0, (ORIGINAL,))
-    table = pq.read_table(copy / file.path)
-    key, *others = table["key"].to_pylist()
-    position = table.column_names.index("key")
-    pq.write_table(table.set_column(position, "key", [["other", *others]]), copy / file.path)
-    hash_again(copy, file.path)
+    key, *others = pq.read_table(copy / file.path)["key"].to_pylist()
+    change_column(copy, file.path, "key", ["other", *others])
     printed = train(copy, tmp_path / "model", "--epochs", 1, check=1)
     assert f"the shards of train have no picture of {key}; see: in9 verify" in printed
 
@@ -508,9 +498,3 @@ def test_a_step_never_waits_for_the_device(precision: str) -> None:
     # The first makes a tensor of a number of the host, the second a number of a tensor.
     assert not step.names & {"aten::lift_fresh", "aten::_local_scalar_dense"}
     assert int(sums[2]) == 4
-
-
-def test_the_manifest_is_all_that_names_a_dataset_to_a_training(trained: Path, drawn: Path) -> None:
-    metadata = read_metadata(str(trained / "model.safetensors"))
-    assert metadata is not None
-    assert metadata.dataset == json.loads((drawn / "manifest.json").read_text())["fingerprint"]

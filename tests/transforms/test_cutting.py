@@ -1,18 +1,18 @@
-"""Tests annotations, filters, tiling, and the result of cutting one image."""
+"""Tests annotations, filters, resizing, tiling, and the result of cutting one image."""
 
 import io
 
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from transforms.annotations import Box, parse_annotation
 from transforms.cutting import Cut, cut_along, cut_background, cut_objects
-from transforms.filters import Reason, Rules, check_box, check_boxes, is_valid_key
-from transforms.geometry import Pixels
+from transforms.filters import Reason, Rules, check_box, is_valid_key, judge_boxes
+from transforms.geometry import INTERPOLATIONS, Pixels, ResizeCrop
 from transforms.layers import NoTileError, background_strip, tile_background
 from transforms.segmentation import SEGMENTERS, Segmentation, SegmentationError
 
@@ -76,14 +76,23 @@ def test_annotations_give_size_boxes_and_class() -> None:
     ],
 )
 def test_filters_find_the_first_reason(boxes: tuple[Box, ...], reason: Reason | None) -> None:
-    assert check_boxes(boxes, width=320, height=240) == reason
+    ((_, found),) = judge_boxes(boxes, 320, 240)
+    assert found == reason
 
 
-def test_the_size_filter_is_strict_at_nine_tenths() -> None:
-    # At 256 x 256, the resize is the identity, and the crop takes pixels 16 to 239.
-    rows = int(0.9 * 224)
-    assert check_boxes([Box(0, 16, 255, 16 + rows - 1)], width=256, height=256) is None
-    assert check_boxes([Box(0, 16, 255, 16 + rows)], width=256, height=256) == Reason.BOX_TOO_LARGE
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        (Box(0, 16, 255, 15 + int(0.9 * 224)), None),
+        (Box(0, 16, 255, 16 + int(0.9 * 224)), Reason.BOX_TOO_LARGE),
+        # The crop keeps 16 of 32 columns, and 15 of 31.
+        (Box(0, 60, 31, 180), None),
+        (Box(0, 60, 30, 180), Reason.BOX_OFF_CENTER),
+    ],
+)
+def test_limits_are_strict(box: Box, reason: Reason | None) -> None:
+    """At 256 x 256, the resize is the identity, and the crop takes pixels 16 to 239."""
+    assert check_box(box, width=256, height=256) == reason
 
 
 def test_a_box_of_just_the_largest_share_is_kept() -> None:
@@ -92,12 +101,6 @@ def test_a_box_of_just_the_largest_share_is_kept() -> None:
     assert check_box(box, width=256, height=256, rules=rules) is None
     wider = Box(60, 60, 172, 171)
     assert check_box(wider, width=256, height=256, rules=rules) == Reason.BOX_TOO_LARGE
-
-
-def test_half_of_the_box_must_be_visible() -> None:
-    # The crop is the same as above: it keeps 16 of 32 columns, and 15 of 31.
-    assert check_boxes([Box(0, 60, 31, 180)], width=256, height=256) is None
-    assert check_boxes([Box(0, 60, 30, 180)], width=256, height=256) == Reason.BOX_OFF_CENTER
 
 
 @pytest.mark.parametrize(
@@ -268,3 +271,68 @@ def test_ties_between_strips_go_as_in_the_script(box: Box, strip: Box) -> None:
 )
 def test_keys_must_suit_every_format(key: str, valid: bool) -> None:
     assert is_valid_key(key) is valid
+
+
+sides = st.integers(8, 900)
+
+
+@st.composite
+def boxed_sizes(draw: st.DrawFn) -> tuple[int, int, Box]:
+    width, height = draw(sides), draw(sides)
+    xmin, ymin = draw(st.integers(0, width - 2)), draw(st.integers(0, height - 2))
+    box = Box(xmin, ymin, draw(st.integers(xmin + 1, width)), draw(st.integers(ymin + 1, height)))
+    return width, height, box
+
+
+def torchvision_size(width: int, height: int, resize: int) -> tuple[int, int]:
+    if width <= height:
+        return resize, int(resize * height / width)
+    return int(resize * width / height), resize
+
+
+@given(boxed_sizes(), st.sampled_from([(256, 224), (256, 256), (64, 33)]))
+@settings(max_examples=60)
+def test_boxes_land_where_a_painted_rectangle_does(
+    sized: tuple[int, int, Box], sizes: tuple[int, int]
+) -> None:
+    width, height, box = sized
+    resize, crop = sizes
+    transform = ResizeCrop.for_size(
+        native_width=width, native_height=height, resize=resize, crop=crop
+    )
+    painted = Image.new("L", (width, height))
+    ImageDraw.Draw(painted).rectangle(tuple(box), fill=1)
+    resized = painted.resize(torchvision_size(width, height, resize), Image.Resampling.NEAREST)
+    left, top = round((resized.width - crop) / 2), round((resized.height - crop) / 2)
+    expected = np.asarray(resized.crop((left, top, left + crop, top + crop)))
+
+    x0, y0, x1, y1 = transform.box(box)
+    assert 0 <= x0 <= x1 <= crop
+    assert 0 <= y0 <= y1 <= crop
+    actual = np.zeros_like(expected)
+    actual[y0:y1, x0:x1] = 1
+    np.testing.assert_array_equal(actual, expected)
+    assert transform.box_pixels(box) == expected.sum()
+    assert transform.box_pixels_before_crop(box) == np.asarray(resized).sum()
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_images_are_resized_by_pil_and_cropped_in_the_centre(interpolation: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (317, 480, 3), np.uint8)
+    transform = ResizeCrop.for_size(native_width=480, native_height=317, resize=256, crop=224)
+    resized = Image.fromarray(image).resize((387, 256), INTERPOLATIONS[interpolation])
+    expected = np.asarray(resized)[16:240, round((387 - 224) / 2) :][:, :224]
+    np.testing.assert_array_equal(transform.image(image, interpolation), expected)
+
+
+def test_masks_go_by_nearest_like_the_image() -> None:
+    mask = np.random.default_rng(1).random((90, 130)) < 0.5
+    transform = ResizeCrop.for_size(native_width=130, native_height=90, resize=64, crop=60)
+    image = np.repeat(mask[..., None], 3, axis=2).astype(np.uint8)
+    np.testing.assert_array_equal(transform.mask(mask), transform.image(image)[..., 0] == 1)
+
+
+@pytest.mark.parametrize(("resize", "crop"), [(224, 256), (256, 0)])
+def test_a_crop_must_fit(resize: int, crop: int) -> None:
+    with pytest.raises(ValueError, match=f"got {crop}"):
+        ResizeCrop.for_size(native_width=300, native_height=300, resize=resize, crop=crop)

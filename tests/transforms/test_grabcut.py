@@ -1,7 +1,6 @@
 """Tests the kernels of GrabCut against OpenCV, which defines what is right."""
 
 import hashlib
-import itertools
 import multiprocessing
 import os
 import pickle
@@ -24,11 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from processor import without_avx512
-from runs import run_python
+from runs import everything, run_python
 
 from pipeline.dataset.folder import sample_folder
 from transforms import grabcut as package
-from transforms.annotations import parse_annotation
 from transforms.codec import decode_image
 from transforms.grabcut import Unsupported, cache, grabcut, interface, prepare
 from transforms.grabcut.__main__ import main
@@ -104,7 +102,7 @@ def pictures(draw: st.DrawFn) -> tuple[Image, Rect]:
 
 
 @given(pictures(), st.integers(0, 6), st.integers(-3, 3))
-@settings(max_examples=1500)
+@settings(max_examples=800)
 def test_masks_are_those_of_opencv(sized: tuple[Image, Rect], iterations: int, seed: int) -> None:
     image, rect = sized
     expected = opencv(image, rect, iterations, seed)
@@ -167,28 +165,6 @@ def test_a_cut_that_is_not_unique_is_ours() -> None:
     assert_no_cut_is_better(image, rect, 1, 0)
 
 
-def real_pictures(shared: Path) -> list[tuple[Image, Rect]]:
-    cases = []
-    for path in sorted((shared / "imagenet-mini" / "val").glob("*/*.JPEG"))[::90]:
-        image = decode_image(path.read_bytes())
-        xml = shared / "imagenet-mini" / "Annotations" / "val" / f"{path.stem}.xml"
-        box = parse_annotation(xml.read_bytes()).boxes[0].clip(image.shape[1], image.shape[0])
-        cases.append((image, (box.xmin, box.ymin, box.width, box.height)))
-    for path in sorted((shared / "imagenet-native").glob("*.JPEG"))[::60]:
-        image = decode_image(path.read_bytes())
-        height, width = image.shape[:2]
-        rect = int(0.15 * width), int(0.12 * height), int(0.68 * width), int(0.72 * height)
-        cases.append((image, rect))
-    return cases
-
-
-def test_masks_of_imagenet_pictures_are_those_of_opencv(shared: Path) -> None:
-    for image, rect in real_pictures(shared):
-        expected = opencv(image, rect)
-        assert expected is not None
-        assert (grabcut(image, rect) == expected).mean() >= 0.9999
-
-
 def test_masks_do_not_depend_on_the_vector_instructions() -> None:
     masks = "".join(hashlib.sha256(mask.tobytes()).hexdigest() for mask in sample_masks())
     code = (
@@ -208,31 +184,19 @@ def sample_masks() -> Iterator[Image]:
         yield grabcut(image, (width // 6, height // 6, 2 * width // 3, 2 * height // 3))
 
 
-def test_a_negative_corner_moves_without_shrinking() -> None:
-    image = paint("noise", 20, 30, np.random.default_rng(0))
-    mask = grabcut(image, (-5, -5, 10, 12))
-    np.testing.assert_array_equal(np.argwhere(mask)[[0, -1]], [[0, 0], [11, 9]])
-
-
-def test_memory_layout_and_history_do_not_matter() -> None:
+def test_memory_layout_does_not_matter_and_opencvs_generator_is_left_alone() -> None:
     image = paint("crop", 40, 40, np.random.default_rng(1))
     rect = (5, 5, 25, 30)
+    cv2.setRNGSeed(7)
     expected = grabcut(image, rect)
+    drawn = cv2.randu(np.zeros((2, 2), np.uint8), 0, 255).tolist()
+    cv2.setRNGSeed(7)
+    assert drawn == cv2.randu(np.zeros((2, 2), np.uint8), 0, 255).tolist()
     frozen = image.copy()
     frozen.flags.writeable = False
     for same in (np.asfortranarray(image), frozen, np.ascontiguousarray(image[::-1])[::-1]):
         np.testing.assert_array_equal(grabcut(same, rect), expected)
     np.testing.assert_array_equal(grabcut(image, np.array(rect)), expected)
-
-
-def test_opencvs_generator_is_left_alone() -> None:
-    image = paint("crop", 40, 40, np.random.default_rng(1))
-    numbers = []
-    for act in (lambda: None, lambda: grabcut(image, (5, 5, 25, 30))):
-        cv2.setRNGSeed(7)
-        act()
-        numbers.append(cv2.randu(np.zeros((2, 2), np.uint8), 0, 255).tolist())
-    assert numbers[0] == numbers[1]
 
 
 def test_threads_do_not_disturb_each_other() -> None:
@@ -283,63 +247,6 @@ def test_a_search_that_is_too_deep_is_unserved(monkeypatch: pytest.MonkeyPatch) 
         grabcut(image, (5, 5, 25, 30))
 
 
-class Graph:
-    """A small grid of pixels with drawn links, as the kernels hold it."""
-
-    def __init__(self, data: st.DataObject, height: int, width: int) -> None:
-        from transforms.grabcut.lanes import SLACK
-
-        stride, pixels = width + 2, itertools.product(range(height), range(width))
-        self.size, self.nodes = (height, width), [(y + 1) * stride + x + 1 for y, x in pixels]
-        self.residual = np.zeros((height + 2) * stride * 8, np.int32)
-        self.excess = np.zeros((height + 2) * stride, np.int32)
-        self.links = []
-        steps = [-stride - 1, -stride, 1 - stride, -1, 1, stride - 1, stride, stride + 1]
-        for (i, node), k in itertools.product(enumerate(self.nodes), range(4, 8)):
-            if node + steps[k] in self.nodes:
-                j, capacity = self.nodes.index(node + steps[k]), data.draw(st.integers(0, 5))
-                self.residual[node * 8 + k] = self.residual[self.nodes[j] * 8 + 7 - k] = capacity
-                self.links.append((i, j, capacity))
-        self.is_open = np.append(self.open_arcs(), np.zeros(SLACK, np.uint8))
-        self.level = np.zeros(len(self.excess) + SLACK, np.uint16)
-
-    def open_arcs(self) -> NDArray[np.uint8]:
-        arcs = self.residual.reshape(-1, 8) > 0
-        return np.packbits(arcs, axis=1, bitorder="little")[:, 0]
-
-    def largest_source_side(self, pulls: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """Tries all cuts; returns the pixels that are on the source side of some minimal one."""
-        sides = np.array(list(itertools.product([False, True], repeat=len(self.nodes))))
-        energies = np.where(sides, np.maximum(-pulls, 0), np.maximum(pulls, 0)).sum(1)
-        for i, j, capacity in self.links:
-            energies += capacity * (sides[:, i] != sides[:, j])
-        return sides[energies == energies.min()].any(0)
-
-
-@given(st.data(), st.integers(1, 3), st.integers(1, 4))
-@settings(max_examples=100)
-def test_the_cut_is_minimal_and_its_source_side_maximal(
-    data: st.DataObject, height: int, width: int
-) -> None:
-    prepare()
-    from transforms.grabcut.forest import DEEPEST, FREE
-    from transforms.grabcut.max_flow import minimum_cut, workspace
-
-    graph = Graph(data, height, width)
-    work, pulls = workspace(len(graph.excess), DEEPEST), np.zeros(len(graph.nodes), np.int32)
-    # The second cut starts from the flow of the first.
-    for _ in range(2):
-        drawn = st.lists(st.integers(-9, 9), min_size=len(pulls), max_size=len(pulls))
-        fresh = np.array(data.draw(drawn), np.int32)
-        graph.excess[graph.nodes] += fresh - pulls
-        pulls = fresh
-        state = (graph.residual, graph.is_open, graph.excess, graph.level)
-        minimum_cut(*state, *graph.size, DEEPEST, *work)
-        np.testing.assert_array_equal(graph.is_open[: len(graph.excess)], graph.open_arcs())
-        source_side = graph.level[graph.nodes] == FREE
-        np.testing.assert_array_equal(source_side, graph.largest_source_side(pulls))
-
-
 def _load_slowly(folder: Path) -> None:
     """Loads kernels as `prepare` does in a new process, with a short sleep for the compilation."""
 
@@ -363,19 +270,16 @@ def test_of_many_processes_one_compiles(tmp_path: Path) -> None:
     assert (tmp_path / "compilations").read_text() == "x"
 
 
-def test_a_new_process_loads_quickly_and_writes_nothing() -> None:
+def test_a_new_process_compiles_and_writes_nothing() -> None:
     prepare()
-    folder = cache.code_folder()
-    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    before = everything(cache.code_folder())
     code = (
-        "import sys, time, transforms.grabcut as package\n"
+        "import sys, transforms.grabcut as package\n"
         "assert 'numba' not in sys.modules\n"
-        "start = time.process_time()\n"
         "package.prepare(lambda: sys.exit('compiles'))\n"
-        "print(time.process_time() - start)\n"
     )
-    assert float(run_python(code).stdout) < 3
-    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    run_python(code)
+    assert everything(cache.code_folder()) == before
 
 
 def test_changed_sources_have_another_folder(
@@ -392,8 +296,14 @@ def test_changed_sources_have_another_folder(
 def test_the_kernels_lie_in_the_users_cache_or_where_it_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("IN9_CACHE_DIR", "XDG_CACHE_HOME"):
+    for name in ("IN9_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(pwd, "getpwuid", {}.__getitem__)
+        patched.chdir(tmp_path)
+        with pytest.raises(OSError, match="no absolute path"):
+            cache.claim(cache.code_folder())
+        assert not list(tmp_path.iterdir())
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache.code_folder().parent == tmp_path / "home" / ".cache" / "imagenet9-pipeline"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -420,27 +330,18 @@ def _plant(folder: Path) -> Path:
     return planted
 
 
-def _contents(folder: Path) -> dict[str, int]:
-    return {str(path): path.lstat().st_mtime_ns for path in folder.rglob("*")}
-
-
 def _link(cache_dir: Path) -> Path:
-    """Puts a link to the cache into a folder that all may write to."""
-    (shared := cache_dir.parents[1] / "shared").mkdir()
+    """Makes a link to a link to the cache; all may write to the folder of the second."""
+    shared, first = (cache_dir.parents[1] / name for name in ("shared", "first"))
+    shared.mkdir()
     (shared / "link").symlink_to(cache_dir)
     shared.chmod(0o777)
-    return shared / "link"
-
-
-def _link_to_link(cache_dir: Path) -> Path:
-    _link(cache_dir)
-    (first := cache_dir.parents[1] / "first").symlink_to("shared/link")
+    first.symlink_to("shared/link")
     return first
 
 
 PLACES: dict[str, Callable[[Path], Path | None]] = {
     "of somebody else": lambda folder: os.chown(folder, 4242, -1),
-    "below a folder of somebody else": lambda folder: os.chown(folder.parent, 4242, -1),
     "below a sticky folder of somebody else": lambda folder: (
         folder.parent.chmod(0o1777) or os.chown(folder.parent, 4242, -1)
     ),
@@ -448,7 +349,6 @@ PLACES: dict[str, Callable[[Path], Path | None]] = {
     "below a folder of a group": lambda folder: folder.parent.chmod(0o770),
     "with code in a sticky folder": lambda folder: next(folder.iterdir()).chmod(0o1777),
     "behind a link that others can replace": _link,
-    "behind two links": _link_to_link,
     "relative": lambda folder: Path(os.path.relpath(folder)),
 }
 """Makes a cache one that others can change; returns its place if that is another one."""
@@ -463,14 +363,14 @@ def test_a_cache_that_others_can_change_is_neither_read_nor_written(
     if "somebody else" in place and os.geteuid():
         pytest.skip("only root can give a folder away")
     monkeypatch.setenv("IN9_CACHE_DIR", str(PLACES[place](cache_dir) or cache_dir))
-    before, folders = _contents(tmp_path), []
+    before, folders = everything(tmp_path), []
     monkeypatch.setattr(interface, "_import_kernels", folders.append)
     _, is_kept = interface._load(lambda: pytest.fail("is said to be compiled for all"))
     assert not is_kept
     (temporary,) = folders
     assert tmp_path not in temporary.parents
     assert not temporary.exists()
-    assert _contents(tmp_path) == before
+    assert everything(tmp_path) == before
     (record,) = caplog.records
     assert str(cache.code_folder()) in record.getMessage()
     assert "IN9_CACHE_DIR" in record.getMessage()
@@ -498,16 +398,6 @@ def test_planted_code_does_not_run(tmp_path: Path) -> None:
     assert re.search(rf"{temporary}: others may write to it, .*{cache_dir}: others may", said)
 
 
-def test_code_that_is_not_kept_is_not_compiled_ahead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("IN9_CACHE_DIR", "/dev/null/in9")
-    monkeypatch.setattr(interface, "_import_kernels", lambda _: None)
-    monkeypatch.setattr(interface, "_loaded", [])
-    with pytest.raises(SystemExit, match="not kept"):
-        main()
-
-
 def test_links_and_sticky_folders_of_ones_own_are_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -524,7 +414,7 @@ def test_links_and_sticky_folders_of_ones_own_are_trusted(
 
 
 @pytest.mark.parametrize(
-    "damage", ["cut", "zeros", "gone", "beside a foreign file", "of somebody else", "open to all"]
+    "damage", ["cut", "gone", "beside a foreign file", "of somebody else", "open to all"]
 )
 def test_a_damaged_cache_is_compiled_anew(
     damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -554,25 +444,13 @@ def test_a_damaged_cache_is_compiled_anew(
             pytest.skip("only root can give a file away")
         os.chown(code, 4242, -1)
     else:
-        code.write_bytes(b"comp" if damage == "cut" else bytes(8))
+        code.write_bytes(b"comp")
     for _ in range(2):
         _, is_kept = interface._load(lambda: compilations.append(None))
         assert is_kept
     assert len(compilations) == 2
     assert code.read_bytes() == b"compiled"
     assert str(cache.code_folder()) in caplog.text
-
-
-def test_without_a_home_no_folder_of_the_current_one_is_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("IN9_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(OSError, match="no absolute path"):
-        cache.claim(cache.code_folder())
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_machine_without_numba_says_so() -> None:
@@ -587,30 +465,17 @@ def test_a_machine_without_numba_says_so() -> None:
     assert run_python(code).stdout.count("numba cannot be imported") == 3
 
 
-def test_a_processor_that_lacks_a_feature_is_not_taken_for_a_lack_of_numba(
-    monkeypatch: pytest.MonkeyPatch,
+def test_kernels_are_compiled_ahead_if_they_can_be_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("NUMBA_CPU_FEATURES", "+sse2,+telepathy")
-    with pytest.raises(package.Unavailable, match=r"^this processor lacks telepathy"):
-        cache.code_hash.__wrapped__()
-
-
-@pytest.mark.parametrize(
-    ("environment", "code", "says"),
-    [
-        ({}, 0, "are ready"),
-        ({"NUMBA_DISABLE_JIT": "1"}, 1, "NUMBA_DISABLE_JIT is set"),
-    ],
-)
-def test_kernels_can_be_compiled_ahead(
-    environment: dict[str, str], code: int, says: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    prepare()
-    done = subprocess.run(
-        [sys.executable, "-m", "transforms.grabcut"],
-        env={**os.environ, **environment},
-        cwd=Path(package.__file__).parents[2],
-        check=False,
-    )
-    assert done.returncode == code
-    assert says in capfd.readouterr().err
+    main()
+    assert "are ready" in capsys.readouterr().err
+    monkeypatch.setattr("numba.config.DISABLE_JIT", 1)
+    monkeypatch.setattr(interface, "_loaded", [])
+    with pytest.raises(SystemExit, match="NUMBA_DISABLE_JIT is set"):
+        main()
+    monkeypatch.setenv("IN9_CACHE_DIR", "/dev/null/in9")
+    monkeypatch.setattr(interface, "_import_kernels", lambda _: None)
+    monkeypatch.setattr(interface, "_loaded", [])
+    with pytest.raises(SystemExit, match="not kept"):
+        main()

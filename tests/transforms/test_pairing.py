@@ -98,13 +98,11 @@ def test_who_is_alone_with_another_in_a_bucket_gets_that() -> None:
     ]
 
 
-def test_another_seed_draws_other_pairs_and_variants_draw_independently() -> None:
+def test_another_seed_draws_other_pairs() -> None:
     labels = [i % 3 for i in range(300)]
     first = pair(make_pool(labels, seed=0), *everyone(labels), VariantName("mixed_same"), seed=0)
     second = pair(make_pool(labels, seed=1), *everyone(labels), VariantName("mixed_same"), seed=1)
-    other = pair(make_pool(labels, seed=0), *everyone(labels), VariantName("mixed_next"), seed=0)
     assert (first == second).mean() < 0.1
-    assert (first == other).mean() < 0.1
 
 
 def test_removing_one_image_repairs_few() -> None:
@@ -157,13 +155,6 @@ def test_mixed_rand_draws_classes_uniformly_whatever_their_size() -> None:
     background = pair(make_pool(labels), *everyone(labels), VariantName("mixed_rand"), seed=0)
     shares = np.bincount(np.asarray(labels)[background]) / 1250
     assert shares == pytest.approx([1 / 3] * 3, abs=0.05)
-
-
-def test_absent_classes_are_passed_over_by_mixed_next() -> None:
-    labels = [2, 2, 7, 7]
-    pairs = drawn(make_pool(labels), make_keys(labels), "mixed_next")
-    assert {pairs["image_0"], pairs["image_1"]} <= {"image_2", "image_3"}
-    assert {pairs["image_2"], pairs["image_3"]} <= {"image_0", "image_1"}
 
 
 @pytest.mark.parametrize(

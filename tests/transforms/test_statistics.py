@@ -1,14 +1,16 @@
-"""Tests label rules and intervals against known values and by simulation."""
+"""Tests label rules, intervals and verdicts against scipy, known values, and by simulation."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from scipy import stats
 
 from pipeline.dataset.records import ShardCounts
+from transforms.estimates import Verdict, above, below, difference, widened, within
 from transforms.hashing import keyed_hash, keyed_hashes, substream
-from transforms.intervals import bootstrap_interval, poisson_weights, wilson
+from transforms.intervals import bootstrap_interval, bootstrap_means, poisson_weights, wilson
 from transforms.scoring import LABEL_RULES, labels_of_outputs
 from transforms.taxonomy import OUTSIDE, imagenet9
 
@@ -20,10 +22,17 @@ def test_the_taxonomy_is_the_papers() -> None:
         116, 52, 42, 36, 35, 27, 26, 20, 16,
     ]  # fmt: skip
     assert taxonomy.label_of("n02110063") == 0
-    assert taxonomy.index_of("n01440764") == 0
+    assert taxonomy.index_of["n01440764"] == 0
     assert taxonomy.label_of("n02123045") == OUTSIDE  # The released map omits tabby cats.
     assert taxonomy.label_of("n99999999") == OUTSIDE
     assert taxonomy.num_labels == 9
+
+
+@given(st.integers(1, 5000), st.floats(0, 1))
+def test_wilson_is_that_of_scipy(n: int, share: float) -> None:
+    correct = round(share * n)
+    expected = stats.binomtest(correct, n).proportion_ci(method="wilson")
+    assert wilson(correct, n) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 def test_wilson_refuses_what_is_no_proportion() -> None:
@@ -40,17 +49,6 @@ def test_bootstrap_weights_are_poisson() -> None:
     assert (weights == 0).mean() == pytest.approx(np.exp(-1), abs=0.01)
     other = poisson_weights(substream(hashes, 4))
     assert abs(np.corrcoef(weights, other)[0, 1]) < 0.03
-
-
-def test_the_bootstrap_does_not_depend_on_order() -> None:
-    rng = np.random.default_rng(0)
-    first, second = rng.random(60) < 0.8, rng.random(60) < 0.6
-    keys = [f"k{i}" for i in range(60)]
-    order = rng.permutation(60)
-    values = np.stack([first, second], axis=1).astype(np.float64)
-    interval = bootstrap_interval(values, keys, resamples=200)
-    shuffled = bootstrap_interval(values[order], [keys[i] for i in order], resamples=200)
-    np.testing.assert_allclose(interval, shuffled)
 
 
 def test_rows_of_one_unit_are_resampled_together() -> None:
@@ -129,3 +127,59 @@ def test_shard_counts_nest_and_stay_bounded(images: int, per_shard: int) -> None
     assert counts.source % counts.output == 0
     for output in range(0, counts.output, max(1, counts.output // 7)):
         assert all(source % counts.output == output for source in counts.sources_of(output))
+
+
+@pytest.mark.parametrize("units", [1, 40, 5000])
+def test_bootstrap_means_are_those_of_a_plain_loop(units: int) -> None:
+    """Tests units of different size, and more of them than are processed at a time."""
+    rng = np.random.default_rng(units)
+    values = rng.integers(-3, 4, (units, 3)).astype(np.float64)
+    sizes = rng.integers(1, 4, units).astype(np.float64)
+    hashes = keyed_hashes(5, "bootstrap", [str(unit) for unit in range(units)])
+    expected = []
+    for resample in range(37):
+        weights = poisson_weights(substream(hashes, resample))
+        if weights @ sizes > 0:
+            expected.append(weights @ values / (weights @ sizes))
+    means = bootstrap_means(values, sizes, hashes, resamples=37)
+    np.testing.assert_array_equal(means, np.asarray(expected).reshape(-1, 3))
+
+
+def test_intervals_stay_what_they_were() -> None:
+    """Checks numbers of a published table, which must not change with the implementation."""
+    rng = np.random.default_rng(0)
+    first, second = rng.random(151) < 0.8, rng.random(151) < 0.7
+    difference = (first.astype(np.float64) - second)[:, np.newaxis]
+    low, high = bootstrap_interval(difference, [f"ILSVRC2012_val_{i:08d}" for i in range(151)])
+    assert (low[0], high[0]) == (0.007403381642512085, 0.22360943728562155)
+
+
+@given(
+    st.floats(-0.5, 1.5),
+    *[st.floats(0, 0.5)] * 4,
+    st.floats(-0.2, 0.8),
+    st.floats(0, 0.5),
+)
+def test_a_wider_interval_never_decides(
+    value: float, down: float, up: float, more_down: float, more_up: float, at: float, wide: float
+) -> None:
+    narrow = (value - down, value + up)
+    wider = (narrow[0] - more_down, narrow[1] + more_up)
+    for law in (
+        lambda low, high: above(low, high, at),
+        lambda low, high: below(low, high, at),
+        lambda low, high: within(low, high, (at, at + wide)),
+    ):
+        before, after = law(*narrow), law(*wider)
+        assert after in (before, Verdict.OPEN)
+        # A claim that holds or fails does so for every value of the interval.
+        if before is not Verdict.OPEN:
+            assert {law(end, end) for end in (*narrow, value)} <= {before, Verdict.OPEN}
+
+
+def test_intervals_of_differences_and_selected_estimates() -> None:
+    # The example is 56/70 less 48/80 by method 10, from Newcombe 1998, table II.
+    first, second = (0.8, *wilson(56, 70)), (0.6, *wilson(48, 80))
+    assert difference(first, second) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    assert widened((0.5, 0.4, 0.7), 1) == pytest.approx((0.5, 0.4, 0.7))
+    assert widened((0.5, 0.4, 0.7), 10) == pytest.approx((0.5, 0.3568, 0.7864), abs=5e-5)

@@ -1,4 +1,4 @@
-"""Tests two-way intervals, Student's t and adjusted p values against loops, tables and laws."""
+"""Tests two-way intervals, flip rates, p values and slopes against loops, scipy and laws."""
 
 import itertools
 import math
@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from scipy import optimize, stats
-from two_way_by_hand import effective
+from two_way_by_hand import flip_interval, variance_of
 
+from transforms.flips import FlipRate, PicturePairs, flip_rate
 from transforms.intervals import (
     benjamini_hochberg,
     holm,
@@ -43,30 +44,18 @@ def columns(drawn: list[tuple[int, int, bool]]) -> tuple[NDArray[Any], NDArray[A
     return fg, bg, right
 
 
-def plain_variance(fg: NDArray[Any], bg: NDArray[Any], r: NDArray[np.float64]) -> float:
-    """Sums over all pairs of pictures that share a unit, one by one."""
-
-    def of(related: Any, corrected: bool, units: float) -> float:
-        total = sum(
-            r[i] * r[j] for i, j in itertools.product(range(len(r)), repeat=2) if related(i, j)
-        )
-        return float(total) * (units / (units - 1) if corrected else 1)
-
-    by_fg = of(lambda i, j: fg[i] == fg[j], True, effective(fg.tolist()))
-    by_bg = of(lambda i, j: bg[i] == bg[j], True, effective(bg.tolist()))
-    by_pair = of(lambda i, j: fg[i] == fg[j] and bg[i] == bg[j], False, 2)
-    return by_fg + max(0.0, by_bg - by_pair)
-
-
 @given(pictures)
 def test_the_variance_is_that_of_a_plain_loop(drawn: list[tuple[int, int, bool]]) -> None:
     fg, bg, right = columns(drawn)
     r = (right - right.mean()) / len(right)
     variance = Roles.from_units(fg * 7 - 3, bg).variance(r)
+    with pytest.raises(ValueError, match=f"{len(fg)} foregrounds on {len(fg) + 1}"):
+        Roles.from_units(fg, np.append(bg, 0))
     if min(len(set(fg.tolist())), len(set(bg.tolist()))) < 2:
         assert variance == math.inf
     else:
-        assert variance == pytest.approx(plain_variance(fg, bg, r))
+        rows = list(zip(fg.tolist(), bg.tolist(), r.tolist(), strict=True))
+        assert variance == pytest.approx(variance_of(rows)[0])
     # The names of units and the order of pictures do not matter.
     order = np.arange(len(fg))[::-1]
     assert Roles.from_units(-fg[order], bg[order] + 90).variance(r[order]) == pytest.approx(
@@ -89,20 +78,6 @@ def test_sums_are_linear_and_come_in_any_number(drawn: list[tuple[int, int, bool
     assert spread.variance == pytest.approx(roles.variance(r[0] - r[1]))
     assert spread.scatter == pytest.approx(expected.scatter)
     assert (spread.pairs, spread.units) == (expected.pairs, expected.units)
-
-
-def test_pictures_with_their_own_background_have_the_variance_of_independent_ones() -> None:
-    rng = np.random.default_rng(0)
-    right = rng.random(200) < 0.7
-    r = (right - right.mean()) / 200
-    expected = right.var(ddof=1) / 200
-    assert Roles.from_units(np.arange(200)).variance(r) == pytest.approx(expected)
-    # Backgrounds that no two pictures share add next to nothing.
-    assert Roles.from_units(np.arange(200), np.arange(200)[::-1]).variance(r) == pytest.approx(
-        expected, rel=0.01
-    )
-    with pytest.raises(ValueError, match="3 foregrounds on 2"):
-        Roles.from_units(np.arange(3), np.arange(2))
 
 
 @given(pictures)
@@ -215,34 +190,6 @@ def test_units_that_agree_leave_room_for_some_that_do_not() -> None:
     np.testing.assert_allclose(p_value(estimate, spread), expected)
 
 
-def test_intervals_and_verdicts_of_accurate_models_err_as_often_as_they_say() -> None:
-    """Draws models that are right on 99 and 97 % of 151 images each, and counts one by one."""
-    rng, runs, n = np.random.default_rng(0), 4000, 151
-    draws = rng.choice([1, 0, -1], (runs, n), p=[0.0275, 0.965, 0.0075])
-    estimate, scatter = draws.mean(axis=1), draws.var(axis=1)
-    low, high = difference_interval(estimate, EstimateSpread(scatter / (n - 1), scatter, n, n))
-    assert 0.93 < ((low <= 0.02) & (high >= 0.02)).mean() < 0.98
-    assert (low > 0.02).mean() < 0.03
-    assert (high < 0.02).mean() < 0.03
-    # As it was, 6 to 11 % of intervals lay below the true value.
-    reach = t_quantile(n - 1, 0.95) * np.sqrt(scatter / (n - 1))
-    assert (estimate + reach < 0.02).mean() > 0.05
-
-
-def test_unequal_groups_count_as_fewer() -> None:
-    """Draws values that all images of a group share; half of the images are in one of 20 groups."""
-    rng, groups = np.random.default_rng(0), np.minimum(np.arange(152) // 4, 19)
-    roles = Roles.from_units(groups)
-    assert roles.units == pytest.approx(152**2 / (19 * 4**2 + 76**2)) == pytest.approx(3.8, abs=0.1)
-    assert Roles.from_units(np.arange(151)).units == 151
-    values = rng.choice([1, 0, -1], (2000, 20), p=[0.2, 0.6, 0.2])[:, groups].astype(float)
-    estimate = values.mean(axis=1)
-    low, high = difference_interval(
-        estimate, roles.spread((values - estimate[:, np.newaxis]) / 152)
-    )
-    assert ((low <= 0) & (high >= 0)).mean() > 0.95
-
-
 @pytest.mark.parametrize("differing", [3, 30])
 def test_the_smallest_difference_shows_in_eight_of_ten_draws(differing: int) -> None:
     """Draws models with this true difference: as many more pairs differ as that takes."""
@@ -300,27 +247,12 @@ def test_p_values_and_intervals_say_the_same(
     assert (smallest_difference(estimate, spread) > 0).all()
 
 
-@pytest.mark.parametrize(
-    ("df", "confidence", "expected"),
-    [  # Fisher and Yates, Statistical tables, table III.
-        (1, 0.95, 12.706),
-        (2, 0.95, 4.303),
-        (5, 0.99, 4.032),
-        (10, 0.95, 2.228),
-        (30, 0.999, 3.646),
-        (120, 0.95, 1.980),
-        (10**6, 0.95, 1.960),
-    ],
-)
-def test_t_quantiles_are_those_of_tables(df: int, confidence: float, expected: float) -> None:
-    assert t_quantile(df, confidence) == pytest.approx(expected, abs=6e-4)
-
-
 @given(st.integers(1, 100_000), st.floats(0.5, 1 - 1e-6))
-def test_quantiles_and_p_values_are_inverse(df: int, confidence: float) -> None:
+def test_quantiles_and_p_values_are_those_of_scipy(df: int, confidence: float) -> None:
     t = t_quantile(df, confidence)
-    assert t_p_value(np.asarray(t), df) == pytest.approx(1 - confidence, abs=1e-10)
-    assert t_p_value(np.asarray([-t, math.inf]), df) == pytest.approx([1 - confidence, 0])
+    assert t == pytest.approx(stats.t.ppf((1 + confidence) / 2, df), rel=1e-6)
+    values = np.asarray([t, -t, math.inf])
+    assert t_p_value(values, df) == pytest.approx([1 - confidence, 1 - confidence, 0], abs=1e-10)
 
 
 def test_without_degrees_of_freedom_nothing_is_known() -> None:
@@ -343,16 +275,6 @@ def test_adjusted_p_values_are_those_of_the_definitions(p: NDArray[np.float64]) 
     two = np.stack([p, p[::-1]], axis=1)
     np.testing.assert_array_equal(holm(two)[:, 0], holm(p))
     np.testing.assert_array_equal(benjamini_hochberg(two)[:, 1], benjamini_hochberg(p)[::-1])
-
-
-def test_adjusted_p_values_of_a_published_example() -> None:
-    """Reproduces Benjamini and Hochberg 1995, section 4.1: they reject four of 15, Holm three."""
-    p = np.asarray([
-        0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344,
-        0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0,
-    ])  # fmt: skip
-    assert (benjamini_hochberg(p) <= 0.05).sum() == 4
-    assert (holm(p) <= 0.05).sum() == 3
 
 
 def test_a_slope_has_the_variance_of_models_and_of_images() -> None:
@@ -396,3 +318,71 @@ def test_a_slope_over_images_of_one_unit_is_unbounded() -> None:
     for roles in (Roles.from_units(one), Roles.from_units(own, one), Roles.from_units(one, own)):
         _, *bounds = slope_interval(x, right.mean(axis=1), roles.corrected(r))
         assert bounds == [-math.inf, math.inf]
+
+
+Array = NDArray[np.int64]
+
+
+@st.composite
+def drawn(draw: st.DrawFn) -> tuple[Array, Array, Array, list[tuple[int, int]]]:
+    """Draws (unit of each foreground, units of backgrounds, predictions, draws to compare)."""
+    n, draws = draw(st.integers(1, 7)), draw(st.integers(2, 4))
+    units = draw(hnp.arrays(np.int64, n, elements=st.integers(0, 6)))
+    grounds = draw(hnp.arrays(np.int64, (draws, n), elements=st.integers(0, 6)))
+    answers = draw(hnp.arrays(np.int64, (draws, n), elements=st.integers(-1, 2)))
+    every = list(itertools.combinations(range(draws), 2))
+    return units, grounds, answers, draw(st.lists(st.sampled_from(every), min_size=1, unique=True))
+
+
+def rate_of(units: Array, grounds: Array, answers: Array, draws: Any) -> FlipRate | None:
+    return flip_rate(answers, PicturePairs.from_units(units, grounds, draws))
+
+
+@given(drawn())
+def test_rates_are_those_of_a_plain_loop(of: tuple[Array, Array, Array, Any]) -> None:
+    units, grounds, answers, draws = of
+    pairs = [
+        (image, str(units[image]), (str(grounds[i, image]), str(grounds[j, image])), flips)
+        for image in range(len(units))
+        for i, j in draws
+        if grounds[i, image] != grounds[j, image]
+        for flips in [bool(answers[i, image] != answers[j, image])]
+    ]
+    shown = {
+        (draw, image): (str(units[image]), str(grounds[draw, image]))
+        for image in range(len(units))
+        for i, j in draws
+        if grounds[i, image] != grounds[j, image]
+        for draw in (i, j)
+    }
+    result = rate_of(*of)
+    if not pairs:
+        assert result is None
+        return
+    assert result is not None
+    assert (result.pairs, result.foregrounds) == (len(pairs), len({image for image, *_ in pairs}))
+    expected = flip_interval(pairs, shown.values())
+    assert (result.rate, result.low, result.high) == pytest.approx(expected, abs=1e-9)
+    assert 0 <= result.low <= result.rate <= result.high <= 1
+
+
+@given(drawn(), st.permutations(range(4)), st.randoms(use_true_random=False))
+def test_names_and_order_mean_nothing(
+    of: tuple[Array, Array, Array, Any], classes: list[int], random: Any
+) -> None:
+    units, grounds, answers, draws = of
+    result = rate_of(*of)
+    assume(result is not None)
+    assert result is not None
+    order = random.sample(range(len(units)), len(units))
+    other = rate_of(
+        90 - 7 * units[order],
+        3 * grounds[:, order] - 5,
+        np.asarray(classes)[answers[:, order] + 1],
+        [(j, i) for i, j in reversed(draws)],
+    )
+    assert other is not None
+    assert (other.rate, other.low, other.high) == pytest.approx(
+        (result.rate, result.low, result.high), abs=1e-9
+    )
+    assert (other.pairs, other.foregrounds) == (result.pairs, result.foregrounds)

@@ -58,9 +58,8 @@ def _split(
     out = 0
     for y in range(image_height):
         for x in range(image_width):
-            planes[0, y, x] = image[y, x, 0]
-            planes[1, y, x] = image[y, x, 1]
-            planes[2, y, x] = image[y, x, 2]
+            for c in range(3):
+                planes[c, y, x] = image[y, x, c]
         if top <= y < top + height:
             start = (y - top) * width
             inside[:, start : start + width] = planes[:, y, left:right]

@@ -54,16 +54,11 @@ _EPSILON = float(np.finfo(np.float64).eps)
 @helper
 def _count_in(moments: NDArray[np.int64], sign: int, r: Integer, g: Integer, b: Integer) -> None:
     """Adds a colour to a group's moments; subtracts it if `sign` is -1."""
-    moments[0] += sign
-    moments[1] += sign * r
-    moments[2] += sign * g
-    moments[3] += sign * b
-    moments[4] += sign * r * r
-    moments[5] += sign * r * g
-    moments[6] += sign * r * b
-    moments[7] += sign * g * g
-    moments[8] += sign * g * b
-    moments[9] += sign * b * b
+    values, field = (np.int64(1), r, g, b), 0
+    for first in range(4):
+        for second in range(first, 4):
+            moments[field] += sign * values[first] * values[second]
+            field += 1
 
 
 @entry("void(uint8[:,::1], uint8[::1], uint8[::1], int64[:,::1])")
@@ -226,21 +221,17 @@ def _greatest(exponents: _Floats, count: int, components: _Bytes, greatest: _Flo
     Returns whether any sample is uncertain: its greatest exponent is in none of the ranges in which
     OpenCV's result is known, so OpenCV's own way must decide.
     """
-    e0, e1, e2, e3, e4 = exponents[0], exponents[1], exponents[2], exponents[3], exponents[4]
+    greatest[:count] = -np.inf
+    components[:count] = 0
     uncertain: Integer = 0
+    for k in range(COMPONENTS):
+        row = exponents[k]
+        for i in range(count):
+            components[i] = np.uint8(k) if row[i] > greatest[i] else components[i]
+            greatest[i] = row[i] if row[i] > greatest[i] else greatest[i]
     for i in range(count):
-        top, chosen = e0[i], np.int64(0)
-        chosen = np.int64(1) if e1[i] > top else chosen
-        top = e1[i] if e1[i] > top else top
-        chosen = np.int64(2) if e2[i] > top else chosen
-        top = e2[i] if e2[i] > top else top
-        chosen = np.int64(3) if e3[i] > top else chosen
-        top = e3[i] if e3[i] > top else top
-        chosen = np.int64(4) if e4[i] > top else chosen
-        top = e4[i] if e4[i] > top else top
-        components[i] = np.int64(0) if top < _ZERO else chosen
-        greatest[i] = top
-        uncertain += np.int64(0) if abs(top) < _NORMAL or top < _ZERO else np.int64(1)
+        components[i] = np.uint8(0) if greatest[i] < _ZERO else components[i]
+        uncertain += np.int64(0) if _is_certain(greatest[i]) else np.int64(1)
     return bool(uncertain > 0)
 
 

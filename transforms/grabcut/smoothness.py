@@ -111,19 +111,15 @@ def link_pixels(
     stride = width + 2
     nodes = (height + 2) * stride
     links = _link_planes(planes, left, top, width, height, beta, scale)
-    east, south_west, south, south_east = links[0], links[1], links[2], links[3]
     residual = np.zeros(8 * nodes, np.int32)
     for y in range(1, height + 1):
         for node in range(y * stride + 1, y * stride + 1 + width):
             first = node * 8
-            residual[at(first)] = south_east[at(node - stride - 1)]
-            residual[at(first + 1)] = south[at(node - stride)]
-            residual[at(first + 2)] = south_west[at(node - stride + 1)]
-            residual[at(first + 3)] = east[at(node - 1)]
-            residual[at(first + 4)] = east[at(node)]
-            residual[at(first + 5)] = south_west[at(node)]
-            residual[at(first + 6)] = south[at(node)]
-            residual[at(first + 7)] = south_east[at(node)]
+            for k in range(4):
+                down, right = _STEPS[k]
+                # The link to the neighbour, and that of the neighbour on the other side.
+                residual[at(first + 4 + k)] = links[k, at(node)]
+                residual[at(first + 3 - k)] = links[k, at(node - down * stride - right)]
     excess = np.zeros(nodes, np.int32)
     for x in range(1, width + 1):
         _contract(residual, excess, stride + x, (0, 1, 2))

@@ -8,12 +8,11 @@ In shapes, F is the number of foregrounds of a chunk, B the number of background
 the dataset's pictures in pixels.
 """
 
-import collections
 import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeVar
 
 import numpy as np
@@ -233,12 +232,11 @@ def stop_early(
     order: Labels,
     batch_size: int,
     note: Callable[[int], None],
-) -> Generator[None, None, Grid]:
+) -> Grid:
     """Tries backgrounds on each foreground of a chunk until one turns it under every label rule.
 
     A foreground, of (F,) int64 labels, is turned when its prediction is wrong. `order`, (B,) int64,
-    are positions of the backgrounds in the order to try them. It yields
-    before it waits for what it has launched, so that others can launch their work.
+    are positions of the backgrounds in the order to try them.
 
     Returns:
       (rules, F, B) int16, the predicted labels, -1 outside the taxonomy; `UNTRIED` for pairs that
@@ -247,43 +245,10 @@ def stop_early(
     Raises:
       ModelError: the model fails, or its outputs are not numbers.
     """
-    trials = try_until_turned(labels, order, rules=len(LABEL_RULES), batch_size=batch_size)
-    predictions = None
-    while True:
-        try:
-            pairs = trials.send(predictions)  # type: ignore[arg-type]  # None begins.
-        except StopIteration as end:
-            grid: Grid = end.value
-            return grid
-        launched = Fetched(model.predict(cutouts, *map(model.predictor.to_device, pairs)))
+
+    def predict(*pairs: Labels) -> Grid:
+        on_device = map(model.predictor.to_device, pairs)
         note(len(pairs[0]))
-        yield
-        predictions = _checked(launched)
+        return _checked(Fetched(model.predict(cutouts, *on_device)))
 
-
-def in_turns(jobs: Iterator[Generator[None, None, T]]) -> Iterator[T]:
-    """Runs jobs in turns, two at a time, so that a device works for one while the other waits.
-
-    A job begins when the result of the last but one has been used, no sooner and no later, so what
-    it learns from results does not depend on how long jobs take. Yields what the jobs return, in
-    order, and raises the error of a job once the results of those before it have been used.
-    """
-    running: collections.deque[tuple[Generator[None, None, None], Future[T]]] = collections.deque()
-
-    def run(job: Generator[None, None, T], result: Future[T]) -> Generator[None, None, None]:
-        try:
-            result.set_result((yield from job))
-        except Exception as error:
-            result.set_exception(error)
-
-    while True:
-        while len(running) < 2 and (job := next(jobs, None)) is not None:
-            result: Future[T] = Future()
-            running.append((run(job, result), result))
-            next(running[-1][0], None)
-        if not running:
-            return
-        while not running[0][1].done():
-            for steps, _ in running:
-                next(steps, None)
-        yield running.popleft()[1].result()
+    return try_until_turned(labels, order, predict, rules=len(LABEL_RULES), batch_size=batch_size)

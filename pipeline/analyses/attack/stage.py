@@ -85,14 +85,6 @@ class PlannedAttack(PlannedAnalysis):
     early_stop: bool = False
     _grids: dict[str, AttackGrid] = dataclasses.field(default_factory=dict, init=False)
 
-    @functools.cached_property
-    def _exhaustive(self) -> PlannedAttack | None:
-        """The same attack without an early stop, if that stops early.
-
-        If it is done, its results are used, because they say more.
-        """
-        return dataclasses.replace(self, early_stop=False) if self.early_stop else None
-
     def _grid(self, dataset: Dataset) -> AttackGrid:
         """Returns the grid, built once for all models, because building reads the whole index."""
         of = dataset.manifest.fingerprint
@@ -123,42 +115,22 @@ class PlannedAttack(PlannedAnalysis):
 
     @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> AttackChunks:
-        """Leaves an early stop nothing to do if an earlier attack tried all pairs."""
-        is_known = self._exhaustive is not None and self._exhaustive.is_done(dataset, run)
-        return AttackChunks(dataset.store, dataset, self, self._grid(dataset), run, is_known)
-
-    def is_done(self, dataset: Dataset, run: ModelRun) -> bool:
-        """Returns whether all chunks of a model are done."""
-        return all(map(self.for_model(dataset, run).is_done, self.chunks(dataset)))
+        return AttackChunks(dataset.store, dataset, self, self._grid(dataset), run)
 
     @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
-        """Summarizes an earlier attack on all pairs, if there is one, in place of an early stop."""
-        if self._exhaustive is not None and self._exhaustive.is_done(dataset, run):
-            self._exhaustive.summarize(dataset, run, entry)
-            return
         paths = [*map(self.for_model(dataset, run).path, self.chunks(dataset))]
         write_attack(dataset, self, self._grid(dataset), run, paths)
 
 
 @dataclasses.dataclass(eq=False)
 class AttackChunks(AnalysisOfModel):
-    """Predictions of a model on the chunks of a grid.
-
-    Attributes:
-      is_known: whether an earlier attack tried all pairs, so that no chunk has to be computed.
-    """
+    """Predictions of a model on the chunks of a grid."""
 
     dataset: Dataset
     plan: PlannedAttack
     grid: AttackGrid
     model: ModelRun
-    is_known: bool = False
-
-    @override
-    def is_done(self, chunk: int) -> bool:
-        """Also returns True if no chunk has to be computed."""
-        return self.is_known or super().is_done(chunk)
 
     @override
     def path(self, chunk: int) -> str:
@@ -206,7 +178,6 @@ class AttackChunks(AnalysisOfModel):
         # Imported here, so that only machines that attack wait for torch.
         from pipeline.analyses.attack.arrays import (
             GridModel,
-            in_turns,
             load_backgrounds,
             stop_early,
             stream_cutouts,
@@ -240,21 +211,22 @@ class AttackChunks(AnalysisOfModel):
         with contextlib.closing(InBackground(stream, 1)) as ahead:
             cutouts = iter(ahead)
 
-            def try_some(chunk: int) -> Generator[None, None, Grid]:
-                if chunk not in missing:
-                    return predictions_of(read_table(self.store, self.path(chunk)))[0]
-                labels, order = labels_of[chunk], strengths.strongest_first()
-                note_pairs = functools.partial(note, chunk, 0)
-                trials = stop_early(composed, next(cutouts), labels, order, batch_size, note_pairs)
-                return (yield from trials)
-
             if early_stop:
-                labels_of = {chunk: foregrounds_of(chunk).labels for chunk in chunks}
-                tried = in_turns(map(try_some, chunks))
-                for chunk, predictions in zip(chunks, tried, strict=True):
-                    strengths.add(predictions, labels_of[chunk])
+                before: tuple[Grid, Labels] | None = None
+                for chunk in chunks:
+                    labels, order = foregrounds_of(chunk).labels, strengths.strongest_first()
+                    # Added after the order is known: the order that stored results have.
+                    if before:
+                        strengths.add(*before)
                     if chunk in missing:
+                        note_pairs = functools.partial(note, chunk, 0)
+                        predictions = stop_early(
+                            composed, next(cutouts), labels, order, batch_size, note_pairs
+                        )
                         yield output(chunk, predictions)
+                    else:
+                        predictions = predictions_of(read_table(self.store, self.path(chunk)))[0]
+                    before = predictions, labels
                 return
             for chunk in missing:
                 size = (len(grid.positions(chunk)), len(grid.backgrounds))

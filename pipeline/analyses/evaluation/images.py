@@ -414,7 +414,7 @@ def _card(
     return ImageCard(
         key=candidate.key,
         class_name=taxonomy.names[candidate.label],
-        name=taxonomy.class_names[taxonomy.index_of(sample.fields["wnid"])].partition(",")[0],
+        name=taxonomy.class_names[taxonomy.index_of[sample.fields["wnid"]]].partition(",")[0],
         fg_fraction=sample.fields["fg_fraction"],
         turned=-candidate.rank[1],
         versions=tuple(versions),

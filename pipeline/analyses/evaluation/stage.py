@@ -12,11 +12,9 @@ from pipeline.errors import JobError
 from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.evaluate.predict_shards import PredictShards
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
-from pipeline.evaluate.results import ModelRun, pick, result_file, write_result
+from pipeline.evaluate.results import LIBRARIES, ModelRun, pick, result_file, write_result
 from pipeline.evaluate.summary import Evaluated
 from transforms.hashing import fingerprint
-
-_LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
 
 
 @dataclasses.dataclass(eq=False)
@@ -79,7 +77,7 @@ def describe_predictions(
     return pick(
         Evaluated,
         run,
-        libraries={name: version(name) for name in _LIBRARIES},
+        libraries={name: version(name) for name in LIBRARIES},
         predictions=fingerprint([shards.fingerprint(chunk) for chunk in chunks]),
         **values,
     )

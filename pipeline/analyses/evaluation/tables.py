@@ -21,7 +21,13 @@ from pipeline.analyses.evaluation.baseline import (
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import Cell, aligned, escape, interval, listed, tabular
 from pipeline.errors import shown_bytes
-from pipeline.evaluate.comparisons import COMPARISONS, compare_models, mark_best, read_contributions
+from pipeline.evaluate.comparisons import (
+    BG_GAP,
+    COMPARISONS,
+    compare_models,
+    mark_best,
+    read_contributions,
+)
 from pipeline.evaluate.predictions import (
     OF_LOGITS,
     PROBED_VARIANT,
@@ -59,8 +65,7 @@ from transforms.power import power_of_outputs
 from transforms.scoring import ALL_RULES
 from transforms.variants import PAPER_NAMES, VariantName
 
-GAP = "bg_gap"
-HEADLINE = ("original", "only_bg_t", "mixed_same", "mixed_rand", GAP)
+HEADLINE = ("original", "only_bg_t", "mixed_same", "mixed_rand", BG_GAP)
 """Default columns of the headline table."""
 
 KIND_NAMES = {
@@ -110,7 +115,7 @@ def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) ->
                 for row in summary.by_rule(summary.accuracy, rule)
                 if row.estimate
             },
-            **({GAP: Cell(*gap.estimate)} if (gap := summary.gap(rule)) else {}),
+            **({BG_GAP: Cell(*gap.estimate)} if (gap := summary.gap(rule)) else {}),
         }
         for summary in summaries
     ]
@@ -118,7 +123,7 @@ def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) ->
     return tabular(
         f"Accuracy and BG-Gap in %, 95 % intervals; {_label_rule(summaries, rule)}; bold: "
         "accuracies that cannot be told from the best one (Holm, 5 %)",
-        ["BG-Gap" if name == GAP else PAPER_NAMES.get(name, name) for name in shown],
+        ["BG-Gap" if name == BG_GAP else PAPER_NAMES.get(name, name) for name in shown],
         summaries,
         [[rows.get(name) for name in shown] for rows in rows_of_models],
     )

@@ -34,6 +34,7 @@ from pipeline.evaluate.planned import (
     PlannedAnalysis,
 )
 from pipeline.evaluate.results import (
+    LIBRARIES,
     ModelRun,
     pick,
     result_file,
@@ -62,7 +63,6 @@ SPLIT = "val"
 IMAGES_PER_SHARD = 1024
 
 _READ_AT_ONCE = 64
-_LIBRARIES = ("numpy", "pillow", "simplejpeg", "torch", "timm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,5 +283,5 @@ def _accuracy(
         top1=correct / n,
         ci_low=low,
         ci_high=high,
-        libraries={name: version(name) for name in _LIBRARIES},
+        libraries={name: version(name) for name in LIBRARIES},
     )

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.analyses.evaluation.stage import commit_predictions
 from pipeline.analyses.matrix.results import IN9L, Matrix, sort_names, write_matrix_tables
-from pipeline.dataset.folder import Dataset, Holdout, refuse_empty_test, selected_rows
+from pipeline.dataset.folder import Dataset, refuse_empty_test, selected_rows
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
 from pipeline.evaluate.planned import Evaluation
@@ -53,8 +53,8 @@ class MatrixPlan:
       in9l: the dataset of IN-9L; None to leave out its row and its column.
       variants: names of the variants to train and to test on, in the order of `sort_names`.
       train_split, split: splits to train and to test on; with a holdout, both are the same split.
-      holdout: the part of the images that models are tested on, and not trained on; its share is 0
-        if `train_split` is another split.
+      holdout: share of the images that models are tested on, and not trained on; 0 if `train_split`
+        is another split.
       predict: settings to run models with in the tests, and to compute the features of probes.
     """
 
@@ -63,7 +63,7 @@ class MatrixPlan:
     variants: tuple[str, ...]
     train_split: str
     split: str
-    holdout: Holdout
+    holdout: float
     predict: PredictConfig
     seed: int = 0
     allow_overlap: bool = False
@@ -89,7 +89,7 @@ class MatrixPlan:
             split=self.split,
             predict=self.predict,
             progress=Progress.for_store(store),
-            holdout=self.holdout.share,
+            holdout=self.holdout,
             allow_overlap=self.allow_overlap,
         )
 
@@ -99,7 +99,7 @@ class MatrixPlan:
         With it, matrices of models that were trained differently lie side by side.
         """
         parts = [self.train_split] if self.train_split != "train" else []
-        parts += [f"holdout{self.holdout.share:g}"] if self.holdout.share else []
+        parts += [f"holdout{self.holdout:g}"] if self.holdout else []
         parts += [f"seed{self.seed}"] if self.seed else []
         return "".join(f"-{part}" for part in parts)
 
@@ -150,7 +150,7 @@ def make_plan(
             if name not in available:
                 owner = "the dataset" if opened is dataset else "--in9l"
                 raise UsageError(f"{flag} {name}: {owner} has {', '.join(available)}")
-        refuse_empty_test(opened, test_split, Holdout(share))
+        refuse_empty_test(opened, test_split, share)
     # Refused here, and not only once the first row has been trained, which may take days.
     if trained_split == test_split and not share and not allow_overlap:
         raise UsageError(
@@ -165,7 +165,7 @@ def make_plan(
         variants=sort_names(dataset, names),
         train_split=trained_split,
         split=test_split,
-        holdout=Holdout(share),
+        holdout=share,
         predict=predict,
         seed=seed,
         allow_overlap=allow_overlap,
@@ -249,11 +249,11 @@ class NetworkTrainer:
         """
         dataset, variant = self._plan.source(row)
         splits = dataset.manifest.config.split
-        validates = not self._plan.holdout.share and self._plan.split != self._plan.train_split
+        validates = not self._plan.holdout and self._plan.split != self._plan.train_split
         training = dataclasses.replace(
             self._training,
             train_split=self._plan.train_split,
-            holdout=self._plan.holdout.share,
+            holdout=self._plan.holdout,
             seed=self._plan.seed,
             variant=variant,
             eval_split=self._plan.split if validates and self._plan.split in splits else None,

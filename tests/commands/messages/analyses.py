@@ -6,7 +6,15 @@ NO_IMAGE = "--holdout 0.001 leaves no image of val to test on"
 FRACTION = "argument --holdout: expected a fraction, at least 0 and less than 1"
 WHOLE = "expected a whole number of at least 1, got"
 SIDES = "joined by x, as in 100x200, got"
+NETWORK = "this needs a network that can be run"
+ANSWERS = "--models answers:{tmp}/a.csv"
+FILE: dict[str, str | bytes] = {"a.csv": "key,variant,label\na,original,dog\n"}
 ROWS: Rows = {
+    "": [
+        (f"saliency --dataset {{dataset}} {ANSWERS},efficientnet_lite0", NETWORK, FILE),
+        ("matrix --dataset {dataset} --probe --holdout 0.5 --arch answers:a.csv", NETWORK),
+        (f"models fetch {ANSWERS} --to {{new}}", NETWORK, FILE),
+    ],
     "attack --dataset {dataset}": [
         ("--eval_input native", "leave --eval_input native out"),
         ("--grid 0", "expected 'all', a number of images, or two of these joined by x, as in"),
@@ -40,10 +48,7 @@ ROWS: Rows = {
         ("--probe --arch python:tiny_models:first --holdout 0.5", "network of timm"),
     ],
     "train --dataset {dataset}": [
-        (
-            "--train_split val --arch resnet5O",
-            "timm has no such architecture; close to it: resnet50",
-        ),
+        ("--train_split val --arch resnet5O", "has no such architecture; close to it: resnet50"),
         ("--train_split test", "--train_split test: the dataset has val"),
         ("--train_split val --eval_split test", "--eval_split test: the dataset has val"),
         ("--train_split val --eval_split val", "--eval_split val is the split to train on"),
@@ -59,14 +64,8 @@ ROWS: Rows = {
     "run --input {input} --output {new} --variants original,no_fg": [
         ("--attack 5", "the dataset has no fg_mask, only_bg_t"),
         ("--fail_if bg_gap", "--fail_if 'bg_gap': expected a measure"),
-        (
-            "--fail_if 'original<0.9,bg_gap>0.1'",
-            "--fail_if 'bg_gap>0.1': the dataset has no mixed_same",
-        ),
-        (
-            "--fail_if 'original<baseline'",
-            "--fail_if 'original<baseline': add --baseline, a model or a folder of its results",
-        ),
+        ("--fail_if 'original<0.9,bg_gap>0.1'", "'bg_gap>0.1': the dataset has no mixed_same"),
+        ("--fail_if 'original<baseline'", "add --baseline, a model or a folder of its results"),
         ("--baseline resnet18", "--baseline resnet18 is no entry of --models, no folder"),
         ("--baseline {input}", "holds no finished dataset"),
     ],

@@ -18,11 +18,7 @@ ROWS: Rows = {
         ("--backgrounds nowhere", "nowhere does not exist, or is not a folder that can be"),
         ("--objects all", "choose from 'one', 'largest', 'union', 'each'"),
         ("--crop stretch", "--crop: invalid choice: 'stretch' (choose from 'center', 'pad')"),
-        (
-            "--config {tmp}/keys.toml",
-            "max_box must be between 0 and 1",
-            {"keys.toml": "max_box = 2"},
-        ),
+        ("--config {tmp}/k.toml", "max_box must be between 0 and 1", {"k.toml": "max_box = 2"}),
         ("--masks .", "--masks goes with --segmenter masks"),
         ("--segmenter masks", "--segmenter masks needs --masks"),
         ("--segmenter python:json", FORM),

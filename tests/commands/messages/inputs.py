@@ -33,15 +33,8 @@ ROWS: Rows = {
             "no image of an ImageNet-9 class",
             {"in/val/holiday/": "", "in/Annotations/val/a.xml": "<annotation/>"},
         ),
-        (
-            "{input} --input_columns class=label",
-            "is for manifests, and {input} is no table with paths",
-        ),
-        (
-            "{tmp}/c.json --input_columns class=label",
-            "is COCO's JSON, which has no columns",
-            {"c.json": COCO},
-        ),
+        ("{input} --input_columns class=label", "manifests, and {input} is no table with paths"),
+        ("{tmp}/c.json --input_columns class=label", "which has no columns", {"c.json": COCO}),
         (
             "{tmp}/t.csv --input_columns image=w --segmenter masks",
             "t.csv, line 2, column w: there is no file",
@@ -62,10 +55,7 @@ ROWS: Rows = {
     "generate --output {new} --input {tmp}/toy --taxonomy {tmp}/kinds.csv --input_columns": [
         (f"'{columns}'", says, TOY)
         for columns, says in (
-            (
-                "picture=filename",
-                "picture=filename: expected NAME=COLUMN, where NAME is one of image,",
-            ),
+            ("picture=filename", "expected NAME=COLUMN, where NAME is one of image,"),
             ("image", "width, height, or label for class"),
             ("image=", "image=: expected NAME=COLUMN"),
             ("image=image,image=class", "image=class: image or class is named twice"),
@@ -73,10 +63,7 @@ ROWS: Rows = {
             ("image=class,class=class", "class=class: class or class is named twice"),
             ("image=nowhere", "has no column 'nowhere'"),
             ("image=class", "has no column 'class' that --input_columns leaves: a manifest"),
-            (
-                "width=xmin,group=x",
-                "has no columns 'xmin' that --input_columns leaves, 'x': a manif",
-            ),
+            ("width=xmin,group=x", "no columns 'xmin' that --input_columns leaves, 'x': a manif"),
             ("group=scene,key=name", "has no columns 'scene', 'name'"),
             ("", "expected words separated by commas"),
         )
@@ -92,28 +79,16 @@ ROWS: Rows = {
         (
             "",
             "expected the columns image",
-            {
-                "in/LOC_val_solution.csv": KAGGLE,
-                "in/val.parquet": TEXTS,
-            },
+            {"in/LOC_val_solution.csv": KAGGLE, "in/val.parquet": TEXTS},
         ),
     ],
     "generate --output {new} --input {tmp}/t.csv": [
         ("", says, {"t.csv": text, "a.png": b"\x89PNG"})
         for text, says in (
-            (
-                "image,class,xmin,ymin,xmax,ymax\nb.png,cup,1,2,3,4\n",
-                "line 2, column image: there is no",
-            ),
-            (
-                "image,class,xmin,ymin,xmax,ymax\n,cup,1,2,3,4\n",
-                "line 2, column image: names no file",
-            ),
+            ("image,class,xmin,ymin,xmax,ymax\nb.png,cup,1,2,3,4\n", "column image: there is no"),
+            ("image,class,xmin,ymin,xmax,ymax\n,cup,1,2,3,4\n", "2, column image: names no file"),
             ("picture,class\na.png,cup\n", "has no column 'image'"),
-            (
-                "image,class,xmin\na.png,cup,1\n",
-                "has no columns 'ymin', 'xmax', 'ymax': a manifest",
-            ),
+            ("image,class,xmin\na.png,cup,1\n", "no columns 'ymin', 'xmax', 'ymax': a manifest"),
             ("path,xmin,ymin,xmax\na.png,1,1,2\n", "has no columns 'image', 'class', 'ymax'"),
             ("image,class,boxes,xmin,ymin,xmax,ymax\na.png,cup,,1,2,3,4\n", "boxes in two ways"),
             ("image,class,key\na.png,cup,x\na.png,cup,y\n", "line 3, column key: 'y' differs"),
@@ -134,13 +109,7 @@ ROWS: Rows = {
         )
     ],
     "generate --input {input} --output {new} --taxonomy": [
-        (
-            "n02075296,n02084071",
-            "all classes below n02084071 already belong to the roots before it",
-        ),
-        ("n00000001", "above none of ImageNet's 1000 classes"),
-        ("dogs", "is neither a file nor a WordNet id"),
-        ("n02084071=x,n01503061=x", "two roots are called 'x'"),
+        ("dogs", "dogs is not a file that can be read"),
         *(
             ("{tmp}/t.csv", f"{{tmp}}/t.csv{says}", {"t.csv": text})
             for text, says in (

@@ -16,16 +16,9 @@ ROWS: Rows = {
         ("resnet50 resnet18", "'resnet18'; example: in9 run --output out"),
     ],
     "evaluate --dataset {dataset} --models": [
-        (
-            "{tmp}/a.parquet",
-            "add its architecture, such as resnet50={tmp}/a.parquet",
-            {"a.parquet": "\0"},
-        ),
+        ("{tmp}/a.parquet", "architecture, such as resnet50={tmp}/a.parquet", {"a.parquet": "\0"}),
         ("answers:{tmp}/a.xlsx", "answers are in a table, .csv, ", {"a.xlsx": ""}),
-        (
-            "GPT4=answers:{tmp}/a.csv",
-            "there is no file answers:{tmp}/a.csv; for a label, write GPT4:=answers:{tmp}/a.csv",
-        ),
+        ("GPT4=answers:{tmp}/a.csv", "for a label, write GPT4:=answers:{tmp}/a.csv"),
         ("GPT4=resnet50", "there is no file resnet50; for a label, write GPT4:=resnet50"),
     ],
     "models": [
@@ -33,7 +26,7 @@ ROWS: Rows = {
         ("fetch --models resnet50", "fetch needs --models A,B and --to DIR"),
         ("fetch --models resnet5O --to {new}", "timm has no model"),
         ("fetch --weights {tmp}", "leave it out"),
-        ("list resnet5O", "matches resnet5O; close to it"),
+        ("list resnet5O", "timm has no model 'resnet5O'; close to it: resnet50"),
         ("list --models resnet18,nosuch", "timm has no model 'nosuch'"),
         ("list resnet* --weights {tmp}", "leave it out"),
         ("list --models resnet18 --weights {tmp}", "leave it out"),

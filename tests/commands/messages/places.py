@@ -84,11 +84,7 @@ ROWS: Rows = {
             )
             for kind in ("pdf", "png", "jpg")
         ),
-        (
-            "--layout answers --to {tmp}/a.csv",
-            "{tmp}/a.csv: --layout answers needs a",
-            {"a.csv": ""},
-        ),
+        ("--layout answers --to {tmp}/a.csv", "--layout answers needs a", {"a.csv": ""}),
         ("--layout answers --to {tmp}/a.xlsx", "{tmp}/a.xlsx: --layout answers needs a new file"),
     ],
     "run --input {input}": [

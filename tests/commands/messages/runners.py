@@ -31,11 +31,7 @@ ROWS: Rows = {
         ),
         ("{tmp}/s.json", UNSAFE, {"s.json": '{"address": "tcp://192.0.2.1:8786"}'}),
         *(
-            (
-                "{tmp}/s.json",
-                "expected tls://HOST:PORT, tcp://127.0.0.1:PORT, a sche",
-                {"s.json": text},
-            )
+            ("{tmp}/s.json", "tls://HOST:PORT, tcp://127.0.0.1:PORT, a sche", {"s.json": text})
             for text in ("", "{", "[]", "{}", "\0")
         ),
         ("{tmp}/no-such-file", "expected tls://HOST:PORT"),
@@ -73,10 +69,7 @@ ROWS: Rows = {
         ("--job_name=In9", "Invalid job_name (In9)"),
         ("--num_workers=9 --max_num_workers=3", "cannot exceed max_num_workers (3)"),
         ("--device cuda", "--device cuda needs the key gpu on Dataflow"),
-        (
-            "--runner=DirectRunner --no_wait_until_finish",
-            "--no_wait_until_finish is for --runner=DataflowRunner",
-        ),
+        ("--runner=DirectRunner --no_wait_until_finish", "--no_wait_until_finish is for --runner"),
     ],
     f"{DATAFLOW} {KEYS}": [
         (words, says, {"k.toml": f'gpu = "{gpu}"'})

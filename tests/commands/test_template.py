@@ -1,0 +1,72 @@
+"""Tests the Flex template's parameters against the command line and the service's types."""
+
+import subprocess
+import sys
+from typing import Any
+
+from google.cloud import dataflow_v1beta3
+from runs import ROOT
+
+from pipeline.commands import template
+from pipeline.commands.command_line import build_parser
+from pipeline.commands.flags import flags_of
+from pipeline.runners.beam_options import unknown_to_beam
+from pipeline.runtime.flag_types import boolean
+
+
+def parameters() -> dict[str, dict[str, Any]]:
+    return {entry["name"]: entry for entry in template.parameters()}
+
+
+def test_every_flag_of_the_job_is_a_parameter() -> None:
+    run = build_parser().parse_args(["run", "--output", "out"])
+    left_out = {"command", "help", "dry_run", "given", "dask"}
+    of_beam = {flag.dest for flag in template.OF_BEAM.flags}
+    assert set(vars(run)) - left_out == set(parameters()) - of_beam
+    assert unknown_to_beam([f"--{name}=1" for name in of_beam])[0] == []
+    required = [name for name, entry in parameters().items() if not entry["isOptional"]]
+    assert required == ["output"]
+
+
+def test_a_switch_is_asked_for_as_true_or_false() -> None:
+    switches = {flag.dest for flag in flags_of("run") if flag.type is boolean} - {"dry_run"}
+    known = {n for n, entry in parameters().items() if entry.get("paramType") == "BOOLEAN"}
+    assert known == switches
+    assert "own_background" in switches
+
+
+def test_every_flag_with_choices_is_a_menu() -> None:
+    flags = {flag.dest: flag for flag in flags_of("run") if flag.choices}
+    assert {"objects", "precision", "interpolation"} <= set(flags)
+    for name, flag in flags.items():
+        options = [option["value"] for option in parameters()[name]["enumOptions"]]
+        assert options == list(flag.choices or ())
+
+
+def test_defaults_pass_the_command_line() -> None:
+    flags = []
+    for name, entry in parameters().items():
+        if "defaultValue" in entry:
+            flags.append(f"--{name}={entry['defaultValue']}")
+    parse = build_parser().parse_args
+    given, default = (vars(parse(["run", "--output=o", *words])) for words in (flags, []))
+    assert given | {"given": ()} == default | {"given": ()}
+
+
+def test_the_service_reads_the_specification() -> None:
+    image = "europe-west4-docker.pkg.dev/my-project/in9/in9:tag"
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.commands.template", "--image", image],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    spec = dataflow_v1beta3.ContainerSpec.from_json(done.stdout, ignore_unknown_fields=False)
+    assert spec.image == image
+    assert spec.sdk_info.language == dataflow_v1beta3.SDKInfo.Language.PYTHON
+    assert [entry.name for entry in spec.metadata.parameters] == list(parameters())
+    kinds = {entry.name: entry.param_type for entry in spec.metadata.parameters}
+    assert kinds["output"] == dataflow_v1beta3.ParameterType.DEFAULT
+    assert kinds["objects"] == dataflow_v1beta3.ParameterType.ENUM
+    assert kinds["own_background"] == dataflow_v1beta3.ParameterType.BOOLEAN

@@ -1,0 +1,436 @@
+"""Tests --baseline and --results: what models are compared with, and which folders are shown."""
+
+import dataclasses
+import itertools
+import json
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+from made_results import made
+from runs import ONE, QUICK, dataset_in, everything, refusal, run_here, table_of, write_all
+
+from pipeline.analyses.evaluation.baseline import (
+    choose_baseline,
+    describe_baseline,
+    find_baseline,
+    models_named,
+    with_results,
+)
+from pipeline.analyses.evaluation.panel import ACCURACY, AccuracyPanel
+from pipeline.dataset.folder import Dataset
+from pipeline.errors import UsageError
+from pipeline.evaluate.comparisons import ComparisonRow, mark_best, read_contributions
+from pipeline.evaluate.results import (
+    FailedModel,
+    RunSettings,
+    note_failures,
+    pick,
+    result_file,
+    write_result,
+)
+from pipeline.evaluate.summaries import read_summaries
+from pipeline.evaluate.summary import Summary
+from pipeline.jobs.conditions import Condition, Gate, judge
+from pipeline.jobs.publish import PublishPlan, publish
+from pipeline.report.write import gather, write_tables
+from pipeline.storage.store import Store
+from transforms.intervals import level_of
+from transforms.scoring import LABEL_RULES
+
+RULE = next(iter(LABEL_RULES))
+MODELS = FIRST, SECOND, THIRD = [
+    f"python:tiny_models:{name}" for name in ("first", "second", "third")
+]
+
+
+@pytest.fixture(scope="module")
+def compared(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of three models on small pictures. Tests must not change it."""
+    output = tmp_path_factory.mktemp("compared") / "out"
+    flags = (*QUICK, "--pictures", "none", *ONE, "--models", ",".join(MODELS))
+    run_here("run", "--input", small_sample, "--output", output, *flags)
+    return output
+
+
+@pytest.fixture
+def copied(compared: Path, tmp_path: Path) -> Path:
+    """A copy of `compared` that a test may change."""
+    return Path(shutil.copytree(compared, tmp_path / "out"))
+
+
+def test_models_are_compared_with_a_baseline(copied: Path) -> None:
+    dataset = dataset_in(copied)
+    assert table_of(copied, "baseline") == []
+    gate = Gate((Condition.parse("bg_gap>baseline"),), FIRST)
+    gate.choose_baseline(dataset)
+    write_all(copied, "none")
+    rows = table_of(copied, "baseline")
+    assert list(dict.fromkeys(row["model"] for row in rows)) == [SECOND, THIRD]
+    assert {(row["baseline"], row["label_rule"]) for row in rows} == {(FIRST, RULE)}
+    pairs = {
+        (row["first"], row["second"], row["label_rule"], row["variant"]): row
+        for row in table_of(copied, "comparisons")
+    }
+    mirrored = {"difference": "difference", "ci_low": "ci_high", "ci_high": "ci_low"}
+    for row in rows:
+        pair = pairs[FIRST, row["model"], RULE, row["variant"]]
+        for column, other in mirrored.items():
+            assert float(row[column]) == pytest.approx(-float(pair[other]), abs=1e-12)
+        # Holm's adjustment is for two models here, and for three pairs there.
+        assert float(row["p_adjusted"]) <= float(pair["p_adjusted"]) + 1e-12
+        assert float(row["smallest_difference"]) > 0
+    line = next(describe_baseline(dataset, read_summaries(dataset)[0]))
+    assert line.startswith(f"minus {FIRST}, points")
+    assert [one.model for one in judge(gate, dataset)] == [SECOND, THIRD]
+    assert "Differences from the baseline" in (copied / "report.html").read_text()
+
+
+def test_a_baseline_that_fails_in_a_job_is_compared_with_nothing_until_it_succeeds(
+    copied: Path,
+) -> None:
+    dataset = dataset_in(copied)
+    (run,) = models_named(dataset.store, FIRST)
+    settings = pick(RunSettings, run.evaluation)
+    choose_baseline(dataset, FIRST, settings)
+    write_tables(dataset)
+    rows = table_of(copied, "baseline")
+    assert rows
+    notes = (dataset.store, dataset.manifest.fingerprint, "evaluate", settings)
+    note_failures(*notes, [FailedModel(0, FIRST, FIRST, "no memory")], [])
+    for was_run, failed, expected in ((False, True, rows), (True, True, []), (True, False, rows)):
+        if not failed:
+            note_failures(*notes, [], [FIRST])
+        else:
+            choose_baseline(dataset, FIRST, settings, was_run)
+        write_tables(dataset)
+        assert table_of(copied, "baseline") == expected
+        line = next(describe_baseline(dataset, read_summaries(dataset)[0]))
+        reason = f"{FIRST} failed: no memory"
+        assert (line == f"not compared with the baseline: {reason}") == (not expected)
+
+
+@pytest.fixture
+def production(compared: Path, tmp_path: Path) -> tuple[Path, Summary]:
+    """A copy of the results in another folder, and the first of its models."""
+    folder = Path(shutil.copytree(compared, tmp_path / "production"))
+    (first,) = [one for one in read_summaries(dataset_in(folder))[0] if "first" in one.model]
+    return folder, first
+
+
+def rows_with(output: Path, baseline: Path) -> list[dict[str, str]]:
+    """Returns the table of differences from the results of a folder."""
+    choose_baseline(dataset_in(output), str(baseline))
+    write_tables(dataset_in(output))
+    return table_of(output, "baseline")
+
+
+def test_the_baseline_may_lie_in_another_folder(
+    copied: Path, production: tuple[Path, Summary], tmp_path: Path
+) -> None:
+    other, first = production
+    dataset, folder = dataset_in(copied), other / "results" / first.folder
+    rows = rows_with(copied, folder)
+    # The same model in this folder is not compared with itself, whether it is there or not.
+    shutil.rmtree(copied / "results" / first.folder)
+    assert rows_with(copied, folder) == rows
+    assert {row["baseline"] for row in rows} == {f"{first.name} in {other}"}
+    assert {row["model"] for row in rows} == {SECOND, THIRD}
+    # A folder with this model alone means the same, and so does its newest published version.
+    for path in (other / "results").glob("*/model.json"):
+        if path.parent != folder:
+            shutil.rmtree(path.parent)
+    assert rows_with(copied, other) == rows
+    published = tmp_path / "published"
+    publish(PublishPlan(Store(str(other)), Store(str(published))))
+    for row, same in zip(rows, rows_with(copied, published), strict=True):
+        assert same["baseline"].startswith(f"{first.name} in {published}/v-")
+        assert {**same, "baseline": row["baseline"]} == row
+    # Once it is gone, nothing is compared with it, and a line says so.
+    shutil.rmtree(published)
+    write_tables(dataset)
+    assert table_of(copied, "baseline") == []
+    (line,) = describe_baseline(dataset, [])
+    assert line.startswith(f"not compared with the baseline: --baseline {published}/v-")
+
+
+@pytest.mark.usefixtures("empty_pdfs")
+def test_what_is_no_baseline_is_refused(
+    copied: Path,
+    production: tuple[Path, Summary],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other, first = production
+    report = ("report", "--dataset", copied, "--pictures", "none", "--baseline")
+    several = refusal(capsys, *report, other)
+    assert f"--baseline {other} means 3 models: " in several
+    assert all(name in several for name in MODELS)
+    # A model's results in this folder are that model.
+    run_here(*report, copied / "results" / first.folder)
+    capsys.readouterr()
+    assert {row["baseline"] for row in table_of(copied, "baseline")} == {first.name}
+    folder = other / "results" / first.folder
+    (prediction,) = (folder / "predictions").iterdir()
+    prediction.write_bytes(b"no table")
+    line = f"{first.name} has no predictions on these pictures"
+    assert line in refusal(capsys, *report, folder)
+    manifest = json.loads((other / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "f" * 32}))
+    line = f"{other} has results on another dataset: {'f' * 12}, not "
+    assert line in refusal(capsys, *report, folder)
+    assert "holds no finished dataset" in refusal(capsys, *report, tmp_path)
+
+
+def test_a_name_means_one_model(copied: Path) -> None:
+    dataset = dataset_in(copied)
+    (run,) = models_named(dataset.store, FIRST)
+    # Under other settings it is another model, whose name has them.
+    settings = msgspec.structs.replace(run.evaluation, precision="bf16")
+    other = msgspec.structs.replace(run, evaluation=settings, entry="production")
+    write_result(dataset.store, result_file(other.folder, "model"), other)
+    for name in (run.name, run.folder):
+        assert models_named(dataset.store, name) == [run]
+    for name in (f"{FIRST} bf16", other.folder, "production"):
+        assert models_named(dataset.store, name) == [other]
+    with pytest.raises(UsageError, match=r"--baseline fourth names no model; known: python:tiny"):
+        find_baseline(dataset, "fourth")
+    # An entry that was run twice means the one with the job's settings.
+    again = msgspec.structs.replace(run, entry="production")
+    write_result(dataset.store, result_file(run.folder, "model"), again)
+    with pytest.raises(UsageError, match=rf"means 2 models: {FIRST}, {FIRST} bf16"):
+        find_baseline(dataset, "production")
+    assert find_baseline(dataset, "production", pick(RunSettings, run.evaluation)).run == again
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_job_is_judged_by_a_label_under_its_own_settings(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--dataset", copied, "--pictures", "none", "--fail_if")
+    conditions = "bg_gap>baseline+1,bg_gap<=baseline+1"
+    models = ("--models", f"prod:={FIRST},x:={SECOND}")
+    job = ("evaluate", *flags, conditions, *models, "--holdout", 0.7, *ONE)
+    # Neither is there anything of its name, nor is the baseline stored yet.
+    for name in ("prod", f"prod:={FIRST}"):
+        run_here(*job, "--baseline", name, code=3)
+        printed = capsys.readouterr()
+        assert "--fail_if bg_gap>baseline+1 does not hold for x holdout0.7: " in printed.out
+        assert "--fail_if bg_gap<=baseline+1 holds for x holdout0.7: " in printed.err
+        assert "from the baseline prod holdout0.7, " in printed.out
+        assert "for prod holdout0.7: " not in printed.out + printed.err
+        assert (
+            f"not compared with the baseline: {THIRD}, as it was tested on all of split "
+            "val, the baseline on split val with --holdout 0.7\n"
+        ) in printed.out
+    assert f"known: prod, x, {FIRST}," in refusal(capsys, *job, "--baseline", "y")
+    # The choice is kept. `report` judges all models, and those of other images cannot be compared.
+    run_here("report", *flags, "bg_gap>baseline+1", code=1)
+    assert "from the baseline prod holdout0.7, " in capsys.readouterr().out
+    # A model without results under these settings is known by its label, too.
+    assert models_named(Store(str(copied)), "prod")[0].title == "prod"
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_kept_baseline_is_the_same_run_under_other_settings_of_a_job(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--dataset", copied, "--pictures", "none")
+    run_here("report", *flags, "--baseline", FIRST)
+    chosen = json.loads((copied / "results" / "baseline.json").read_text())
+    capsys.readouterr()
+    job = ("evaluate", *flags, "--models", f"{FIRST},{SECOND}", "--holdout", 0.7, *ONE)
+    run_here(*job, "--fail_if", "bg_gap>baseline+1", code=1)
+    printed = capsys.readouterr()
+    assert "the baseline on all of split val" in printed.out + printed.err
+    assert json.loads((copied / "results" / "baseline.json").read_text()) == chosen
+
+
+def test_the_extremes_of_many_models_have_wider_intervals(
+    compared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = dataset_in(compared)
+    evidence = gather(dataset, dataset.taxonomy)
+    (models,) = read_contributions(dataset, read_summaries(dataset)[0])
+    gaps = {
+        one.value: one
+        for summary in models.summaries
+        if (one := models.measure("bg_gap", summary, evidence.rule))
+    }
+    for named, extremes, level in ((3, None, 0.95), (2, (max(gaps), min(gaps)), level_of(3))):
+        monkeypatch.setattr(AccuracyPanel, "named", named)
+        panel = ACCURACY.make(evidence, False)
+        assert isinstance(panel, AccuracyPanel)
+        assert panel.models == 3
+        assert len(panel.gaps) == named
+        for _, cell in panel.gaps:
+            bounds = gaps[cell.value or 0].interval(level)
+            assert (cell.low, cell.high) == pytest.approx(bounds)
+        assert extremes in (None, tuple(cell.value for _, cell in panel.gaps))
+
+
+def test_the_best_models_are_marked(compared: Path) -> None:
+    pairs = {
+        (frozenset((row["first"], row["second"])), row["label_rule"], row["variant"]): row
+        for row in table_of(compared, "comparisons")
+    }
+    figures: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in table_of(compared, "summary"):
+        figures.setdefault((row["label_rule"], row["variant"]), []).append(row)
+    for figure, rows in figures.items():
+        best = max(rows, key=lambda row: float(row["accuracy"]))
+        for row in rows:
+            pair = pairs.get((frozenset((row["model"], best["model"])), *figure), {"p_adjusted": 1})
+            assert (row["among_best"] == "True") == (float(pair["p_adjusted"]) >= 0.05)
+
+
+@pytest.mark.parametrize(
+    ("p_adjusted", "is_marked"), [(0.049, False), (0.051, True), (None, False)]
+)
+def test_a_model_that_differs_from_the_best_or_was_never_compared_is_not_marked(
+    p_adjusted: float | None, is_marked: bool
+) -> None:
+    place = {"label_rule": "r", "variant": "original"}
+    settings = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
+    two = [
+        made(
+            Summary,
+            model=name,
+            evaluation=settings,
+            accuracy=({**place, "accuracy": accuracy, "n": 400},),
+        )
+        for name, accuracy in (("m0", 0.5), ("m1", 0.4))
+    ]
+    row = {"first": "m1", "second": "m0", "p_adjusted": p_adjusted, **place}
+    rows = [made(ComparisonRow, **row)] if p_adjusted else []
+    assert [one.accuracy[0].among_best for one in mark_best(two, rows)] == [True, is_marked]
+    assert mark_best(two[:1], [])[0].accuracy[0].among_best is None
+
+
+def test_the_same_predictions_count_once_whatever_path_leads_to_them(
+    compared: Path, tmp_path: Path
+) -> None:
+    own = shutil.copytree(compared, tmp_path / "own")
+    (tmp_path / "link").symlink_to(own)
+    shutil.copytree(own, tmp_path / "linked files", copy_function=os.link)
+    shutil.copytree(own, tmp_path / "copy")
+    (tmp_path / "of links").mkdir()
+    for name in ("manifest.json", "results"):
+        (tmp_path / "of links" / name).symlink_to(own / name)
+    dataset = dataset_in(own)
+    alone, _ = read_summaries(dataset)
+    folder = f"results/{alone[0].folder}"
+    places = ("own", "link", "linked files", "copy", "of links", f"link/{folder}", f"copy/{folder}")
+    store, lines = with_results(dataset, [str(tmp_path / name) for name in places])
+    assert store.elsewhere == {}
+    assert read_summaries(Dataset.open(store))[0] == alone
+    for place, line in zip(places, lines, strict=True):
+        models, count = ("1 model", 1) if "/" in place else ("3 models", 3)
+        said = f"results: {tmp_path / place} has {models}, {count} shown already: "
+        assert line == f"{said}the same predictions count once"
+    # A folder without models of its own shows those of a copy, once.
+    shutil.rmtree(own / "results")
+    copies = [str(tmp_path / name) for name in ("copy", "linked files")]
+    store, _ = with_results(dataset, copies)
+    assert {place.partition("/results/")[0] for place in store.elsewhere.values()} == {copies[0]}
+    assert [run.name for run in read_summaries(Dataset.open(store))[0]] == [o.name for o in alone]
+    # One other byte is another result.
+    (file,) = (tmp_path / "copy" / folder / "predictions").iterdir()
+    pq.write_table(pq.read_table(file), file, compression="none")
+    _, lines = with_results(dataset, copies)
+    assert lines[1].endswith(" has 3 models, 2 shown already: the same predictions count once")
+
+
+@dataclasses.dataclass(frozen=True)
+class Labs:
+    """Results in several folders, of which the first shows those of the others, too.
+
+    Attributes:
+      own: has the first model alone.
+      lab: has the first and the second model, from runs of its own.
+      other, changed: have another dataset, and another picture.
+      folders: folder in `results/` of each model, by its name.
+    """
+
+    own: Path
+    lab: Path
+    other: Path
+    changed: Path
+    folders: dict[str, str]
+
+
+@pytest.fixture
+def labs(compared: Path, tmp_path: Path) -> Labs:
+    own, lab, other, changed = (
+        Path(shutil.copytree(compared, tmp_path / name))
+        for name in ("own", "lab", "other", "changed")
+    )
+    folders = {one.name: one.folder for one in read_summaries(dataset_in(own))[0]}
+    first, second, third = folders.values()
+    for path in (own / "results" / second, own / "results" / third, lab / "results" / third):
+        shutil.rmtree(path)
+    manifest = json.loads((own / "manifest.json").read_text())
+    (other / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "f" * 32}))
+    (file,) = [one for one in manifest["files"] if one["path"].startswith("parquet/original/")]
+    file["sha256"] = "0" * 64
+    (changed / "manifest.json").write_text(json.dumps(manifest))
+    # The lab has the same answers as from a run of its own.
+    (file,) = (lab / "results" / first / "predictions").iterdir()
+    pq.write_table(pq.read_table(file), file, compression="none")
+    return Labs(own, lab, other, changed, folders)
+
+
+@pytest.mark.usefixtures("empty_pdfs")
+def test_models_of_other_folders_are_shown(
+    labs: Labs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, lab, link = labs.own, labs.lab, tmp_path / "link"
+    (first, second, _), results = labs.folders, lab / "results"
+    link.symlink_to(own)
+    report = ("report", "--dataset", own, "--pictures", "none", "--results")
+    assert f"--results: {tmp_path} holds no finished dataset" in refusal(capsys, *report, tmp_path)
+    # One folder means all of its models, or the model whose folder it is.
+    others = f"{results / labs.folders[first]},{lab},{link},{labs.other},{labs.changed}"
+    conditions = ("--baseline", second, "--fail_if", "original>=baseline-1")
+    run_here(*report, others, *conditions, code=3)
+    printed = capsys.readouterr()
+    again = "1 shown already: the same predictions count once"
+    assert f"results: {lab} has 2 models, {again}\n" in printed.out
+    assert f"results: {link} has 1 model, {again}\n" in printed.out
+    other = f"\nresults: {labs.other} has results on another dataset: {'f' * 12}, not "
+    assert other in printed.out
+    assert f"\nresults: {labs.changed} has other pictures: 1 of " in printed.out
+    # Both folders have the first model, and only the other one has the second.
+    shown, rows = [first, f"{first} in {lab}", second], table_of(own, "summary")
+    figures = [[row["accuracy"] for row in rows if row["model"] == name] for name in shown]
+    assert figures[0] == figures[1] != figures[2]
+    assert len(rows) == sum(map(len, figures))
+    pairs = {frozenset((row["first"], row["second"])) for row in table_of(own, "comparisons")}
+    assert pairs == {frozenset(pair) for pair in itertools.combinations(shown, 2)}
+    for name in shown[:2]:
+        assert f" holds for {name}: " in printed.err
+        assert f"from the baseline {second}, " in printed.err
+    assert {row["baseline"] for row in table_of(own, "baseline")} == {second}
+    page = (own / "report.html").read_text()
+    assert all(name in page for name in shown)
+    assert f'href="results/{labs.folders[first]}/predictions/"' in page
+    assert f"results/{labs.folders[second]}" not in page
+
+
+@pytest.mark.usefixtures("empty_pdfs")
+def test_models_of_other_folders_are_not_copied(labs: Labs) -> None:
+    first, second, _ = labs.folders
+    watched = (labs.lab, labs.own / "results" / labs.folders[first])
+    before = [everything(path) for path in watched]
+    report = ("report", "--dataset", labs.own, "--pictures", "none", "--results", labs.lab)
+    run_here(*report, "--baseline", second)
+    # Later commands show the folder's own models, but keep the baseline.
+    write_tables(dataset_in(labs.own))
+    assert {row["model"] for row in table_of(labs.own, "summary")} == {first}
+    baselines = {row["baseline"] for row in table_of(labs.own, "baseline")}
+    assert baselines == {f"{second} in {labs.lab}"}
+    assert [everything(path) for path in watched] == before
+    assert len(list((labs.own / "results").glob("*/model.json"))) == 1
