@@ -166,7 +166,7 @@ def measure_busy(setting: Setting) -> None:
     for start, end in sorted(
         (event.time_range.start, event.time_range.end)
         for event in profile.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type.name == "CUDA"
     ):
         busy += max(0.0, end - max(start, until))
         until = max(until, end)
