@@ -34,13 +34,11 @@ collect_ignore = ["mirrored"]
 """A part of a copied checkout, not of this one."""
 
 _LONGEST = (
-    *("dask", "flink", "faults", "attack", "spread", "page_images", "evaluate", "recipe"),
-    *("rerun", "report", "snippets", "benchmarks", "model_stage", "slurm", "conditions"),
-    *("export", "object_storage", "trend", "examples", "dry_run", "kills", "gpus"),
-    *("versions", "training", "method", "lock", "cli", "matrix"),
-    *("models_on_shards", "dataflow", "job", "predict", "grabcut", "guard"),
-    *("portable", "incremental", "certificates", "answers", "page_layout", "analysis"),
-    *("hostile", "call", "new_analysis"),
+    *("spread", "snippets", "evaluate", "flink", "rerun", "recipe", "faults", "page_images"),
+    *("grabcut", "attack", "benchmarks", "versions", "slurm", "kills", "report"),
+    *("object_storage", "training", "gpus", "baseline", "lock", "model_stage", "matrix"),
+    *("guard", "examples", "method", "import", "answers", "dataflow", "predict", "job"),
+    *("call", "dry_run", "portable", "new_analysis", "models_on_shards", "cli", "integrity"),
 )
 """Test modules that take a quarter of a minute or more, the longest first."""
 

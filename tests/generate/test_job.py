@@ -23,6 +23,8 @@ from runs import (
 )
 from soundness import assert_sound
 
+from pipeline.generate.compose import ComposeShard
+from pipeline.generate.segment import SegmentShard
 from pipeline.inputs.layout import find_layout, list_images
 from pipeline.inputs.location import NOWHERE, read_location
 from transforms.taxonomy import imagenet9
@@ -177,6 +179,23 @@ def test_an_io_error_is_not_a_rejection(
     run_here(*flags)
     assert manifest_of(output)["images"]["val"]["listed"] == 6
     assert not manifest_of(output)["rejections"]["val"].get("undecodable")
+
+
+@pytest.mark.parametrize("stage", [SegmentShard, ComposeShard])
+def test_work_that_a_runner_loses_is_noticed(
+    tiny_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, stage: Any
+) -> None:
+    original = stage.process
+
+    def lossy(self: Any, shard: Any) -> Any:
+        return original(self, shard) if shard.shard else iter(())
+
+    monkeypatch.setattr(stage, "process", lossy)
+    output = tmp_path / "out"
+    flags = ("--input", tiny_input, "--output", output, *QUICK, *keys(images_per_shard=2), *ONE)
+    run_here("generate", *flags, code=1)
+    assert "2 of 3 shards" in capsys.readouterr().err
+    assert not (output / "manifest.json").exists()
 
 
 def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) -> None:
