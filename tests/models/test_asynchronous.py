@@ -239,12 +239,7 @@ def test_an_early_stop_waits_for_no_copy() -> None:
         backgrounds = torch.from_numpy(arrays(1)[0])
         cutouts = Cutouts.from_arrays(pixels, masks, torch.device("cpu"))
         model = GridModel(predictor, np.arange(2), backgrounds)
-        trials = stop_early(model, cutouts, labels, order, 4, lambda _: None)
-        while True:
-            try:
-                next(trials)
-            except StopIteration as end:
-                return end.value
+        return stop_early(model, cutouts, labels, order, 4, lambda _: None)
 
     np.testing.assert_array_equal(grid("cuda"), grid("cpu"))
 
