@@ -408,7 +408,7 @@ class Predictor:
         count = len(pictures)
         if self.config.compile:
             missing = min(full or self.batch_size, self._fits) - count
-            pictures = functional.pad(pictures, (*[0] * 7, missing))
+            pictures = functional.pad(pictures, (*[0] * 7, max(0, missing)))
         is_mixed = self.config.precision == "bf16"
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=is_mixed):
