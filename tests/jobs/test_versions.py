@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gcs import BUCKET, object_store
@@ -29,10 +28,7 @@ from soundness import assert_sound
 
 from in9 import open_dataset
 from pipeline.analyses.evaluation.parts import (
-    AccuracyChange,
-    ModelChange,
     compare_accuracies,
-    describe_models,
 )
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import (
@@ -44,12 +40,7 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.errors import JobError, UsageError
 from pipeline.jobs.changes import (
-    Changes,
-    ImageChanges,
-    compare_images,
     describe_changes,
-    summary_of,
-    to_markdown,
 )
 from pipeline.jobs.publish import PublishPlan, check_publishing, describe_published, publish
 from pipeline.storage.files import LocalFiles
@@ -403,54 +394,6 @@ def test_accuracies_are_compared_on_the_images_of_both_versions(
     assert f"| {NAME} | data |" in text
 
 
-def test_images_are_compared_by_key_and_content(
-    run_small: Run, small_input: Path, tmp_path: Path
-) -> None:
-    output, first, second = (tmp_path / name for name in ("out", "first", "second"))
-    run_small("generate", "--variants", "original")
-    shutil.copytree(output, first)
-    gone, broken, darker, twice, *_, last = pictures_of(small_input)
-    gone.unlink()
-    broken.write_bytes(b"no picture")
-    darken(darker)
-    copy = Path(shutil.copy(twice, last.parent))
-    run_small("generate", "--variants", "original", "--overwrite", "rebuild")
-    shutil.copytree(output, second)
-
-    def kinds(before: Path, after: Path) -> dict[str, list[tuple[str, str]]]:
-        compared = compare_images(dataset_in(before), dataset_in(after), "val")
-        assert compared.repaired == {}
-        return {
-            kind: sorted(zip(rows["key"].to_pylist(), rows["status"].to_pylist(), strict=True))
-            for kind, rows in compared.kinds.items()
-        }
-
-    undecodable, accepted = (broken.stem, "undecodable"), (broken.stem, "accepted")
-    duplicate, other = (copy.stem, "duplicate_key"), (darker.stem, "accepted")
-    assert kinds(first, second) == {
-        "added": [duplicate],
-        "removed": [(gone.stem, "accepted")],
-        "rejected": sorted([undecodable, duplicate]),
-        "accepted": [],
-        "changed": sorted([undecodable, other]),
-    }
-    assert kinds(second, first) == {
-        "added": [(gone.stem, "accepted")],
-        "removed": [duplicate],
-        "rejected": [],
-        "accepted": [accepted],
-        "changed": sorted([accepted, other]),
-    }
-    # All images of a dataset with other numbers of shards are read, and nothing differs.
-    run_small(
-        "generate", "--variants", "original", "--overwrite", "shards", *keys(images_per_shard=5)
-    )
-    assert not any(kinds(second, output).values())
-    # A split that only one of two datasets has is compared with nothing.
-    changes = compare_images(dataset_in(first), dataset_in(second), "train")
-    assert not any(len(rows) for rows in changes.kinds.values())
-
-
 def correct_answers(output: Path) -> dict[tuple[str, str], bool]:
     """Maps (variant, foreground) to whether the answer is right by the paper's label rule."""
     (predictions,) = output.glob("results/python*/predictions")
@@ -494,18 +437,3 @@ def test_versions_in_object_storage_are_copied_by_it(
         assert plan.target.below(name).sizes("") == {}
         assert_sound(plan.target.root)
         assert "none in images, none in accuracies" in describe_published(plan.target, True)
-
-
-def test_the_line_that_sums_up_changes_leaves_no_kind_out() -> None:
-    accepted = pa.table({name: ["a", "b"] for name in ("key", "path", "status")})
-    row = AccuracyChange("original", 0.1, 0.0, 0.2)
-    model = ModelChange("m", ["weights"], 9, "argmax_then_map", [row])
-    for images, models, line in (
-        (ImageChanges({"accepted": accepted}, {}), [], "images: 2 accepted"),
-        (ImageChanges({}, {"mixed_rand": 3}), [], "images: 3 other backgrounds"),
-        (ImageChanges({}, {}), [model], "none in images, none in BG-Gap"),
-        (ImageChanges({}, {}), [], "none in images, none in accuracies"),
-    ):
-        results = [describe_models(models, [])]
-        changes = Changes("a", "b", images={"val": images}, results=results)
-        assert summary_of(to_markdown(changes)) == line
