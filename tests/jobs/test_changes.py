@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pyarrow as pa
-from runs import Run, darken, dataset_in, pictures_of
+from runs import Run, darken, dataset_in, keys, pictures_of
 
 from pipeline.analyses.evaluation.parts import AccuracyChange, ModelChange, describe_models
 from pipeline.jobs.changes import (
