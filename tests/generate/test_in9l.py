@@ -184,7 +184,7 @@ def test_a_picture_is_resized_and_cropped_as_a_layer_is(
     )
     assert cropped.layer is not None
     assert cropped.layer.is_whole
-    assert not cropped.layer.mask.any()
+    np.testing.assert_array_equal(cropped.layer.mask, np.zeros((crop, crop), np.bool_))
     assert cropped.reason is None
     assert (cropped.width, cropped.height) == (width, height)
     np.testing.assert_array_equal(cropped.layer.image, transform.image(pixels, interpolation))

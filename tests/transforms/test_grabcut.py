@@ -1,6 +1,7 @@
 """Tests the kernels of GrabCut against OpenCV, which defines what is right."""
 
 import hashlib
+import math
 import multiprocessing
 import os
 import pickle
@@ -42,6 +43,16 @@ SAMPLE = sorted(Path(sample_folder()).glob("val/*/*.JPEG"))[::9]
 def kernels() -> None:
     """Loads the kernels. If this module imported them, each test process would compile them."""
     prepare()
+
+
+@given(st.floats(-800, 0), st.floats(1e-300, 1e300))
+def test_series_are_as_exact_as_they_say(below_zero: float, positive: float) -> None:
+    from transforms.grabcut import vector_math
+
+    # As Python computes them, because compiling them takes seconds.
+    exp, log = (getattr(vector_math, name).py_func for name in ("exp_below_zero", "log"))
+    assert exp(below_zero) == pytest.approx(math.exp(max(below_zero, -700)), rel=1e-11, abs=0)
+    assert log(positive) == pytest.approx(math.log(positive), rel=0, abs=1e-10)
 
 
 def opencv(image: Image, rect: Rect, iterations: int = 5, seed: int = 0) -> Image | None:
