@@ -52,10 +52,6 @@ _EXACT = 1 << 24
 _BLOCK = 4096
 """Number of samples whose squared distances are added up to one subtotal."""
 _NO_LABEL = 255
-_TRIALS = 3
-"""Number of samples of which one becomes the next centre."""
-_MOST = 2**62
-"""Larger than any sum of squared distances."""
 
 _Bytes = NDArray[np.uint8]
 _Floats = NDArray[np.float32]
@@ -63,45 +59,44 @@ _Integers = NDArray[np.int64]
 
 
 @helper
-def _squared(
-    samples: _Bytes, i: Integer, red: np.float32, green: np.float32, blue: np.float32
-) -> np.float32:
-    """Computes the squared distance of a sample to a colour."""
-    r = np.float32(samples[0, i]) - red
-    g = np.float32(samples[1, i]) - green
-    b = np.float32(samples[2, i]) - blue
-    return r * r + g * g + b * b
-
-
-@helper
-def _color(samples: _Bytes, i: Integer) -> tuple[np.float32, np.float32, np.float32]:
-    """Returns the colour of a sample."""
-    return np.float32(samples[0, i]), np.float32(samples[1, i]), np.float32(samples[2, i])
-
-
-@helper
-def _potential(samples: _Bytes, distances: _Floats, candidate: Integer) -> Integer:
-    """Sums squared distances to the nearest centre, if a sample became a centre."""
-    red, green, blue = _color(samples, candidate)
-    total: Integer = 0
+def _potentials(
+    samples: _Bytes, distances: _Floats, first: int, second: int, third: int
+) -> tuple[Integer, Integer, Integer]:
+    """Sums squared distances to the nearest centre, if each of three samples became a centre."""
+    reds, greens, blues = samples[0], samples[1], samples[2]
+    r1, g1, b1 = np.float32(reds[first]), np.float32(greens[first]), np.float32(blues[first])
+    r2, g2, b2 = np.float32(reds[second]), np.float32(greens[second]), np.float32(blues[second])
+    r3, g3, b3 = np.float32(reds[third]), np.float32(greens[third]), np.float32(blues[third])
+    total1: Integer = 0
+    total2: Integer = 0
+    total3: Integer = 0
     for i in range(len(distances)):
-        d = _squared(samples, i, red, green, blue)
-        total += np.int32(d if d < distances[i] else distances[i])
-    return total
+        r, g, b, d = np.float32(reds[i]), np.float32(greens[i]), np.float32(blues[i]), distances[i]
+        d1 = (r - r1) * (r - r1) + (g - g1) * (g - g1) + (b - b1) * (b - b1)
+        d2 = (r - r2) * (r - r2) + (g - g2) * (g - g2) + (b - b2) * (b - b2)
+        d3 = (r - r3) * (r - r3) + (g - g3) * (g - g3) + (b - b3) * (b - b3)
+        total1 += np.int32(d1 if d1 < d else d)
+        total2 += np.int32(d2 if d2 < d else d)
+        total3 += np.int32(d3 if d3 < d else d)
+    return total1, total2, total3
 
 
 @helper
 def _add_center(samples: _Bytes, distances: _Floats, subtotals: _Integers, chosen: Integer) -> None:
     """Makes a sample a centre, and updates the squared distances to the nearest and subtotals."""
-    red, green, blue = _color(samples, chosen)
+    reds, greens, blues = samples[0], samples[1], samples[2]
+    r1, g1, b1 = np.float32(reds[chosen]), np.float32(greens[chosen]), np.float32(blues[chosen])
     for block in range(len(subtotals)):
         total: Integer = 0
         start = block * _BLOCK
         nearest = distances[start : start + _BLOCK]
         for i in range(len(nearest)):
-            d = _squared(samples, at(start + i), red, green, blue)
-            nearest[i] = d if d < nearest[i] else nearest[i]
-            total += np.int32(nearest[i])
+            j = at(start + i)
+            r, g, b = np.float32(reds[j]), np.float32(greens[j]), np.float32(blues[j])
+            d = (r - r1) * (r - r1) + (g - g1) * (g - g1) + (b - b1) * (b - b1)
+            d = d if d < nearest[i] else nearest[i]
+            nearest[i] = d
+            total += np.int32(d)
         subtotals[block] = total
 
 
@@ -139,12 +134,15 @@ def _choose_centers(
     for k in range(clusters):
         if k > 0:
             total = np.float64(subtotals.sum())
-            least: Integer = np.int64(_MOST)
-            for _ in range(_TRIALS):
-                candidate = _draw(distances, subtotals, next_fraction(state) * total)
-                potential = _potential(samples, distances, candidate)
-                if potential < least:
-                    least, chosen = potential, candidate
+            first = _draw(distances, subtotals, next_fraction(state) * total)
+            second = _draw(distances, subtotals, next_fraction(state) * total)
+            third = _draw(distances, subtotals, next_fraction(state) * total)
+            best, other, another = _potentials(samples, distances, first, second, third)
+            chosen = first
+            if other < best:
+                best, chosen = other, second
+            if another < best:
+                chosen = third
         _add_center(samples, distances, subtotals, chosen)
         for c in range(3):
             centers[k, c] = samples[c, chosen]
@@ -153,13 +151,24 @@ def _choose_centers(
 @helper
 def _assign(samples: _Bytes, centers: _Floats, labels: _Bytes) -> None:
     """Labels each sample with its nearest centre, or with the first of equally near centres."""
-    least = np.full(len(labels), np.inf, np.float32)
-    for k in range(COMPONENTS):
-        red, green, blue = centers[k, 0], centers[k, 1], centers[k, 2]
-        for i in range(len(labels)):
-            d = _squared(samples, i, red, green, blue)
-            labels[i] = np.uint8(k) if d < least[i] else labels[i]
-            least[i] = d if d < least[i] else least[i]
+    r0, g0, b0 = centers[0, 0], centers[0, 1], centers[0, 2]
+    r1, g1, b1 = centers[1, 0], centers[1, 1], centers[1, 2]
+    r2, g2, b2 = centers[2, 0], centers[2, 1], centers[2, 2]
+    r3, g3, b3 = centers[3, 0], centers[3, 1], centers[3, 2]
+    r4, g4, b4 = centers[4, 0], centers[4, 1], centers[4, 2]
+    reds, greens, blues = samples[0], samples[1], samples[2]
+    for i in range(len(labels)):
+        r, g, b = np.float32(reds[i]), np.float32(greens[i]), np.float32(blues[i])
+        least = (r - r0) * (r - r0) + (g - g0) * (g - g0) + (b - b0) * (b - b0)
+        label = np.uint8(0)
+        d = (r - r1) * (r - r1) + (g - g1) * (g - g1) + (b - b1) * (b - b1)
+        label, least = (np.uint8(1), d) if d < least else (label, least)
+        d = (r - r2) * (r - r2) + (g - g2) * (g - g2) + (b - b2) * (b - b2)
+        label, least = (np.uint8(2), d) if d < least else (label, least)
+        d = (r - r3) * (r - r3) + (g - g3) * (g - g3) + (b - b3) * (b - b3)
+        label, least = (np.uint8(3), d) if d < least else (label, least)
+        d = (r - r4) * (r - r4) + (g - g4) * (g - g4) + (b - b4) * (b - b4)
+        labels[i] = np.uint8(4) if d < least else label
 
 
 @helper
@@ -203,7 +212,10 @@ def _farthest(samples: _Bytes, labels: _Bytes, label: Integer, center: _Floats) 
     farthest, most = -1, np.float32(0)
     for i in range(len(labels)):
         if labels[i] == label:
-            distance = _squared(samples, i, center[0], center[1], center[2])
+            r = np.float32(samples[0, i]) - center[0]
+            g = np.float32(samples[1, i]) - center[1]
+            b = np.float32(samples[2, i]) - center[2]
+            distance = r * r + g * g + b * b
             if distance >= most:
                 farthest, most = i, distance
     return farthest
