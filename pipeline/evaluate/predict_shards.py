@@ -26,6 +26,7 @@ from pipeline.evaluate.planned import AnalysisOfModel, ChunkOutput, NoteDone
 from pipeline.evaluate.predictions import (
     PROBED_VARIANT,
     keys_to_keep,
+    of_both,
     prediction_file,
     prediction_fingerprints,
     tested_keys,
@@ -36,7 +37,13 @@ from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import FileDigest, Store
 from transforms.hashing import fingerprint
-from transforms.scoring import PAPER_RULE, RULES_OF_ANSWERS, Labels, labels_of_answers
+from transforms.scoring import (
+    PAPER_RULE,
+    RULES_OF_ANSWERS,
+    Labels,
+    Scores,
+    labels_of_answers,
+)
 from transforms.variants import VariantName
 
 if TYPE_CHECKING:
@@ -121,10 +128,13 @@ class Scorer(Protocol):
 
     def logits(
         self, sets: Iterable[ShardPictures], stored: int
-    ) -> Generator[tuple[Batch[ShardPictures] | AnsweredRows, NDArray[Any]], None, None]:
+    ) -> Generator[
+        tuple[Batch[ShardPictures] | AnsweredRows, NDArray[Any] | dict[str, Scores]], None, None
+    ]:
         """Yields the batches of sets with their answers, like `Predictor.logits`.
 
-        The answers are logits, or of another kind, which `ModelRun.answers` names.
+        The answers are logits, or of another kind, which `ModelRun.answers` names; or their scores
+        by label rule.
         """
 
 
@@ -182,9 +192,12 @@ class PredictShards(AnalysisOfModel):
         """Keeps an earlier file's rows that are still valid; predicts only the other pictures."""
         side = self._dataset.manifest.config.segment.image_size
         started: collections.deque[_ShardInProgress] = collections.deque()
+        scorer = self._on_device(predictor)
 
         def picture_sets() -> Iterator[ShardPictures]:
-            start = functools.partial(self._start, device=predictor.device.type)
+            start = functools.partial(
+                self._start, device=predictor.device.type, on_gpu=scorer is not predictor
+            )
             with contextlib.closing(read_ahead(start, missing, _SHARDS_AHEAD)) as shards:
                 for number, shard in shards:
                     started.append(shard)
@@ -193,7 +206,7 @@ class PredictShards(AnalysisOfModel):
                     yield from shard.picture_sets()
 
         with (
-            contextlib.closing(predictor.logits(picture_sets(), side)) as batches,
+            contextlib.closing(scorer.logits(picture_sets(), side)) as batches,
             # This thread computes scores and tables while the device runs the next batch.
             ThreadPoolExecutor(1) as pool,
         ):
@@ -217,7 +230,23 @@ class PredictShards(AnalysisOfModel):
             while started:
                 yield started.popleft().complete_output(pending)
 
-    def _start(self, number: int, device: str) -> _ShardInProgress:
+    @functools.cached_property
+    def _outputs(self) -> Labels:
+        """Superclasses of the model's answers."""
+        run = self._run
+        return labels_of_answers(run.answers, run.num_outputs, self._dataset.taxonomy)
+
+    def _on_device(self, scorer: Scorer) -> Scorer:
+        """Returns a source of scores for a network on a GPU; any other source as it is."""
+        if scorer.device.type == "cuda":
+            from pipeline.evaluate.on_device import GpuScorer
+            from pipeline.models.predict import Predictor
+
+            if isinstance(scorer, Predictor):
+                return GpuScorer(scorer, self._outputs)
+        return scorer
+
+    def _start(self, number: int, device: str, on_gpu: bool) -> _ShardInProgress:
         run = self._run
         tested = tested_keys(self._dataset, run, number)
         shards = self._dataset.shards(run.evaluation.split)
@@ -226,11 +255,14 @@ class PredictShards(AnalysisOfModel):
             run,
             number,
             device,
-            fingerprints=self._by_variant(number),
+            fingerprints={
+                variant: of_both(of)[on_gpu and variant != PROBED_VARIANT]
+                for variant, of in self._by_variant(number).items()
+            },
             kept=self._read_kept(number),
             tested={name: self.keys_with(name, tested) for name in self._by_variant(number)},
             probed=pa.array(sorted(keys_to_keep(tested, len(shards))), pa.string()),
-            outputs=labels_of_answers(run.answers, run.num_outputs, self._dataset.taxonomy),
+            outputs=self._outputs,
             tables={variant: [] for variant in self._by_variant(number)},
         )
 
@@ -245,7 +277,7 @@ class PredictShards(AnalysisOfModel):
         if not self._reuse or table is None or not table.schema.equals(PREDICTION_SCHEMA):
             return {}
         tables = {
-            variant: table.filter(pc.equal(table["of"], of))
+            variant: table.filter(pc.is_in(table["of"], pa.array(of_both(of))))
             for variant, of in self._by_variant(shard).items()
         }
         return {variant: rows for variant, rows in tables.items() if len(rows)}
@@ -293,11 +325,13 @@ class _ShardInProgress:
                     None if keys == every and not settings.holdout else keys,
                 )
 
-    def add(self, variant: VariantName, rows: pa.Table, answers: NDArray[Any]) -> None:
+    def add(
+        self, variant: VariantName, rows: pa.Table, answers: NDArray[Any] | dict[str, Scores]
+    ) -> None:
         """Scores a batch under each label rule, and adds its predictions.
 
         `rows` describe n pictures, with the columns of `ShardPictures`. `answers` are (n, outputs)
-        float32 logits, or (n,) int64 outputs or labels, as the run says.
+        float32 logits, or (n,) int64 outputs or labels, as the run says; or scores by label rule.
         """
         labels = rows["label"].to_numpy()
         no_logits = pa.nulls(len(rows), PREDICTION_SCHEMA.field("logits").type)
@@ -307,9 +341,15 @@ class _ShardInProgress:
             "of": self.fingerprints[variant],
             "device": self.device,
         }
+        logits = None
+        if isinstance(answers, dict):
+            by_rule = answers
+        else:
+            rules = RULES_OF_ANSWERS[self.run.answers].items()
+            by_rule = {rule: score(answers, labels, self.outputs) for rule, score in rules}
+            logits = answers if variant == PROBED_VARIANT and answers.ndim == 2 else None
         tables = []
-        for rule, score in RULES_OF_ANSWERS[self.run.answers].items():
-            scores = score(answers, labels, self.outputs)
+        for rule, scores in by_rule.items():
             columns = {
                 **{name: pa.repeat(value, len(rows)) for name, value in constants.items()},
                 "label_rule": pa.repeat(rule, len(rows)),
@@ -322,9 +362,9 @@ class _ShardInProgress:
                 "true_score": pa.array(scores.true, from_pandas=True),
                 "logits": no_logits,
             }
-            if (rule, variant, answers.ndim) == (PAPER_RULE, PROBED_VARIANT, 2):
+            if rule == PAPER_RULE and logits is not None:
                 is_kept = pc.is_in(rows["key"], self.probed).to_numpy() & (scores.output >= 0)
-                kept = [row if keep else None for row, keep in zip(answers, is_kept, strict=True)]
+                kept = [row if keep else None for row, keep in zip(logits, is_kept, strict=True)]
                 columns["logits"] = pa.array(kept, no_logits.type)
             table = pa.table(columns).select(PREDICTION_SCHEMA.names)
             tables.append(table.cast(PREDICTION_SCHEMA))

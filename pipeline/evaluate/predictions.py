@@ -70,6 +70,14 @@ def prediction_fingerprints(dataset: Dataset, run: ModelRun, shard: int) -> dict
     }
 
 
+def of_both(of: str) -> tuple[str, str]:
+    """Returns the values of the column `of` that are valid in place of `of`.
+
+    The second is that of scores which a GPU has computed, for which a host's logits would do.
+    """
+    return of, fingerprint(of, "scores of a GPU")
+
+
 def tested_keys(dataset: Dataset, run: ModelRun, shard: int) -> frozenset[str]:
     settings = run.evaluation
     rows = selected_rows(dataset, settings.split, settings.holdout, shard)
@@ -325,12 +333,10 @@ def _read_current(dataset: Dataset, run: ModelRun, shard: int) -> pa.Table:
         return PREDICTION_SCHEMA.empty_table().select(COLUMNS)
     fingerprints = prediction_fingerprints(dataset, run, shard)
     (variant_codes, variants), (of_codes, of) = (_codes(table[name]) for name in ("variant", "of"))
-    # `expected[code of a variant]` is the code of the value of `of` in its valid predictions.
-    expected = np.asarray(
-        [of_codes.get(fingerprints.get(VariantName.parse(name), ""), -1) for name in variant_codes],
-        np.int32,
-    )
-    is_current = of == expected[variants] if len(table) else np.zeros(0, np.bool_)
+    # `expected[:, code of a variant]` are the codes of the values of `of` in valid predictions.
+    valid = (of_both(fingerprints.get(VariantName.parse(name), "")) for name in variant_codes)
+    expected = np.asarray([[of_codes.get(each, -1) for each in both] for both in valid], np.int32)
+    is_current = (of == expected.reshape(-1, 2).T[:, variants]).any(axis=0)
     return table.replace_schema_metadata().filter(pa.array(is_current))
 
 

@@ -303,7 +303,10 @@ class Predictor:
         self._undo.close()
 
     def logits(
-        self, sets: Iterable[P], stored: int
+        self,
+        sets: Iterable[P],
+        stored: int,
+        reduce: Callable[[Batch[P], torch.Tensor], torch.Tensor] = lambda _, logits: logits,
     ) -> Generator[tuple[Batch[P], NDArray[np.float32]], None, None]:
         """Yields (batch, logits) of sets of pictures in order, with logits (n, outputs) float32.
 
@@ -312,6 +315,8 @@ class Predictor:
         Args:
           stored: side of the stored pictures, in pixels; ignored if `eval_input` is `native`,
             because the model's own resize takes pictures of any size.
+          reduce: makes of a batch's logits, on the device, what is fetched and yielded in their
+            place: (n, any number) float32, which are not numbers where the logits are not.
 
         Raises:
           ModelError: for the reasons of `forward`, or outputs are not numbers.
@@ -328,7 +333,7 @@ class Predictor:
             pinned=self.device.type == "cuda",
         )
         with contextlib.closing(loader.batches(sets)) as batches:
-            launched = ((batch, self._launch(batch.pixels)) for batch in batches)
+            launched = ((batch, self._launch(batch, reduce)) for batch in batches)
             for batch, outputs in lagging(launched, self.device):
                 logits = outputs.wait()
                 refuse_broken(are_numbers(logits))
@@ -336,11 +341,13 @@ class Predictor:
                 loader.hand_back(batch)
 
     @torch.inference_mode()
-    def _launch(self, pixels: Pixels) -> Fetched:
+    def _launch(
+        self, batch: Batch[P], reduce: Callable[[Batch[P], torch.Tensor], torch.Tensor]
+    ) -> Fetched:
         def run(some: Pixels) -> torch.Tensor:
             return self.forward_once(self.to_device(some))
 
-        return Fetched(torch.cat(self.in_fitting_batches(run, pixels)))
+        return Fetched(reduce(batch, torch.cat(self.in_fitting_batches(run, batch.pixels))))
 
     def to_device(self, array: NDArray[Any]) -> torch.Tensor:
         """Copies an array to the device, without waiting for it; on a CPU, memory is shared."""

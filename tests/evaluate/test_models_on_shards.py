@@ -422,9 +422,9 @@ def test_the_thread_that_launches_asks_nothing_of_storage(
     def note(event: str) -> None:
         events.append((event, threading.get_ident()))
 
-    def launch(predictor: Predictor, pixels: Pixels) -> Fetched:
+    def launch(*arguments: Any) -> Fetched:
         note("launch")
-        return launch_batch(predictor, pixels)
+        return launch_batch(*arguments)
 
     launch_batch = Predictor._launch
     monkeypatch.setattr(Predictor, "_launch", launch)

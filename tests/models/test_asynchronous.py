@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -22,13 +26,21 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pipeline.analyses.attack.arrays import Cutouts, GridModel, stop_early
 from pipeline.analyses.saliency.gradients import Explained
+from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import write_table
 from pipeline.errors import ModelError
+from pipeline.evaluate.planned import Evaluation
+from pipeline.evaluate.predict_shards import PredictShards
+from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.models import predict
 from pipeline.models.identity import PredictConfig
 from pipeline.models.loader import Loader, PixelCache
 from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model
+from pipeline.runtime.progress import Progress
+from pipeline.storage.store import Store
 from transforms.adversarial import Grid
+from transforms.codec import decode_into
 
 SIDE = 4
 
@@ -208,6 +220,53 @@ def wrong_pictures(room: int, size: int) -> int:
 @pytest.mark.usefixtures("gpu")
 def test_no_batch_gets_the_logits_of_another(room: int, size: int) -> None:
     assert wrong_pictures(room, size) == 0
+
+
+@pytest.fixture
+def predicted(
+    gpu: Device, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], tuple[pa.Table, int]]:
+    """Predicts on a device what is not stored yet; returns all rows and the number of new ones."""
+    monkeypatch.setattr(predict, "decode_into", decode_into)
+    output = shutil.copytree(small_run, tmp_path / "out")
+
+    def predicted_on(device: str) -> tuple[pa.Table, int]:
+        store, new = Store(str(output)), []
+        dataset, model = Dataset.open(store), load_model("python:tiny_models:first")
+        settings = PredictConfig(device, batch_size=4)
+        evaluation = Evaluation(store, (model.name,), "val", settings, Progress.for_store(store))
+        run = evaluation.describe(dataset, model)
+        work, shards = PredictShards(dataset, run), dataset.shards("val")
+        predictor = Predictor(model, settings, PixelCache(0, pinned=device == "cuda"))
+        rows = []
+        for chunk in work.run(predictor, shards, shards, lambda _, some, __: new.append(some)):
+            rows.append(chunk.table)
+            write_table(store, work.path(chunk.chunk), chunk.table, work.fingerprint(chunk.chunk))
+        stored = read_predictions(dataset, EvalImages.read(dataset, "val"), run)
+        assert not stored.missing
+        return pa.concat_tables(rows), sum(new)
+
+    return predicted_on
+
+
+def test_scores_of_a_gpu_are_those_of_the_host(
+    predicted: Callable[[str], tuple[pa.Table, int]], tmp_path: Path
+) -> None:
+    on_gpu, new = predicted("cuda")
+    assert new == len(on_gpu) / 2
+    again, new = predicted("cpu")
+    assert (again.equals(on_gpu), new) == (True, 0)
+    shutil.rmtree(tmp_path / "out" / "results")
+    on_host, _ = predicted("cpu")
+    exact = ("label_rule", "variant", "fg_key", "prediction", "output", "correct")
+    assert on_gpu.select(exact).equals(on_host.select(exact))
+    for name in ("top1_score", "true_score"):
+        np.testing.assert_allclose(on_gpu[name], on_host[name], rtol=0, atol=1e-6)
+    # Only where logits are kept is all computed on the host.
+    is_kept = pc.equal(on_host["variant"].cast(pa.string()), "only_bg_t")
+    same_of = pc.equal(*(rows["of"].cast(pa.string()) for rows in (on_gpu, on_host)))
+    assert same_of.equals(is_kept)
+    assert on_gpu.filter(is_kept)["logits"].equals(on_host.filter(is_kept)["logits"])
 
 
 def arrays(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -23,11 +23,11 @@ from pipeline.analyses.attack.results import AttackGrid, GridAxis
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import BrokenPictureError
+from pipeline.evaluate.on_device import RulesOnDevice
 from pipeline.models.predict import Fetched, Predictor, are_numbers, refuse_broken
 from transforms.adversarial import Grid, Labels, try_until_turned
 from transforms.codec import UndecodableError, decode_image, decode_mask
 from transforms.scoring import LABEL_RULES
-from transforms.taxonomy import OUTSIDE
 from transforms.variants import MASK, ONLY_BG_T, ORIGINAL, VariantName
 
 _DECODED_AT_ONCE = 64
@@ -157,17 +157,7 @@ class GridModel:
     ) -> None:
         self.predictor = predictor
         self._backgrounds = backgrounds
-        allowed = {
-            "argmax_then_map": np.arange(len(output_labels)),
-            "mapped_only": np.flatnonzero(output_labels != OUTSIDE),
-        }
-        self._rules = [
-            (
-                predictor.to_device(allowed[rule]),
-                predictor.to_device(output_labels[allowed[rule]].astype(np.int16)),
-            )
-            for rule in LABEL_RULES
-        ]
+        self._rules = RulesOnDevice(predictor, output_labels)
 
     @torch.inference_mode()
     def predict(
@@ -185,11 +175,8 @@ class GridModel:
             return self.predictor.forward_once(pictures)
 
         logits = torch.cat(self.predictor.in_fitting_batches(run, foreground, background))
-        predictions = []
-        for allowed, labels in self._rules:
-            best = logits[:, allowed].max(dim=1)
-            predictions.append(labels[best.indices].masked_fill(best.values.isneginf(), OUTSIDE))
-        return torch.stack(predictions).masked_fill(~are_numbers(logits), _BROKEN)
+        labels = self._rules.labels(logits).to(torch.int16)
+        return labels.masked_fill(~are_numbers(logits), _BROKEN)
 
 
 def _checked(predictions: Fetched) -> Grid:
