@@ -274,8 +274,9 @@ def main() -> int:
     rows = Rows(arguments.seconds, arguments.quick)
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "out"
-        # At least 64 images in a shard, as a batch never has pictures of several shards.
-        shards = max(2, every.images // 500, 4 * torch.cuda.device_count())
+        # Some batches in a shard, as a batch never has pictures of several. A real shard has many
+        # more, so the last one, which is filled up for a compiled network, counts for little.
+        shards = max(1, every.images // 500, 4 * torch.cuda.device_count())
         draw_dataset(every.images, 64 if arguments.quick else 224, shards, drawn)
         archs = arguments.models or ("resnet50", "efficientnet_lite0")[0 if is_on_gpu else 1 :]
         chosen = arguments.precision or ("bf16", "fp32")[0 if is_on_gpu else 1 :]

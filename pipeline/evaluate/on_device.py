@@ -1,22 +1,12 @@
 """Computes label rules where a model runs: of a thousand logits, a GPU hands over three numbers."""
 
-from __future__ import annotations
-
-from collections.abc import Generator, Iterable
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.evaluate.predictions import PROBED_VARIANT
 from pipeline.models.predict import Predictor, are_numbers
 from transforms.scoring import LABEL_RULES, Labels, Scores
 from transforms.taxonomy import OUTSIDE
-
-if TYPE_CHECKING:
-    from pipeline.evaluate.predict_shards import ShardPictures
-    from pipeline.models.loader import Batch
 
 
 class RulesOnDevice:
@@ -75,29 +65,3 @@ class RulesOnDevice:
             output = output.astype(np.int64)
             rules[rule] = Scores(self._labels[output], output, top1, true)
         return rules
-
-
-class GpuScorer:
-    """A `pipeline.evaluate.predict_shards.Scorer` that computes scores on a GPU.
-
-    Its answers are logits where these are kept, and else scores by label rule. Their sums may
-    differ in the last bits from those of a host.
-    """
-
-    def __init__(self, predictor: Predictor, output_labels: Labels) -> None:
-        self.device = predictor.device
-        self._predictor = predictor
-        self._rules = RulesOnDevice(predictor, output_labels)
-
-    def logits(
-        self, sets: Iterable[ShardPictures], stored: int
-    ) -> Generator[tuple[Batch[ShardPictures], Any], None, None]:
-        for batch, values in self._predictor.logits(sets, stored, self._reduce):
-            is_kept = batch.pictures.variant == PROBED_VARIANT
-            yield batch, values if is_kept else self._rules.fetched_scores(values)
-
-    def _reduce(self, batch: Batch[ShardPictures], logits: torch.Tensor) -> torch.Tensor:
-        if batch.pictures.variant == PROBED_VARIANT:
-            return logits
-        labels = batch.rows["label"].to_numpy().astype(np.int64)
-        return self._rules.scores(logits, self._predictor.to_device(labels))

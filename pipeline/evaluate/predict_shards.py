@@ -49,11 +49,14 @@ from transforms.variants import VariantName
 if TYPE_CHECKING:
     import torch
 
+    from pipeline.evaluate.on_device import RulesOnDevice
     from pipeline.models.loader import Batch
+    from pipeline.models.predict import Predictor
 
 CHECKPOINT_SECONDS = 3.0
-"""Seconds of work on a shard after which the predictions so far are written, so that little is lost
-if the process is killed."""
+"""The most seconds of work on a shard after which the predictions so far are written, so that
+little is lost if the process is killed. In the first minute, it is a twentieth of the time so far,
+but at least half a second."""
 _SHARDS_AHEAD = 2
 """Number of shards whose index and earlier predictions are read in advance."""
 _MAX_PENDING_BATCHES = 2
@@ -160,6 +163,31 @@ class RowsScorer:
                 yield AnsweredRows(pictures, rows), answers
 
 
+class GpuScorer:
+    """A `Scorer` that computes scores on a GPU.
+
+    Its answers are logits where these are kept, and else scores by label rule. Their sums may
+    differ in the last bits from those of a host.
+    """
+
+    def __init__(self, predictor: Predictor, rules: RulesOnDevice) -> None:
+        self.device = predictor.device
+        self._predictor, self._rules = predictor, rules
+
+    def logits(
+        self, sets: Iterable[ShardPictures], stored: int
+    ) -> Generator[tuple[Batch[ShardPictures], Any], None, None]:
+        for batch, values in self._predictor.logits(sets, stored, self._reduce):
+            is_kept = batch.pictures.variant == PROBED_VARIANT
+            yield batch, values if is_kept else self._rules.fetched_scores(values)
+
+    def _reduce(self, batch: Batch[ShardPictures], logits: torch.Tensor) -> torch.Tensor:
+        if batch.pictures.variant == PROBED_VARIANT:
+            return logits
+        labels = batch.rows["label"].to_numpy().astype("int64")
+        return self._rules.scores(logits, self._predictor.to_device(labels))
+
+
 class PredictShards(AnalysisOfModel):
     """Predictions of a model on output shards.
 
@@ -211,7 +239,7 @@ class PredictShards(AnalysisOfModel):
             ThreadPoolExecutor(1) as pool,
         ):
             pending: collections.deque[Future[None]] = collections.deque()
-            since = time.monotonic()
+            began = since = time.monotonic()
             for batch, answers in batches:
                 while started[0].number != batch.pictures.shard:
                     yield started.popleft().complete_output(pending)
@@ -223,7 +251,8 @@ class PredictShards(AnalysisOfModel):
                     pending.popleft().result()
                 count("pictures_decoded", len(batch.rows) if batch.is_new else 0)
                 note(batch.pictures.shard, len(batch.rows), len(batch.rows))
-                if time.monotonic() - since > CHECKPOINT_SECONDS:
+                share = min(1.0, max(10.0, time.monotonic() - began) / 60)
+                if time.monotonic() - since > share * CHECKPOINT_SECONDS:
                     # What was added so far, without waiting for the pending batches.
                     yield ChunkOutput(started[0].number, started[0].table(), is_complete=False)
                     since = time.monotonic()
@@ -239,11 +268,11 @@ class PredictShards(AnalysisOfModel):
     def _on_device(self, scorer: Scorer) -> Scorer:
         """Returns a source of scores for a network on a GPU; any other source as it is."""
         if scorer.device.type == "cuda":
-            from pipeline.evaluate.on_device import GpuScorer
+            from pipeline.evaluate.on_device import RulesOnDevice
             from pipeline.models.predict import Predictor
 
             if isinstance(scorer, Predictor):
-                return GpuScorer(scorer, self._outputs)
+                return GpuScorer(scorer, RulesOnDevice(scorer, self._outputs))
         return scorer
 
     def _start(self, number: int, device: str, on_gpu: bool) -> _ShardInProgress:

@@ -99,6 +99,15 @@ def test_jpeg_keeps_colours_and_chroma_resolution() -> None:
     assert encode_jpeg(ramp(), 95) == data
 
 
+@given(
+    arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3))),
+    st.integers(1, 100),
+)
+def test_a_jpeg_has_the_bytes_that_pillow_makes(image: np.ndarray, quality: int) -> None:
+    pillows = saved(Image.fromarray(image), "JPEG", quality=quality, subsampling=0)
+    assert encode_jpeg(image, quality) == pillows
+
+
 def jpegs() -> dict[str, bytes]:
     """Encodes a picture as the kinds of JPEG that people have."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8))

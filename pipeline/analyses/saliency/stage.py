@@ -7,11 +7,11 @@ these are the same.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,7 +38,6 @@ from pipeline.evaluate.planned import (
 )
 from pipeline.evaluate.predictions import EvalImages, split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
-from pipeline.storage.interface import InBackground
 from transforms.codec import decode_image, decode_mask
 from transforms.geometry import Mask, Pixels
 from transforms.hashing import fingerprint
@@ -215,26 +214,26 @@ class SaliencyShards(AnalysisOfModel):
     ) -> Iterator[dict[str, object]]:
         """Writes a shard's missing maps; yields measures of its images, or of `keys` alone."""
         # Imported here, so that only machines that compute saliency wait for torch.
+        import torch
+
         from pipeline.analyses.saliency.gradients import Explained
         from pipeline.models.predict import lagging
 
         missing, expected_fingerprint = self._missing_maps(shard), self.fingerprint(shard)
         output_labels = labels_of_outputs(self.model.num_outputs, self.dataset.taxonomy)
-        decoded = (
-            (sample, decode_image(sample.image), decode_mask(mask_sample.image))
-            for sample, mask_sample in self._samples(shard)
-            if keys is None or sample.key in keys
-        )
+        pairs = (pair for pair in self._samples(shard) if keys is None or pair[0].key in keys)
         size = max(1, predictor.batch_size // BATCH_DIVISOR)
+
+        def decode(pair: tuple[Sample, Sample]) -> _Triple:
+            return pair[0], decode_image(pair[0].image), decode_mask(pair[1].image)
 
         def launch(batch: list[_Triple]) -> tuple[list[_Triple], Explained]:
             _, pictures, masks = zip(*batch, strict=True)
             return batch, Explained(predictor, np.stack(pictures), np.stack(masks), size)
 
-        # The next batch is decoded while the device works.
-        with contextlib.closing(InBackground(decoded, size)) as ahead:
-            triples = iter(ahead)
-            batches = iter(lambda: list(itertools.islice(triples, size)), [])
+        # A device works meanwhile; a CPU does not, as in `pipeline.models.predict`.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            batches = iter(lambda: list(pool.map(decode, itertools.islice(pairs, size))), [])
             for batch, explained in lagging(map(launch, batches), predictor.device):
                 outputs, masses = explained.outputs(), explained.masses()
                 for i, (sample, picture, mask) in enumerate(batch):
