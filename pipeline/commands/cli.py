@@ -151,9 +151,11 @@ def _start_waker() -> threading.Thread:
 
 
 def _prepare() -> None:
-    """Configures the allocator, the log, and environment variables that libraries read."""
+    """Configures the allocator, threads, the log, and environment variables that libraries read."""
     # Libraries start threads, and threads started earlier would get their own malloc arenas.
     keep_freed_memory()
+    # Otherwise, a thread that returns from a kernel waits 5 ms while another one runs Python.
+    sys.setswitchinterval(0.0005)
     # Arrow's own allocator would keep additional memory, which grows with the number of threads.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     # We report an unreachable hub in one line; the library would print two for every attempt.
