@@ -85,7 +85,7 @@ def import_released(
 
     Args:
       output: the dataset's folder, local or `gs://`.
-      source: the folder, or the tar, to import.
+      source: the folder, or the tar, to import; `paper:` fetches that of the paper's authors.
       flags: other flags and keys of `in9 import` by name.
 
     Raises:

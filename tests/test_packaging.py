@@ -83,7 +83,9 @@ def test_what_is_cited_is_this_software(setup_arguments: dict[str, Any]) -> None
     """Checks that tools cite it: they take `preferred-citation` instead, if there is one."""
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert "preferred-citation" not in citation
-    assert (citation["type"], citation["title"]) == ("software", setup_arguments["name"])
+    (script,) = setup_arguments["entry_points"]["console_scripts"]
+    assert citation["type"] == "software"
+    assert citation["title"] == script.partition("=")[0]
     assert citation["license"] in setup_arguments["license_expression"]
     (paper,) = citation["references"]
     assert paper["identifiers"] == [{"type": "other", "value": "arXiv:2006.09994"}]

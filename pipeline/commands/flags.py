@@ -108,8 +108,9 @@ SECTIONS = (
         ("import",),
         Flag(
             "--from",
-            "DIR|TAR",
-            "folder, .tar or .tar.gz to import, in the released layout (required)",
+            "DIR|TAR|paper:",
+            "folder, .tar or .tar.gz to import, in the released layout; paper: fetches that of the "
+            "paper's authors (required)",
         ),
         _OUTPUT,
         Flag("--split", "A,B", "splits to import", ("val",), comma_separated),
@@ -166,7 +167,12 @@ SECTIONS = (
         Flag(
             "--contact", "ADDRESS", "e-mail or URL of who maintains it; stays, too", type=statement
         ),
-        Flag("--terms", "TEXT", "terms of its pictures and masks; stay, too", type=statement),
+        Flag(
+            "--terms",
+            "TEXT",
+            "terms of its pictures and masks; behind `masks:`, of the masks alone; stay, too",
+            type=statement,
+        ),
     ),
     section(
         "sources",

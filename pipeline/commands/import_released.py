@@ -35,6 +35,7 @@ from pipeline.released.archive_listing import (
     list_files,
     read_listing,
 )
+from pipeline.released.paper_archive import AUTHORS, PAPER, find_archive, is_archive
 from pipeline.released.write_shards import (
     BackgroundPool,
     ImportPlan,
@@ -71,6 +72,8 @@ def run_import(arguments: argparse.Namespace) -> int:
     flags = flags_as(ImportFlags, arguments)
     store, source = writing_store("output", flags.output), absolute(flags.source)
     _check_output(store, source)
+    if flags.source == PAPER:
+        source = find_archive()
     # Listing a folder writes nothing, so do it now. An archive must be unpacked into the output, so
     # it waits for the lock.
     released = None if is_packed(source) else _listing(flags, source, store)
@@ -87,6 +90,8 @@ def run_import(arguments: argparse.Namespace) -> int:
         started = time.monotonic()
         manifest = read_prepared(store) or last_manifest(store)
         about = stated(flags_as(StatedFlags, arguments), manifest)
+        if not about.creator and is_archive(source):
+            about = dataclasses.replace(about, creator=AUTHORS)
         if is_new := manifest is None or not _is_imported(store, released, manifest):
             _run(released, store, about)
         else:
@@ -173,8 +178,8 @@ def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, second
     print("\n".join([*describe_images(dataset.manifest), *backgrounds]))
     if dataset.manifest.config.compose.mixed and ONLY_BG_T not in dataset.variants:
         print(
-            "only_bg_t is missing, so backgrounds cannot be identified; intervals take each of "
-            "them for another one, and are too narrow where pictures share one"
+            "only_bg_t is missing, so backgrounds cannot be identified; intervals treat every "
+            "background as unique, and are too narrow where pictures share one"
         )
     if released.ignored:
         print(f"not imported: {', '.join(released.ignored)}")
@@ -188,7 +193,7 @@ def _background_lines(dataset: Dataset, split: str) -> Iterator[str]:
     for variant in dataset.manifest.config.compose.mixed:
         found = [row for row in selected if row[f"{variant}_bg_key"] is not None]
         misnamed = sum(row[f"{variant}_bg_key"] != row[f"{variant}_bg_named"] for row in found)
-        names = f", {misnamed} of them not the one in the file name" if found else ""
+        names = f"; {misnamed or 'no'} file names are wrong" if found else ""
         yield (
             f"{split} {variant}: found the true background of {len(found)} of "
             f"{counted(len(selected), 'image')}{names}"

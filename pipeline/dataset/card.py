@@ -165,7 +165,9 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
         "",
         terms_of(manifest),
         "",
-        "The protocol:",
+        "The protocol, and the pictures if these are the release's:"
+        if config.is_imported
+        else "The protocol:",
         "",
         f"> {CITATION}",
         "",

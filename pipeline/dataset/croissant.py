@@ -62,7 +62,7 @@ def croissant_metadata(
 
     It has no date of publication, although validators recommend one, because a dataset that is made
     again must be the same, byte for byte; and no address, which only its maker knows. `licence` is
-    that of its pictures; empty if it is not known.
+    that of the sample's pictures, empty without them; the maker's terms are added.
     """
     text = (
         "Every image appears in several variants that differ in foreground and background. There "
@@ -80,7 +80,8 @@ def croissant_metadata(
 def file_metadata(file: FileDigest, manifest: Manifest, cite: str) -> bytes:
     """Returns the metadata file's bytes for a dataset's recipe, which lies beside it."""
     text = f"Recipe of dataset {manifest.fingerprint}: decisions and masks, without a pixel."
-    content = _content(manifest, f"recipe-{manifest.fingerprint[:12]}", text, "", cite)
+    of_masks = manifest.about.terms.partition("masks:")[2].strip()
+    content = _content(manifest, f"recipe-{manifest.fingerprint[:12]}", text, of_masks, cite)
     return json_bytes({**content, "distribution": [_file(file)]})
 
 
@@ -90,6 +91,8 @@ def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) 
     A list of one value is that value, and what is empty is left out.
     """
     about = manifest.about
+    # What stands behind `masks:` is said of the masks alone.
+    terms = about.terms.partition("masks:")[0].strip(" ,;")
     place = "url" if "://" in about.contact else "email"
     # Croissant tells persons from organisations. Several people are an organisation, so that a name
     # is never that of too few.
@@ -113,7 +116,7 @@ def _content(manifest: Manifest, name: str, text: str, licence: str, cite: str) 
         "citeAs": cite,
         **({"creator": {n: v for n, v in creator.items() if v}} if about.creator else {}),
         "isBasedOn": _unboxed([{"@type": "sc:CreativeWork", **base} for base in bases]),
-        "license": _unboxed([each for each in (licence, about.terms) if each] or ["other"]),
+        "license": _unboxed([each for each in (licence, terms) if each] or ["other"]),
         "version": f"1.0.0+{manifest.fingerprint}",
         "distribution": [],
         "recordSet": [],

@@ -43,7 +43,8 @@ _Stated = Annotated[str, msgspec.Meta(max_length=MAX_STATED)]
 class About:
     """What only its maker knows of a dataset. Field names are those of flags; "" is not stated.
 
-    `contact` is the address of who maintains it, `terms` are those of its pictures and masks.
+    `contact` is the address of who maintains it. `terms` are those of its pictures and masks, but
+    what stands behind `masks:` is said of the masks alone.
     """
 
     creator: _Stated = ""

@@ -291,7 +291,7 @@ def _rate(task: rich.progress.Task) -> str:
 
 
 @contextlib.contextmanager
-def live_bar(name: str, total: int, noun: str) -> Iterator[Callable[[int], None]]:
+def live_bar(name: str, total: int, noun: str) -> Iterator[Callable[[float], None]]:
     """Shows a bar while the block runs, if standard error is a terminal, and in a notebook.
 
     Yields a function that advances it by a number of items. The name, such as `epoch 3 of 200`,

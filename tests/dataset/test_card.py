@@ -182,6 +182,13 @@ def test_what_its_maker_states_is_in_the_manifest_and_the_cards(manifest: Manife
     }  # fmt: skip
     by_mail = dataclasses.replace(manifest, about=About("Ann", "ann@example.org"))
     assert json.loads(cards(by_mail)["croissant.json"])["creator"]["email"] == "ann@example.org"
+    for terms, licence in (
+        ("masks: CC BY 4.0", "other"),
+        ("research only; masks: CC BY 4.0", "research only"),
+    ):
+        files = cards(dataclasses.replace(manifest, about=About(terms=terms)))
+        assert json.loads(files["croissant.json"])["license"] == licence
+        assert f"Terms stated by its maker: {terms}\n" in files["README.md"]
     too_long = json.loads(stated.to_json()) | {"about": {"terms": "x" * 1001}}
     with pytest.raises(ValueError, match="length <= 1000"):
         Manifest.from_json(json.dumps(too_long).encode())

@@ -98,6 +98,11 @@ def test_what_the_maker_states_is_in_the_recipe_and_comes_back(
     croissant = json.loads((recipe / "croissant.json").read_text())
     assert (croissant["creator"]["name"], croissant["license"]) == ("Ann", "CC BY 4.0")
     checked = mlcroissant.Dataset(jsonld=str(recipe / "croissant.json"))
+    # A recipe holds masks, and no picture.
+    run_here(*make, tmp_path / "stated", *keys(terms="masks: CC BY 4.0"))
+    of_masks = export(tmp_path / "stated", tmp_path / "of_masks") / "croissant.json"
+    assert json.loads(of_masks.read_text())["license"] == "CC BY 4.0"
+    run_here(*make, tmp_path / "stated", *stated)
     assert checked.metadata.issues.errors == set()
     again(recipe, small_sample, tmp_path / "out")
     assert results_of(tmp_path / "out") == results_of(tmp_path / "stated")

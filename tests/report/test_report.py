@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+import yaml
 from fault_documents import fields, with_value
 from made_results import made, of_model
 from report_page import MODELS, REPORT, column
@@ -51,6 +52,8 @@ from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 from transforms.variants import PICTURES
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_it_loads_in_silence_and_asks_the_network_for_nothing(seen: Any, report_run: Path) -> None:
@@ -122,6 +125,10 @@ def test_it_has_entries_to_cite(seen: Any, report_run: Path) -> None:
     assert software.startswith("@misc{")
     assert f"{{Software, version {metadata.version('imagenet9-pipeline')}}}" in software
     assert f"{{Dataset {manifest_of(report_run)['fingerprint']}}}" in software
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    (authors,) = citation["authors"]
+    for value in (f"{{{authors['name']}}}", citation["title"], citation["date-released"].year):
+        assert f"= {{{value}}},\n" in software
     assert "arXiv:2006.09994" in paper
     for entry in (software, paper):
         assert entry.count("{") == entry.count("}") > 4

@@ -69,15 +69,18 @@ def code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def code_folder() -> Path:
-    """Returns the folder of the compiled kernels, in IN9_CACHE_DIR or in the user's cache.
+def cache_folder() -> Path:
+    """Returns IN9_CACHE_DIR, or else this package's folder in the user's cache.
 
-    The path is not absolute if IN9_CACHE_DIR is not, or if nothing names the user's home. Raises
-    Unavailable for the reasons of `code_hash`.
+    The path is not absolute if IN9_CACHE_DIR is not, or if nothing names the user's home.
     """
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    cache = os.environ.get("IN9_CACHE_DIR") or os.path.join(base, "imagenet9-pipeline")
-    return Path(cache, f"grabcut-{code_hash()}")
+    return Path(os.environ.get("IN9_CACHE_DIR") or os.path.join(base, "imagenet9-pipeline"))
+
+
+def code_folder() -> Path:
+    """Returns the folder of the compiled kernels. Raises Unavailable as `code_hash` does."""
+    return cache_folder() / f"grabcut-{code_hash()}"
 
 
 def claim(folder: Path, *, is_above: bool = False) -> None:

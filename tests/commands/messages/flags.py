@@ -42,7 +42,7 @@ ROWS: Rows = {
         ("run", "--output DIR is required"),
         ("verify", "--dataset DIR is required"),
         ("export --dataset out", "--to DIR is required"),
-        ("import --output out", "--from DIR|TAR is required"),
+        ("import --output out", "--from DIR|TAR|paper: is required"),
         ("run --outptu x", "unknown flag --outptu; did you mean --output?"),
         ("rum", "no command 'rum'; did you mean run?"),
         ("rotate", "invalid choice: 'rotate'"),
