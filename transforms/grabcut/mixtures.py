@@ -221,17 +221,18 @@ def _greatest(exponents: _Floats, count: int, components: _Bytes, greatest: _Flo
     Returns whether any sample is uncertain: its greatest exponent is in none of the ranges in which
     OpenCV's result is known, so OpenCV's own way must decide.
     """
-    greatest[:count] = -np.inf
-    components[:count] = 0
+    e0, e1, e2, e3, e4 = exponents[0], exponents[1], exponents[2], exponents[3], exponents[4]
     uncertain: Integer = 0
-    for k in range(COMPONENTS):
-        row = exponents[k]
-        for i in range(count):
-            components[i] = np.uint8(k) if row[i] > greatest[i] else components[i]
-            greatest[i] = row[i] if row[i] > greatest[i] else greatest[i]
     for i in range(count):
-        components[i] = np.uint8(0) if greatest[i] < _ZERO else components[i]
-        uncertain += np.int64(0) if _is_certain(greatest[i]) else np.int64(1)
+        # A number as wide as the exponents: on it depends whether AVX2 does four at a time.
+        top, chosen = e0[i], np.int64(0)
+        chosen, top = (np.int64(1), e1[i]) if e1[i] > top else (chosen, top)
+        chosen, top = (np.int64(2), e2[i]) if e2[i] > top else (chosen, top)
+        chosen, top = (np.int64(3), e3[i]) if e3[i] > top else (chosen, top)
+        chosen, top = (np.int64(4), e4[i]) if e4[i] > top else (chosen, top)
+        components[i] = np.int64(0) if top < _ZERO else chosen
+        greatest[i] = top
+        uncertain += np.int64(0) if _is_certain(top) else np.int64(1)
     return bool(uncertain > 0)
 
 
