@@ -166,6 +166,10 @@ class Prediction:
     score: float | None
     otherwise: str
 
+    @property
+    def is_outside(self) -> bool:
+        return self.label == OUTSIDE
+
 
 @dataclasses.dataclass(frozen=True)
 class Version:
@@ -455,7 +459,7 @@ def _strength(example: Example) -> tuple[int, int, int, bool]:
     original = example.card.version("original")
     known = sum(p.is_right for p in original.predictions) if original else 0
     share = example.card.fg_fraction
-    is_clear = share is not None and 0.15 <= share <= 0.55
+    is_clear = share is not None and 0.15 <= share <= 0.45
     return example.believers, len(example.misled), known, is_clear
 
 
