@@ -15,7 +15,7 @@ from pipeline.analyses.evaluation import figures as evaluation_figures
 from pipeline.analyses.evaluation.figures import forest_figure
 from pipeline.dataset.folder import Dataset
 from pipeline.display.plot import FEW_IMAGES, Series, rows_figure
-from pipeline.display.style import SOFT, THEME
+from pipeline.display.style import POINT, SOFT, TEXT, THEME
 from pipeline.report import write
 from pipeline.report.page import inline_svg
 from pipeline.report.write import describe_report, gather, write_report
@@ -39,22 +39,28 @@ def test_a_figure_holds_the_names_of_its_models() -> None:
         assert legend.get_window_extent().x1 <= figure.bbox.x1
 
 
-def test_names_and_figures_stand_beside_a_forest_plot_on_the_lines_of_its_intervals() -> None:
+@pytest.mark.parametrize("models", [1, 2, 20])
+def test_names_and_figures_stand_beside_a_forest_plot_on_the_lines_of_its_intervals(
+    models: int,
+) -> None:
     rows = [
-        (f"vit_base_patch16_clip_{n}.openai_ft_in1k", (0.1 - n / 99, -0.2, 0.2)) for n in range(20)
+        (f"vit_base_patch16_clip_{n}.openai_ft_in1k", (0.1 - n / 99, -0.2, 0.2))
+        for n in range(models)
     ]
     drawn = forest_figure("BG-Gap by model", rows)
     figure, (axes,) = drawn.figure, drawn.figure.axes
     frame, lines = axes.get_window_extent(), axes.transData
-    names, figures = axes.get_yticklabels(), axes.texts
-    for row, (name, text) in enumerate(zip(names, figures, strict=True)):
+    labels, figures = axes.get_yticklabels(), axes.texts
+    for row, (name, text) in enumerate(zip(labels, figures, strict=True)):
         left, right = name.get_window_extent(), text.get_window_extent()
         assert figure.bbox.x0 <= left.x0 < left.x1 < frame.x0
         assert frame.x1 < right.x0 < right.x1 <= figure.bbox.x1
         y = lines.transform((0, row))[1]
         assert abs((left.y0 + left.y1) / 2 - y) < 2
         assert abs((right.y0 + right.y1) / 2 - y) < 2
-    assert [text.get_text() for text in figures[:2]] == ["10.0 [-20.0, 20.0]", "9.0 [-20.0, 20.0]"]
+    assert figures[0].get_text() == "10.0 [-20.0, 20.0]"
+    tops = [name.get_window_extent().y1 for name in labels]
+    assert all(above - below > TEXT * POINT for above, below in itertools.pairwise(tops))
     assert len({round(text.get_window_extent().x1) for text in figures}) == 1
     # It fits the text of a paper, and half a page.
     width, height = map(float, re.findall(rb"/MediaBox \[ 0 0 ([\d.]+) ([\d.]+)", drawn.pdf())[0])

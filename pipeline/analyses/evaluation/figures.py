@@ -253,7 +253,7 @@ def forest_figure(title: str, rows: Sequence[tuple[str, Estimate]]) -> Drawn:
     values, lows, highs = zip(*(estimate for _, estimate in rows), strict=True)
     with styled():
         locator = MaxNLocator(7, steps=[1, 2, 5, 10])
-        figure, axes = titled_axes(title, 54 + 13 * len(rows), "x", locator, WIDE)
+        figure, axes = titled_axes(title, 68 + 13 * len(rows), "x", locator, WIDE)
         axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
         axes.hlines(range(len(rows)), lows, highs, color=MODELS[0], alpha=0.55)
         axes.plot(values, range(len(rows)), "s", color=MODELS[0])
