@@ -31,7 +31,7 @@ from transforms.variants import EXTERNAL, MIXED, VariantName
 
 PER_CLASS = 8
 """Largest number of images of each class on the page."""
-_BYTES = 4_900_000
+_BYTES = 4_800_000
 """Bytes of pictures, chosen so that the whole page stays under 10 MB."""
 _AT_ONCE = 9 * PER_CLASS
 """Number of images whose pictures are encoded before the next are read. Encoding takes 10 ms for
