@@ -45,7 +45,7 @@ from pipeline.released.export import (
     write_answer_table,
 )
 from pipeline.released.write_recipe import write_recipe
-from pipeline.report.write import REPORT, write_report, write_tables
+from pipeline.report.write import describe_report, write_report, write_tables
 from pipeline.runtime.lock import (
     DATASET_LOCK,
     TABLES_LOCK,
@@ -288,7 +288,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     write_report(store, dataset.taxonomy, flags.pictures, pdf=True)
     for analysis in ANALYSES:
         lines += analysis.parts.report(dataset)
-    print("\n".join([*notes_of(dataset.manifest), *lines, f"report: {store.path(REPORT)}"]))
+    print("\n".join([*notes_of(dataset.manifest), *lines, describe_report(store)]))
     if publishing:
         print(describe_published(publishing.target, publish(publishing)))
     return conclude(judge(gate, dataset), gate)

@@ -53,7 +53,7 @@ from pipeline.jobs.main_job import (
 )
 from pipeline.jobs.messages import describe_dataset, describe_recipe
 from pipeline.jobs.publish import check_publishing, describe_published
-from pipeline.report.write import REPORT
+from pipeline.report.write import describe_report
 from pipeline.runners.beam_options import engine_of, pipeline_options, run_pipeline
 from pipeline.runners.dataflow import Submission, WorkerFlags, submission_from_flags
 from pipeline.runners.portable import is_portable
@@ -223,7 +223,7 @@ def _say_result(main: MainJob, counters: dict[str, int], seconds: float, log: st
         for line in analysis.parts.lines(dataset, plans.get(analysis.name)):
             print(line)
     if len(lost) < len(plans):
-        print(f"report: {dataset.store.path(REPORT)}")
+        print(describe_report(store))
     if main.publishing:
         print(describe_published(main.publishing.target, counters.get("versions_published", 0) > 0))
     details = f" (details: {log})" if os.path.exists(log) else ""

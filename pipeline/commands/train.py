@@ -32,7 +32,7 @@ from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.identity import PredictConfig, chosen_folder
 from pipeline.models.registry import check_model
-from pipeline.report.write import REPORT, write_report
+from pipeline.report.write import describe_report, write_report
 from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
@@ -271,7 +271,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     else:
         print("nothing to do: every row has been tested")
     write_report(store, dataset.taxonomy, flags.pictures)
-    print(f"report: {store.path(REPORT)}")
+    print(describe_report(store))
     if publishing:
         print(describe_published(publishing.target, publish(publishing)))
     return 0

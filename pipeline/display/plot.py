@@ -6,7 +6,6 @@ unreadable. The CSV files list all classes.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -31,6 +30,8 @@ from pipeline.display.table import shorten
 from transforms.estimates import Estimate
 from transforms.taxonomy import Taxonomy
 
+FEW_IMAGES = 20
+"""Figures show in grey what rests on fewer images."""
 MOST_ROWS = 24
 MOST_CELLS = 9
 """Largest number of classes that a figure shows: `MOST_ROWS` if classes are only its rows,
@@ -57,10 +58,16 @@ class Plot:
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-    """A model's points: an estimate for each row or position of the figure; None if missing."""
+    """A model's points: an estimate for each row or position of the figure; None if missing.
+
+    Attributes:
+      others: a figure for each row, which is joined to the estimate and has a hollow marker; empty
+        if there are none.
+    """
 
     name: str
     values: tuple[Estimate | None, ...]
+    others: tuple[float | None, ...] = ()
 
 
 def spoken(series: Sequence[Series], labels: Sequence[str]) -> str:
@@ -120,17 +127,15 @@ def rows_figure(
     counts: Sequence[int] = (),
     *,
     signed: bool = False,
-    paired: bool = False,
 ) -> Drawn:
     """Draws accuracy by row, such as by class.
 
     Args:
       rows: names of the rows, from the top.
       series: up to `len(MODELS)` models, each with a value for one row or more.
-      counts: number of images of each row, written beside it; empty to write none.
+      counts: number of images of each row, written beside it; a row of fewer than `FEW_IMAGES` is
+        grey. Empty to write none.
       signed: whether the values are differences: the axis is as long as these, with a line at 0.
-      paired: whether the bounds of a value are not an interval, but itself and another value,
-        which gets a hollow marker.
     """
     with styled():
         height = 70 + len(rows) * (16 + 9 * len(series)) + 10 * len(series)
@@ -138,20 +143,23 @@ def rows_figure(
         figure, axes = titled_axes(title, height, "x", locator)
         for number, one in enumerate(series):
             offset = (number - (len(series) - 1) / 2) * 0.72 / max(len(series), 2)
-            points = [(row + offset, *value) for row, value in enumerate(one.values) if value]
-            ys, estimates, lows, highs = zip(*points, strict=True)
-            axes.hlines(ys, lows, highs, color=MODELS[number], linewidth=1.6, alpha=0.55)
-            look: dict[str, Any] = {"color": MODELS[number], "markersize": 5}
-            if paired:
-                others = [
-                    low + high - value
-                    for value, low, high in zip(estimates, lows, highs, strict=True)
-                ]
-                axes.plot(others, ys, MARKERS[number], **look, markerfacecolor=PAGE)
-            axes.plot(estimates, ys, MARKERS[number], **look, label=shorten(one.name))
+            points = [(row, *value) for row, value in enumerate(one.values) if value]
+            with_value, estimates, lows, highs = zip(*points, strict=True)
+            ys = [row + offset for row in with_value]
+            few = [bool(counts) and counts[row] < FEW_IMAGES for row in with_value]
+            colours = [SOFT if is_few else MODELS[number] for is_few in few]
+            marker = MARKERS[number]
+            axes.hlines(ys, lows, highs, color=colours, alpha=0.55)
+            if one.others:
+                others = [one.others[row] for row in with_value]
+                axes.hlines(ys, estimates, others, color=colours, linewidth=2.4, alpha=0.3)
+                axes.scatter(others, ys, marker=marker, facecolor=PAGE, edgecolor=colours, zorder=3)
+            axes.scatter(estimates, ys, marker=marker, color=colours, zorder=4)
+            axes.plot([], [], marker, color=MODELS[number], label=shorten(one.name))
         axes.set_yticks(range(len(rows)), rows)
         axes.tick_params(axis="y", length=0)
-        axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6), xlabel=x_label)
+        axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6))
+        axes.set_xlabel(x_label, loc="right")
         if signed:
             axes.axvline(0, color=INK, linewidth=0.8, zorder=0)
             axes.autoscale(axis="x")
@@ -186,8 +194,6 @@ def lines_figure(
                 [value[0] for _, value in points],
                 color=MODELS[number],
                 marker=MARKERS[number],
-                markersize=4.5,
-                linewidth=1.6,
                 label=shorten(one.name),
             )
             if any(low < high for _, (_, low, high) in points):
@@ -219,7 +225,7 @@ _ABOVE, _RIGHT = 26, 8
 
 @dataclasses.dataclass(frozen=True)
 class HeatMapLayout:
-    """Layout of the cells, in units of the SVG's view box.
+    """Layout of the cells, in units.
 
     Attributes:
       left, below: room for the names of rows and of columns.
@@ -304,7 +310,7 @@ def heat_map(
                 )
         if marked:
             corner = (marked[1] - 0.48, marked[0] - 0.46)
-            axes.add_patch(Rectangle(corner, *_CELL, fill=False, edgecolor=INK, linewidth=1.8))
+            axes.add_patch(Rectangle(corner, *_CELL, fill=False, edgecolor=INK, linewidth=1.2))
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
         axes.set_yticks(range(len(rows)), rows)
         axes.set_xticks(

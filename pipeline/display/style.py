@@ -56,10 +56,16 @@ THEME = {
 """Name of each colour's CSS variable, without the leading dashes."""
 
 WIDTH = 356
-"""Width of most figures in units of the view box: as wide as a phone's screen, so that no text
-there is smaller than `TEXT` pixels. On wider screens a figure grows with its frame."""
+"""Width of most figures in units. On a phone's screen a unit is a pixel, so that no text there is
+smaller than `TEXT` pixels. On wider screens a figure grows with its frame."""
+POINT = 3.25 * 72 / WIDTH
+"""Points in a unit: `WIDTH` is a column of a paper, 3.25 inches."""
+WIDE = 5.5 * 72 / POINT
+"""Width of figures that are as wide as the text of a paper, 5.5 inches."""
 TEXT = 11
-"""Smallest text size, in the same units."""
+"""Smallest text size, in units."""
+TITLE = 12 * POINT
+"""Text size of titles, in points."""
 
 _NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 """Characters that names of classes may have, but no XML file."""
@@ -76,29 +82,32 @@ _SETTINGS: dict[Any, Any] = {
     "axes.formatter.use_mathtext": False,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": TEXT,
+    "font.size": TEXT * POINT,
     "text.color": INK,
     "axes.edgecolor": LINE,
     "axes.facecolor": "none",
     "axes.labelcolor": SOFT,
-    "axes.labelsize": TEXT,
+    "axes.labelsize": TEXT * POINT,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlecolor": INK,
     "axes.titlelocation": "left",
-    "axes.titlesize": 12,
+    "axes.titlesize": TITLE,
     "axes.titleweight": "bold",
     "grid.color": LINE,
     "grid.linewidth": 0.8,
-    "legend.fontsize": TEXT,
+    "legend.fontsize": TEXT * POINT,
     "legend.frameon": False,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.2,
+    "xtick.major.size": 2.3,
     "xtick.color": LINE,
     "xtick.labelcolor": SOFT,
-    "xtick.labelsize": TEXT,
+    "xtick.labelsize": TEXT * POINT,
     "ytick.color": LINE,
     "ytick.labelcolor": INK,
-    "ytick.labelsize": TEXT,
+    "ytick.labelsize": TEXT * POINT,
 }
 
 
@@ -107,9 +116,10 @@ def styled() -> contextlib.AbstractContextManager[None]:
     return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_SETTINGS})
 
 
-def new_figure(width: int, height: int) -> Figure:
-    """Makes an empty figure; sizes are in units of the SVG's view box."""
-    return Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained", facecolor=PAGE)
+def new_figure(width: float, height: float) -> Figure:
+    """Makes an empty figure; sizes are in units."""
+    size = (width * POINT / 72, height * POINT / 72)
+    return Figure(figsize=size, dpi=72, layout="constrained", facecolor=PAGE)
 
 
 def percent_axis(axes: Axes, axis: Literal["x", "y"], locator: Locator | None = None) -> None:
@@ -123,13 +133,17 @@ def percent_axis(axes: Axes, axis: Literal["x", "y"], locator: Locator | None = 
 
 
 def titled_axes(
-    title: str, height: int, axis: Literal["x", "y"], locator: Locator | None = None
+    title: str,
+    height: int,
+    axis: Literal["x", "y"],
+    locator: Locator | None = None,
+    width: float = WIDTH,
 ) -> tuple[Figure, Axes]:
-    """Makes a figure of the usual width with one plot, whose fractions lie along an axis.
+    """Makes a figure with one plot, whose fractions lie along an axis.
 
     The other arguments are those of `new_figure` and `percent_axis`.
     """
-    figure = new_figure(WIDTH, height)
+    figure = new_figure(width, height)
     axes = figure.add_subplot()
     axes.set_title(title)
     axes.spines["left"].set_visible(axis == "y")

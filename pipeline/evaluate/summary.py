@@ -212,15 +212,15 @@ class GroupRow(VariantRow, frozen=True, kw_only=True):
     is_worst: Annotated[
         bool,
         Meta(
-            description="whether this is the worst group of the variant: the one with the lowest "
+            description="whether this is the worst pairing of the variant: the one with the lowest "
             "`ci_high`"
         ),
     ]
     worst_ci_low: Annotated[
         float | None,
         Meta(
-            description="lower end of the worst group's interval at the level 1 - 0.05 / "
-            "groups, because it was chosen among that many; empty for other groups"
+            description="lower end of the worst pairing's interval at the level 1 - 0.05 / "
+            "pairings, because it was chosen among that many; empty for other pairings"
         ),
     ]
     worst_ci_high: Annotated[
@@ -453,7 +453,7 @@ TABLES = tuple(
             DecompositionRow,
             "share of images that need the background, or are misled by it",
         ),
-        ("groups", GroupRow, "accuracy on foregrounds of one class on backgrounds of one class"),
+        ("groups", GroupRow, "accuracy by pairing: foregrounds of one class on backgrounds of one"),
         (
             "sizes",
             SizeRow,

@@ -21,7 +21,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.display.panel import COMPARED, Claim, Finding, overall, with_models
 from pipeline.display.plot import Plot
-from pipeline.display.style import THEME
+from pipeline.display.style import POINT, THEME, WIDTH
 from pipeline.display.table import TIMES, listed, shorten
 from pipeline.errors import escaped
 from pipeline.evaluate.evidence import Evidence
@@ -36,7 +36,7 @@ _THOUSANDTHS = re.compile(r"(?<=\.\d\d)\d+")
 _FAMILY = re.compile(r"font-family:[^;]*;?\s*")
 _SHORTHAND = re.compile(r"\bfont:\s*(?:(bold|\d+)\s+)?([\d.]+px)[^;]*;?\s*")
 """Matplotlib spells fonts as `font-family` or as the shorthand `font`, depending on its version."""
-_GROWS = 1.34
+_GROWS = 1.34 / POINT
 """Largest factor by which the page enlarges a figure, chosen so that two figures fill a row."""
 _COLOUR = re.compile(rf"(?:{'|'.join(THEME)})\b", re.IGNORECASE)
 
@@ -44,7 +44,8 @@ _COLOUR = re.compile(rf"(?:{'|'.join(THEME)})\b", re.IGNORECASE)
 def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
     """Turns a figure's SVG into an element, up to `_GROWS` times its own width, of the page.
 
-    Its ids begin with `prefix`, unique within the page; `label` says what it shows.
+    Its ids begin with `prefix`, unique within the page; `label` says what it shows. A figure wider
+    than a column is of the class `spread`.
     """
     root = ElementTree.fromstring(data)
     named = set(_NAMED.findall(data.decode()))
@@ -61,12 +62,14 @@ def inline_svg(data: bytes, prefix: str, label: str) -> Markup:
             if name != "id" or value in named
         }
     box = root.attrib["viewBox"]
+    width = float(box.split()[2])
     return Markup(
-        '<svg role="img" aria-label="{}" viewBox="{}" style="max-width: {}px">{}</svg>'
+        '<svg role="img" class="{}" aria-label="{}" viewBox="{}" style="max-width: {}px">{}</svg>'
     ).format(
+        "spread" if width > 1.1 * WIDTH * POINT else "",
         label,
         box,
-        round(_GROWS * float(box.split()[2])),
+        round(_GROWS * width),
         Markup("".join(ElementTree.tostring(child, encoding="unicode") for child in root)),
     )
 

@@ -182,6 +182,14 @@ def write_report(
     return bool(obsolete) or any(changed)
 
 
+def describe_report(store: Store) -> str:
+    """Says where the page is, and where figures for a paper are, or what makes them."""
+    pdfs = f"{store.path(FOLDER)}/*.pdf"
+    if not any(path.endswith(".pdf") for path in store.walk(FOLDER)):
+        pdfs = f"in9 report --dataset {store.root} makes {pdfs}"
+    return f"report: {store.path(REPORT)}\nfigures for a paper: {pdfs}"
+
+
 def _render(
     dataset: Dataset, taxonomy: Taxonomy, pictures: str, *, pdf: bool
 ) -> tuple[str, dict[str, bytes]]:

@@ -88,7 +88,7 @@ _CARDS = """all => all.map((card) => {
 def test_the_chooser_tells_what_the_files_hold(seen: Any, report_run: Path) -> None:
     (path,) = (report_run / "parquet" / "mixed_rand").glob("*.parquet")
     truth = {row["key"]: row for row in pq.read_table(path).to_pylist()}
-    names = (*imagenet9().names, "outside")
+    names = (*imagenet9().names, "none of the nine")
     predictions: dict[tuple[str, str, str], tuple[str, str, str]] = {}
     for model in MODELS:
         (file,) = (report_run / "results" / model / "predictions").glob("*.parquet")
@@ -267,6 +267,10 @@ def test_an_address_may_have_only_filters_or_an_image_that_is_not_here(
     assert opened.complaints == []
 
 
+_COUNTS = """all => all.map((card) => Array.from(card.querySelectorAll(".versions h4"),
+  (_, n) => card.querySelectorAll(`.marks td:nth-child(${n + 2}).right`).length))"""
+
+
 def test_many_models_are_a_grid_of_marks(open_page: Any, twenty_run: Path) -> None:
     opened = open_page(twenty_run, has_touch=True)
     page = opened.page
@@ -276,16 +280,24 @@ def test_many_models_are_a_grid_of_marks(open_page: Any, twenty_run: Path) -> No
     names = card.locator(".versions h4").all_inner_texts()
     cells = rows.first.locator("td")
     assert cells.count() == len(names)
-    # Each mark stands below its picture.
-    for figure, cell in zip(card.locator(".versions figure").all(), cells.all(), strict=True):
-        box, mark = figure.bounding_box(), cell.bounding_box()
-        assert abs(box["x"] + box["width"] / 2 - mark["x"] - mark["width"] / 2) < 6
+    # Pictures are as large as those of few models, and tell how many models are right.
+    assert min(box.bounding_box()["width"] for box in card.locator("img").all()) > 180
+    counts = page.locator(".card").evaluate_all(_COUNTS)
+    said = page.locator(".card .count").all_text_contents()
+    assert said == [f"{count} of 20 right" for of_card in counts for count in of_card]
+    assert len({*said}) > 1
+    assert not rows.first.is_visible()
+    grid = page.locator(".card:visible summary", has_text="Each model's answers")
+    grid.click()
+    page.get_by_role("button", name="Next image").click()
+    assert page.locator(".card:visible .marks").is_visible()
+    page.get_by_role("button", name="Previous image").click()
     (file,) = (twenty_run / "results").glob("vit_base_patch16_0.in21k_ft/predictions/*.parquet")
     key = card.locator("summary code").text_content()
     row = rows.filter(has=page.locator("th", has_text="vit_base_patch16_0.in21k_ft"))
     answers = {answer["variant"]: answer for answer in pq.read_table(file).to_pylist()
                if (answer["label_rule"], answer["key"]) == ("argmax_then_map", key)}  # fmt: skip
-    names_of_classes = (*imagenet9().names, "outside")
+    names_of_classes = (*imagenet9().names, "none of the nine")
     for name, cell in zip(names, row.locator("td").all(), strict=True):
         tip = cell.locator(".tip")
         word = "right: " if answers[name]["correct"] else "wrong: "
@@ -304,6 +316,9 @@ def test_many_models_are_a_grid_of_marks(open_page: Any, twenty_run: Path) -> No
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
     assert rows.nth(1).locator("td").nth(1).evaluate("(e) => e === document.activeElement")
+    # To choose a model opens the grid.
+    grid.click()
+    assert not rows.first.is_visible()
     page.locator("[data-filter=model]").select_option("vit_base_patch16_3.in21k_ft")
     assert rows.locator("visible=true").count() == 1
     assert opened.complaints == []

@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 from report_page import MODELS, PAPER, PHONE, WIDE, column
 
-from pipeline.display.plot import Series, rows_figure
 from pipeline.display.style import TEXT
-from pipeline.report.page import inline_svg
 
 SIZES = [WIDE, {"width": 1280, "height": 800}, {"width": 1024, "height": 768},
          {"width": 768, "height": 1024}, PHONE, {"width": 320, "height": 640}]  # fmt: skip
@@ -61,6 +59,8 @@ _COLOURS = """() => {
   return [of("body", "backgroundColor"), of("body", "color"),
     of("#mistakes svg text", "fill"), of(".soft", "color"), of(".wrong b", "color")];
 }"""
+_ENDS = """all => all.map((e) => ["low", "value", "high"]
+  .map((name) => e.style.getPropertyValue(`--${name}`)).filter(Boolean).map(Number))"""
 NAMES = ["th, td.text, h4, .model, figcaption code, .files a", "[A-Za-z0-9]+"]
 HEADS = ["table:not(.marks) thead th", "\\S+"]
 
@@ -89,7 +89,7 @@ def test_nothing_is_wider_than_its_frame_and_no_name_breaks_inside_a_word(
     visible = cells.evaluate_all("all => all.map((e) => e.checkVisibility())")
     assert visible == [True] * len(MODELS) * 10
     # Charts are in the font of the page, and large enough.
-    fonts = page.locator("svg text").evaluate_all(_FONTS)
+    fonts = page.locator("svg:visible text").evaluate_all(_FONTS)
     assert len(fonts) > 100
     body = page.evaluate("getComputedStyle(document.body).fontFamily")
     assert {family for family, _ in fonts} == {body}
@@ -104,7 +104,7 @@ def test_nothing_is_wider_than_its_frame_and_no_name_breaks_inside_a_word(
 
 def test_the_answer_is_in_sight_first(seen: Any) -> None:
     page = seen.page
-    gap = page.locator(".tiles .gap")
+    gap = page.locator(".headline")
     text = gap.inner_text()
     first = page.locator("#accuracy tbody tr").first.locator("td").first
     value, low, high = re.findall(r"-?[\d.]+", first.inner_text())[:3]
@@ -126,7 +126,18 @@ def test_a_page_of_one_model_has_a_first_picture_and_nothing_empty(
     page = opened.page
     pictures = page.locator("header .example img")
     assert [picture.is_visible() for picture in pictures.all()] == [True, True]
-    assert "95 % interval" in page.locator(".tiles .gap").inner_text().replace("\xa0", " ")
+    head = page.locator(".headline").inner_text().replace("\xa0", " ")
+    assert "95 % interval" in head
+    # The sentence has the accuracies of the table, and the bar joins their dots.
+    cells = page.locator("#accuracy tbody").first.locator("td")
+    heads = page.locator("#accuracy thead").first.locator("th").all_inner_texts()
+    shown = dict(zip((text.strip() for text in heads[1:]), cells.all_inner_texts(), strict=True))
+    same, rand = (float(shown[name].split()[0]) for name in ("mixed_same", "mixed_rand"))
+    assert f"Of 100 objects it recognises {same:.0f} on their own kind of background" in head
+    assert f", {rand:.0f} on another, on these 14 images in one draw" in head
+    *_, first, second, bar = page.locator(".dots .track").evaluate_all(_ENDS)
+    assert bar == sorted((first[1], second[1]))
+    assert [100 * end for end in bar] == pytest.approx(sorted((same, rand)), abs=0.06)
     link = page.locator("header .example a")
     card = page.locator(f'.card[id="{link.get_attribute("href").removeprefix("#")}"]')
     link.click()
@@ -139,22 +150,6 @@ def test_a_page_of_one_model_has_a_first_picture_and_nothing_empty(
     assert sections == [*judged, "not_run", "run", "files"]
     assert page.locator(".empty:visible").count() == 0
     assert "Differences between models" not in page.locator("main").inner_text()
-
-
-@pytest.mark.filterwarnings("error")
-def test_a_figure_takes_any_name_of_a_class() -> None:
-    names = ["\x1b[31m", "a\tb", "\ufffe", "\N{KATAKANA LETTER I}"]
-    series = Series("a\x00", ((0.5, 0.4, 0.6),) * 4)
-    text = inline_svg(rows_figure("by class", names, [series]).svg, "x", "a")
-    assert "\N{REPLACEMENT CHARACTER}[31m" in text
-
-
-def test_a_figure_holds_the_names_of_its_models() -> None:
-    for name in ("vit_base_patch16_{}.in21k_ft", "efficientnet_lite{}", "a model {}"):
-        series = [Series(name.format(number), ((0.5, 0.4, 0.6),)) for number in range(4)]
-        figure = rows_figure("by class", ["dog"], series).figure
-        (legend,) = figure.legends
-        assert legend.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_it_is_readable_in_both_colour_schemes(open_page: Any, report_run: Path) -> None:
@@ -177,7 +172,7 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_the_page_of_many_models_is_short_and_names_the_extremes_first(
+def test_the_page_of_many_models_is_short_and_begins_with_all_gaps_in_order(
     open_page: Any, twenty_run: Path
 ) -> None:
     opened = open_page(twenty_run)
@@ -186,13 +181,18 @@ def test_the_page_of_many_models_is_short_and_names_the_extremes_first(
     expected = ("images", "accuracy", "sensitivity", "mistakes", "method", "backgrounds")
     assert {*expected, "saliency", "matrix", "claims"} < {*sections}
     assert page.evaluate("document.documentElement.scrollHeight") <= 9000
-    lines = page.locator(".tiles .one").all_inner_texts()
     gaps = [float(text.split()[0]) for text in column(page, 2)]
     assert len(gaps) == 20
-    assert [float(line.split()[0]) for line in lines] == [max(gaps), min(gaps)]
-    assert [line.rpartition(", ")[2] for line in lines] == ["the largest", "the smallest"]
-    head = page.locator(".tiles .gap").inner_text()
-    assert "allow for the choice among 20 (95\N{NO-BREAK SPACE}% for all at once); 18 more" in head
+    assert gaps == sorted(gaps, reverse=True)
+    assert [float(text) for text in page.locator(".dots b").all_inner_texts()] == gaps
+    # Each dot lies within its interval, to the right of those of smaller gaps.
+    ends = page.locator(".dots .track").evaluate_all(_ENDS)
+    assert all(low <= value <= high for low, value, high in ends)
+    assert [value for _, value, _ in ends] == sorted((end[1] for end in ends), reverse=True)
+    # The plot comes first, and the table is folded below it.
+    table = page.locator("#accuracy table").first
+    assert not table.is_visible()
+    assert page.locator("#accuracy svg").first.is_visible()
     assert page.evaluate(_TOO_WIDE) == []
     # Folded or not, a row of a table of models is a line.
     open_all(page)
@@ -202,7 +202,38 @@ def test_the_page_of_many_models_is_short_and_names_the_extremes_first(
         "all => all.map((e) => e.getBoundingClientRect().height)"
     )
     assert heights
-    assert max(heights) < 40
+    assert max(heights) < 52
+    # All intervals stand beneath their figures.
+    below = table.locator("td:has(.bounds)").evaluate_all(
+        """all => all.map((e) => {
+          const box = e.getBoundingClientRect();
+          return e.querySelector(".bounds").getBoundingClientRect().top > box.top + box.height / 3;
+        })"""
+    )
+    assert len(below) == 20 * 9
+    assert all(below)
+    assert opened.complaints == []
+
+
+def test_on_a_phone_twenty_models_are_short_and_the_rest_is_one_tap_away(
+    open_page: Any, twenty_run: Path
+) -> None:
+    opened = open_page(twenty_run, viewport=PHONE, has_touch=True)
+    page = opened.page
+    # The sections of other commands come on top of those of `in9 evaluate`.
+    page.locator("#method, #backgrounds, #saliency, #matrix, #claims").evaluate_all(
+        "all => all.forEach((e) => e.remove())"
+    )
+    assert page.evaluate("document.documentElement.scrollHeight") <= 8000
+    page.locator("#accuracy summary", has_text="Every variant of 20 models").tap()
+    row = page.locator("#accuracy tbody tr:visible").first
+    shown = row.locator("td:visible")
+    labels = "all => all.map((e) => e.dataset.label)"
+    assert shown.evaluate_all(labels) == ["BG-Gap", "mixed_same", "mixed_rand"]
+    assert len({round(cell.bounding_box()["y"]) for cell in shown.all()}) == 1
+    row.get_by_label("every variant").tap()
+    assert shown.count() == row.locator("td").count() == 10
+    assert page.evaluate(_TOO_WIDE) == []
     assert opened.complaints == []
 
 
@@ -238,6 +269,7 @@ def test_without_javascript(open_page: Any, report_run: Path) -> None:
     second.locator("summary").click()
     assert second.locator("img").first.is_visible()
     assert page.locator("#claims .claims > li").first.is_visible()
+    page.locator("#not_run summary").first.click()
     assert page.locator("#not_run .command").first.is_visible()
     assert page.locator("th button").count() == 0
 

@@ -32,7 +32,6 @@ from runs import (
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.attack.parts import _BYTES as BACKGROUND_BYTES
 from pipeline.analyses.attack.results import AttackResult
-from pipeline.analyses.evaluation import figures as evaluation_figures
 from pipeline.analyses.evaluation.differences import Differences
 from pipeline.analyses.evaluation.images import _BYTES as CHOOSER_BYTES
 from pipeline.analyses.evaluation.images import PER_CLASS
@@ -89,7 +88,7 @@ def test_every_part_has_real_results_or_says_what_gives_them(seen: Any) -> None:
     titles = page.locator("nav a").evaluate_all("all => all.map((e) => e.hash.slice(1))")
     assert titles == sections
     # A best-fit line takes more than two models.
-    waiting = page.locator("#not_run .command code").all_inner_texts()
+    waiting = page.locator("#not_run .command code").all_text_contents()
     assert [command.split()[1] for command in waiting[:3]] == ["method", "evaluate", "matrix"]
     assert "--imagenet" in waiting[1]
     for section, images in (("images", 14 * 8), ("backgrounds", 1), ("saliency", 3 * 3)):
@@ -103,7 +102,7 @@ def test_every_part_has_real_results_or_says_what_gives_them(seen: Any) -> None:
     assert "--variants all,noise_fg,noise_bg" in page.locator("#sensitivity").inner_text()
     judged = page.locator(".claims > li").count()
     assert page.locator(".claims .not_run").count() == 0
-    not_judged = re.findall(r"(\d+)(?: more)? claims?\b", page.locator("#not_run").inner_text())
+    not_judged = re.findall(r"(\d+)(?: more)? claims?\b", page.locator("#not_run").text_content())
     assert judged > 5
     claims = [claim for analysis in ANALYSES for claim in analysis.parts.claims]
     assert judged + sum(map(int, not_judged)) == len(claims)
@@ -213,11 +212,14 @@ def test_the_headline_table_sorts_by_mouse_and_keyboard(opened: Any) -> None:
     page = opened.page
     heads = page.locator("#accuracy [data-tab]").first.locator("thead th")
     published = page.locator("tbody.published").text_content()
-    assert heads.nth(3).get_attribute("aria-sort") == "descending"
+    assert heads.nth(1).get_attribute("aria-sort") == "descending"
     gaps = [float(text) for text in column(page, 2)]
+    assert gaps == sorted(gaps, reverse=True)
+    heads.nth(3).locator("button").click()
+    assert heads.nth(1).get_attribute("aria-sort") is None
+    assert heads.nth(3).get_attribute("aria-sort") == "descending"
     heads.nth(1).locator("button").click()
     assert heads.nth(1).get_attribute("aria-sort") == "descending"
-    assert heads.nth(3).get_attribute("aria-sort") is None
     assert [float(text) for text in column(page, 2)] == sorted(gaps, reverse=True)
     # The same heading, pressed again from the keyboard, reverses the order.
     page.keyboard.press("Enter")
@@ -346,34 +348,6 @@ def test_a_model_is_removed_with_its_folder(report_run: Path, tmp_path: Path) ->
     assert (results / "summary.csv").read_text().count("\n") == 1
 
 
-def test_figures_become_pdf_files_when_asked_and_stay_up_to_date(
-    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = Path(shutil.copytree(small_run, tmp_path / "out"))
-    store, figures = Store(str(output)), output / "results" / "figures"
-    assert not list(figures.glob("*.pdf"))
-    # Two figures stand for all, because a PDF file takes a third of a second.
-    all_plots = evaluation_figures.make_plots
-    first = lambda evidence: itertools.islice(all_plots(evidence), 2)  # noqa: E731
-    monkeypatch.setattr(evaluation_figures, "make_plots", first)
-    monkeypatch.setattr(write, "ANALYSES", ANALYSES[:1])
-    assert write_report(store, imagenet9(), pdf=True)
-    pdfs = {path.stem: path.read_bytes() for path in figures.glob("*.pdf")}
-    assert set(pdfs) == {path.stem for path in figures.glob("*.svg")}
-    for data in pdfs.values():
-        assert data.startswith(b"%PDF")
-        assert b"/Type3" not in data
-        assert b"/CreationDate" not in data
-    page = (output / "report.html").read_text()
-    assert all(f'href="results/figures/{stem}.pdf"' in page for stem in pdfs)
-    # Existing PDF files are kept up to date without being asked for.
-    assert not write_report(store, imagenet9())
-    (figures / f"{min(pdfs)}.pdf").write_bytes(b"%PDF of earlier results")
-    (figures / "confusion-original-gone.pdf").write_bytes(b"%PDF")
-    assert write_report(store, imagenet9())
-    assert {path.stem: path.read_bytes() for path in figures.glob("*.pdf")} == pdfs
-
-
 @pytest.mark.usefixtures("no_figures")
 def test_the_page_is_made_again_only_if_something_has_changed(
     small_run: Path, tmp_path: Path
@@ -497,4 +471,5 @@ def test_a_job_makes_results_without_a_field_again(
         path.write_text(json.dumps(content))
     done = run_in9("run", "--input", small_sample, "--output", output, *REPORT)
     assert "Traceback" not in done.stderr
+    assert f"figures for a paper: in9 report --dataset {output} makes" in done.stdout
     assert [path.read_bytes() for path in paths] == whole

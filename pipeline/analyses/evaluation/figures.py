@@ -1,5 +1,6 @@
-"""Figures of the evaluation: BG-Gaps, pairs by class, kinds of images, sizes, confusion, groups."""
+"""Figures of the evaluation: BG-Gaps, classes, kinds of images, sizes, confusion, pairings."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from matplotlib.patches import Patch
@@ -9,6 +10,7 @@ from pipeline.analyses.evaluation.tables import KIND_NAMES
 from pipeline.display.panel import COMPARED
 from pipeline.display.plot import (
     CLASSES,
+    FEW_IMAGES,
     MOST_CELLS,
     MOST_ROWS,
     Plot,
@@ -21,9 +23,22 @@ from pipeline.display.plot import (
     spoken,
     worst_classes,
 )
-from pipeline.display.style import INK, LINE, MODELS, SOFT, Drawn, drawn, styled, titled_axes
+from pipeline.display.style import (
+    INK,
+    LINE,
+    MODELS,
+    POINT,
+    SOFT,
+    TEXT,
+    WIDE,
+    Drawn,
+    drawn,
+    styled,
+    titled_axes,
+)
 from pipeline.display.table import interval, shorten
 from pipeline.evaluate.evidence import Evidence, ModelResults
+from pipeline.evaluate.results import safe_name
 from pipeline.evaluate.summary import SizeRow, Summary
 from transforms.analysis import KINDS
 from transforms.estimates import Estimate, estimate_of
@@ -83,7 +98,8 @@ def _by_class(models: Sequence[_Evaluated], taxonomy: Taxonomy) -> Iterator[Plot
     Of many classes, only those are drawn on which the first model is worst on `mixed_rand`.
     """
     counts: dict[int, int] = {}
-    pairs: list[tuple[str, dict[int, Estimate]]] = []
+    on_same: dict[tuple[str, int], float] = {}
+    on_rand: list[tuple[str, dict[int, Estimate]]] = []
     for model, summary in models:
         rows = {(row.variant, row.label): row for row in summary.by_rule(summary.per_class)}
         of_model: dict[int, Estimate] = {}
@@ -91,19 +107,23 @@ def _by_class(models: Sequence[_Evaluated], taxonomy: Taxonomy) -> Iterator[Plot
             same = rows.get(("mixed_same", label))
             if variant == "mixed_rand" and row.n and same and same.n:
                 counts[label] = row.n
-                ends = row.accuracy, same.accuracy
-                of_model[label] = (row.accuracy, min(ends), max(ends))
-        pairs.append((model.name, of_model))
-    shown, series = by_class(pairs, taxonomy.num_labels)
+                of_model[label] = (row.accuracy, row.ci_low, row.ci_high)
+                on_same[model.name, label] = same.accuracy
+        on_rand.append((model.name, of_model))
+    shown, series = by_class(on_rand, taxonomy.num_labels)
     if series:
+        series = [
+            dataclasses.replace(one, others=tuple(on_same.get((one.name, n)) for n in shown))
+            for one in series
+        ]
+        is_any_grey = any(counts.get(label, 0) < FEW_IMAGES for label in shown)
         names, rest = [taxonomy.names[label] for label in shown], of_all(shown, taxonomy)
         figure = rows_figure(
             f"By class: mixed_rand{rest}",
             names,
             series,
-            "accuracy, %; hollow: mixed_same",
+            f"accuracy, %; hollow: mixed_same{f'; grey: n < {FEW_IMAGES}' if is_any_grey else ''}",
             counts=[counts.get(label, 0) for label in shown],
-            paired=True,
         )
         alt = (
             f"Accuracy by class{rest} on mixed_rand, joined to that on mixed_same. On mixed_rand: "
@@ -170,7 +190,7 @@ def _confusion(
         shares.append([n / total if total else None for n in line])
     yield Plot(
         "confusion",
-        f"confusion-{variant}-{model.folder}.svg",
+        f"confusion-{variant}-{safe_name(model.name)}.svg",
         f"Confusion of {model.name} on {variant}{rest}: of each class, the percent predicted as "
         "each class.",
         heat_map(
@@ -193,7 +213,7 @@ def _groups(model: ModelResults, summary: Summary, taxonomy: Taxonomy) -> Iterat
     worst = next((row for row in rows if row.is_worst), None)
     lowest: dict[int, float] = {}
     for row in rows:
-        # Always show the classes of the worst group.
+        # Always show the classes of the worst pairing.
         score = -1.0 if row is worst else row.ci_low
         for label in (row.label, row.bg_label):
             lowest[label] = min(score, lowest.get(label, 2.0))
@@ -207,7 +227,7 @@ def _groups(model: ModelResults, summary: Summary, taxonomy: Taxonomy) -> Iterat
     worst_note = f" Worst: {names[worst.label]} on {names[worst.bg_label]}." if worst else ""
     yield Plot(
         "confusion",
-        f"groups-mixed_rand-{model.folder}.svg",
+        f"groups-mixed_rand-{safe_name(model.name)}.svg",
         f"Accuracy of {model.name} on mixed_rand by class of foreground and background{rest}."
         f"{worst_note}",
         heat_map(
@@ -223,22 +243,33 @@ def _groups(model: ModelResults, summary: Summary, taxonomy: Taxonomy) -> Iterat
     )
 
 
+_CHARACTER = 0.55 * TEXT * POINT
+"""Width of a character of an interval, in points."""
+
+
 def forest_figure(title: str, rows: Sequence[tuple[str, Estimate]]) -> Drawn:
-    """Draws an interval in points for each model, from the top, beneath its name."""
+    """Draws an interval in points for each model, from the top, between its name and figures."""
+    texts = [interval(*estimate) for _, estimate in rows]
+    values, lows, highs = zip(*(estimate for _, estimate in rows), strict=True)
     with styled():
         locator = MaxNLocator(7, steps=[1, 2, 5, 10])
-        figure, axes = titled_axes(title, 66 + 27 * len(rows), "x", locator)
-        axes.axvline(0, color=INK, linewidth=0.8, zorder=0)
-        for row, (name, (value, low, high)) in enumerate(rows):
-            axes.hlines(row, low, high, color=MODELS[0], linewidth=1.6, alpha=0.55)
-            axes.plot(value, row, "s", color=MODELS[0], markersize=5)
-            for x, text, side in (
-                (0, shorten(name, 36), "left"),
-                (1, interval(value, low, high), "right"),
-            ):
-                place = axes.get_yaxis_transform()
-                axes.text(x, row - 0.2, text, ha=side, va="bottom", transform=place)
-        axes.set(yticks=[], ylim=(len(rows) - 0.6, -0.95), xlabel="points, 95 % interval")
+        figure, axes = titled_axes(title, 68 + 13 * len(rows), "x", locator, WIDE)
+        axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
+        axes.hlines(range(len(rows)), lows, highs, color=MODELS[0], alpha=0.55)
+        axes.plot(values, range(len(rows)), "s", color=MODELS[0])
+        axes.set_yticks(range(len(rows)), [shorten(name, 36) for name, _ in rows])
+        axes.tick_params(axis="y", length=0)
+        for row, text in enumerate(texts):
+            axes.annotate(
+                text,
+                (1, row),
+                (_CHARACTER * max(map(len, texts)), 0),
+                axes.get_yaxis_transform(),
+                "offset points",
+                ha="right",
+                va="center_baseline",
+            )
+        axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="points, 95 % interval")
         axes.autoscale(axis="x")
         return drawn(figure)
 

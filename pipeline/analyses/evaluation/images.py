@@ -31,7 +31,7 @@ from transforms.variants import EXTERNAL, MIXED, VariantName
 
 PER_CLASS = 8
 """Largest number of images of each class on the page."""
-_BYTES = 4_900_000
+_BYTES = 4_800_000
 """Bytes of pictures, chosen so that the whole page stays under 10 MB."""
 _AT_ONCE = 9 * PER_CLASS
 """Number of images whose pictures are encoded before the next are read. Encoding takes 10 ms for
@@ -165,6 +165,10 @@ class Prediction:
     output: str
     score: float | None
     otherwise: str
+
+    @property
+    def is_outside(self) -> bool:
+        return self.label == OUTSIDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -455,7 +459,7 @@ def _strength(example: Example) -> tuple[int, int, int, bool]:
     original = example.card.version("original")
     known = sum(p.is_right for p in original.predictions) if original else 0
     share = example.card.fg_fraction
-    is_clear = share is not None and 0.15 <= share <= 0.55
+    is_clear = share is not None and 0.15 <= share <= 0.45
     return example.believers, len(example.misled), known, is_clear
 
 

@@ -1,8 +1,8 @@
 """What the page says of the accuracy of models.
 
 It has the headline table (models x variants with intervals, BG-Gap, and published figures), how
-models differ on the same images, flip rates and relative foreground sensitivity, the worst group of
-each mixed version, and the authors' claims that accuracies decide.
+models differ on the same images, flip rates and relative foreground sensitivity, the worst
+pairing of each mixed version, and the authors' claims that accuracies decide.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from pipeline.evaluate.published import FOOLED_BY_CLASS, PRETRAINED, TRAINED
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary, rules_of, without_rule
 from transforms.estimates import Verdict, above, within
-from transforms.intervals import CONFIDENCE, holm, level_of
+from transforms.intervals import CONFIDENCE, holm
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
 from transforms.two_way import Floats, p_value
 
@@ -97,7 +97,7 @@ class Headline:
 
 
 def make_headline(evidence: Evidence) -> Headline:
-    """Makes the tables of all models; a model that failed gets a row with its error."""
+    """Makes the tables of all models, by BG-Gap; a model that failed gets a row with its error."""
     # Renderings stand in the table of the method.
     variants = tuple(str(n) for n in evidence.dataset.picture_variants if not n.rendering)
     models = tried(evidence)
@@ -109,7 +109,7 @@ def make_headline(evidence: Evidence) -> Headline:
     return Headline(
         variants=variants,
         tables={
-            rule: tuple(
+            rule: _by_gap(
                 _row(model, marked.get(model.folder), rule, variants)
                 for model in models
                 if not (summary := model.get(Summary)) or rule in summary.label_rules
@@ -121,6 +121,12 @@ def make_headline(evidence: Evidence) -> Headline:
         if evidence.dataset.is_comparable
         else (),
     )
+
+
+def _by_gap(rows: Iterable[HeadlineRow]) -> tuple[HeadlineRow, ...]:
+    """Sorts models by BG-Gap, largest first; those without one keep their order, at the end."""
+    gaps = [(row, row.cells[GAP].value) for row in rows]
+    return tuple(row for row, _ in sorted(gaps, key=lambda one: (one[1] is None, -(one[1] or 0))))
 
 
 def _row(
@@ -195,16 +201,6 @@ def reading(gaps: Sequence[HeadlineCell], p_values: Floats, images: str) -> str:
     return f"BG-Gap is {' and '.join(sides)} of {len(gaps)} models (Holm, 5 %)."
 
 
-def span(headline: Headline, rule: str, column: str) -> tuple[float, float] | None:
-    """Returns the lowest and the highest value of a column; None if the column is empty."""
-    known = [
-        value
-        for row in headline.tables.get(rule, ())
-        if (cell := row.cells.get(column)) and (value := cell.value) is not None
-    ]
-    return (min(known), max(known)) if known else None
-
-
 def tried(evidence: Evidence) -> list[ModelResults]:
     """Returns the models that were evaluated, or failed."""
     return [m for m in evidence.models if m.get(Summary) or "evaluate" in m.errors]
@@ -217,11 +213,12 @@ class AccuracyPanel:
     Attributes:
       tested: the parts of the dataset that models were tested on, in words; empty if all of them
         were tested on the whole dataset.
-      gaps: (name of a model, its BG-Gap) for the head of the page; of more than `named` models the
-        largest and the smallest, with intervals at 1 - 0.05 / models, because they were chosen.
-      models: number of models that have a BG-Gap, in as many draws as any of them.
-      reading: what the intervals of BG-Gap show, in words.
-      tiles: (variant, (lowest, highest accuracy)) of the variants at the head of the page.
+      images: the images tested on, in words.
+      column: what the head of the page compares models by: BG-Gap, or accuracy on a variant.
+      shown: (name of a model, its figure in this column), for the head; of BG-Gap, the models that
+        have it in as many draws as any of them.
+      parts: (pictures in words, accuracy) of the only model in `shown`; empty if there are several.
+      reading: what the intervals of BG-Gap show, in words; "" if no model has one.
       missing: (name of the model, variants that it must be evaluated on again).
       chance: accuracies by chance, in words; "" if nothing was measured.
       spread: largest standard deviation of one draw of backgrounds, a fraction; 0 without draws.
@@ -231,10 +228,11 @@ class AccuracyPanel:
 
     headline: Headline
     tested: Sequence[str]
-    gaps: Sequence[tuple[str, HeadlineCell]]
-    models: int
+    images: str
+    column: str
+    shown: Sequence[tuple[str, HeadlineCell]]
+    parts: Sequence[tuple[str, HeadlineCell]]
     reading: str
-    tiles: Sequence[tuple[str, tuple[float, float]]]
     missing: Sequence[tuple[str, Sequence[str]]]
     chance: str
     spread: float
@@ -246,8 +244,16 @@ class AccuracyPanel:
     gap_column: ClassVar[str] = GAP
     paper_rule: ClassVar[str] = PAPER_RULE
     closed_choice: ClassVar[str] = CLOSED_CHOICE
-    named: ClassVar[int] = 4
-    """Largest number of models whose BG-Gaps are all listed at the head of the page."""
+    few: ClassVar[int] = 4
+    """Up to this number of models, the page shows their table unfolded."""
+
+
+_PARTS = {
+    "original": "as they are",
+    "mixed_same": "own kind of background",
+    "mixed_rand": "another background",
+}
+"""The variants whose accuracies the head shows of a single model, in words."""
 
 
 def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | None:
@@ -261,15 +267,12 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
         for model, summary in evaluated
         if summary in models.summaries and (one := models.measure(BG_GAP, summary, evidence.rule))
     }
-    rows = headline.tables.get(evidence.rule, ())
-    gaps = {row.name: row.cells[GAP] for row in rows if row.name in measured}
-    shown = list(gaps.items())
-    if len(gaps) > AccuracyPanel.named:
-        level, ranked = level_of(len(gaps)), sorted(measured, key=lambda k: -measured[k].value)
-        shown = [
-            (name, HeadlineCell(measured[name].value, *measured[name].interval(level)))
-            for name in (ranked[0], ranked[-1])
-        ]
+    column = GAP if measured else next(iter(headline.variants), GAP)
+    shown = [
+        row
+        for row in headline.tables.get(evidence.rule, ())
+        if (row.name in measured if measured else row.cells[column].value is not None)
+    ]
     baseline = chosen_baseline(evidence.dataset)
     counts = {one.tested_on: max(r.n for r in one.accuracy) for _, one in evaluated if one.accuracy}
     manifest = evidence.dataset.manifest
@@ -278,25 +281,28 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
         + (f" (--holdout {holdout:g})" if holdout else "")
         for (split, holdout), n in sorted(counts.items())
     ]
+    images = f"these {max(counts.values(), default=0):,} images"
+    gaps = [measured[row.name] for row in shown if measured]
     draws = [row.seed_sd or 0 for _, summary in evaluated for row in summary.accuracy]
     draws += [row.seed_sd or 0 for _, summary in evaluated for row in summary.gaps]
     return AccuracyPanel(
         headline=headline,
         tested=tested if counts.keys() != {(split, 0) for split in manifest.images} else (),
-        gaps=shown,
-        models=len(gaps),
+        images=images,
+        column=column,
+        shown=[(row.name, row.cells[column]) for row in shown],
+        parts=[
+            (words, cell)
+            for variant, words in _PARTS.items()
+            if len(shown) == 1 and (cell := shown[0].cells.get(variant)) and cell.value is not None
+        ],
         reading=reading(
-            list(gaps.values()),
-            np.asarray([p_value(np.asarray(measured[k].value), measured[k].spread) for k in gaps]),
-            f"these {max(counts.values()):,} images",
+            [row.cells[GAP] for row in shown],
+            np.asarray([p_value(np.asarray(one.value), one.spread) for one in gaps]),
+            images,
         )
         if gaps
         else "",
-        tiles=[
-            (column, bounds)
-            for column in ("original", "mixed_same", "mixed_rand")
-            if (bounds := span(headline, evidence.rule, column))
-        ],
         missing=[(model.name, one.missing) for model, one in evaluated if one.missing],
         chance=describe_chance(row.chance for _, one in evaluated for row in one.accuracy if row.n),
         spread=max(draws, default=0),
@@ -366,7 +372,7 @@ def make_mistakes(evidence: Evidence) -> dict[str, object]:
 
     Returns:
       `worst`: (model, names of the classes of foreground and background, row of groups.csv) of the
-      group of each mixed version on which a model is worst; `means`: the models with their
+      pairing of each mixed version on which a model is worst; `means`: the models with their
       summaries; `left_out`: the models without the page's label rule, in words.
     """
     evaluated, names = evidence.comparable, evidence.taxonomy.names

@@ -13,6 +13,7 @@ from pipeline.display.style import (
     MARKERS,
     MODELS,
     SOFT,
+    TITLE,
     WIDTH,
     Drawn,
     drawn,
@@ -82,7 +83,7 @@ def trend_figure(trend: Trend) -> Drawn:
             8 / WIDTH,
             1 - 20 / height,
             "Accuracy against ImageNet accuracy",
-            fontsize=12,
+            fontsize=TITLE,
             fontweight="bold",
         )
         figure.text(8 / WIDTH, 1 - 36 / height, "beside each line: its slope", color=SOFT)

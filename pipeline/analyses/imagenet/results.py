@@ -20,6 +20,7 @@ from typing import Annotated, ClassVar
 import pyarrow as pa
 from msgspec import Meta, Struct
 
+from pipeline.display.table import listed
 from pipeline.errors import counted
 from pipeline.evaluate.comparisons import BG_GAP, ModelsOnSameImages
 from pipeline.evaluate.evidence import Evidence
@@ -375,7 +376,7 @@ def _notes(points: Sequence[TrendPoint]) -> Iterator[str]:
     known = {point.model: top1 for point in points if (top1 := point.top1)}
     if len(known) < len(models):
         unknown = [model for model in models if model not in known]
-        yield f"no accuracy on ImageNet is known for {', '.join(unknown)}"
+        yield f"no accuracy on ImageNet is known for {listed(unknown)}"
     if points and len(known) < MIN_MODELS:
         yield (
             f"lines need at least {MIN_MODELS} models whose accuracy on ImageNet is known; "

@@ -140,6 +140,9 @@
 
     const answersOf = (card) => all(card, ".marks tr:not([hidden]) td");
     const choose = (card) => {
+      // The grid of answers stays open from image to image, and opens for a chosen model.
+      const grid = card.querySelector(".more");
+      if (grid) grid.open = chosen.querySelector(".more").open || Boolean(chosenIn("model"));
       chosen = card;
       for (const each of cards) {
         each.hidden = each !== chosen || !matching.length;
