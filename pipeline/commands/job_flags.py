@@ -91,7 +91,11 @@ def evaluation_from_flags(
         if load(model) is None:
             from pipeline.models.registry import check_fit, check_model
 
-            check_model(model, weights)
+            try:
+                check_model(model, weights)
+            except UsageError:
+                _refuse_label(store, model)
+                raise
             check_fit(model, made.taxonomy, weights)
     split, megabytes = flags.eval_split or config.eval_split, flags.pixel_cache
     refuse_first(
@@ -129,6 +133,13 @@ def evaluation_from_flags(
         for model in models if flags.allow_overlap is not None else ():
             evaluation.refuse_unfit(dataset, model)
     return evaluation
+
+
+def _refuse_label(store: Store, entry: str) -> None:
+    """Raises UsageError if an entry of `--models` is the label of an earlier run."""
+    for run in read_results(store, "model", ModelRun):
+        if run.label == entry:
+            raise UsageError(f"--models {entry}: that is the label of {run.model}; name the model")
 
 
 def _labels(store: Store, models: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
