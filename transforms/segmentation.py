@@ -229,8 +229,8 @@ def describe_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
     version = values.pop("version", None)
     if ":" not in name or version is None:
         known = ", ".join([*SEGMENTERS, "python:MODULE:FUNCTION"])
-        close = difflib.get_close_matches(name, SEGMENTERS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        close = "".join(difflib.get_close_matches(name, SEGMENTERS, n=1))
+        hint = f"; did you mean {close}?" * bool(close)
         raise ValueError(f"--segmenter must be one of {known}: got {name!r}{hint}")
     return Segmenter(name, method=name, version=version, parameters={**values}, segment=None)
 

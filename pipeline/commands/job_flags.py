@@ -93,8 +93,12 @@ def evaluation_from_flags(
 
             try:
                 check_model(model, weights)
-            except UsageError:
-                _refuse_label(store, model)
+            except UsageError as error:
+                runs = read_results(store, "model", ModelRun)
+                if labelled := [run.model for run in runs if run.label == model]:
+                    raise UsageError(
+                        f"--models {model} is the label of {labelled[0]}; name that"
+                    ) from error
                 raise
             check_fit(model, made.taxonomy, weights)
     split, megabytes = flags.eval_split or config.eval_split, flags.pixel_cache
@@ -133,13 +137,6 @@ def evaluation_from_flags(
         for model in models if flags.allow_overlap is not None else ():
             evaluation.refuse_unfit(dataset, model)
     return evaluation
-
-
-def _refuse_label(store: Store, entry: str) -> None:
-    """Raises UsageError if an entry of `--models` is the label of an earlier run."""
-    for run in read_results(store, "model", ModelRun):
-        if run.label == entry:
-            raise UsageError(f"--models {entry}: that is the label of {run.model}; name the model")
 
 
 def _labels(store: Store, models: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:

@@ -143,9 +143,11 @@ def _compose_photo(flags: ShowFlags) -> Content:
         (cut,) = cutter.cut(read_source(Location(flags.photo), boxes))
     except OSError as error:
         raise UsageError(f"{flags.photo} cannot be read: {error.strerror or error}") from error
-    if cut.layer is None:
-        why = "".join(text for reason, text in REASONS.items() if reason == cut.reason)
-        raise UsageError(f"{flags.photo} is rejected, {cut.reason}: {why} ({cut.detail})")
+    if cut.reason is not None:
+        raise UsageError(
+            f"{flags.photo} is rejected, {cut.reason}: {REASONS[cut.reason]} ({cut.detail})"
+        )
+    assert cut.layer is not None
     (first, ask), *_ = models.items()
     named, names = flags.named or ask(OUTSIDE, [cut.layer.image])[0].answer, taxonomy.names
     if named not in names:

@@ -233,7 +233,7 @@ def test_a_job_is_judged_by_a_label_under_its_own_settings(
     # A model without results under these settings is known by its label, too.
     assert models_named(Store(str(copied)), "prod")[0].title == "prod"
     line = refusal(capsys, "evaluate", "--dataset", copied, "--models", "prod")
-    assert line.endswith(f"--models prod: that is the label of {FIRST}; name the model")
+    assert line.endswith(f"--models prod is the label of {FIRST}; name that")
 
 
 @pytest.mark.usefixtures("no_figures")
