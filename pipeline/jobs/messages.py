@@ -197,12 +197,14 @@ def describe_recipe(recipe: Manifest, dataset: Manifest, counters: Mapping[str, 
     ]
     if not differ:
         return [*lines, f"all {len(ours)} files and the manifest are the recipe's, byte for byte"]
-    about = vars(recipe.about)
-    stated = [name for name, text in vars(dataset.about).items() if text != about[name]]
+    stated = [n for n, text in vars(dataset.about).items() if text != getattr(recipe.about, n)]
     alike = dataclasses.replace(recipe, files=dataset.files, about=dataset.about)
     if stated and dataset == alike and {*differ} <= {*CARD_FILES, MANIFEST}:
-        why = f"{' and '.join(stated)} {'were' if stated[1:] else 'was'} set"
-        return [*lines, f"all pictures are equal; the card differs, because {why}"]
+        return [
+            *lines,
+            "all pictures are equal; the card differs, because "
+            f"{' and '.join(stated)} {'were' if stated[1:] else 'was'} set",
+        ]
     kinds = Counter(path.rpartition("/")[0].partition("/")[0] or path for path in differ)
     return [
         *lines,
