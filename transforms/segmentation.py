@@ -5,6 +5,7 @@ add an entry to `SEGMENTERS`. Custom functions are called by `pipeline.generate.
 """
 
 import dataclasses
+import difflib
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -228,7 +229,9 @@ def describe_segmenter(name: str, parameters: Sequence[str] = ()) -> Segmenter:
     version = values.pop("version", None)
     if ":" not in name or version is None:
         known = ", ".join([*SEGMENTERS, "python:MODULE:FUNCTION"])
-        raise ValueError(f"--segmenter must be one of {known}: got {name!r}")
+        close = "".join(difflib.get_close_matches(name, SEGMENTERS, n=1))
+        hint = f"; did you mean {close}?" * bool(close)
+        raise ValueError(f"--segmenter must be one of {known}: got {name!r}{hint}")
     return Segmenter(name, method=name, version=version, parameters={**values}, segment=None)
 
 

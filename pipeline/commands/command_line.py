@@ -96,6 +96,11 @@ COMMANDS: dict[str, Command] = {
         "in9 import --from bg_challenge.tar.gz --output released",
         "import_released:run_import",
     ),
+    "show": Command(
+        "draw a photo in the paper's eight variants, with the answers of models to each",
+        "in9 show photo.jpg --box 40,60,380,300 --to versions.png",
+        "show:run_show",
+    ),
     "verify": Command(
         "check a dataset against its manifest; prints a line for each fault (exit code 1)",
         "in9 verify --dataset out",
@@ -124,10 +129,14 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, without the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        command = re.match(r"argument COMMAND: invalid choice: '(.*?)'", message)
-        if command and (hint := did_you_mean(command[1], COMMANDS)):
-            message = f"there is no command {command[1]!r}{hint}"
-        raise UsageError(f"{message} (see: {self.prog} --help)")
+        chosen = re.match(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        hint = did_you_mean(chosen[2], re.findall(r"[^', ]+", chosen[3])) if chosen else ""
+        if chosen and chosen[1] == "COMMAND" and hint:
+            message = f"there is no command {chosen[2]!r}"
+        for flag in flags_of(self.prog.removeprefix("in9 ")):
+            if message == f"argument {flag.name}: expected one argument":
+                message = f"argument {flag.name}: expected {flag.metavar}: {flag.help}"
+        raise UsageError(f"{message}{hint} (see: {self.prog} --help)")
 
     def parse_known_args(self, args: Any = (), namespace: Any = None) -> Any:
         """Parses as argparse does, but treats dashes in the names of flags as underscores.

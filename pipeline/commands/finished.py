@@ -6,8 +6,8 @@ checks its files against the manifest, and prints the faults.
 """
 
 import argparse
-import contextlib
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -28,7 +28,6 @@ from pipeline.dataset.manifest import (
     writing_store,
 )
 from pipeline.dataset.records import DATA_FOLDERS
-from pipeline.display.panel import find_samples
 from pipeline.errors import JobError, UsageError, counted, did_you_mean, refuse_first
 from pipeline.generate.recipe import RECIPE
 from pipeline.jobs.conditions import GateFlags, conclude, gate_from_flags, judge
@@ -56,10 +55,7 @@ from pipeline.runtime.lock import (
 from pipeline.runtime.progress import Progress, run_locally
 from pipeline.storage.files import is_below
 from pipeline.storage.interface import read_ahead
-from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
-from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
-from transforms.hashing import text_bytes
-from transforms.variants import PAPER_NAMES
+from pipeline.storage.store import FileDigest, Store, single_file
 
 
 class ExportFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,7 +95,11 @@ def run_export(arguments: argparse.Namespace) -> int:
     elif split not in splits:
         raise UsageError(f"--split {split} is not in the dataset, which has {', '.join(splits)}")
     elif flags.images:
-        _export_figure(dataset, split, flags.images, arguments.to)
+        # Imported late, because other exports need not wait for what draws.
+        from pipeline.commands.show import read_images, write_figure
+
+        make = functools.partial(read_images, dataset, split, flags.images)
+        write_figure(arguments.to, make)
     elif flags.layout == "answers":
         _export_answers(dataset, split, arguments.to)
     else:
@@ -161,7 +161,7 @@ def _export_recipe(dataset: Dataset, to: str, given: Sequence[str]) -> None:
 def _export_answers(dataset: Dataset, split: str, path: str) -> None:
     """Writes the table of answers to fill."""
     clashes = find_clashes((row["key"], row["wnid"]) for row in selected_rows(dataset, split))
-    with _single_file(path) as (target, name):
+    with single_file(path) as (target, name):
         if not name.endswith(TABLE_SUFFIXES) or target.exists(name):
             raise UsageError(
                 f"--to {path}: --layout answers needs a new file that ends in "
@@ -190,18 +190,6 @@ def _check(dataset: Dataset, target: Store, *, is_ours: bool) -> None:
     )
 
 
-@contextlib.contextmanager
-def _single_file(path: str) -> Iterator[tuple[Store, str]]:
-    """Yields a file's folder, without an empty work folder in it, and the file's name."""
-    folder, name = os.path.split(path)
-    target = Store.at(folder or ".")
-    target.remove_temporary()
-    try:
-        yield target, name
-    finally:
-        target.prune(WORK_FOLDER)
-
-
 def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
     """Lists what readers of the export should know."""
     names = dataset.taxonomy.names
@@ -227,38 +215,6 @@ def _notes(dataset: Dataset, labels: set[int], is_remote: bool) -> list[str]:
         and any(name.is_picture for name in dataset.variants),
     }
     return [note for note, holds in notes.items() if holds]
-
-
-def _export_figure(dataset: Dataset, split: str, keys: tuple[str, ...], path: str) -> None:
-    """Writes a figure with a row for each key's image in all variants.
-
-    The ending of the path decides its format.
-
-    Raises:
-      UsageError: an image is not in the dataset, or the format is unknown.
-      JobError: a picture is broken.
-    """
-    from pipeline.display.style import FIGURE_MARK, KINDS, versions_figure
-
-    kind = path.rpartition(".")[2].lower().replace("jpeg", "jpg")
-    if kind not in KINDS:
-        raise UsageError(f"--to {path}: --images needs a file that ends in .{', .'.join(KINDS)}")
-    variants = dataset.picture_variants
-    samples = {name: find_samples(dataset, split, name, keys) for name in variants}
-    if missing := [key for key in keys if key not in samples[variants[0]]]:
-        raise UsageError(
-            f"--images {missing[0]}: split {split} of the dataset does not have this image"
-        )
-    try:
-        rows = [[decode_image(samples[variant][key].image) for variant in variants] for key in keys]
-    except (UndecodableError, TooManyPixelsError) as error:
-        raise JobError(f"a stored picture is broken ({error}); see: in9 verify") from error
-    with _single_file(path) as (target, name):
-        if target.exists(name) and text_bytes(FIGURE_MARK) not in target.read(name):
-            raise UsageError(f"--to {target.path(name)} is no figure of in9; choose another name")
-        heads = [PAPER_NAMES.get(str(variant), str(variant)) for variant in variants]
-        target.write(name, versions_figure(heads, rows, kind))
-    print(f"figure: {target.path(name)}")
 
 
 def run_report(arguments: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from pipeline.runtime.flag_types import (
     TRAIN_JOB,
     Flag,
     Section,
+    box,
     choice,
     comma_separated,
     count,
@@ -99,7 +100,8 @@ SECTIONS = (
         Flag(
             "--images",
             "A,B",
-            "instead, draw a figure of these images (by key) in all variants: .pdf, .png or .jpg",
+            "instead, draw a figure of these images (by key) in all variants, with the models' "
+            "answers: .pdf, .png, .jpg or .html",
             type=comma_separated,
         ),
     ),
@@ -115,6 +117,30 @@ SECTIONS = (
         _OUTPUT,
         Flag("--split", "A,B", "splits to import", ("val",), comma_separated),
         *_FILES,
+    ),
+    section(
+        "",
+        ("show",),
+        Flag("photo", "PHOTO", "picture of an object (required)", nargs="?"),
+        Flag(
+            "--box",
+            "X0,Y0,X1,Y1",
+            "box around the object in pixels of the file, with column X1 and row Y1; EXIF rotation "
+            "does not count (required)",
+            type=box,
+        ),
+        Flag("--to", "FILE", "figure to write: .pdf, .png, .jpg or .html (required)"),
+        Flag(
+            "--class",
+            "NAME",
+            "superclass of the object, which decides the background of mixed_same and which "
+            "answers are right (default: the first model's answer to the original)",
+        ),
+        Flag(
+            "--dataset",
+            "DIR",
+            "dataset to take backgrounds, classes and sizes from (default: the embedded sample)",
+        ),
     ),
     section(
         "",
@@ -221,7 +247,7 @@ SECTIONS = (
     ),
     section(
         "models",
-        ("run", *_ANALYSES, "models"),
+        ("run", *_ANALYSES, "models", "show"),
         Flag(
             "--models",
             "A,B",
@@ -429,8 +455,9 @@ SECTIONS = (
         ("report",),
         Flag(
             "--results",
-            "DIR,DIR",
-            "folders with results on the same dataset, to show with its own (default: none)",
+            "DIR,LAB=DIR",
+            "folders with results on the same dataset, to show with its own; LAB, else the creator "
+            "on its card, tells models of one name apart (default: none)",
             type=comma_separated,
         ),
         Flag(

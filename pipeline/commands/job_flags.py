@@ -91,7 +91,15 @@ def evaluation_from_flags(
         if load(model) is None:
             from pipeline.models.registry import check_fit, check_model
 
-            check_model(model, weights)
+            try:
+                check_model(model, weights)
+            except UsageError as error:
+                runs = read_results(store, "model", ModelRun)
+                if labelled := [run.model for run in runs if run.label == model]:
+                    raise UsageError(
+                        f"--models {model} is the label of {labelled[0]}; name that"
+                    ) from error
+                raise
             check_fit(model, made.taxonomy, weights)
     split, megabytes = flags.eval_split or config.eval_split, flags.pixel_cache
     refuse_first(

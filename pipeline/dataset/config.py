@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
+from pipeline.errors import did_you_mean
 from pipeline.storage.state_files import convert
 from transforms.codec import MAX_PIXELS
 from transforms.filters import MAX_BOX, MIN_FOREGROUND, MIN_VISIBLE, Rules
@@ -157,13 +158,17 @@ class ComposeConfig:
         if not self.formats or set(self.formats) - set(FORMATS):
             raise ValueError(
                 f"--formats must name some of {', '.join(FORMATS)}: got {','.join(self.formats)!r}"
+                f"{did_you_mean(','.join(self.formats), FORMATS)}"
             )
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality must be between 1 and 100: got {self.jpeg_quality}")
         if self.per_class not in ("all", "min") and not (
             self.per_class.isdecimal() and int(self.per_class) > 0
         ):
-            raise ValueError(f"--per_class must be all, min or at least 1: got {self.per_class!r}")
+            raise ValueError(
+                f"--per_class must be all, min or at least 1: got {self.per_class!r}"
+                f"{did_you_mean(self.per_class, ('all', 'min'))}"
+            )
         if EXTERNAL in self.variants and self.backgrounds is None:
             raise ValueError(f"--variants {EXTERNAL} needs --backgrounds: a folder of pictures")
         if not 1 <= self.replicates <= 100:

@@ -10,9 +10,10 @@ import contextlib
 import dataclasses
 import io
 import re
+import textwrap
 import warnings
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -22,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import Locator, MultipleLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from pipeline.display.table import shorten
 from pipeline.errors import shown_bytes
 from transforms.hashing import text_bytes
 
@@ -197,51 +199,76 @@ def drawn(figure: Figure) -> Drawn:
     return Drawn(shown_bytes(svg), figure)
 
 
-KINDS = ("pdf", "png", "jpg")
-"""File formats. A PDF keeps the pixels of the pictures; in the other formats, the figure has 300
-pixels per inch."""
+KINDS = ("pdf", "png", "jpg", "html")
+"""File formats. PDF and HTML keep the pixels of the pictures; in the other formats, the figure has
+300 pixels per inch."""
 
 FIGURE_MARK = "in9 figure"
 """Text in the metadata of every figure, which tells it from foreign files."""
 _WIDTH, _GAP, _HEADING = 396.0, 2.5, 12.0
 """Sizes in points (1/72 inch). The width is 5.5 inches, the width of the text in a paper."""
+_PAGE = f"""<!doctype html>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="generator" content="{FIGURE_MARK}">
+<title>{FIGURE_MARK}</title>
+<style>body {{ background: white; margin: 1rem auto; max-width: 60rem }}
+svg {{ height: auto; width: 100% }}</style>
+"""
 
 
-def versions_figure(
-    names: Sequence[str], rows: Sequence[Sequence[NDArray[np.uint8]]], kind: str
-) -> bytes:
-    """Draws the images' versions, with their names above the columns, as one of `KINDS`.
+class Cell(NamedTuple):
+    """A picture, with its name above it and lines of text below it."""
 
-    Pictures of an image in all versions have the same size. The file has no date, so that the same
-    pictures give the same bytes.
+    head: str
+    picture: NDArray[np.uint8]
+    lines: Sequence[str]
+
+
+def versions_figure(rows: Sequence[Sequence[Cell]], models: Iterable[str], kind: str) -> bytes:
+    """Draws rows of as many pictures each, and the names of models below, as one of `KINDS`.
+
+    Pictures of a row have the same size. The file has no date, so that the same content gives the
+    same bytes.
     """
-    side = (_WIDTH + _GAP) / len(names) - _GAP
-    height = _HEADING + len(rows) * (side + _GAP) - _GAP
+    side = (_WIDTH + _GAP) / len(rows[0]) - _GAP
+    size = min(6.5, side / 11)
+    note = f"answers of {', then '.join(models)}" if models else ""
+    note = textwrap.fill(note, int(_WIDTH / size / 0.55))
+    lines = max(len(cell.lines) for row in rows for cell in row)
+    step = _HEADING + side + _GAP + 1.3 * size * lines
+    height = step * len(rows) + 1.3 * size * len(note.splitlines())
     with styled():
         figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=300, facecolor="white")
-        for column, name in enumerate(names):
-            left = column * (side + _GAP)
-            figure.text(
-                (left + side / 2) / _WIDTH,
-                1 - 0.45 * _HEADING / height,
-                name,
-                ha="center",
-                va="center",
-                fontsize=min(7.5, side / 6.5),
-            )
-            for row, versions in enumerate(rows):
-                bottom = height - _HEADING - row * (side + _GAP) - side
-                position = (left / _WIDTH, bottom / height, side / _WIDTH, side / height)
-                axes = figure.add_axes(position)
+        figure.text(0, 0, note, va="bottom", fontsize=size, color=SOFT)
+        for row, cells in enumerate(rows):
+            bottom = height - row * step - _HEADING - side
+            for column, (head, picture, texts) in enumerate(cells):
+                left = column * (side + _GAP) / _WIDTH
+                axes = figure.add_axes((left, bottom / height, side / _WIDTH, side / height))
                 axes.set_axis_off()
-                axes.imshow(versions[column], interpolation="none" if kind == "pdf" else "lanczos")
+                axes.imshow(picture, interpolation="lanczos" if kind in ("png", "jpg") else "none")
+                font = {"fontsize": min(7.5, side / 6.5), "fontweight": "normal"}
+                axes.set_title(head, font, loc="center", pad=_GAP, color=INK)
+                text = "\n".join(shorten(line, int(side / size / 0.55)) for line in texts)
+                axes.text(
+                    *(0.5, -_GAP / side, text),
+                    transform=axes.transAxes,
+                    ha="center",
+                    va="top",
+                    fontsize=size,
+                )
         pdf = {"CreationDate": None, "Creator": FIGURE_MARK, "Producer": None}
         jpg = {"quality": 85, "comment": text_bytes(FIGURE_MARK)}
+        svg = {"metadata": dict.fromkeys(("Date", "Creator", "Format", "Type")), "format": "svg"}
         options: dict[str, dict[str, Any]] = {
             "pdf": {"metadata": pdf},
             "png": {"metadata": {"Software": FIGURE_MARK}},
             "jpg": {"pil_kwargs": jpg},
+            "html": svg,
         }
         file = io.BytesIO()
-        figure.savefig(file, format=kind, **options[kind])
-        return file.getvalue()
+        figure.savefig(file, **{"format": kind, **options[kind]})
+    # In a page, the element stands without what a file of its own has before it.
+    _, mark, element = file.getvalue().partition(b"<svg")
+    return shown_bytes(_PAGE) + mark + element if kind == "html" else file.getvalue()

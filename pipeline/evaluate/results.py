@@ -148,7 +148,7 @@ class ModelRun(Named, frozen=True, kw_only=True):
       variants: the variants that it was tested on, replicates included; unset if these are all
         pictures of the dataset.
       label: the name that its user gave it, which tables show in place of its own.
-      home: folder that has its results, if they are shown beside those of another of its name.
+      lab: whose results they are, if they are shown beside those of another of its name.
     """
 
     evaluation: EvaluationSettings
@@ -163,17 +163,17 @@ class ModelRun(Named, frozen=True, kw_only=True):
     variants: tuple[str, ...] | UnsetType = UNSET
     answers: AnswerKind = "scores"
     label: str | UnsetType = UNSET
-    home: str | UnsetType = UNSET
+    lab: str | UnsetType = UNSET
 
     @property
     @override
     def title(self) -> str:
-        return (self.label or super().title) + (f" in {self.home}" if self.home else "")
+        return (self.label or super().title) + (f" in {self.lab}" if self.lab else "")
 
     @property
     @override
     def folder(self) -> str:
-        return super().folder + (f"+{safe_name(f'in {self.home}')}" if self.home else "")
+        return super().folder + (f"+{safe_name(f'in {self.lab}')}" if self.lab else "")
 
     @property
     def identity(self) -> tuple[str, str, dict[str, Any]]:
@@ -276,9 +276,9 @@ def read_result(store: Store, path: str, kind: type[_R]) -> _R | None:
 def _parse_result(store: Store, path: str, kind: type[_R]) -> _R:
     # Text is escaped, because earlier releases stored undecodable names and errors as they were.
     result = convert(escaped_texts(parse_json(store.read(path), object)), kind)
-    home, _, folder = store.elsewhere.get(path.rpartition("/")[0], "").rpartition("/results/")
-    if isinstance(result, ModelRun) and folder not in ("", path.split("/")[1]):
-        result = structs.replace(result, home=home)
+    lab = store.labs.get(path.rpartition("/")[0])
+    if isinstance(result, ModelRun) and lab:
+        result = structs.replace(result, lab=lab)
     if isinstance(result, Named) and result.names_folder and result.folder != path.split("/")[1]:
         raise ValueError(f"it is of {result.model}, whose results belong in another folder")
     return result

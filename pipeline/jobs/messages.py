@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.manifest import MANIFEST, Manifest
+from pipeline.dataset.records import CARD_FILES
 from pipeline.errors import counted
 from pipeline.generate.commit import is_dropped
 from pipeline.runtime.progress import bytes_written, stage_seconds
@@ -196,6 +197,14 @@ def describe_recipe(recipe: Manifest, dataset: Manifest, counters: Mapping[str, 
     ]
     if not differ:
         return [*lines, f"all {len(ours)} files and the manifest are the recipe's, byte for byte"]
+    stated = [n for n, text in vars(dataset.about).items() if text != getattr(recipe.about, n)]
+    alike = dataclasses.replace(recipe, files=dataset.files, about=dataset.about)
+    if stated and dataset == alike and {*differ} <= {*CARD_FILES, MANIFEST}:
+        return [
+            *lines,
+            "all pictures are equal; the card differs, because "
+            f"{' and '.join(stated)} {'were' if stated[1:] else 'was'} set",
+        ]
     kinds = Counter(path.rpartition("/")[0].partition("/")[0] or path for path in differ)
     return [
         *lines,

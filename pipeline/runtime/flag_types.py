@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+from pipeline.errors import did_you_mean
 from transforms.limits import MAX_STATED
 
 
@@ -66,7 +67,7 @@ class Flag(NamedTuple):
     @property
     def is_path(self) -> bool:
         """Whether its value is a path for the job; that of `--config` is for the command line."""
-        return self.metavar in ("DIR", "FILE") and self.name != "--config"
+        return self.metavar in ("DIR", "FILE", "PHOTO") and self.name != "--config"
 
     @property
     def in_file(self) -> bool:
@@ -168,12 +169,20 @@ def grid(text: str) -> tuple[int | None, int | None]:
     return foregrounds, backgrounds
 
 
+def box(text: str) -> tuple[int, int, int, int]:
+    """Parses the corners of a box, four whole numbers."""
+    xmin, ymin, xmax, ymax = map(int, text.split(","))
+    return xmin, ymin, xmax, ymax
+
+
 def some_of(known: tuple[str, ...], text: str) -> tuple[str, ...]:
     """Parses a comma-separated list of at least one of the known words."""
     words = _words(text)
-    if not words or set(words) - set(known):
+    unknown = [word for word in words if word not in known]
+    if not words or unknown:
         expected = f"{'some of ' if known[1:] else ''}{', '.join(known)}"
-        raise argparse.ArgumentTypeError(f"expected {expected}: got {text!r}")
+        hint = did_you_mean("".join(unknown[:1]), known)
+        raise argparse.ArgumentTypeError(f"expected {expected}: got {text!r}{hint}")
     return words
 
 

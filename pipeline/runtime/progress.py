@@ -277,7 +277,12 @@ def _make_bar() -> rich.progress.Progress:
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TextColumn("{task.fields[items]}"),
-        console=console.Console(file=sys.stderr),
+        # In a notebook as on a terminal, because a widget would need another package.
+        console=console.Console(
+            file=sys.stderr,
+            force_jupyter=False,
+            force_terminal="ipykernel" in sys.modules or None,
+        ),
         auto_refresh=False,
         transient=True,
         speed_estimate_period=600,

@@ -99,6 +99,7 @@ class Store:
         once.
       elsewhere: folders of the form `A/B` that are read from another place in the same kind of
         storage, and never written there: path in this store -> absolute path.
+      labs: by these folders, the name of whoever they are from, if results are shown with it.
     """
 
     root: str
@@ -107,6 +108,7 @@ class Store:
     fence: Fence | None = dataclasses.field(default=None, compare=False)
     deferred: list[Callable[[], object]] | None = dataclasses.field(default=None, compare=False)
     elsewhere: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    labs: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
 
     @classmethod
     def at(cls, path: str) -> Self:
@@ -353,6 +355,18 @@ class Store:
     def _for_each(self, call: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Returns a call's results for items, in order; several at a time in object storage."""
         return [result for _, result in read_ahead(call, items, self.files.requests_at_once)]
+
+
+@contextlib.contextmanager
+def single_file(path: str) -> Iterator[tuple[Store, str]]:
+    """Yields a file's folder, without an empty work folder in it, and the file's name."""
+    folder, name = os.path.split(path)
+    target = Store.at(folder or ".")
+    target.remove_temporary()
+    try:
+        yield target, name
+    finally:
+        target.prune(WORK_FOLDER)
 
 
 def _is_leftover(name: str) -> bool:

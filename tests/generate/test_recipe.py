@@ -108,8 +108,11 @@ def test_what_the_maker_states_is_in_the_recipe_and_comes_back(
     assert results_of(tmp_path / "out") == results_of(tmp_path / "stated")
     capsys.readouterr()
     again(recipe, small_sample, tmp_path / "out", *keys(creator="Bob"))
-    told = "3 files are not the recipe's, byte for byte (1 README.md, 1 croissant.json, 1 manifest"
+    told = "recipe: all pictures are equal; the card differs, because creator was set\n"
     assert told in capsys.readouterr().out
+    again(recipe, small_sample, tmp_path / "out", *keys(terms="none"))
+    assert "differs, because creator and terms were set\n" in capsys.readouterr().out
+    again(recipe, small_sample, tmp_path / "out", *keys(terms="CC BY 4.0"))
     # Bob stays, although a recipe is another source of the name.
     again(recipe, small_sample, tmp_path / "out")
     expected = {"creator": "Bob", "contact": "https://example.org", "terms": "CC BY 4.0"}

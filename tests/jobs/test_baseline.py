@@ -232,6 +232,8 @@ def test_a_job_is_judged_by_a_label_under_its_own_settings(
     assert "from the baseline prod holdout0.7, " in capsys.readouterr().out
     # A model without results under these settings is known by its label, too.
     assert models_named(Store(str(copied)), "prod")[0].title == "prod"
+    line = refusal(capsys, "evaluate", "--dataset", copied, "--models", "prod")
+    assert line.endswith(f"--models prod is the label of {FIRST}; name that")
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -340,7 +342,7 @@ def test_the_same_predictions_count_once_whatever_path_leads_to_them(
     # One other byte is another result.
     (file,) = (tmp_path / "copy" / folder / "predictions").iterdir()
     pq.write_table(pq.read_table(file), file, compression="none")
-    _, lines = with_results(dataset, copies)
+    _, lines = with_results(dataset, [f"A={copies[0]}", f"B={copies[1]}"])
     assert lines[1].endswith(" has 3 models, 2 shown already: the same predictions count once")
 
 
@@ -393,7 +395,7 @@ def test_models_of_other_folders_are_shown(
     report = ("report", "--dataset", own, "--pictures", "none", "--results")
     assert f"--results: {tmp_path} holds no finished dataset" in refusal(capsys, *report, tmp_path)
     # One folder means all of its models, or the model whose folder it is.
-    others = f"{results / labs.folders[first]},{lab},{link},{labs.other},{labs.changed}"
+    others = f"A lab={results / labs.folders[first]},A lab={lab},{link},{labs.other},{labs.changed}"
     conditions = ("--baseline", second, "--fail_if", "original>=baseline-1")
     run_here(*report, others, *conditions, code=3)
     printed = capsys.readouterr()
@@ -404,7 +406,7 @@ def test_models_of_other_folders_are_shown(
     assert other in printed.out
     assert f"\nresults: {labs.changed} has other pictures: 1 of " in printed.out
     # Both folders have the first model, and only the other one has the second.
-    shown, rows = [first, f"{first} in {lab}", second], table_of(own, "summary")
+    shown, rows = [first, f"{first} in A lab", second], table_of(own, "summary")
     figures = [[row["accuracy"] for row in rows if row["model"] == name] for name in shown]
     assert figures[0] == figures[1] != figures[2]
     assert len(rows) == sum(map(len, figures))
@@ -420,13 +422,32 @@ def test_models_of_other_folders_are_shown(
     assert f"results/{labs.folders[second]}" not in page
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_labs_are_named_by_their_cards_and_never_by_paths(
+    labs: Labs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, _ = labs.folders
+    report = ("report", "--dataset", labs.own, "--pictures", "none", "--results")
+    line = refusal(capsys, *report, labs.lab)
+    assert f"another model is called {first}, too" in line
+    assert line.endswith(f"name the lab: --results LAB={labs.lab}")
+    path = labs.lab / "manifest.json"
+    about = {"creator": "Vision Lab", "contact": "", "terms": ""}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "about": about}))
+    for folder, name in ((labs.lab, "Vision Lab"), (f"Ann={labs.lab}", "Ann")):
+        run_here(*report, folder)
+        names = {row["model"] for row in table_of(labs.own, "summary")}
+        assert names == {first, f"{first} in {name}", second}
+        assert str(labs.lab) not in (labs.own / "report.html").read_text()
+
+
 @pytest.mark.usefixtures("empty_pdfs")
 def test_models_of_other_folders_are_not_copied(labs: Labs) -> None:
     first, second, _ = labs.folders
     watched = (labs.lab, labs.own / "results" / labs.folders[first])
     before = [everything(path) for path in watched]
-    report = ("report", "--dataset", labs.own, "--pictures", "none", "--results", labs.lab)
-    run_here(*report, "--baseline", second)
+    shown = ("--pictures", "none", "--results", f"lab={labs.lab}")
+    run_here("report", "--dataset", labs.own, *shown, "--baseline", second)
     # Later commands show the folder's own models, but keep the baseline.
     write_tables(dataset_in(labs.own))
     assert {row["model"] for row in table_of(labs.own, "summary")} == {first}

@@ -203,10 +203,11 @@ def test_a_figure_shows_each_picture_in_its_place(sample_run: Path, tmp_path: Pa
         for sample in samples_of(sample_run, variant)
         if sample.key in FIGURE
     }
-    step = figure.width / len(PICTURES)
+    step, height = figure.width / len(PICTURES), (figure.height - 23) / len(FIGURE)
     for row, key in enumerate(FIGURE):
         for column, variant in enumerate(PICTURES):
-            left, top = column * step, figure.height - (len(FIGURE) - row) * step + 12
+            # Below the names of the versions.
+            left, top = column * step, row * height + 50
             cell = figure.crop(tuple(map(round, (left + 4, top + 4, left + 190, top + 186))))
             differences = {one: np.abs(small(cell) - two).mean() for one, two in wanted.items()}
             assert min(differences, key=lambda one: differences[one]) == (key, variant)
@@ -217,7 +218,7 @@ def test_figures_that_cannot_be_made_are_refused(
 ) -> None:
     export = ("export", "--dataset", sample_run, "--images")
     for images, name, message in (
-        (FIGURE[0], "figure.tif", "ends in .pdf, .png, .jpg"),
+        (FIGURE[0], "figure.tif", "ends in .pdf, .png, .jpg, .html"),
         ("nowhere", "x.pdf", "split val of the dataset does not have this image"),
     ):
         assert message in refusal(capsys, *export, images, "--to", tmp_path / name)

@@ -2,7 +2,9 @@
 
 import io
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from machines import until
@@ -57,13 +59,17 @@ def test_lines_say_stage_count_rate_and_time_left(
     assert not (tmp_path / ".in9" / "progress").exists()
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-def test_a_bar_is_shown_on_a_terminal_and_leaves_nothing(
-    terminal: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("terminal", "notebook"), [(False, False), (True, False), (True, True)])
+def test_a_bar_is_shown_on_a_terminal_and_in_a_notebook_and_leaves_nothing(
+    terminal: bool, notebook: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As on servers for tests, whose pages show colours of a pipe.
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr("sys.stderr", out := Terminal() if terminal else io.StringIO())
+    if notebook:
+        monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    else:
+        # As on servers for tests, whose pages show colours of a pipe.
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    is_piped = notebook or not terminal
+    monkeypatch.setattr("sys.stderr", out := io.StringIO() if is_piped else Terminal())
     with live_bar("call:[bold]", 18, "pictures") as advance:
         for _ in range(2):
             advance(5)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
@@ -19,7 +20,7 @@ from msgspec.structs import replace
 
 from pipeline.dataset.folder import Dataset, open_named
 from pipeline.display.table import aligned, interval
-from pipeline.errors import UsageError, counted
+from pipeline.errors import UsageError, counted, escaped_line
 from pipeline.evaluate.comparisons import (
     BG_GAP,
     Correct,
@@ -135,17 +136,22 @@ def open_results(flag: str, folder: str) -> tuple[Dataset, list[Evaluated]]:
 def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[str]]:
     """Shows the models of other folders with those of a dataset, without copying their results.
 
-    A model that shares its name with another is named with its folder, unless that is the
-    dataset's. If their predictions have the same bytes, through a link or in a copy, they are one
-    model. Returned, too, is a line on each of the others.
+    A model that shares its name with another is named with its lab, unless it is the dataset's: the
+    LAB of `LAB=DIR`, else the creator of the card in the folder. If their predictions have the same
+    bytes, through a link or in a copy, they are one model. Returned, too, is a line on each of the
+    others. Raises UsageError if two models would have the same name.
     """
     own, lines = dataset.store, []
+    lab_of: dict[str, str] = {}
     models = [(own, run) for run in _runs(own)]
     digests = functools.cache(
         lambda store, name: [*map(store.digest, store.walk(f"results/{name}/predictions"))]
     )
-    for folder in folders:
+    for entry in folders:
+        # The name of a model's folder may have the sign, too, but stands behind a slash.
+        lab, folder = re.findall(r"\A(?:([^/=]+)=)?(.+)", entry, re.DOTALL)[0]
         other, runs = open_results("--results", folder)
+        lab_of[other.store.root] = escaped_line(lab or other.manifest.about.creator)
         mine, its = (
             {
                 (file.path, file.sha256)
@@ -176,15 +182,27 @@ def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[
         models += new
     known = {(store.root, name) for store, run in models for name in (run.name, run.folder)}
     folders_with = Counter(name for _, name in known)
-    elsewhere = {
-        f"results/{(replace(run, home=store.root) if is_told else run).folder}": store.path(
-            f"results/{run.folder}"
-        )
+    named = [
+        (store, run, replace(run, lab=lab_of.get(store.root, "")))
+        if max(folders_with[run.name], folders_with[run.folder]) > 1
+        else (store, run, run)
         for store, run in models
-        if store != own
-        for is_told in [max(folders_with[run.name], folders_with[run.folder]) > 1]
-    }
-    return dataclasses.replace(own, elsewhere=elsewhere), lines
+    ]
+    taken = Counter(name for *_, one in named for name in {one.name, one.folder})
+    for store, _, one in named:
+        if store != own and max(taken[one.name], taken[one.folder]) > 1:
+            raise UsageError(
+                f"--results {store.root}: another model is called {one.name}, too, and no other "
+                f"creator is on the card; name the lab: --results LAB={store.root}"
+            )
+    others = [
+        (f"results/{one.folder}", store, run, one) for store, run, one in named if store != own
+    ]
+    return dataclasses.replace(
+        own,
+        elsewhere={path: store.path(f"results/{run.folder}") for path, store, run, _ in others},
+        labs={path: one.lab for path, *_, one in others if one.lab},
+    ), lines
 
 
 def _on_another(dataset: Dataset, other: Dataset) -> str:

@@ -164,7 +164,35 @@ class Prediction:
     label: int
     output: str
     score: float | None
-    otherwise: str
+    otherwise: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        taxonomy: Taxonomy,
+        outputs: Sequence[str] | None,
+        label: int,
+        output: int,
+        score: float | None,
+        is_right: bool,
+    ) -> "Prediction":
+        """Describes an answer; `outputs` are the classes of the model's outputs, if it has some."""
+        return cls(
+            model=model,
+            is_right=is_right,
+            answer="outside" if label == OUTSIDE else taxonomy.names[label],
+            label=label,
+            output=outputs[output].partition(",")[0] if outputs and output >= 0 else "",
+            score=score,
+        )
+
+    @property
+    def lines(self) -> tuple[str, str]:
+        """The answer in two lines: the superclass, and the class that has won."""
+        percent = "" if self.score is None else f"{100 * self.score:.0f} %"
+        name = "none of these" if self.label == OUTSIDE else self.answer
+        return f"{'✓' if self.is_right else '✕'} {name}", f"{self.output} {percent}".strip()
 
     @property
     def is_outside(self) -> bool:
@@ -319,7 +347,7 @@ def _make_cards(
     """Makes the cards of the candidates whose pictures fit into the budget."""
     dataset, taxonomy = evidence.dataset, evidence.taxonomy
     keys = [candidate.key for candidate in candidates]
-    predictions = _predictions(evidence, split, models, keys)
+    predictions = predictions_of(evidence, split, models, keys)
     samples: dict[str, dict[VariantName, Sample]] = {}
     uris: dict[tuple[VariantName, str], str] = {}
     # Cards show renderings only if there is nothing else.
@@ -344,7 +372,7 @@ def _make_cards(
     return cards
 
 
-def _predictions(
+def predictions_of(
     evidence: Evidence, split: str, models: Sequence[Evaluated], keys: Sequence[str]
 ) -> dict[tuple[str, str], list[Prediction]]:
     """Reads the models' predictions on some images, by (variant, key)."""
@@ -354,18 +382,9 @@ def _predictions(
         outputs = classes_of_outputs(summary.num_outputs, taxonomy)
         by_rule: dict[str, dict[tuple[str, str], Prediction]] = {r: {} for r in summary.label_rules}
         for row in read_predictions_of(evidence.dataset, split, (model, summary), keys):
-            by_rule[row["label_rule"]][row["variant"], row["key"]] = Prediction(
-                model=model.name,
-                is_right=row["correct"],
-                answer="outside"
-                if row["prediction"] == OUTSIDE
-                else taxonomy.names[row["prediction"]],
-                label=row["prediction"],
-                output=outputs[row["output"]].partition(",")[0]
-                if outputs and row["output"] >= 0
-                else "",
-                score=row["top1_score"],
-                otherwise="",
+            answer = (row[name] for name in ("prediction", "output", "top1_score", "correct"))
+            by_rule[row["label_rule"]][row["variant"], row["key"]] = Prediction.of(
+                model.name, taxonomy, outputs, *answer
             )
         for picture, prediction in by_rule[summary.headline].items():
             others = {rule: by_rule[rule].get(picture) for rule in summary.label_rules[1:]}

@@ -224,7 +224,7 @@ def mean_of_models(
         results[0],
         model=f"mean of {len(models)} models",
         label=UNSET,
-        home=UNSET,
+        lab=UNSET,
         weights_sha256="",
         rows=rows,
     )

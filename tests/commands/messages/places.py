@@ -1,7 +1,9 @@
 """Folders and files: where a command may neither read nor write, and datasets that are none."""
 
 from messages import Rows
+from pipeline.dataset.folder import sample_folder
 
+PHOTO = f"{sample_folder()}/val/n01820546/sample_val_00000016.JPEG"
 CLEARED = "where files are replaced and removed; name a place outside of it"
 OUT: dict[str, str | bytes] = {"out/.in9/progress/mine": "# mine"}
 MINE = {"mine/thesis.txt": "mine"}
@@ -86,6 +88,22 @@ ROWS: Rows = {
         ),
         ("--layout answers --to {tmp}/a.csv", "--layout answers needs a", {"a.csv": ""}),
         ("--layout answers --to {tmp}/a.xlsx", "{tmp}/a.xlsx: --layout answers needs a new file"),
+    ],
+    f"show {PHOTO} --to {{tmp}}/a.png --class bird": [
+        ("--box 900,900,990,990", "rejected, invalid_box: the box holds no pixel of the image"),
+        ("--box 0,0,500,500", "rejected, box_too_large: the box covers more than 0.9"),
+    ],
+    "show": [
+        ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.tif", "a.tif: a figure needs a file that ends"),
+        ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.png", "{tmp}/a.jpg cannot be read: No such"),
+        ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.png", "rejected, undecodable", {"a.jpg": "mine"}),
+        (f"{PHOTO} --box 1,1,9,9 --to {{tmp}}/a.png --models resnet5O", "close to it: resnet50"),
+        (f"{PHOTO} --box 1,1,9,9 --to {{tmp}}/a.png", "is no figure of in9", {"a.png": "mine"}),
+        (
+            f"{PHOTO} --box 169,95,437,221 --to {{tmp}}/a.png --class brd",
+            "--class must say what the photo shows, one of dog, bird, wheeled vehicle, reptile, "
+            "carnivore, insect, musical instrument, primate, fish: got 'brd'; did you mean bird?",
+        ),
     ],
     "run --input {input}": [
         *(
