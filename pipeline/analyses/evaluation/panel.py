@@ -24,6 +24,7 @@ from pipeline.display.table import describe_chance
 from pipeline.evaluate.comparisons import (
     BG_GAP,
     COMPARISONS,
+    IN_BOLD,
     ComparisonRow,
     mark_best,
     read_contributions,
@@ -246,6 +247,7 @@ class AccuracyPanel:
     gap_column: ClassVar[str] = GAP
     paper_rule: ClassVar[str] = PAPER_RULE
     closed_choice: ClassVar[str] = CLOSED_CHOICE
+    in_bold: ClassVar[str] = IN_BOLD
     named: ClassVar[int] = 4
     """Largest number of models whose BG-Gaps are all listed at the head of the page."""
 
