@@ -438,7 +438,9 @@ def _print_model(
                 for chunk in work.chunks(dataset)
                 if of_model and not of_model.is_done(chunk)
             )
-        if left:
+        if left and model.given:
+            print(f"{name}: its file has the answers to {left} {analysis.items}")
+        elif left:
             predictor = predictor or Predictor(model, evaluation.predict)
             rate = rate or _pictures_a_second(predictor, dataset)
             of = f"{left} {analysis.items}"

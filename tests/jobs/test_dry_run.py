@@ -115,7 +115,7 @@ def test_the_smallest_gap_that_would_show_is_said(told: Told) -> None:
     unseen = "points will often be missed with 12 images"
     assert f"gaps below about 59.0 {unseen}" in told.first
     gap = 100 * float(table_of(told.output, "gaps")[0]["smallest_gap"])
-    assert f"gaps of {MODEL} below about {gap:.1f} {unseen}, by its results" in told.again
+    assert f"gaps of {MODEL}, by its results, below about {gap:.1f} {unseen}" in told.again
     assert "models: tested on 12 images of split val" in told.first
     assert "models: tested on 12 images of split val" in told.again
 
@@ -185,13 +185,24 @@ def test_a_dry_run_of_an_evaluation_says_what_is_left(
         gate,
     )
     missed = "points will often be missed with 12 images"
-    assert re.fullmatch(rf"gaps of {MODEL} below about [\d.]+ {missed}, by its results", of_model)
+    known = f"gaps of {MODEL}, by its results, below about"
+    assert re.fullmatch(rf"{known} [\d.]+ {missed}", of_model)
     assert of_other == f"gaps below about 59.0 {missed}"
     assert float(points) > 59.0
     assert done == f"{MODEL}: evaluated already"
     assert re.match(r"python:tiny_models:second: about .* for 96 pictures on cpu \(", left)
     assert end == "dry run: nothing was written"
     assert stamps(told.output) == before
+
+
+def test_a_file_of_answers_needs_no_time(told: Told, tmp_path: Path) -> None:
+    dataset = ("--dataset", told.output)
+    run_here("export", *dataset, "--layout", "answers", "--to", tmp_path / "table.csv")
+    head, *rows = (tmp_path / "table.csv").read_text().splitlines()
+    answers = tmp_path / "answers.csv"
+    answers.write_text("\n".join([f"{head},label", *(f"{row},0" for row in rows)]))
+    done = run_in9("evaluate", *dataset, "--models", f"answers:{answers}", "--dry_run")
+    assert f"answers:{answers}: its file has the answers to 96 pictures\n" in done.stdout
 
 
 def test_the_job_makes_what_was_forecast(told: Told) -> None:

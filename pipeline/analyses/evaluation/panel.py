@@ -280,8 +280,10 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
         + (f" (--holdout {holdout:g})" if holdout else "")
         for (split, holdout), n in sorted(counts.items())
     ]
-    draws = [row.seed_sd or 0 for _, summary in evaluated for row in summary.accuracy]
-    draws += [row.seed_sd or 0 for _, summary in evaluated for row in summary.gaps]
+    draws = [
+        *(row.seed_sd or 0 for _, one in evaluated for row in one.accuracy),
+        *(row.seed_sd or 0 for _, one in evaluated for row in one.gaps),
+    ]
     return AccuracyPanel(
         headline=headline,
         tested=tested if counts.keys() != {(split, 0) for split in manifest.images} else (),

@@ -72,7 +72,10 @@ class EvaluationParts(Parts[Flags]):
         evaluation, manifest = work.evaluation, read_manifest(work.evaluation.store)
         stored = read_summaries(Dataset(evaluation.store, manifest))[0] if manifest else []
         known = [
-            (f" of {summary.name}", gap.smallest_gap * (gap.n / sample.images) ** 0.5)
+            (
+                f" of {summary.name}, by its results,",
+                gap.smallest_gap * (gap.n / sample.images) ** 0.5,
+            )
             for summary in stored
             if summary.is_of(evaluation.entries, evaluation.settings) and (gap := summary.gap())
         ]
@@ -80,8 +83,7 @@ class EvaluationParts(Parts[Flags]):
             known.append(("", sample.smallest()))
         for of, smallest in known:
             size = f"below about {100 * smallest:.1f} points" if smallest < 1 else "of any size"
-            by = ", by its results" if of else ""
-            yield f"gaps{of} {size} will often be missed with {sample}{by}"
+            yield f"gaps{of} {size} will often be missed with {sample}"
 
     @override
     def find(self, dataset: Dataset) -> Found:
