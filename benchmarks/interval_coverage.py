@@ -38,7 +38,7 @@ from transforms.analysis import relative_foreground_sensitivity
 from transforms.flips import PicturePairs, flip_rate
 from transforms.intervals import level_of, score_interval, t_quantile
 from transforms.pairing import Pool, pair
-from transforms.trend import slope_interval
+from transforms.trend import line_interval
 from transforms.two_way import (
     EstimateSpread,
     Roles,
@@ -335,8 +335,8 @@ def slope_run(rng: np.random.Generator, design: Design, strength: float, models:
     sums = design.one_draw.corrected((right - accuracy[:, np.newaxis]) / design.images)
     none = [np.zeros((models, 2))]
     return {
-        "slope": (*slope_interval(x, accuracy, sums), 0.0),
-        "slope" + ALONE: (*slope_interval(x, accuracy, none), 0.0),
+        "slope": (*line_interval(x, accuracy, sums), 0.0),
+        "slope" + ALONE: (*line_interval(x, accuracy, none), 0.0),
     }
 
 

@@ -259,6 +259,8 @@ METHOD = tuple(
     dict.fromkeys((*FILLED, *(name for name, v in VARIANTS.items() if v.rendering.name)))
 )
 """The variants that `method` stands for: all renderings, and the variants that have some."""
+OBJECT_HIDDEN = ("only_bg_b", "only_bg_t", "no_fg")
+"""Variants on which a high accuracy means that a model uses the background."""
 PICTURES = tuple(name for name in PAPER if name != "fg_mask")
 """The paper's eight variants, without the mask."""
 PAPER_NAMES = {

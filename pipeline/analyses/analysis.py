@@ -54,7 +54,6 @@ class Analysis:
     command: Command | None = None
     sections: tuple[Section, ...] = ()
     job_flags: tuple[tuple[tuple[str, ...], Flag], ...] = ()
-    is_always_counted: bool = False
     picture_noun: str = ""
     participle: str = ""
     items: str = "images"

@@ -11,6 +11,7 @@ import msgspec
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Claim, Panel
+from pipeline.evaluate.comparisons import Sample
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import ModelRun, Table
@@ -103,7 +104,7 @@ class Parts(Generic[F]):
         return None
 
     def dry_run_lines(
-        self, work: PlannedAnalysis, images: float, variants: Sequence[VariantName]
+        self, work: PlannedAnalysis, sample: Sample, variants: Sequence[VariantName]
     ) -> Iterator[str]:
         """Yields what `--dry_run` says of results; arguments as for `expected_pictures`."""
         yield from ()

@@ -367,6 +367,10 @@ SECTIONS = (
             type=int,
         ),
         choice("--layers", ("keep", "drop"), "whether to keep layers for the next run"),
+    ),
+    section(
+        "dataset",
+        (*_GENERATING, "evaluate"),
         switch(
             "--dry_run",
             "report what would be done, with estimates of time and size, and write nothing",

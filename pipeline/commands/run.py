@@ -100,9 +100,9 @@ def run_main(arguments: argparse.Namespace, rest: list[str]) -> int:
     """
     options, engine, submission = _choose_workers(arguments, rest)
     main = _plan_job(arguments, submission)
-    if main.job and flags_as(MainFlags, arguments).dry_run:
+    if flags_as(MainFlags, arguments).dry_run:
         workers = options.view_as(DirectOptions).direct_num_workers
-        dry_run(main.job, main.ending.plans, workers)
+        dry_run(main.job, main.ending.plans, main.ending.gate, workers)
         return 0
     ended = _run_job(main, options, engine, submission)
     return _say_result(main, *ended) if ended else 0

@@ -255,7 +255,7 @@ def heat_map(
     labels: tuple[str, str],
     *,
     marked: tuple[int, int] | None = None,
-    bold: Sequence[Sequence[bool]] | None = None,
+    starred: Sequence[Sequence[bool]] | None = None,
     is_signed: bool = False,
 ) -> Drawn:
     """Draws a heat map.
@@ -267,7 +267,7 @@ def heat_map(
       layout: `CLASSES` or `VERSIONS`, by what the names stand for.
       labels: axis labels of the rows and of the columns.
       marked: row and column of a cell to frame.
-      bold: cells to write in bold.
+      starred: cells whose number gets a star.
       is_signed: whether the shares are differences; cells below zero then have another colour.
     """
     across = (layout.column or 0) * len(columns) or layout.width - layout.left - _RIGHT
@@ -302,10 +302,10 @@ def heat_map(
                 axes.text(
                     x,
                     y,
-                    f"{100 * share:{'+' if is_signed else ''}.0f}",
+                    f"{100 * share:{'+' if is_signed else ''}.0f}"
+                    + "*" * bool(starred and starred[y][x]),
                     ha="center",
                     va="center",
-                    fontweight="bold" if bold and bold[y][x] else "normal",
                     color=ON_HEAT if strength > _DARK else INK if is_shaded else SOFT,
                 )
         if marked:

@@ -145,12 +145,16 @@ def escape(text: str) -> str:
 
 
 class Cell(NamedTuple):
-    """An estimate with its interval, as fractions; `is_bold` if it is significant."""
+    """An estimate with its interval, as fractions.
+
+    `is_bold` if it cannot be told from the best of its column, `is_starred` if it is significant.
+    """
 
     value: float
     low: float
     high: float
     is_bold: bool = False
+    is_starred: bool = False
 
 
 def tabular(
@@ -164,7 +168,7 @@ def tabular(
     Args:
       description: what the table holds; a comment at its head.
       heads: headings of the columns after the model's name.
-      models: the models; one without numbers is named only in a comment.
+      models: the models; one without numbers in this table is named only in a comment.
       cells: for each model, a cell for each column; None is an empty cell.
     """
     names = names_of(models)
@@ -173,7 +177,11 @@ def tabular(
     width = min(len(heads), _SIDE_BY_SIDE)
     lines = [
         f"% {description}",
-        *([f"% Without results, so left out: {escape(', '.join(without))}"] if without else []),
+        *(
+            [f"% No figures in this table, so left out: {escape(', '.join(without))}"]
+            if without
+            else []
+        ),
         rf"\begin{{tabular}}{{@{{}}l*{{{width}}}{{@{{\hspace{{8pt}}}}r}}@{{}}}}",
         r"\toprule",
     ]
@@ -203,7 +211,9 @@ def _number(cell: Cell | None) -> str:
     if cell is None:
         return "--"
     number = f"{100 * cell.value:.1f}"
-    return rf"$\mathbf{{{number}}}$" if cell.is_bold else f"${number}$"
+    shown = rf"$\mathbf{{{number}}}$" if cell.is_bold else f"${number}$"
+    # The star takes no width, so that digits stay below each other.
+    return shown + r"\rlap{$^*$}" * cell.is_starred
 
 
 def _interval(cell: Cell | None) -> str:

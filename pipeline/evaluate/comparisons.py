@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, TypeVar
+from typing import Annotated, NamedTuple, Self, TypeVar
 
 import numpy as np
 from msgspec import Meta, Struct
@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
+from pipeline.errors import counted
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
 from pipeline.evaluate.results import ModelRun, Table
 from pipeline.evaluate.summary import AccuracyRow, Summary
@@ -32,7 +33,7 @@ from transforms.two_way import (
     smallest_difference,
     wilson_of_pictures,
 )
-from transforms.variants import VariantName, draws_of
+from transforms.variants import OBJECT_HIDDEN, VariantName, draws_of
 
 BG_GAP = "bg_gap"
 """Name of BG-Gap in lists that otherwise hold variant names."""
@@ -101,6 +102,45 @@ class Measured:
     def smallest(self, confidence: float = CONFIDENCE, limit: float = 0.0) -> float:
         """Computes the smallest difference from a limit that 8 of 10 draws of images show."""
         return float(smallest_difference(np.asarray(self.value), self.spread, confidence, limit))
+
+
+_DIFFERING = 0.2
+"""Share of images for which a model is taken to be right on one of two mixed variants alone, if
+nothing is known of it."""
+
+
+class Sample(NamedTuple):
+    """The images to test on; `str` says how many they are, in words.
+
+    Attributes:
+      groups: number of groups of images; None if images have no groups.
+      units: effective number of images, or groups, as foregrounds (`Roles.units`).
+    """
+
+    images: float
+    groups: int | None
+    units: float
+
+    @classmethod
+    def of(cls, units: Sequence[str], images: float, share: float = 1.0) -> Self:
+        """Expects so many of the images with these units, of which a share of units is tested."""
+        roles = Roles.from_units(np.asarray(units, object))
+        groups = int(roles.foregrounds.max(initial=-1)) + 1
+        return cls(
+            share * images,
+            round(share * groups) if groups < len(units) else None,
+            share * min(images, roles.units),
+        )
+
+    def __str__(self) -> str:
+        images = counted(round(self.images), "image")
+        return f"{images} in {counted(self.groups, 'group')}" if self.groups else images
+
+    def smallest(self, confidence: float = CONFIDENCE) -> float:
+        """Computes the smallest difference that 8 of 10 draws would show; of no model's results."""
+        images, scatter = round(self.images), np.asarray(_DIFFERING)
+        spread = EstimateSpread(scatter / images, scatter, images, min(images, self.units))
+        return float(smallest_difference(np.zeros(()), spread, confidence))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -332,12 +372,20 @@ def read_rows(dataset: Dataset, table: Table, kind: type[_Row]) -> list[_Row]:
     ]
 
 
+IN_BOLD = (
+    "bold: cannot be told from the best in its column (paired, Holm's adjustment, 5 %); never "
+    "where the object is hidden, because a high accuracy there means use of the background"
+)
+"""What bold print means in all tables, on the page and in LaTeX; a star means significant."""
+
+
 def mark_best(summaries: Iterable[Summary], compared: Iterable[ComparisonRow]) -> list[Summary]:
     """Marks accuracies that do not differ measurably from the best on the same images.
 
     These are the highest accuracy, and those whose difference from it is known and not significant.
     The differences are adjusted for all pairs, so it does not matter that the best one was
-    selected. If a single model was tested on the images, nothing is marked.
+    selected. If a single model was tested on the images, nothing is marked, and neither is an
+    accuracy on a variant that hides the object.
     """
     summaries = list(summaries)
     rivals: dict[tuple[object, ...], list[tuple[float, str]]] = {}
@@ -354,7 +402,11 @@ def mark_best(summaries: Iterable[Summary], compared: Iterable[ComparisonRow]) -
 
     def marked(one: Summary, row: AccuracyRow) -> AccuracyRow:
         figure = row.label_rule, row.variant
-        if not row.n or len(rivals[one.tested_on, *figure]) < 2:
+        if (
+            not row.n
+            or VariantName.parse(row.variant).base in OBJECT_HIDDEN
+            or len(rivals[one.tested_on, *figure]) < 2
+        ):
             return row
         _, best = max(rivals[one.tested_on, *figure])
         return replace(row, among_best=one.name == best or (*figure, one.name, best) in tied)

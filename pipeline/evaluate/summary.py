@@ -68,7 +68,8 @@ class AccuracyRow(VariantRow, frozen=True, kw_only=True):
         bool | None,
         Meta(
             description="whether it cannot be told from the highest accuracy (`p_adjusted` in "
-            "`comparisons` is at least 0.05); empty for a single model"
+            "`comparisons` is at least 0.05); empty for a single model, and on `only_bg_b`, "
+            "`only_bg_t` and `no_fg`"
         ),
     ] = None
 
@@ -95,7 +96,7 @@ class GapRow(RuleRow, frozen=True, kw_only=True):
     seed_sd: float | None
     units: float
     smallest_gap: Annotated[
-        float, Meta(description="smallest gap that as many images would show in 8 of 10 draws")
+        float, Meta(description="smallest gap that as many images can detect (80 % power)")
     ]
 
     @property

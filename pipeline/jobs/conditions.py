@@ -6,8 +6,7 @@ does; else it is open. `bg_gap>0.1` is decided by the interval of the gap, and `
 one family: with m of them, intervals are at 1 - 0.05 / m, so that a job in which none of them is
 true seldom fails by chance. If a model is right, or wrong, on all of a few images, even the
 interval may satisfy a condition by chance, so every condition is open on fewer than `MIN_IMAGES`
-images, or groups of images that are sampled together. Groups of unequal size count as fewer
-(`transforms.two_way`).
+images, or groups of images that count as so many (`transforms.two_way`).
 """
 
 from __future__ import annotations
@@ -34,7 +33,13 @@ from pipeline.analyses.evaluation.baseline import (
 )
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError, UsageError, did_you_mean, escaped, escaped_line
-from pipeline.evaluate.comparisons import BG_GAP, Measured, ModelsOnSameImages, read_contributions
+from pipeline.evaluate.comparisons import (
+    BG_GAP,
+    Measured,
+    ModelsOnSameImages,
+    Sample,
+    read_contributions,
+)
 from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.results import RunSettings, read_failures
 from pipeline.evaluate.summaries import read_summaries
@@ -120,10 +125,12 @@ class Condition:
             hint = did_you_mean(measure, known) or f"; known: {', '.join(known)}"
             raise UsageError(f"--fail_if {text!r}: no measure {measure!r}{hint}")
         lowest = -1.0 if measure == BG_GAP or baseline else 0.0
-        value = float(limit or 0) if _NUMBER.fullmatch(limit) else math.nan
-        if not lowest <= value <= 1 or (baseline and number and not sign):
+        figure = limit.removesuffix("%")
+        value = float(figure or 0) if _NUMBER.fullmatch(figure) else math.nan
+        if figure != limit or not lowest <= value <= 1 or (baseline and number and not sign):
             raise UsageError(
                 f"--fail_if {text!r}: {limit!r} is not a fraction between {lowest:g} and 1"
+                + (f" ({value:g} points: {value / 100:g})" if 1 < abs(value) <= 100 else "")
             )
         return cls(text, rule or "", measure, comparison, bool(baseline), value)
 
@@ -161,7 +168,7 @@ class Gate:
 
     Attributes:
       baseline: value of `--baseline`, a folder as an absolute path; if a condition names a baseline
-        and none was given, the one kept from an earlier command; else None.
+        and none was given, the one kept from an earlier command (`has_kept_baseline`); else None.
       evaluation: the models of the job; None to judge all models that have results.
     """
 
@@ -169,6 +176,7 @@ class Gate:
     baseline: str | None = None
     fails_if_open: bool = False
     evaluation: Evaluation | None = None
+    has_kept_baseline: bool = False
 
     @property
     def settings(self) -> RunSettings | None:
@@ -226,7 +234,7 @@ def gate_from_flags(
                 f"{store.root} has results of; known: {', '.join(known) or 'none'}"
             )
         name = absolute(name)
-    gate = Gate(conditions, name, flags.if_open == "fail", evaluation)
+    gate = Gate(conditions, name, flags.if_open == "fail", evaluation, flags.baseline is None)
     # The job's own models are not run yet, and the dataset of `run` may change yet.
     if name is not None and name not in entries:
         if flags.command == "run":
@@ -251,12 +259,12 @@ class Judgement:
       model: name of the model, or its entry of `--models` if it has no results.
       verdict: the verdict; None if the condition could not be tested.
       reason: why it could not be tested; "" if it was.
-      baseline: name of the baseline, if the condition names it; else "".
+      baseline: name of the baseline, and whether it was kept, if the condition names it; else "".
       label_rule: label rule by which the measure was computed, or would have been; "" if the model
         has no such rule.
       value, ci_low, ci_high: the measure, or the difference from the baseline's, with the interval
         that decides.
-      units: effective number of images or groups of images that were sampled independently.
+      groups, units: see `Sample`; here, `units` is that of the role in which it is smaller.
       decided_at: number of images at which an open condition would be decided if the estimate and
         its spread stayed; None if it is decided, or that takes more than a million.
       smallest: smallest distance of the true value from the limit at which an open condition on a
@@ -274,6 +282,7 @@ class Judgement:
     ci_high: float | None = None
     confidence: float | None = None
     n: int = 0
+    groups: int | None = None
     units: float = 0.0
     decided_at: int | None = None
     smallest: float | None = None
@@ -284,12 +293,18 @@ class Judgement:
         if self.verdict is None:
             return f"--fail_if {self.condition} is not tested: {self.reason}"
         verb = "is open" if self.verdict is Verdict.OPEN else self.verdict
-        against = f" from the baseline {self.baseline}" if self.baseline else ""
+        scale, digits = (100, 1) if self.baseline else (1, 3)
+        value, low, high = (
+            f"{scale * (bound or 0.0):.{digits}f}"
+            for bound in (self.value, self.ci_low, self.ci_high)
+        )
+        if self.baseline:
+            side = "below" if value.startswith("-") else "above"
+            value = f"{value.removeprefix('-')} points {side} the baseline {self.baseline}"
         line = (
-            f"--fail_if {self.condition} {verb} for {self.model}: "
-            f"{self.value:{'+' * bool(against)}.3f}{against}, "
-            f"{100 * (self.confidence or 0):.4g} % interval [{self.ci_low:.3f}, "
-            f"{self.ci_high:.3f}], n = {self.n}, by {self.label_rule}"
+            f"--fail_if {self.condition} {verb} for {self.model}: {value}, "
+            f"{100 * (self.confidence or 0):.4g} % interval [{low}, {high}], n = {self.n}, by "
+            f"{self.label_rule}"
         )
         if self.verdict is not Verdict.OPEN:
             return line
@@ -299,14 +314,20 @@ class Judgement:
             if round(self.units) < MIN_IMAGES
             else ""
         )
-        number = f"{self.decided_at:,}" if self.decided_at else "none up to 1,000,000"
+        number = f"{self.decided_at:,} images" if self.decided_at else "none up to 1,000,000 images"
+        groups = (
+            f" in {math.ceil(self.decided_at * self.groups / self.n):,} groups, not by more images "
+            f"of these {self.groups:,}"
+            if self.decided_at and self.groups
+            else ""
+        )
         shown = (
-            f"; a true value {self.smallest:.3f} from the limit would show in 8 of 10 draws of "
-            f"{self.n:,} images"
+            f"; {Sample(self.n, self.groups, self.units)} detect only differences above "
+            f"{100 * self.smallest:.1f} points from the limit"
             if self.smallest is not None
             else ""
         )
-        return f"{line}{few}; if estimate and variance stay, decided at {number} images{shown}"
+        return f"{line}{few}; if estimate and variance stay, decided at {number}{groups}{shown}"
 
 
 def judge(gate: Gate, dataset: Dataset) -> list[Judgement]:
@@ -325,7 +346,9 @@ def judge(gate: Gate, dataset: Dataset) -> list[Judgement]:
     }
     measured, baseline = read_contributions(dataset, summaries), None
     if gate.baseline is not None:
-        baseline = baseline_or_reason(dataset, gate.baseline, gate.settings, gate.runs_baseline)
+        baseline = baseline_or_reason(
+            dataset, gate.baseline, gate.settings, gate.runs_baseline, gate.has_kept_baseline
+        )
     judged = judge_models(gate.conditions, _models(gate, summaries, errors), measured, baseline)
     tested = {one.condition for one in judged if one.verdict and gate.evaluation is None}
     return [one for one in judged if one.label_rule or one.condition not in tested]
@@ -412,7 +435,7 @@ def _judge(
             label_rule=rule if rule in summary.label_rules else "",
         )
     low, high = found.interval(level)
-    units = min(found.n, found.roles.units)
+    units, groups = min(found.n, found.roles.units), int(found.roles.foregrounds.max()) + 1
     verdict = decide(low, high, condition.holds) if round(units) >= MIN_IMAGES else Verdict.OPEN
     is_open, smallest = verdict is Verdict.OPEN, found.smallest(level, condition.limit)
     return Judgement(
@@ -426,6 +449,7 @@ def _judge(
         ci_high=high,
         confidence=level,
         n=found.n,
+        groups=groups if groups < found.n else None,
         units=units,
         decided_at=_decided_at(condition, found, level) if is_open else None,
         smallest=smallest if is_open and found.correct is None and smallest <= 1 else None,

@@ -25,8 +25,10 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import ACCEPTED, ShardCounts
 from pipeline.errors import JobError, counted
+from pipeline.evaluate.comparisons import Sample
 from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.evaluate.predict_shards import Scorer, ShardPictures
+from pipeline.evaluate.predictions import EvalImages
 from pipeline.generate.commit import commit
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.cut_source import announce, reject_by_name
@@ -39,6 +41,7 @@ from pipeline.generate.shard_elements import SourceShard, SplitTotals, make_shar
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.location import NOWHERE, read_location
 from pipeline.inputs.source_images import SourceImage
+from pipeline.jobs.conditions import MIN_IMAGES, Gate
 from pipeline.jobs.messages import advise, size
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import (
@@ -52,6 +55,7 @@ from pipeline.storage.store import Store
 from transforms.cutting import check_annotation
 from transforms.filters import Reason
 from transforms.hashing import keyed_hash
+from transforms.intervals import level_of
 from transforms.segmentation import takes_masks
 
 SAMPLE_IMAGES = 24
@@ -76,12 +80,20 @@ _BY_ANNOTATION = frozenset(
 `too_many_pixels` and `size_mismatch`, but in a record these usually come from the picture."""
 
 
-def dry_run(job: GenerateJob, plans: Mapping[str, PlannedAnalysis], workers: int) -> None:
-    """Prints what a job would do; `plans` are those of analyses that would run models, by name.
+def dry_run(
+    job: GenerateJob | None, plans: Mapping[str, PlannedAnalysis], gate: Gate | None, workers: int
+) -> None:
+    """Prints what a job would do, or the evaluation of a finished dataset, which has no job.
+
+    `plans` are those of analyses that would run models, by name.
 
     Raises UsageError or OSError if the input cannot be used, as the job would; JobError if a custom
     function failed on an image that was measured, or all was printed, and the job would be refused.
     """
+    if job is None:
+        _print_analyses(plans, gate, Dataset.open(plans[EVALUATION.name].evaluation.store))
+        print("dry run: nothing was written")
+        return
     print("dry run: reading names and annotations", file=sys.stderr)
     splits = [forecast_split(job, layout) for layout in job.layouts]
     for split in splits:
@@ -96,10 +108,10 @@ def dry_run(job: GenerateJob, plans: Mapping[str, PlannedAnalysis], workers: int
             and all(split.is_up_to_date for split in splits)
         ):
             print("dataset: up to date")
-            _print_analyses(plans, splits, None)
+            _print_analyses(plans, gate, Dataset.open(job.store))
         elif trial := _run_trial(job, splits, folder):
             _print_estimate(job, splits, trial, workers)
-            _print_analyses(plans, splits, trial)
+            _print_analyses(plans, gate, trial.dataset, splits, trial)
         else:
             print("estimate: seconds; no image is left to segment")
     print("dry run: nothing was written")
@@ -299,10 +311,10 @@ def _run_trial(job: GenerateJob, splits: Sequence[SplitForecast], folder: str) -
     return Trial(dataset, seconds, made["accepted"], made["selected"], counters)
 
 
-def _selected(split: SplitForecast, trial: Trial | None) -> float:
+def _selected(split: SplitForecast, trial: Trial) -> float:
     """Estimates how many images of a split will be in the dataset."""
     accepted, left = split.selected
-    return accepted + left * trial.accepted / len(trial.seconds) if trial else accepted
+    return accepted + left * trial.accepted / len(trial.seconds)
 
 
 def _print_estimate(
@@ -349,25 +361,46 @@ def _free(store: Store) -> float:
 
 
 def _print_analyses(
-    plans: Mapping[str, PlannedAnalysis], splits: Sequence[SplitForecast], trial: Trial | None
+    plans: Mapping[str, PlannedAnalysis],
+    gate: Gate | None,
+    dataset: Dataset,
+    splits: Sequence[SplitForecast] = (),
+    trial: Trial | None = None,
 ) -> None:
     """Prints what is known of results, and how long each model will take in each analysis.
 
-    The trial is None if the dataset is up to date.
+    Without a trial, the dataset is up to date.
     """
     if not plans:
         return
     evaluation = plans[EVALUATION.name].evaluation
-    dataset = trial.dataset if trial else Dataset.open(evaluation.store)
-    (split,) = (split for split in splits if split.totals.split == evaluation.split)
-    images = (evaluation.holdout or 1.0) * _selected(split, trial)
+    if trial:
+        (split,) = (split for split in splits if split.totals.split == evaluation.split)
+        units = [image.group or image.key for image in (*split.accepted, *split.left)]
+        sample = Sample.of(units, _selected(split, trial), evaluation.holdout or 1.0)
+    else:
+        tested = EvalImages.read(dataset, evaluation.split, evaluation.holdout).units
+        sample = Sample.of(tested, len(tested))
+    print(f"models: tested on {sample} of split {evaluation.split}")
+    if round(sample.units) < MIN_IMAGES:
+        print(
+            f"{sample}: no gate can decide, because that takes {MIN_IMAGES} images, or groups that "
+            "count alike"
+        )
+    elif gate and gate.conditions:
+        judged = len(evaluation.entries) - gate.runs_baseline
+        level = level_of(max(1, judged * len(gate.conditions)))
+        print(
+            f"--fail_if: true values within about {100 * sample.smallest(level):.1f} points of a "
+            f"limit will often stay open, with {100 * level:.4g} % intervals"
+        )
     pictures = {}
     for analysis in ANALYSES:
         if plan := plans.get(analysis.name):
             # None if the time does not follow from the number of pictures.
-            if expected := analysis.parts.expected_pictures(plan, images, dataset.variants):
+            if expected := analysis.parts.expected_pictures(plan, sample.images, dataset.variants):
                 pictures[analysis] = expected
-            for line in analysis.parts.dry_run_lines(plan, round(images), dataset.variants):
+            for line in analysis.parts.dry_run_lines(plan, sample, dataset.variants):
                 print(line)
     for name in evaluation.models if pictures and (not trial or trial.selected) else ():
         try:
@@ -405,7 +438,9 @@ def _print_model(
                 for chunk in work.chunks(dataset)
                 if of_model and not of_model.is_done(chunk)
             )
-        if left:
+        if left and model.given:
+            print(f"{name}: its file has the answers to {left} {analysis.items}")
+        elif left:
             predictor = predictor or Predictor(model, evaluation.predict)
             rate = rate or _pictures_a_second(predictor, dataset)
             of = f"{left} {analysis.items}"

@@ -152,12 +152,13 @@ def describe_dataset(
             ),
             f"{counters.get('images_composed', 0)} composed",
             *(
-                counted(counters.get(analysis.counter, 0), analysis.picture_noun)
-                + f" {analysis.participle}"
+                f"{counted(n, analysis.picture_noun)} {analysis.participle}"
                 for analysis in _MODEL_STAGES
-                if analysis.is_always_counted or analysis.counter in counters
+                if (n := counters.get(analysis.counter))
             ),
         ]
+        # Nothing was to be made, but models have run.
+        has_only_run = done[2:] and all(one.startswith("0 ") for one in done[:2])
         fallbacks = [
             f"{number} of the {what} {one if number == 1 else several} {fate}"
             for name, (what, one, several, fate) in _FALLBACKS.items()
@@ -169,7 +170,7 @@ def describe_dataset(
         ]
         lines += [
             *fallbacks,
-            f"done now: {', '.join(done)}",
+            f"done now: {', '.join(done[2:] if has_only_run else done)}",
             *_describe_shards(counters),
             *([f"written: {', '.join(written)}"] if written else []),
             f"time: {seconds:.1f} s; summed over workers: {', '.join(stages)}",

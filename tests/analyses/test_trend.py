@@ -79,7 +79,14 @@ def test_intervals_of_slopes_depend_on_models_not_on_their_order() -> None:
     assert line is not None
     assert shuffled is not None
     assert (line.slope, line.intercept) == pytest.approx(np.polyfit(x, y, 1), abs=1e-9)
-    assert dataclasses.astuple(shuffled) == pytest.approx(dataclasses.astuple(line))
+    np.testing.assert_allclose(shuffled.band, line.band)
+    assert dataclasses.astuple(shuffled)[:-1] == pytest.approx(dataclasses.astuple(line)[:-1])
+    # A band begins and ends at a model, encloses the line, and is narrowest in the middle.
+    at, low, high = np.transpose(line.band)
+    assert (at[0], at[-1]) == pytest.approx((x.min(), x.max()))
+    heights = line.intercept + line.slope * at
+    np.testing.assert_allclose((low + high) / 2, heights)
+    assert 0 < np.argmin(high - low) < len(at) - 1
     # For points exactly on a line only the images contribute to the slope's error; without their
     # errors, no interval is known.
     assert fit_line(x, 0.5 * x, without_error(8)) is None
@@ -90,11 +97,12 @@ def test_intervals_of_slopes_depend_on_models_not_on_their_order() -> None:
 
 
 def test_no_line_without_enough_different_points() -> None:
-    assert fit_line([0.7, 0.8], [0.1, 0.2], without_error(2)) is None
-    assert fit_line([0.7, 0.7, 0.7], [0.1, 0.2, 0.3], without_error(3)) is None
+    x, y = [0.7, 0.72, 0.8, 0.81, 0.83], [0.1, 0.2, 0.3, 0.2, 0.4]
+    assert fit_line(x[:4], y[:4], without_error(4)) is None
+    assert fit_line([0.7] * 5, y, without_error(5)) is None
     # One model alone would decide this slope.
-    assert fit_line([0.7, 0.7, 0.8], [0.1, 0.2, 0.3], without_error(3)) is None
-    assert fit_line([0.7, 0.72, 0.8], [0.1, 0.2, 0.3], without_error(3)) is not None
+    assert fit_line([0.7] * 4 + [0.8], y, without_error(5)) is None
+    assert fit_line(x, y, without_error(5)) is not None
     with pytest.raises(ValueError, match="2 and 1 accuracies for 2"):
         fit_line([0.7, 0.8], [0.1], without_error(2))
 
@@ -290,6 +298,8 @@ MODELS = {
     "resnet18.a1_in1k": 0.71488,
     "resnet50.a1_in1k": 0.80382,
     "vgg16.tv_in1k": 0.716,
+    "resnet34.a1_in1k": 0.76414,
+    "resnet101.a1_in1k": 0.81494,
     "convnext_tiny.fb_in1k": 0.82066,
 }
 
@@ -351,25 +361,26 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert json.loads(store.read(TREND_FILE)) == stored(trend)
     assert trend.label_rule == "argmax_then_map"
     assert trend.left_out == ("resnet18.a1_in1k bf16",)
-    assert len(trend.points) == 4 * 6
+    assert len(trend.points) == 6 * 6
     assert {point.imagenet_top1 for point in trend.points} == set(MODELS.values())
     slopes = {line.variant: line.slope for line in trend.lines}
     expected = {**dict.fromkeys(TREND_VARIANTS, 0.5), "mixed_same": 0.3, BG_GAP: -0.2}
     # Each accuracy is rounded to a whole number of pictures.
     assert slopes == pytest.approx(expected, abs=0.01)
-    assert all(line.models == 4 for line in trend.lines)
+    assert all(line.models == 6 for line in trend.lines)
     assert all(line.slope_low < line.slope < line.slope_high for line in trend.lines)
+    assert all(low < high for line in trend.lines for _, low, high in line.band)
     for beginning in ("models of one family are not", "published: timm results-imagenet.csv"):
         assert any(beginning in note for note in trend.notes)
     # The figure draws only the paper's rule; the table lists both rules.
-    assert len(table_of(tmp_path, "trend")) == 2 * 4 * 6
+    assert len(table_of(tmp_path, "trend")) == 2 * 6 * 6
     # A model without stored predictions has points but does not enter the lines.
-    trend = write_trend(store, "f" * 32, summaries, imagenet9(), measured_of(summaries[:3]))
-    assert {line.models for line in trend.lines} == {3}
-    assert len(trend.points) == 4 * 6
-    trend = trend_of(store, summaries[:2])
+    trend = write_trend(store, "f" * 32, summaries, imagenet9(), measured_of(summaries[:5]))
+    assert {line.models for line in trend.lines} == {5}
+    assert len(trend.points) == 6 * 6
+    trend = trend_of(store, summaries[:4])
     assert trend.lines == ()
-    assert any("at least 3 models" in note for note in trend.notes)
+    assert any("at least 5 models" in note for note in trend.notes)
     unknown = trend_of(store, [summary_of("mine", 0.5)])
     assert {point.imagenet_top1 for point in unknown.points} == {None}
 
@@ -390,7 +401,7 @@ def test_the_trend_uses_accuracies_on_one_set_of_images_at_a_time(tmp_path: Path
         assert any(said) == are_left_out
         return {point.model: point.imagenet_top1 for point in current.points}
 
-    for model in list(MODELS)[:3]:
+    for model in list(MODELS)[:-1]:
         measure(model)
         assert known(are_left_out=True) == MODELS
     measure("convnext_tiny.fb_in1k", weights_sha256="cd" * 32)
@@ -446,6 +457,9 @@ def test_the_figure_names_every_model_and_repeats(tmp_path: Path) -> None:
         assert model in texts
     for name in ("Mixed-Same", "Mixed-Rand", "Mixed-Next", "No-FG", "Only-BG-T", "BG-Gap"):
         assert name in texts
+    # Each line has its band.
+    bands = re.findall('id="FillBetweenPolyCollection_|opacity: 0.12', text)
+    assert len(bands) >= len(trend.lines) == 6
     assert "date" not in text.lower()
     # With many models, only some get a name, but all are drawn.
     rows = [row for row in csv_rows(TABLE) if "." in row["name"]][:60]

@@ -14,6 +14,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
 from pipeline.analyses.evaluation.tables import latex_tables
+from pipeline.evaluate.comparisons import IN_BOLD, ComparisonRow, mark_best
 from pipeline.evaluate.summary import Summary
 from transforms.analysis import KINDS
 from transforms.scoring import PAPER_RULE
@@ -44,8 +45,55 @@ def test_models_without_results_are_in_no_table() -> None:
     names = [line[0] for line in lines_of(text)[1:]]
     assert names == ["resnet18", r"\scriptsize a1 native bf16"]
     # The comment ends with its line.
-    assert "left out: resnet50 a1\\textbackslash{}n\\textbackslash{}input" in text
+    assert "so left out: resnet50 a1\\textbackslash{}n\\textbackslash{}input" in text
     assert not re.search(r"^\\input", text, re.MULTILINE)
+
+
+def test_bold_is_the_best_and_a_star_is_significant_in_all_tables() -> None:
+    """Two models that cannot be told apart, one of which names single classes better or worse."""
+    summaries = [
+        summary(
+            f"resnet{layers}",
+            accuracy=[row(variant=name, accuracy=0.5, n=400) for name in PICTURES],
+            per_class=[
+                row(variant="original", class_name="dog", accuracy=0.5, p_adjusted=p_adjusted)
+            ],
+        )
+        for layers, p_adjusted in ((18, 0.01), (50, 0.5))
+    ]
+    pairs = [
+        made(
+            ComparisonRow,
+            first="resnet18 native bf16",
+            second="resnet50 native bf16",
+            label_rule=PAPER_RULE,
+            variant=name,
+            p_adjusted=1.0,
+        )
+        for name in PICTURES
+    ]
+    tables = latex_tables(mark_best(summaries, pairs), ["dog"], PICTURES)
+    heads, numbers = lines_of(tables["headline"])[0], lines_of(tables["headline"])[1]
+    assert numbers[1] == r"$\mathbf{50.0}$"
+    of_variant = dict(zip(heads, numbers, strict=True))
+    assert {r"\mathbf" in number for head, number in of_variant.items() if "BG" in head} == {False}
+    assert tables["headline"].count(r"\mathbf") == 2 * (len(PICTURES) - 3)
+    assert IN_BOLD in tables["headline"]
+    assert [line[1] for line in lines_of(tables["per_class_original"])[1::2]] == [
+        r"$50.0$\rlap{$^*$}",
+        r"$50.0$",
+    ]
+
+
+def test_a_model_is_left_out_of_the_tables_that_have_no_figures_of_it_alone() -> None:
+    """The comment is about the table, because the model has results in others."""
+    good = summary("resnet18.a1", accuracy=[row(variant="original", accuracy=0.5)])
+    other = summary("resnet50.a1", accuracy=[row(variant="no_fg", accuracy=0.5)])
+    for columns, is_told in ((["original"], True), (["original", "no_fg"], False)):
+        text = latex_tables([good, other], ["dog"], columns)["headline"]
+        told = "% No figures in this table, so left out: resnet50 a1 native bf16\n"
+        assert (told in text) == is_told
+        assert "without" not in text.lower()
 
 
 def test_folders_are_left_out_of_names_unless_they_tell_models_apart() -> None:
@@ -65,7 +113,9 @@ def width_of(cell: str) -> float:
     # The small sizes of the font are wider than its large size scaled down.
     size = 8 if "scriptsize" in cell else 8.5 if "footnotesize" in cell else 10
     lines = stacked[1].split("\\\\") if stacked else [cell]
-    plain = [re.sub(r"\\(scriptsize|footnotesize|mathbf)|[\\{}$]", "", line) for line in lines]
+    # A star is set over the margin, without width.
+    small = r"\\rlap\{\$\^\*\$\}|\\(scriptsize|footnotesize|mathbf)|[\\{}$]"
+    plain = [re.sub(small, "", line) for line in lines]
     font = FontProperties(fname=Path(get_data_path(), "fonts", "ttf", "cmr10.ttf"))
     paths = [TextPath((0, 0), line.strip(), size, prop=font) for line in plain if line.strip()]
     return max((path.get_extents().width for path in paths), default=0.0)

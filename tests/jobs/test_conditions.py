@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import math
+import re
 import shutil
 import time
 from pathlib import Path
@@ -136,6 +138,24 @@ def test_too_few_groups_decide_nothing() -> None:
         assert (is_told in judgement.line) == (verdict is Verdict.OPEN)
 
 
+def test_of_images_in_groups_only_more_groups_decide() -> None:
+    models = models_of(answers(np.random.default_rng(0), 100))
+    groups = dataclasses.replace(models.images, background_units=np.arange(100) // 20)
+    for images, count in ((models.images, None), (groups, 5)):
+        one = dataclasses.replace(models, images=images)
+        (judgement,) = verdicts(["bg_gap > 0.2"], one)
+        assert (judgement.verdict, judgement.groups) == (Verdict.OPEN, count)
+        needed = judgement.decided_at
+        assert needed is not None
+        (said,) = re.findall("decided at ([^;]*)", judgement.line)
+        only = f" in {math.ceil(needed / 20)} groups, not by more images of these 5"
+        assert said == f"{needed:,} images" + only * (count is not None)
+        assert judgement.smallest is not None
+        of = "100 images in 5 groups" if count else "100 images"
+        detect = f"; {of} detect only differences above {100 * judgement.smallest:.1f} points from"
+        assert detect in judgement.line
+
+
 def test_a_condition_is_decided_with_the_error_at_its_limit() -> None:
     """One image of 151 differs; by the variance of that, the limit would seem to be far away."""
     right = {name: np.full(151, True) for name in (ORIGINAL, *MIXED)}
@@ -203,7 +223,9 @@ def test_conditions_and_models_are_one_family() -> None:
     assert [one.model for one in judged] == [n for n in ("m0", "m1", "m3", "m9") for _ in texts]
     assert {one.confidence for one in judged[:-2]} == {level_of(2 * 4)}
     assert "99.38 % interval" in judged[0].line
-    assert "from the baseline m2, " in judged[1].line
+    assert judged[1].value is not None
+    side = "below" if judged[1].value < 0 else "above"
+    assert f": {abs(100 * judged[1].value):.1f} points {side} the baseline m2, " in judged[1].line
     untested = [f"--fail_if {text} is not tested: m9 failed: no memory" for text in texts]
     assert [one.line for one in judged[-2:]] == untested
     (alone,) = judge_models(conditions[:1], known[2:3], [models], baseline_of(models, 2))
@@ -226,7 +248,7 @@ def test_a_baseline_elsewhere_is_another_model_by_its_weights_or_settings(
     run = made(Evaluated, **{"model": "m2", "evaluation": SETTINGS, **changes})
     judged = verdicts(["bg_gap > baseline"], models, baseline_of(models, 2, is_own=False, run=run))
     assert [one.model for one in judged] == others
-    assert f"from the baseline {run.name} in /data, " in judged[0].line
+    assert f"the baseline {run.name} in /data, " in judged[0].line
 
 
 def test_a_difference_is_under_the_first_rule_that_both_have() -> None:
@@ -295,8 +317,11 @@ def test_exit_codes(found: list[Verdict | None], code: int, code_if_open_fails: 
         ("original<-0.1", "'-0.1' is not a fraction between 0 and 1"),
         ("original<nan", "'nan' is not a fraction"),
         ("bg_gap>baseline0.1", "'0.1' is not a fraction between -1 and 1"),
-        ("bg_gap>baseline+2", "'+2' is not a fraction between -1 and 1"),
+        ("bg_gap>baseline+2", "'+2' is not a fraction between -1 and 1 (2 points: 0.02)"),
         ("bg_gap>baselines", "'s' is not a fraction"),
+        ("bg_gap < 5", "'5' is not a fraction between -1 and 1 (5 points: 0.05)"),
+        ("bg_gap>baseline-2.5", "'-2.5' is not a fraction between -1 and 1 (-2.5 points: -0.025)"),
+        ("original<70%", "'70%' is not a fraction between 0 and 1 (70 points: 0.7)"),
     ],
 )
 def test_what_is_no_condition_is_named(text: str, message: str) -> None:
@@ -304,6 +329,7 @@ def test_what_is_no_condition_is_named(text: str, message: str) -> None:
         parse_conditions([text])
     assert f"--fail_if {text!r}: " in str(error.value)
     assert message in str(error.value)
+    assert ("points" in str(error.value)) == ("points" in message)
 
 
 def test_conditions_need_their_variants() -> None:

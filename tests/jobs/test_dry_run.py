@@ -7,7 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
 from runs import (
     TINY_MODEL,
     Run,
@@ -16,6 +18,7 @@ from runs import (
     keys,
     manifest_of,
     pictures_of,
+    run_here,
     run_in9,
     stamps,
     table_of,
@@ -109,10 +112,97 @@ def test_the_smallest_gap_that_would_show_is_said(told: Told) -> None:
     # tables of t.
     x = 0.5904
     assert x == pytest.approx((2.201 + 0.876) * ((0.2 + x * (1 - x)) / 12) ** 0.5, abs=1e-4)
-    start = "smallest BG-Gap that 12 images would show in 8 of 10 draws, in points: "
-    assert f"{start}59.0 for a" in "\n".join(told.first)
+    unseen = "points will often be missed with 12 images"
+    assert f"gaps below about 59.0 {unseen}" in told.first
     gap = 100 * float(table_of(told.output, "gaps")[0]["smallest_gap"])
-    assert f"{start}{gap:.1f} for {MODEL}, by its results on 12 images" in told.again
+    assert f"gaps of {MODEL}, by its results, below about {gap:.1f} {unseen}" in told.again
+    assert "models: tested on 12 images of split val" in told.first
+    assert "models: tested on 12 images of split val" in told.again
+
+
+@pytest.fixture(scope="module")
+def in_groups(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    """Flags for 30 pictures of two classes; those of a class come from five kitchens."""
+    folder = tmp_path_factory.mktemp("groups")
+    rng = np.random.default_rng(0)
+    rows = ["image,class,xmin,ymin,xmax,ymax,group"]
+    for number in range(30):
+        pixels = rng.integers(0, 255, (72, 72, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,{('cup', 'fork')[number % 2]},24,24,48,48,kitchen {number % 5}")
+    (folder / "manifest.csv").write_text("\n".join(rows))
+    (folder / "kinds.csv").write_text("class,superclass\ncup,dishes\nfork,cutlery\n")
+    flags = ("--input", folder, "--taxonomy", folder / "kinds.csv", "--segmenter", "box")
+    flags += ("--variants", "original,mixed_same,mixed_rand", "--formats", "parquet")
+    return (*flags, "--image_size", "64", *keys(resize=72))
+
+
+GATE = ("--fail_if", "bg_gap>0.1,original<0.7", *TINY_MODEL)
+UNDECIDED = (
+    "30 images in 5 groups: no gate can decide, because that takes 10 images, or groups that count "
+    "alike"
+)
+
+
+def test_of_images_in_groups_few_are_known_to_decide_nothing(
+    in_groups: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here("run", *in_groups, "--output", tmp_path / "out", "--dry_run", *GATE)
+    printed = capsys.readouterr().out.splitlines()
+    assert UNDECIDED in printed
+    # As above, with the degrees of freedom of five groups.
+    x = 0.4542
+    assert x == pytest.approx((2.776 + 0.941) * ((0.2 + x * (1 - x)) / 30) ** 0.5, abs=1e-4)
+    missed = "gaps below about 45.4 points will often be missed with 30 images in 5 groups"
+    assert missed in printed
+    assert not (tmp_path / "out").exists()
+    # The same is said of the finished dataset, by the command that would test the models.
+    run_here("generate", *in_groups, "--output", tmp_path / "out")
+    before = stamps(tmp_path / "out")
+    capsys.readouterr()
+    run_here("evaluate", "--dataset", tmp_path / "out", "--dry_run", *GATE)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:3] == [
+        "models: tested on 30 images in 5 groups of split val",
+        UNDECIDED,
+        missed,
+    ]
+    assert stamps(tmp_path / "out") == before
+
+
+def test_a_dry_run_of_an_evaluation_says_what_is_left(
+    told: Told, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stamps(told.output)
+    flags = ("evaluate", "--dataset", told.output, "--dry_run", "--models")
+    run_here(*flags, f"{MODEL},python:tiny_models:second", "--fail_if", "bg_gap>0.1,original<0.7")
+    tested, gate, of_model, of_other, done, left, end = capsys.readouterr().out.splitlines()
+    assert tested == "models: tested on 12 images of split val"
+    # Two conditions on two models: intervals are at 1 - 0.05 / 4.
+    (points,) = re.findall(
+        r"^--fail_if: true values within about ([\d.]+) points of a limit will often stay open, "
+        r"with 98\.75 % intervals$",
+        gate,
+    )
+    missed = "points will often be missed with 12 images"
+    known = f"gaps of {MODEL}, by its results, below about"
+    assert re.fullmatch(rf"{known} [\d.]+ {missed}", of_model)
+    assert of_other == f"gaps below about 59.0 {missed}"
+    assert float(points) > 59.0
+    assert done == f"{MODEL}: evaluated already"
+    assert re.match(r"python:tiny_models:second: about .* for 96 pictures on cpu \(", left)
+    assert end == "dry run: nothing was written"
+    assert stamps(told.output) == before
+
+
+def test_a_file_of_answers_needs_no_time(told: Told, tmp_path: Path) -> None:
+    dataset = ("--dataset", told.output)
+    run_here("export", *dataset, "--layout", "answers", "--to", tmp_path / "table.csv")
+    head, *rows = (tmp_path / "table.csv").read_text().splitlines()
+    answers = tmp_path / "answers.csv"
+    answers.write_text("\n".join([f"{head},label", *(f"{row},0" for row in rows)]))
+    done = run_in9("evaluate", *dataset, "--models", f"answers:{answers}", "--dry_run")
+    assert f"answers:{answers}: its file has the answers to 96 pictures\n" in done.stdout
 
 
 def test_the_job_makes_what_was_forecast(told: Told) -> None:
@@ -136,7 +226,7 @@ def test_what_is_done_is_not_to_be_done_again(told: Told) -> None:
         told.first[3].removesuffix(", or more, if others are rejected"),
     ]
     assert told.again[4] == "dataset: up to date"
-    assert told.again[6:] == [
+    assert told.again[7:] == [
         f"{MODEL}: evaluated already",
         "dry run: nothing was written",
     ]

@@ -153,10 +153,7 @@ def test_a_sentence_says_what_differs_between_models() -> None:
     def said(*rows: Any) -> str:
         return Differences(columns, rows, left_out=False).summary
 
-    scope = (
-        "Each of the 3 columns is tested by itself: where nothing differs, chance alone makes one "
-        "column in twenty seem to."
-    )
+    scope = "Columns are not adjusted for each other: expect 1 in 20 by chance."
     assert said(pair) == (
         "a against b: a BG-Gap 3.1 points smaller, 8.6 points higher on original. No other "
         f"difference is significant. {scope}"

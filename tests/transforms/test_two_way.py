@@ -22,7 +22,7 @@ from transforms.intervals import (
     t_quantile,
     wilson,
 )
-from transforms.trend import slope_interval
+from transforms.trend import line_interval
 from transforms.two_way import (
     EstimateSpread,
     Roles,
@@ -277,22 +277,26 @@ def test_adjusted_p_values_are_those_of_the_definitions(p: NDArray[np.float64]) 
     np.testing.assert_array_equal(benjamini_hochberg(two)[:, 1], benjamini_hochberg(p)[::-1])
 
 
-def test_a_slope_has_the_variance_of_models_and_of_images() -> None:
+@pytest.mark.parametrize("at", [None, 0.6, 0.7, 0.9])
+def test_a_line_has_the_variance_of_models_and_of_images(at: float | None) -> None:
+    """The slope is row 1 of the coefficients, and the height is the intercept + at * slope."""
     rng = np.random.default_rng(3)
     x = rng.uniform(0.6, 0.85, 12)
     right = rng.random((12, 40)) < 0.1 + 0.8 * x[:, None]
     y = right.mean(axis=1)
-    slope, low, high = slope_interval(x, y, [np.zeros((12, 2))])
-    assert slope == pytest.approx(np.polyfit(x, y, 1)[0])
+    value, low, high = line_interval(x, y, [np.zeros((12, 2))], at=at)
+    slope, intercept = np.polyfit(x, y, 1)
+    assert value == pytest.approx(slope if at is None else intercept + at * slope)
     # HC3 is computed as a sandwich, with the whole hat matrix.
     design = np.stack([np.ones(12), x], axis=1)
     bread = np.linalg.inv(design.T @ design)
     hat = design @ bread @ design.T
-    weights, leverage = (bread @ design.T)[1], np.diag(hat)
+    of_coefficients = [0, 1] if at is None else [1, at]
+    weights, leverage = of_coefficients @ bread @ design.T, np.diag(hat)
     residual = (np.eye(12) - hat) @ y
     variance = float((weights**2 * (residual / (1 - leverage)) ** 2).sum())
     reach = t_quantile(10, 0.95) * math.sqrt(variance)
-    assert (low, high) == pytest.approx((slope - reach, slope + reach))
+    assert (low, high) == pytest.approx((value - reach, value + reach))
     # HC3 covers errors on images that models do not share, but not errors that they share.
     roles = Roles.from_units(np.arange(40))
     r = (right - y[:, None]) / 40
@@ -301,11 +305,11 @@ def test_a_slope_has_the_variance_of_models_and_of_images() -> None:
     shared_residuals = (np.eye(12) - hat) @ shared
     in_both = (weights**2 / (1 - leverage) ** 2 * roles.variance(shared_residuals)).sum()
     assert of_images > in_both
-    _, low, high = slope_interval(x, y, roles.corrected(shared))
+    _, low, high = line_interval(x, y, roles.corrected(shared), at=at)
     expected = t_quantile(10, 0.95) * math.sqrt(variance + of_images - in_both)
     assert (high - low) / 2 == pytest.approx(expected)
     # Only one model has the second accuracy, so nothing tells how much such models scatter.
-    few = slope_interval([0.7, 0.7, 0.8], [0.1, 0.2, 0.3], [np.zeros((3, 2))])
+    few = line_interval([0.7, 0.7, 0.8], [0.1, 0.2, 0.3], [np.zeros((3, 2))], at=at)
     assert few[1:] == (-math.inf, math.inf)
 
 
@@ -316,7 +320,7 @@ def test_a_slope_over_images_of_one_unit_is_unbounded() -> None:
     r = (right - right.mean(axis=1, keepdims=True)) / 20
     one, own = np.zeros(20, np.int64), np.arange(20)
     for roles in (Roles.from_units(one), Roles.from_units(own, one), Roles.from_units(one, own)):
-        _, *bounds = slope_interval(x, right.mean(axis=1), roles.corrected(r))
+        _, *bounds = line_interval(x, right.mean(axis=1), roles.corrected(r))
         assert bounds == [-math.inf, math.inf]
 
 

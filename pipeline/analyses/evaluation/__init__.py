@@ -11,7 +11,6 @@ EVALUATION = Analysis(
         "run:run_main",
         has_graph=True,
     ),
-    is_always_counted=True,
     picture_noun="picture",
     participle="predicted",
     items="pictures",

@@ -68,18 +68,20 @@ class Baseline:
     """A model that others are compared with.
 
     `is_own` says that this folder, or its tables, have it; `correct` is label rule -> variant ->
-    (n,) bool, True where it is right.
+    (n,) bool, True where it is right; `is_kept` says that an earlier command has chosen it.
     """
 
     run: Evaluated
     store: Store
     is_own: bool
     correct: Mapping[str, Mapping[VariantName, Correct]]
+    is_kept: bool = False
 
     @property
     def name(self) -> str:
         """Its name, followed by the folder of its results if that is another one."""
-        return self.run.name if self.is_own else f"{self.run.name} in {self.store.root}"
+        name = self.run.name if self.is_own else f"{self.run.name} in {self.store.root}"
+        return name + ", stored by an earlier command" * self.is_kept
 
     def is_same(self, summary: Summary) -> bool:
         """Returns whether a summary is of this model under these settings, in any folder."""
@@ -258,8 +260,10 @@ def open_baseline(
     return where, runs[0]
 
 
-def find_baseline(dataset: Dataset, name: str, settings: RunSettings | None = None) -> Baseline:
-    """Finds a baseline and reads its predictions.
+def find_baseline(
+    dataset: Dataset, name: str, settings: RunSettings | None = None, is_kept: bool = False
+) -> Baseline:
+    """Finds a baseline and reads its predictions; `is_kept` says that an earlier command chose it.
 
     Raises UsageError if it means no model (`open_baseline`), or one without predictions on the
     present pictures.
@@ -280,11 +284,16 @@ def find_baseline(dataset: Dataset, name: str, settings: RunSettings | None = No
         is_own=where.store.path(f"results/{run.folder}")
         == dataset.store.path(f"results/{run.folder}"),
         correct=correct,
+        is_kept=is_kept,
     )
 
 
 def baseline_or_reason(
-    dataset: Dataset, name: str, settings: RunSettings | None = None, was_run: bool = False
+    dataset: Dataset,
+    name: str,
+    settings: RunSettings | None = None,
+    was_run: bool = False,
+    is_kept: bool = False,
 ) -> Baseline | str:
     """Finds a baseline as `find_baseline` does; returns why it cannot be read if that fails.
 
@@ -295,9 +304,9 @@ def baseline_or_reason(
         if one.entry == name and pick(RunSettings, one.evaluation) == settings:
             return f"{one.name} failed: {one.error}"
     try:
-        return find_baseline(dataset, name, settings)
+        return find_baseline(dataset, name, settings, is_kept)
     except UsageError as error:
-        return str(error)
+        return f"the baseline, stored by an earlier command: {error}" if is_kept else str(error)
 
 
 def choose_baseline(
@@ -365,10 +374,7 @@ class BaselineRow(Struct, frozen=True, kw_only=True):
     ]
     smallest_difference: Annotated[
         float,
-        Meta(
-            description="smallest true difference whose interval would exclude 0 in 8 of 10 draws "
-            "of as many images"
-        ),
+        Meta(description="smallest difference that as many images can detect (80 % power)"),
     ]
     n: int
     split: str
@@ -453,7 +459,7 @@ def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterato
                 [
                     f"minus {baseline.name}, points",
                     *("BG-Gap" if name == BG_GAP else name for name in names),
-                    "8 of 10 show",
+                    "detectable",
                 ],
                 *(
                     [

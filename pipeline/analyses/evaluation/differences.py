@@ -53,10 +53,7 @@ class Differences:
         differing = [pair for pair in pairs if pair[2]]
         if not differing:
             return "None of these differences is significant."
-        scope = (
-            f"Each of the {len(self.columns)} columns is tested by itself: where nothing differs, "
-            "chance alone makes one column in twenty seem to."
-        )
+        scope = "Columns are not adjusted for each other: expect 1 in 20 by chance."
         if len(differing) <= _DIFFERING:
             parts = [
                 f"{first} against {second}: "

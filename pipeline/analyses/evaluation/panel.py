@@ -24,6 +24,7 @@ from pipeline.display.table import describe_chance
 from pipeline.evaluate.comparisons import (
     BG_GAP,
     COMPARISONS,
+    IN_BOLD,
     ComparisonRow,
     mark_best,
     read_contributions,
@@ -244,6 +245,7 @@ class AccuracyPanel:
     gap_column: ClassVar[str] = GAP
     paper_rule: ClassVar[str] = PAPER_RULE
     closed_choice: ClassVar[str] = CLOSED_CHOICE
+    in_bold: ClassVar[str] = IN_BOLD
     few: ClassVar[int] = 4
     """Up to this number of models, the page shows their table unfolded."""
 
@@ -283,8 +285,10 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
     ]
     images = f"these {max(counts.values(), default=0):,} images"
     gaps = [measured[row.name] for row in shown if measured]
-    draws = [row.seed_sd or 0 for _, summary in evaluated for row in summary.accuracy]
-    draws += [row.seed_sd or 0 for _, summary in evaluated for row in summary.gaps]
+    draws = [
+        *(row.seed_sd or 0 for _, one in evaluated for row in one.accuracy),
+        *(row.seed_sd or 0 for _, one in evaluated for row in one.gaps),
+    ]
     return AccuracyPanel(
         headline=headline,
         tested=tested if counts.keys() != {(split, 0) for split in manifest.images} else (),

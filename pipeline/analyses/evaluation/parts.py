@@ -26,7 +26,7 @@ from pipeline.dataset.card import markdown
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
-from pipeline.evaluate.comparisons import BG_GAP, COMPARISONS, gap_draws
+from pipeline.evaluate.comparisons import BG_GAP, COMPARISONS, Sample, gap_draws
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.predictions import EvalImages, Predictions, read_predictions
 from pipeline.evaluate.results import errors_by_model, read_failures
@@ -34,12 +34,7 @@ from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import TABLES, Summary
 from transforms.intervals import Floats, bootstrap_interval
 from transforms.taxonomy import Taxonomy
-from transforms.two_way import EstimateSpread, smallest_difference
 from transforms.variants import VariantName, draws_of
-
-_DIFFERING = 0.2
-"""Share of images for which `--dry_run` takes a model to be right on one of two mixed variants
-alone, if nothing is known of it."""
 
 
 class EvaluationParts(Parts[Flags]):
@@ -69,32 +64,26 @@ class EvaluationParts(Parts[Flags]):
 
     @override
     def dry_run_lines(
-        self, work: PlannedAnalysis, images: float, variants: Sequence[VariantName]
+        self, work: PlannedAnalysis, sample: Sample, variants: Sequence[VariantName]
     ) -> Iterator[str]:
         """Yields the smallest BG-Gap that the dataset would show, if it has one."""
-        if images < 2 or not all(gap_draws(variants)):
+        if sample.images < 2 or not all(gap_draws(variants)):
             return
         evaluation, manifest = work.evaluation, read_manifest(work.evaluation.store)
         stored = read_summaries(Dataset(evaluation.store, manifest))[0] if manifest else []
-        figures = [
-            f"{100 * gap.smallest_gap * (gap.n / images) ** 0.5:.1f} for {summary.name}, by its "
-            f"results on {gap.n:,} images"
+        known = [
+            (
+                f" of {summary.name}, by its results,",
+                gap.smallest_gap * (gap.n / sample.images) ** 0.5,
+            )
             for summary in stored
             if summary.is_of(evaluation.entries, evaluation.settings) and (gap := summary.gap())
         ]
-        if len(figures) < len(evaluation.entries):
-            share = np.asarray(_DIFFERING)
-            smallest = smallest_difference(
-                np.zeros(()), EstimateSpread(share / images, share, images, images)
-            )
-            figures.append(
-                f"{100 * smallest:.1f} for a model that is right on one of mixed_same and "
-                f"mixed_rand alone for {100 * _DIFFERING:.0f} % of the images"
-            )
-        yield (
-            f"smallest BG-Gap that {images:,.0f} images would show in 8 of 10 draws, in points: "
-            + "; ".join(figures)
-        )
+        if len(known) < len(evaluation.entries):
+            known.append(("", sample.smallest()))
+        for of, smallest in known:
+            size = f"below about {100 * smallest:.1f} points" if smallest < 1 else "of any size"
+            yield f"gaps{of} {size} will often be missed with {sample}"
 
     @override
     def find(self, dataset: Dataset) -> Found:

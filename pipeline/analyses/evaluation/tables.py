@@ -19,11 +19,12 @@ from pipeline.analyses.evaluation.baseline import (
     compare_with,
 )
 from pipeline.dataset.folder import Dataset
-from pipeline.display.table import Cell, aligned, escape, interval, listed, tabular
+from pipeline.display.table import Cell, aligned, interval, listed, tabular
 from pipeline.errors import shown_bytes
 from pipeline.evaluate.comparisons import (
     BG_GAP,
     COMPARISONS,
+    IN_BOLD,
     compare_models,
     mark_best,
     read_contributions,
@@ -55,7 +56,6 @@ from pipeline.evaluate.summary import (
     SummaryRun,
     VariantRow,
     rules_of,
-    without_rule,
 )
 from pipeline.storage.state_files import read_table
 from transforms.analysis import KINDS
@@ -121,8 +121,7 @@ def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) ->
     ]
     shown = [name for name in columns if any(name in rows for rows in rows_of_models)]
     return tabular(
-        f"Accuracy and BG-Gap in %, 95 % intervals; {_label_rule(summaries, rule)}; bold: "
-        "accuracies that cannot be told from the best one (Holm, 5 %)",
+        f"Accuracy and BG-Gap in %, 95 % intervals; label rule: {rule}; {IN_BOLD}",
         ["BG-Gap" if name == BG_GAP else PAPER_NAMES.get(name, name) for name in shown],
         summaries,
         [[rows.get(name) for name in shown] for rows in rows_of_models],
@@ -140,7 +139,7 @@ def decomposition(summaries: Sequence[Summary], rule: str) -> str:
         for summary in summaries
     ]
     return tabular(
-        f"Share of images in %, 95 % intervals; {_label_rule(summaries, rule)}; mixed_rand: "
+        f"Share of images in %, 95 % intervals; label rule: {rule}; mixed_rand: "
         "its first draw; the paper's BG irrelevant is: right or wrong on both, Original and "
         "Mixed-Rand",
         [KIND_NAMES[kind] for kind in KINDS],
@@ -154,8 +153,8 @@ def per_class(
 ) -> str:
     """Makes a table of models x classes on a variant, in percent; other arguments: see `headline`.
 
-    A bold number marks a class on which a model is significantly better or worse than on the other
-    classes (`class_p_values`).
+    A star marks a class on which a model is significantly better or worse than on the other classes
+    (`class_p_values`).
     """
     rows_of_models = [
         {
@@ -163,7 +162,7 @@ def per_class(
                 row.accuracy,
                 row.ci_low,
                 row.ci_high,
-                is_bold=row.p_adjusted is not None and row.p_adjusted < 1 - CONFIDENCE,
+                is_starred=row.p_adjusted is not None and row.p_adjusted < 1 - CONFIDENCE,
             )
             for row in summary.by_rule(summary.per_class, rule)
             if row.variant == variant
@@ -171,18 +170,12 @@ def per_class(
         for summary in summaries
     ]
     return tabular(
-        f"Accuracy on {variant} in %, 95 % intervals; {_label_rule(summaries, rule)}; bold: "
+        f"Accuracy on {variant} in %, 95 % intervals; label rule: {rule}; *: "
         "differs from the other classes (Benjamini-Hochberg, 5 %)",
         class_names,
         summaries,
         [[rows.get(name) for name in class_names] for rows in rows_of_models],
     )
-
-
-def _label_rule(summaries: Sequence[Summary], rule: str) -> str:
-    """Names a label rule, and the models that have no figures by it."""
-    without = without_rule(summaries, rule)
-    return f"label rule: {rule}" + (f" (without figures: {escape(without)})" if without else "")
 
 
 POWER_VERSION = 2
@@ -241,11 +234,11 @@ def describe_power(summaries: Iterable[Summary], *, is_page: bool = False) -> It
     weak = [(one, row) for one in summaries for row in one.power if not row.has_power]
     if weak:
         near_zero = [one.name for one, _ in weak if one.is_gap_near_zero]
-        named = f", as for {listed(near_zero)}," if len(near_zero) < len(weak) else ""
-        yield f"we could not show that backgrounds tell the class here: {_probes(weak)}" + (
-            f"; so a BG-Gap whose interval includes 0{named} says little about the model"
-            if near_zero
-            else ""
+        named = f" (as of {listed(near_zero)})" if len(near_zero) < len(weak) else ""
+        yield (
+            "a probe cannot tell the class from these backgrounds"
+            + (f", so a gap near 0{named} is no evidence" if near_zero else "")
+            + f": {_probes(weak)}"
         )
     strong = [(one, row) for one in summaries for row in one.power if row.has_power]
     if strong and is_page:

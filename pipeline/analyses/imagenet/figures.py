@@ -46,17 +46,21 @@ _BETWEEN = 16
 def make_plots(evidence: Evidence) -> Iterator[Plot]:
     """Makes the figure if the trend has lines."""
     if trend := read_trend(evidence):
-        slopes = ", ".join(f"{line.variant} {line.slope:.2f}" for line in trend.lines)
+        slopes = ", ".join(
+            f"{line.variant} {line.slope:.2f} [{line.slope_low:.2f}, {line.slope_high:.2f}]"
+            for line in trend.lines
+        )
         yield Plot(
             "trend",
             "trend.svg",
-            f"Accuracy on the variants against accuracy on ImageNet. Slopes: {slopes}",
+            "Accuracy on the variants against accuracy on ImageNet. Slopes with 95 % intervals: "
+            f"{slopes}",
             trend_figure(trend),
         )
 
 
 def trend_figure(trend: Trend) -> Drawn:
-    """Draws accuracy on each variant with its best-fit line, and BG-Gap below.
+    """Draws accuracy on each variant with its best-fit line and band, and BG-Gap below.
 
     Points without an accuracy on ImageNet are left out; at least one must have it.
     """
@@ -86,7 +90,12 @@ def trend_figure(trend: Trend) -> Drawn:
             fontsize=TITLE,
             fontweight="bold",
         )
-        figure.text(8 / WIDTH, 1 - 36 / height, "beside each line: its slope", color=SOFT)
+        figure.text(
+            8 / WIDTH,
+            1 - 36 / height,
+            "beside each line: its slope; shaded: its 95 % band",
+            color=SOFT,
+        )
         low, high = min(top1.values()), max(top1.values())
         margin = max(0.06 * (high - low), 0.01)
         limits = (low - margin, high + margin)
@@ -113,11 +122,11 @@ def trend_figure(trend: Trend) -> Drawn:
         for number, variant in enumerate(_VARIANTS):
             of_variant = [one for one in points if one[0].variant == variant]
             if of_variant:
-                end = _draw(main, of_variant, lines.get(variant), number, limits)
+                end = _draw(main, of_variant, lines.get(variant), number)
                 ends.append((end, PAPER_NAMES[variant], lines.get(variant), MODELS[number]))
         _label_ends(main, ends, _PANEL)
         if gaps:
-            end = _draw(gap, gaps, lines.get(_GAP), len(_VARIANTS), limits)
+            end = _draw(gap, gaps, lines.get(_GAP), len(_VARIANTS))
             _label_ends(gap, [(end, "BG-Gap", lines.get(_GAP), MODELS[len(_VARIANTS)])], _GAP_PANEL)
         _label_models(main, [(top1[model], names[model]) for model in shown], width)
         return drawn(figure)
@@ -150,9 +159,8 @@ def _draw(
     points: Sequence[_Point],
     line: TrendLine | None,
     number: int,
-    limits: tuple[float, float],
 ) -> float:
-    """Draws a variant's points and line.
+    """Draws a variant's points and line, over the models' accuracies on ImageNet.
 
     Returns the accuracy at the line's right end or, without a line, at the rightmost point.
     """
@@ -170,9 +178,11 @@ def _draw(
     axes.plot(xs, ys, marker, color=colour, markersize=4.5, markeredgewidth=0)
     if line is None:
         return float(ys[xs.index(max(xs))])
-    heights = [line.intercept + line.slope * x for x in limits]
-    axes.plot(limits, heights, color=colour, linewidth=1.4, alpha=0.8)
-    return float(heights[1])
+    at, lows, highs = zip(*line.band, strict=True)
+    heights = [line.intercept + line.slope * x for x in at]
+    axes.fill_between(at, lows, highs, color=colour, alpha=0.12, linewidth=0)
+    axes.plot(at, heights, color=colour, linewidth=1.4, alpha=0.8)
+    return float(heights[-1])
 
 
 def _label_ends(

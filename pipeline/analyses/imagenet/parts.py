@@ -30,9 +30,7 @@ from transforms.estimates import above, below
 from transforms.taxonomy import Taxonomy, imagenet9
 
 COMMAND = "in9 evaluate --dataset . --models MODELS --imagenet IMAGENET"
-AT_LEAST_THREE = (
-    "at least three models, better ten, whose accuracy on ImageNet is known or measured"
-)
+AT_LEAST_FIVE = "at least five models, better ten, whose accuracy on ImageNet is known or measured"
 
 
 def slopes(*variants: str) -> Callable[[Results], list[Measurement]]:
@@ -105,7 +103,7 @@ class TrendParts(Parts[Flags]):
             make=lambda evidence, _: read_trend(evidence),
             answers="Whether better models are less fooled",
             command=COMMAND,
-            needs=AT_LEAST_THREE,
+            needs=AT_LEAST_FIVE,
             needs_imagenet9=True,
         ),
     )
@@ -121,7 +119,7 @@ class TrendParts(Parts[Flags]):
             COMMAND,
             of="lines",
             unit="slope",
-            needs=AT_LEAST_THREE,
+            needs=AT_LEAST_FIVE,
         ),
         Claim(
             "Models do improve at using backgrounds: accuracy on only_bg_t rises, too.",
@@ -134,7 +132,7 @@ class TrendParts(Parts[Flags]):
             COMMAND,
             of="lines",
             unit="slope",
-            needs=AT_LEAST_THREE,
+            needs=AT_LEAST_FIVE,
         ),
         Claim(
             "Accuracy on backgrounds alone improves slower than where the background misleads.",
@@ -150,7 +148,7 @@ class TrendParts(Parts[Flags]):
             COMMAND,
             of="lines",
             unit="slope",
-            needs=AT_LEAST_THREE,
+            needs=AT_LEAST_FIVE,
         ),
         Claim(
             "BG-Gap trends towards closing.",
@@ -163,7 +161,7 @@ class TrendParts(Parts[Flags]):
             COMMAND,
             of="lines",
             unit="slope",
-            needs=AT_LEAST_THREE,
+            needs=AT_LEAST_FIVE,
         ),
     )
 

@@ -247,6 +247,7 @@ class TrendLine(Struct, frozen=True, kw_only=True):
     slope_high: float
     intercept: float
     models: int
+    band: tuple[tuple[float, float, float], ...]
 
 
 class Trend(Struct, frozen=True, kw_only=True):

@@ -27,7 +27,7 @@ def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
         shares = [[_share(cell, kind) for cell in line] for line in cells]
         if not any(share is not None for line in shares for share in line):
             continue
-        bold = [[cell is not None and cell.differs for cell in line] for line in cells]
+        starred = [[cell is not None and cell.differs for cell in line] for line in cells]
         spoken = "; ".join(
             f"{row}: "
             + ", ".join(
@@ -48,7 +48,7 @@ def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
                 shares,
                 VERSIONS,
                 ("trained on", "tested on"),
-                bold=bold if kind == "difference" else None,
+                starred=starred if kind == "difference" else None,
                 is_signed=kind == "difference",
             ),
         )

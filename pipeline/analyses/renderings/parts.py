@@ -153,7 +153,7 @@ class RenderingsParts(Parts[RenderingsFlags]):
             shown_bytes(
                 tabular(
                     "BG-Gap of the paper's method, and differences from it, in points; common, "
-                    "against: BG-Gap; 95 % intervals; bold: differs (Holm, 5 %)",
+                    "against: BG-Gap; 95 % intervals; *: differs (Holm, 5 %)",
                     names,
                     results,
                     [

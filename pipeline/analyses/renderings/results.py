@@ -130,7 +130,7 @@ class RenderingRow(Struct, frozen=True, kw_only=True):
         gap = self.gap, self.ci_low, self.ci_high
         return Cell(
             *(gap if self.rendering in GAPS else self.compared or gap),
-            is_bold=self.p_adjusted is not None and self.p_adjusted < 1 - CONFIDENCE,
+            is_starred=self.p_adjusted is not None and self.p_adjusted < 1 - CONFIDENCE,
         )
 
     @property

@@ -69,7 +69,7 @@ ROWS: Rows = {
         ("export --output x", "; example: in9 export --dataset out --to bg_challenge"),
         ("matrix --models x", "flag of in9 run, evaluate, method, attack, saliency, models, show;"),
         # Beam has a flag of the same name, but it would have no effect here.
-        ("evaluate --dry-run", "no --dry_run, which is a flag of in9 run, generate"),
+        ("attack --dry-run", "no --dry_run, which is a flag of in9 run, generate, evaluate"),
         ("verify --colour", "(see: in9 verify --help all)"),
         ("verify --dask tcp://127.0.0.1:8786", "this command has no --dask"),
         ("train --dask tcp://127.0.0.1:8786", "this command has no --dask"),
