@@ -8,7 +8,7 @@ is tiled: repetitions of the largest strip beside the box cover the box.
 import dataclasses
 import hashlib
 
-import numpy as np
+import cv2
 
 from transforms.annotations import Box
 from transforms.geometry import Mask, OutputBox, Pixels, ResizeCrop
@@ -59,12 +59,12 @@ def tile_background(image: Pixels, box: Box) -> Pixels:
     """
     height, width = image.shape[:2]
     strip = background_strip(width, height, box)
-    rows = np.arange(box.ymin, min(box.ymax + 1, height))
-    columns = np.arange(box.xmin, min(box.xmax + 1, width))
+    tile = image[strip.ymin : strip.ymax, strip.xmin : strip.xmax]
+    copies = cv2.repeat(tile, -(-height // strip.height), -(-width // strip.width))
+    covered = slice(box.ymin, box.ymax + 1), slice(box.xmin, box.xmax + 1)
     tiled = image.copy()
-    tiled[rows[:, np.newaxis], columns] = image[
-        (strip.ymin + rows % strip.height)[:, np.newaxis], strip.xmin + columns % strip.width
-    ]
+    # The copies may reach beyond the image.
+    tiled[covered] = copies[:height, :width][covered]
     return tiled
 
 

@@ -23,10 +23,11 @@ from collections.abc import Callable, Iterable
 from statistics import NormalDist
 from typing import Self
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.geometry import Pixels
+from transforms.geometry import Mask, Pixels
 from transforms.hashing import substreams
 from transforms.layers import Layer
 from transforms.renderings import (
@@ -87,7 +88,7 @@ def original(layer: Layer) -> Pixels:
 
 def only_bg_b(layer: Layer) -> Pixels:
     """Blackens the annotated box."""
-    return layer.image * ~box_hole(layer)[..., np.newaxis]
+    return _on_black(layer.image, ~box_hole(layer))
 
 
 def only_bg_t(layer: Layer) -> Pixels:
@@ -97,12 +98,17 @@ def only_bg_t(layer: Layer) -> Pixels:
 
 def no_fg(layer: Layer) -> Pixels:
     """Blackens the foreground to a silhouette."""
-    return layer.image * ~layer.mask[..., np.newaxis]
+    return _on_black(layer.image, ~layer.mask)
 
 
 def only_fg(layer: Layer) -> Pixels:
     """Returns the foreground on black."""
-    return layer.image * layer.mask[..., np.newaxis]
+    return _on_black(layer.image, layer.mask)
+
+
+def _on_black(image: Pixels, mask: Mask) -> Pixels:
+    """Blackens an image where a mask is False (`cv2.copyTo`)."""
+    return np.asarray(cv2.copyTo(image, mask.view(np.uint8)))
 
 
 def fg_mask(layer: Layer) -> Pixels:

@@ -404,7 +404,9 @@ def test_composites_on_the_device_are_the_papers() -> None:
     backgrounds = random.integers(0, 256, (4, 8, 8, 3), np.uint8)
     masks = random.random((3, 8, 8)) < 0.5
     f, b = np.asarray([0, 2, 2, 1]), np.asarray([3, 3, 0, 1])
-    expected = composite(originals[f], masks[f], backgrounds[b])
+    expected = [
+        composite(originals[i], masks[i], backgrounds[j]) for i, j in zip(f, b, strict=True)
+    ]
     blend = masks[f][..., None]
     assert np.array_equal(expected, originals[f] * blend + backgrounds[b] * (1 - blend))
     cutouts = Cutouts.from_arrays(originals, masks, torch.device("cpu"))
