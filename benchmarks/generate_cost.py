@@ -5,9 +5,9 @@
 * CPU of an image, compared with a bare loop over the same functions (read, cut, encode the layer,
   decode it and three backgrounds, compose, encode, write) without Beam, records, hashes, tars and
   Parquet, with both formats and with one; and how much of it is segmentation.
-* All of that but segmentation, compared with a floor: the bare calls of libraries that make the
-  same bytes of the same pixels (decode, resize, encode, decode layers and backgrounds, hash,
-  write), without the work on pixels, records and tables.
+* All of that but segmentation, which is a job with the segmenter `box`, compared with a floor: the
+  bare calls of libraries that make the same bytes of the same pixels (decode, resize, encode,
+  decode layers and backgrounds, hash, write), without the work on pixels, records and tables.
 * Two workers compared with one, on images of equal cost; beside it, what two bare loops in separate
   processes gain on this machine, whose cores may share more than is apparent.
 * Peak memory with ten times the images.
@@ -31,6 +31,7 @@ import cv2
 import numpy as np
 import simplejpeg
 from measure import machine, multiply, row, run_in9, slope
+from PIL import Image
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.dataset.folder import sample_folder
@@ -38,11 +39,9 @@ from pipeline.dataset.sinks import decode_layer, encode_layer
 from pipeline.generate.cut_source import Cutter, read_source
 from pipeline.inputs.layout import find_layout, list_images
 from pipeline.inputs.source_images import SourceImage
-from transforms.annotations import Box
-from transforms.codec import decode_image, encode_jpeg, encode_png
+from transforms.codec import decode_png, encode_jpeg, encode_png
 from transforms.cutting import cut_objects
-from transforms.geometry import Pixels
-from transforms.segmentation import SEGMENTERS, Segmentation
+from transforms.segmentation import SEGMENTERS
 from transforms.taxonomy import imagenet9
 from transforms.variants import PAPER, VARIANTS
 
@@ -55,7 +54,7 @@ FORMATS = ("parquet", "parquet,webdataset")
 
 def bare_loop(
     images: Sequence[SourceImage], config: SegmentConfig, out: Path, copies: int
-) -> tuple[float, float]:
+) -> float:
     """Measures the method alone: one image after the other, with all bytes written to one file.
 
     It is called in a new process, as the memory of an old one has grown to what the loop needs.
@@ -67,21 +66,11 @@ def bare_loop(
       copies: number of formats that a dataset stores each picture in.
 
     Returns:
-      CPU seconds in all, and those of the segmenter.
+      CPU seconds.
     """
     cv2.setNumThreads(1)
     segmenter = SEGMENTERS[config.segmenter]
-    segmentation = 0.0
-    function = segmenter.segment
-    assert function is not None  # True for all segmenters that need no given masks.
-
-    def segment(image: Pixels, box: Box, seed: int) -> Segmentation:
-        nonlocal segmentation
-        before = time.thread_time()
-        result = function(image, box, seed)
-        segmentation += time.thread_time() - before
-        return result
-
+    assert segmenter.segment is not None  # True for all segmenters that need no given masks.
     started = time.process_time()
     before: dict[str, bytes] = {}
     with open(out, "wb") as file:
@@ -90,7 +79,7 @@ def bare_loop(
             (cut,) = cut_objects(
                 source.image,
                 source.annotation,
-                segment=segment,
+                segment=segmenter.segment,
                 seed=config.grabcut_seed,
                 resize=config.resize,
                 crop=config.image_size,
@@ -105,13 +94,13 @@ def bare_loop(
             for variant in (VARIANTS[name] for name in PAPER):
                 background = None
                 if variant.from_layer is None:
-                    background = decode_image((before or encoded_layer)["only_bg_t"])
+                    background = decode_png((before or encoded_layer)["only_bg_t"])
                 picture = variant.compose(layer, background)
                 encoded = encode_png(picture) if variant.lossless else encode_jpeg(picture, 95)
                 for _ in range(copies):
                     file.write(encoded)
             before = encoded_layer
-    return time.process_time() - started, segmentation
+    return time.process_time() - started
 
 
 def floor(images: Sequence[SourceImage], config: SegmentConfig, out: Path) -> float:
@@ -134,7 +123,9 @@ def floor(images: Sequence[SourceImage], config: SegmentConfig, out: Path) -> fl
         for data, layer, pixels in made:
             native = simplejpeg.decode_jpeg(data)
             side = (config.resize, config.resize)
-            cv2.resize(native, side, interpolation=cv2.INTER_NEAREST)
+            # The picture, its tiled background and the mask.
+            for each in (native, native, native[..., 0]):
+                np.asarray(Image.fromarray(each).resize(side, Image.Resampling.NEAREST))
             mask = layer.mask.astype(np.uint8)
             pngs = (layer.image, layer.only_bg_t, mask, mask)
             files = [cv2.imencode(".png", each)[1].tobytes() for each in pngs]
@@ -193,10 +184,9 @@ def main() -> None:
 
         def generate(source: Path, *flags: object, **keys: int) -> tuple[float, float, float]:
             output = root / f"out-{next(runs)}"
+            chosen = () if "--segmenter" in flags else ("--segmenter", arguments.segmenter)
             cost = run_in9(
-                *("generate", "--input", source, "--output", output),
-                *("--segmenter", arguments.segmenter, *flags),
-                **keys,
+                *("generate", "--input", source, "--output", output, *chosen, *flags), **keys
             )
             return cost.cpu, cost.wall, cost.peak
 
@@ -204,12 +194,12 @@ def main() -> None:
         costs, rests, floors, speedups, bounds = [], [], [], [], []
         for _ in range(arguments.rounds):
             for copies, formats in enumerate(FORMATS, 1):
-                loop, segmentation, job = {}, {}, {}
+                loop, job = {}, {}
                 for n in (few, many):
                     images = list_images(find_layout(str(inputs[n]), None, "val"), imagenet9())[0]
                     with multiprocessing.get_context("spawn").Pool(1) as pool:
                         settings = (images, config, root / "bare", copies)
-                        loop[n], segmentation[n] = pool.apply(bare_loop, settings)
+                        loop[n] = pool.apply(bare_loop, settings)
                     flags = ("--direct_num_workers=1", "--formats", formats)
                     job[n] = generate(inputs[n], *flags)[0]
                 bare = slope((few, loop[few]), (many, loop[many]))
@@ -219,14 +209,17 @@ def main() -> None:
                     f"CPU of an image, {formats}: job {1e3 * total:.1f} ms, "
                     f"bare loop {1e3 * bare:.1f} ms: {total / bare:.3f}"
                 )
-            of_calls = {}
+            of_calls, no_segmenter = {}, {}
             for n in (few, many):
                 images = list_images(find_layout(str(inputs[n]), None, "val"), imagenet9())[0]
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    of_calls[n] = pool.apply(floor, (images, config, root / "bare"))
+                    boxes = SegmentConfig(segmenter="box")
+                    of_calls[n] = pool.apply(floor, (images, boxes, root / "bare"))
+                boxed = ("--direct_num_workers=1", "--formats", FORMATS[0], "--segmenter", "box")
+                no_segmenter[n] = generate(inputs[n], *boxed)[0]
             floors.append(slope((few, of_calls[few]), (many, of_calls[many])))
             costs.append(total)
-            rests.append(total - slope((few, segmentation[few]), (many, segmentation[many])))
+            rests.append(slope((few, no_segmenter[few]), (many, no_segmenter[many])))
             walls = {}
             for workers in (1, 2):
                 several = ("--direct_num_workers", workers)

@@ -1,6 +1,7 @@
 """Bounding boxes, and annotations: ImageNet's CLS-LOC files, and their form as lines of JSON."""
 
 import dataclasses
+import functools
 import json
 from typing import Any, NamedTuple, Self
 from xml.etree.ElementTree import Element, ParseError
@@ -116,6 +117,7 @@ def _integer(parent: Element, path: str) -> int:
         raise AnnotationError(f"<{path}> is not a number: {text.strip()[:40]!r}") from None
 
 
+@functools.lru_cache(64)  # For its digest and for its boxes.
 def parse_annotation(data: bytes) -> Annotation:
     """Parses a CLS-LOC (Pascal VOC) annotation, or a line of `write_annotation`.
 

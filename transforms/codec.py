@@ -61,6 +61,9 @@ comment, tag and chunk takes a few calls, and Pillow then copies all parts read 
 20 MB can take minutes. Camera files take some hundred calls, a 50-megapixel PNG some ten thousand.
 """
 
+_PNG_START, _PNG_SIZE = b"\x89PNG\r\n\x1a\n", struct.Struct(">16xII")
+"""How a PNG begins: with its signature, and a chunk that begins with width and height."""
+
 _MAX_READ_BYTES = 4_000_000_000
 """Largest number of bytes that Pillow may read to decode a picture. For each strip of a TIFF it
 reads 64 kB, even if the strip is short, and it reads all ranges that tags claim, even if they
@@ -119,12 +122,14 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise TooManyPixelsError(str(error)) from error
     except Exception as error:  # Pillow's plugins raise whatever the bytes provoke.
         raise UndecodableError(f"not a picture: {type(error).__name__}") from error
-    if image.width * image.height > max_pixels:
-        raise TooManyPixelsError(
-            f"{image.width} x {image.height} pixels, more than the limit of {max_pixels}"
-        )
+    _check_pixels(image.width, image.height, max_pixels)
     file.calls_left, file.bytes_left = _MAX_READS, _MAX_READ_BYTES
     return image
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise TooManyPixelsError(f"{width} x {height} pixels, more than the limit of {max_pixels}")
 
 
 def check_narrow(width: int, height: int, resize: int) -> str:
@@ -195,7 +200,10 @@ def decode_png(data: bytes) -> Pixels:
     Returns (H, W, 3) uint8 RGB, with the pixels of `decode_image`, in no more time. Raises
     UndecodableError or TooManyPixelsError, for its reasons; libpng prints a line of its own, too.
     """
-    open_picture(data)
+    if len(data) < _PNG_SIZE.size or not data.startswith(_PNG_START):
+        raise UndecodableError("not a PNG")
+    width, height = _PNG_SIZE.unpack_from(data)
+    _check_pixels(width, height, MAX_PIXELS)
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if image is None:
         raise UndecodableError("broken PNG")

@@ -6,6 +6,7 @@ composing variants after the resize gives the same pixels as composing at native
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -36,6 +37,7 @@ class OutputBox(NamedTuple):
     y1: int
 
 
+@functools.lru_cache(1024)
 def _nearest_sources(length: int, resized: int) -> Indices:
     """Returns the position of the native pixel that each pixel of a resized line copies.
 

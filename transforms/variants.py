@@ -324,12 +324,12 @@ class VariantName:
         parts = (self.base, self.rendering, f"r{self.draw}" if self.draw else "")
         return "_".join(filter(None, parts))
 
-    @property
+    @functools.cached_property
     def variant(self) -> Self:
         """The variant that it is a draw of."""
         return dataclasses.replace(self, draw=0)
 
-    @property
+    @functools.cached_property
     def pairs(self) -> Self:
         """The variant, or draw, whose pairs it shows: the one without rendering."""
         return dataclasses.replace(self, rendering="")
