@@ -75,7 +75,7 @@ setup(
         "jinja2>=3.1",
         "llvmlite>=0.45",
         "markupsafe>=2.1",
-        "matplotlib>=3.9",
+        "matplotlib>=3.10",
         "msgspec>=0.20",
         "numba>=0.62.1",
         "numpy>=2.0",

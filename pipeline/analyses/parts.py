@@ -113,19 +113,11 @@ class Parts(Generic[F]):
         """Reads the results on the present dataset."""
         return Found()
 
-    def columns(self, dataset: Dataset) -> tuple[str, ...]:
-        """Returns the columns that the user may choose from for LaTeX tables."""
-        return ()
-
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
         """Rebuilds the tables; empty `columns` are the default. The caller must hold their lock."""
 
     def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
         """Yields what a job prints at its end; `work` is None if it did not run the analysis."""
-        yield from ()
-
-    def report(self, dataset: Dataset) -> Iterator[str]:
-        """Yields what `in9 report` prints."""
         yield from ()
 
     def monitored(self, dataset: Dataset, work: PlannedAnalysis) -> dict[str, object]:

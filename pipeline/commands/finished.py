@@ -15,8 +15,12 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from pipeline.analyses import ANALYSES
 from pipeline.analyses.evaluation.baseline import with_results
+from pipeline.analyses.evaluation.tables import (
+    describe_stale,
+    describe_summaries,
+    headline_columns,
+)
 from pipeline.commands.command_line import flags_as
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset, selected_rows
@@ -29,6 +33,7 @@ from pipeline.dataset.manifest import (
 )
 from pipeline.dataset.records import DATA_FOLDERS
 from pipeline.errors import JobError, UsageError, counted, did_you_mean, refuse_first
+from pipeline.evaluate.summaries import read_summaries
 from pipeline.generate.recipe import RECIPE
 from pipeline.jobs.conditions import GateFlags, conclude, gate_from_flags, judge
 from pipeline.jobs.publish import check_publishing, describe_published, publish
@@ -230,7 +235,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     publishing = check_publishing(store, flags.publish, flags.keep)
     store, lines = with_results(Dataset.open(store), flags.results or ())
     dataset = Dataset.open(store)
-    known = [column for analysis in ANALYSES for column in analysis.parts.columns(dataset)]
+    known = headline_columns(dataset)
     columns = flags.columns or ()
     if unknown := [column for column in columns if column not in known]:
         raise UsageError(
@@ -242,8 +247,10 @@ def run_report(arguments: argparse.Namespace) -> int:
         gate.choose_baseline(Dataset.open(tables))
         write_tables(Dataset.open(tables), columns)
     write_report(store, dataset.taxonomy, flags.pictures, pdf=True)
-    for analysis in ANALYSES:
-        lines += analysis.parts.report(dataset)
+    summaries, stale = read_summaries(dataset)
+    if summaries:
+        lines += describe_summaries(dataset, summaries)
+    lines += describe_stale(dataset, stale)
     print("\n".join([*notes_of(dataset.manifest), *lines, describe_report(store)]))
     if publishing:
         print(describe_published(publishing.target, publish(publishing)))

@@ -80,10 +80,10 @@ def _fetch(models: tuple[str, ...], to: str) -> None:
             advice = "run this where the hub can be reached, and copy the folder"
             print(f"{spec}: {' '.join(str(error).replace('in9 models fetch', advice).split())}")
             failed.append(spec)
-            continue
-        print(f"{model.name}: {state}, sha256 {model.weights_sha256}")
-        # Free the model's memory before the next one is loaded.
-        del model
+        else:
+            print(f"{model.name}: {state}, sha256 {model.weights_sha256}")
+            # Free the model's memory before the next one is loaded.
+            del model
     if failed:
         raise JobError(
             f"{len(failed)} of {counted(len(models), 'model')} could not be fetched: "

@@ -36,7 +36,7 @@ from pipeline.commands.command_line import (
 from pipeline.commands.flags import NOT_IN_TRANSFORMS, flags_of
 from pipeline.commands.job_flags import analyses_from_flags, job_from_flags
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.manifest import writing_store
+from pipeline.dataset.manifest import read_manifest, writing_store
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.evaluate.results import errors_by_model, read_failures
 from pipeline.generate.job import GenerateJob
@@ -68,6 +68,7 @@ from pipeline.runtime.lock import (
     with_job_of_this_process,
     with_new_job,
 )
+from pipeline.runtime.progress import Progress
 from pipeline.runtime.spread import Engine, spread_over
 from pipeline.storage.store import Store
 
@@ -153,9 +154,12 @@ def _plan_job(
         evaluation = plans[EVALUATION.name].evaluation
         asked = flags_as(GateFlags, arguments)
         gate = gate_from_flags(asked, store, dataset.config.compose.composed, evaluation)
-    ending = JobSummary.of(
+    before = read_manifest(store)
+    ending = JobSummary(
         flags.command,
         store,
+        Progress.for_store(store),
+        before=before.fingerprint if before else None,
         plans=plans,
         has_lock=bool(job and (submission or is_stage)),
         is_detached=is_stage or (submission is not None and not submission.waits),

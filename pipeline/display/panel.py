@@ -42,8 +42,7 @@ def data_uri(image: bytes, side: int = SHOWN) -> str:
         small = Image.fromarray(decode_image(image))
     except (UndecodableError, TooManyPixelsError) as error:
         raise JobError(f"a picture of the page is damaged ({error}); see: in9 verify") from error
-    if max(small.size) > side:
-        small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     small.save(file, "WEBP", quality=QUALITY, method=2)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

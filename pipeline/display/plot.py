@@ -275,9 +275,8 @@ def heat_map(
     down = _ROW * len(rows)
     height = _ABOVE + down + layout.below
     with styled():
-        figure = new_figure(width, height)
         # A constrained layout would take as long as all other drawing.
-        figure.set_layout_engine("none")
+        figure = new_figure(width, height, layout=None)
         axes = figure.add_axes(
             (layout.left / width, layout.below / height, across / width, down / height)
         )

@@ -118,10 +118,12 @@ def styled() -> contextlib.AbstractContextManager[None]:
     return matplotlib.rc_context({**matplotlib.rcParamsDefault, **_SETTINGS})
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """Makes an empty figure; sizes are in units."""
+def new_figure(
+    width: float, height: float, layout: Literal["constrained"] | None = "constrained"
+) -> Figure:
+    """Makes an empty figure; sizes are in units. Without a layout, plots stay where they are."""
     size = (width * POINT / 72, height * POINT / 72)
-    return Figure(figsize=size, dpi=72, layout="constrained", facecolor=PAGE)
+    return Figure(figsize=size, dpi=72, layout=layout, facecolor=PAGE)
 
 
 def percent_axis(axes: Axes, axis: Literal["x", "y"], locator: Locator | None = None) -> None:
@@ -182,8 +184,6 @@ class Drawn:
 
 def drawn(figure: Figure) -> Drawn:
     """Saves a finished figure as SVG."""
-    layout = figure.get_layout_engine()
-    assert layout is not None
     # The canvas chooses the renderer that measures texts.
     FigureCanvasSVG(figure)
     file = io.BytesIO()
@@ -191,7 +191,8 @@ def drawn(figure: Figure) -> Drawn:
     with warnings.catch_warnings():
         # The file holds text as text, for which readers have their own fonts.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        layout.execute(figure)
+        if layout := figure.get_layout_engine():
+            layout.execute(figure)
         # With a layout engine, Matplotlib would draw everything twice for each file.
         figure.set_layout_engine(None)
         figure.savefig(file, format="svg", metadata=metadata)
@@ -258,17 +259,14 @@ def versions_figure(rows: Sequence[Sequence[Cell]], models: Iterable[str], kind:
                     va="top",
                     fontsize=size,
                 )
-        pdf = {"CreationDate": None, "Creator": FIGURE_MARK, "Producer": None}
-        jpg = {"quality": 85, "comment": text_bytes(FIGURE_MARK)}
-        svg = {"metadata": dict.fromkeys(("Date", "Creator", "Format", "Type")), "format": "svg"}
         options: dict[str, dict[str, Any]] = {
-            "pdf": {"metadata": pdf},
+            "pdf": {"metadata": {"CreationDate": None, "Creator": FIGURE_MARK, "Producer": None}},
             "png": {"metadata": {"Software": FIGURE_MARK}},
-            "jpg": {"pil_kwargs": jpg},
-            "html": svg,
+            "jpg": {"pil_kwargs": {"quality": 85, "comment": text_bytes(FIGURE_MARK)}},
+            "html": {"metadata": dict.fromkeys(("Date", "Creator", "Format", "Type"))},
         }
         file = io.BytesIO()
-        figure.savefig(file, **{"format": kind, **options[kind]})
+        figure.savefig(file, format="svg" if kind == "html" else kind, **options[kind])
     # In a page, the element stands without what a file of its own has before it.
     _, mark, element = file.getvalue().partition(b"<svg")
     return shown_bytes(_PAGE) + mark + element if kind == "html" else file.getvalue()

@@ -21,14 +21,14 @@ _LISTED = 3
 """Largest number of names in a sentence."""
 
 
-def listed(names: Sequence[str]) -> str:
-    """Lists names; of many, only the first.
+def listed(names: Sequence[str], most: int = _LISTED) -> str:
+    """Lists names; of many, only the first, up to `most`.
 
     >>> listed(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'
     """
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def aligned(table: Sequence[Sequence[str]]) -> str:

@@ -302,6 +302,7 @@ class Summary(ModelRun, frozen=True, kw_only=True):
 
     Attributes:
       label_rules: the rules by which the answers are labelled; the first is the headline's.
+      gaps and those after it: the rows of the tables of these names; `accuracy`: of `summary`.
     """
 
     entry: str
@@ -324,21 +325,6 @@ class Summary(ModelRun, frozen=True, kw_only=True):
     def is_of(self, entries: Container[str], settings: RunSettings) -> bool:
         """Returns whether it is of one of the entries, and was made with these settings."""
         return self.entry in entries and pick(RunSettings, self.evaluation) == settings
-
-    def rows_of(self, kind: type[Struct]) -> tuple[Struct, ...]:
-        rows: dict[type, tuple[Struct, ...]] = {
-            AccuracyRow: self.accuracy,
-            GapRow: self.gaps,
-            FlipRow: self.flips,
-            SensitivityRow: self.rfs,
-            ClassRow: self.per_class,
-            ConfusionRow: self.confusion,
-            DecompositionRow: self.decomposition,
-            GroupRow: self.groups,
-            SizeRow: self.sizes,
-            PowerRow: self.power,
-        }
-        return rows[kind]
 
     @property
     @override

@@ -144,18 +144,16 @@ class Condition:
 
 
 def parse_conditions(
-    texts: Sequence[str] | None,
-    variants: Sequence[VariantName] | None = None,
+    texts: Sequence[str] | None, variants: Sequence[VariantName]
 ) -> tuple[Condition, ...]:
     """Parses all values of `--fail_if`, None without it.
 
-    `variants` are those that the dataset has or will have, None if not known yet. Raises UsageError
-    if a condition is wrong, or needs a variant that the dataset lacks.
+    `variants` are those that the dataset has or will have. Raises UsageError if a condition is
+    wrong, or needs a variant that the dataset lacks.
     """
-    names = variants or ()
-    conditions = tuple(Condition.parse(text, names) for text in texts or ())
-    for condition in conditions if variants is not None else ():
-        if lacking := [one for one in condition.needs() if VariantName.parse(one) not in names]:
+    conditions = tuple(Condition.parse(text, variants) for text in texts or ())
+    for condition in conditions:
+        if lacking := [one for one in condition.needs() if VariantName.parse(one) not in variants]:
             raise UsageError(
                 f"--fail_if {condition.text!r}: the dataset has no {lacking[0]}; see --variants"
             )

@@ -13,13 +13,13 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec
 
 import apache_beam as beam
 
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST, read_manifest
+from pipeline.dataset.manifest import MANIFEST, PREVIOUS_MANIFEST
 from pipeline.errors import JobError
 from pipeline.evaluate.model_stage import ModelStage
 from pipeline.evaluate.planned import PlannedAnalysis
@@ -69,16 +69,6 @@ class JobSummary:
     has_lock: bool = False
     is_detached: bool = False
     gate: Gate | None = None
-
-    @classmethod
-    def of(cls, command: str, store: Store, **more: Any) -> JobSummary:
-        """Makes that of a job which is about to begin on the dataset as it is now.
-
-        `more` are the attributes from `plans` on.
-        """
-        manifest = read_manifest(store)
-        before = manifest.fingerprint if manifest else None
-        return cls(command, store, Progress.for_store(store), before, **more)
 
     def summary(self, dataset: Dataset) -> dict[str, object]:
         """Returns the summary: figures of the dataset, and what each analysis adds."""

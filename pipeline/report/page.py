@@ -34,8 +34,6 @@ _REFERENCE = re.compile(r"(?<=url\(#)|(?<=^#)")
 _NAMED = re.compile(r"(?<=#)[\w.-]+")
 _THOUSANDTHS = re.compile(r"(?<=\.\d\d)\d+")
 _FAMILY = re.compile(r"font-family:[^;]*;?\s*")
-_SHORTHAND = re.compile(r"\bfont:\s*(?:(bold|\d+)\s+)?([\d.]+px)[^;]*;?\s*")
-"""Matplotlib spells fonts as `font-family` or as the shorthand `font`, depending on its version."""
 _GROWS = 1.34 / POINT
 """Largest factor by which the page enlarges a figure, chosen so that two figures fill a row."""
 _COLOUR = re.compile(rf"(?:{'|'.join(THEME)})\b", re.IGNORECASE)
@@ -86,19 +84,9 @@ def _adapted(name: str, value: str, prefix: str) -> str:
     if name not in ("href", "clip-path", "class"):
         value = _THOUSANDTHS.sub("", value)
     if name == "style":
-        value = _SHORTHAND.sub(_size_and_weight, _FAMILY.sub("", value))
+        value = _FAMILY.sub("", value)
         value = _COLOUR.sub(lambda match: f"var(--{THEME[match[0].lower()]})", value)
     return value
-
-
-def _size_and_weight(match: re.Match[str]) -> str:
-    """Keeps the size and weight of a `font` shorthand.
-
-    >>> _SHORTHAND.sub(_size_and_weight, "font: bold 12px 'DejaVu Sans', sans-serif; fill: red")
-    'font-weight: bold; font-size: 12px; fill: red'
-    """
-    weight, size = match.groups()
-    return f"{f'font-weight: {weight}; ' if weight else ''}font-size: {size}; "
 
 
 SECTIONS = {

@@ -216,23 +216,16 @@ def write_results(
     which may now belong to an earlier state of the dataset.
     """
     with locked(store, TABLES_LOCK, wait=60) as fenced:
-        has_results = write_tables(Dataset.open(fenced))
-    if has_run_models or has_results or store.exists(REPORT):
+        write_tables(Dataset.open(fenced))
+    if has_run_models or any(store.walk("results")) or store.exists(REPORT):
         write_report(store, taxonomy, pictures)
     return dataset
 
 
-def write_tables(dataset: Dataset, columns: Sequence[str] = ()) -> bool:
+def write_tables(dataset: Dataset, columns: Sequence[str] = ()) -> None:
     """Rebuilds all tables from the stored results. The caller must hold the lock of the tables.
 
-    `columns` are those of LaTeX tables, empty for the default. Returns whether there are results of
-    models, also of an earlier state of the dataset.
+    `columns` are those of LaTeX tables, empty for the default.
     """
     for analysis in ANALYSES:
         analysis.parts.write(dataset, columns)
-    of = dataset.manifest.fingerprint
-    return any(
-        found.of_models or found.stale or read_failures(dataset.store, of, analysis.name)[1]
-        for analysis in ANALYSES
-        for found in [analysis.parts.find(dataset)]
-    )

@@ -137,9 +137,10 @@ def test_a_figure_is_looked_up_by_tag_and_size() -> None:
     small, large = published_top1("resnet50.a1_in1k", 224), published_top1("resnet50.a1_in1k", 288)
     assert small is not None
     assert large is not None
-    assert (small.value, large.value) == (0.80382, 0.8124)
-    assert small.n == 50_000
-    assert re.fullmatch(r"published: timm results-imagenet\.csv .*, 224 px", small.source)
+    assert (small.imagenet_top1, large.imagenet_top1) == (0.80382, 0.8124)
+    assert small.imagenet_n == 50_000
+    source = r"published: timm results-imagenet\.csv .*, 224 px"
+    assert re.fullmatch(source, small.imagenet_source)
     assert published_top1("resnet50.a1_in1k", 300) == large
     assert published_top1("hf:timm/resnet50.a1_in1k", 224) == small
     # Neither an architecture without a tag nor a checkpoint file has a published figure.

@@ -326,7 +326,7 @@ def test_exit_codes(found: list[Verdict | None], code: int, code_if_open_fails: 
 )
 def test_what_is_no_condition_is_named(text: str, message: str) -> None:
     with pytest.raises(UsageError) as error:
-        parse_conditions([text])
+        Condition.parse(text)
     assert f"--fail_if {text!r}: " in str(error.value)
     assert message in str(error.value)
     assert ("points" in str(error.value)) == ("points" in message)
@@ -346,7 +346,7 @@ def test_conditions_need_their_variants() -> None:
             parse_conditions([text], variants)
     with pytest.raises(UsageError, match="no mixed_rand; see --variants"):
         parse_conditions(["bg_gap>0.1"], (ORIGINAL, VariantName("mixed_same")))
-    assert parse_conditions(None) == ()
+    assert parse_conditions(None, ()) == ()
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -22,7 +22,7 @@ from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.planned import Evaluation
-from pipeline.jobs.conditions import Gate, parse_conditions
+from pipeline.jobs.conditions import Condition, Gate
 from pipeline.jobs.main_job import LAST_RUN, JobSummary, TakeLock, finish_job, manifest_state
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.identity import PredictConfig
@@ -339,7 +339,7 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
     store = Store(str(tmp_path / "out")).for_job("1" * 32)
     progress = Progress.for_store(store)
     evaluation = Evaluation(store, (DEFAULT_MODEL,), "val", PredictConfig(), progress)
-    conditions = parse_conditions(["original>0.1", "original<0.1"])
+    conditions = tuple(map(Condition.parse, ("original>0.1", "original<0.1")))
     work = PlannedEvaluation(evaluation, Dataset.open(store).taxonomy)
     ending = JobSummary(
         "run",
@@ -361,8 +361,7 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
     assert set(summary["models"][DEFAULT_MODEL]) == {"original", "bg_gap"}
     assert [one["verdict"] for one in summary["fail_if"]] == ["holds", "does not hold"]
     # An open condition fails such a job only if it is to.
-    (open_one,) = parse_conditions(["bg_gap>0.05"])
     for fails in (False, True):
-        gate = Gate((open_one,), None, fails, evaluation)
+        gate = Gate((Condition.parse("bg_gap>0.05"),), None, fails, evaluation)
         with pytest.raises(JobError) if fails else contextlib.nullcontext():
             finish_job("x", dataclasses.replace(ending, has_lock=False, gate=gate))

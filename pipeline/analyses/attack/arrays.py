@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Self, TypeVar
 
 import numpy as np
@@ -25,12 +24,12 @@ from pipeline.dataset.sinks import Sample
 from pipeline.errors import BrokenPictureError
 from pipeline.evaluate.on_device import RulesOnDevice
 from pipeline.models.predict import Fetched, Predictor, are_numbers, refuse_broken
+from pipeline.storage.interface import read_ahead
 from transforms.adversarial import Grid, Labels, try_until_turned
 from transforms.codec import UndecodableError, decode_image, decode_mask
 from transforms.scoring import LABEL_RULES
 from transforms.variants import MASK, ONLY_BG_T, ORIGINAL, VariantName
 
-_DECODED_AT_ONCE = 64
 _BROKEN = -3
 """Stands for a label on the device where a model's outputs are not numbers. Neither a label nor
 `UNTRIED` has this value."""
@@ -49,9 +48,8 @@ def load_backgrounds(
     side = dataset.manifest.config.segment.image_size
     pixels = np.empty((len(backgrounds), side, side, 3), np.uint8)
     samples = _samples(dataset, split, ONLY_BG_T, backgrounds)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for position, picture in enumerate(_decoded(pool, samples, decode_image)):
-            pixels[position] = picture
+    for position, picture in enumerate(_decoded(samples, decode_image)):
+        pixels[position] = picture
     return torch.from_numpy(pixels).to(device)
 
 
@@ -108,14 +106,13 @@ def stream_cutouts(
     """
     foregrounds = grid.foregrounds.take([at for chunk in chunks for at in grid.positions(chunk)])
     with (
-        ThreadPoolExecutor(torch.get_num_threads()) as pool,
         contextlib.closing(_samples(dataset, split, ORIGINAL, foregrounds)) as originals,
         contextlib.closing(_samples(dataset, split, MASK, foregrounds)) as mask_samples,
     ):
         for chunk in chunks:
             count = len(grid.positions(chunk))
-            images = list(_decoded(pool, itertools.islice(originals, count), decode_image))
-            masks = list(_decoded(pool, itertools.islice(mask_samples, count), decode_mask))
+            images = list(_decoded(itertools.islice(originals, count), decode_image))
+            masks = list(_decoded(itertools.islice(mask_samples, count), decode_mask))
             yield Cutouts.from_arrays(np.stack(images), np.stack(masks), device)
 
 
@@ -129,9 +126,7 @@ def _samples(
             yield from samples
 
 
-def _decoded(
-    pool: ThreadPoolExecutor, samples: Iterator[Sample], decode: Callable[[bytes], T]
-) -> Iterator[T]:
+def _decoded(samples: Iterator[Sample], decode: Callable[[bytes], T]) -> Iterator[T]:
     """Decodes samples in threads, and yields the results in order."""
 
     def decode_sample(sample: Sample) -> T:
@@ -140,8 +135,8 @@ def _decoded(
         except UndecodableError as error:
             raise BrokenPictureError(sample.key, error) from error
 
-    while batch := list(itertools.islice(samples, _DECODED_AT_ONCE)):
-        yield from pool.map(decode_sample, batch)
+    decoded = read_ahead(decode_sample, samples, torch.get_num_threads())
+    return (result for _, result in decoded)
 
 
 class GridModel:

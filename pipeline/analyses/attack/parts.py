@@ -161,28 +161,27 @@ def on_grids(
     return measurements
 
 
-def best_insect(measures: AttackMeasures) -> Estimate | None:
+def of_insects(
+    measure: Callable[[AttackMeasures, FooledClass], Estimate],
+) -> Callable[[AttackMeasures], Estimate | None]:
+    """Returns a function that takes a measure of the insect backgrounds; None without any."""
+    return lambda measures: next(
+        (measure(measures, row) for row in measures.by_class if row.label == _INSECT), None
+    )
+
+
+def best_insect(measures: AttackMeasures, row: FooledClass) -> Estimate:
     """Returns the success of the best single insect background.
 
     Its interval is widened, because it is the best of as many backgrounds as were tried.
     """
-    row = _insects(measures)
-    if row is None:
-        return None
     best = max(one.success for one in measures.strongest if one.label == _INSECT)
     return best, *wilson(round(best * row.foregrounds), row.foregrounds, level_of(row.backgrounds))
 
 
-def any_insect(measures: AttackMeasures) -> Estimate | None:
+def any_insect(_: AttackMeasures, row: FooledClass) -> Estimate:
     """Returns the share of foregrounds that some insect background turns into insects."""
-    row = _insects(measures)
-    if row is None:
-        return None
     return row.fooled, *wilson(round(row.fooled * row.foregrounds), row.foregrounds)
-
-
-def _insects(measures: AttackMeasures) -> FooledClass | None:
-    return next((row for row in measures.by_class if row.label == _INSECT), None)
 
 
 class AttackFlags(Flags, frozen=True, kw_only=True):
@@ -242,7 +241,7 @@ class AttackParts(Parts[AttackFlags]):
             "52 %",
             "more than 45 %, by the interval of the best of so many; a smaller grid can only show "
             "that it holds",
-            on_grids(best_insect),
+            on_grids(of_insects(best_insect)),
             lambda low, high, _: above(low, high, 0.45),
             COMMAND,
         ),
@@ -252,7 +251,7 @@ class AttackParts(Parts[AttackFlags]):
             f"blog 3, at {_AUTHORS_GRID}",
             "66.6 %",
             "more than 60 %; a smaller grid can only show that it holds",
-            on_grids(any_insect),
+            on_grids(of_insects(any_insect)),
             lambda low, high, _: above(low, high, 0.6),
             COMMAND,
         ),

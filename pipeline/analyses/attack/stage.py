@@ -119,8 +119,7 @@ class PlannedAttack(PlannedAnalysis):
 
     @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
-        paths = [*map(self.for_model(dataset, run).path, self.chunks(dataset))]
-        write_attack(dataset, self, self._grid(dataset), run, paths)
+        write_attack(self.for_model(dataset, run))
 
 
 @dataclasses.dataclass(eq=False)
@@ -138,7 +137,7 @@ class AttackChunks(AnalysisOfModel):
         return result_shard(self.model.folder, name, self.model.evaluation.split, chunk)
 
     @functools.cached_property
-    def _shared_fingerprint(self) -> str:
+    def shared_fingerprint(self) -> str:
         """Fingerprint of the model and all pixels that are read, on which every chunk depends."""
         split = self.model.evaluation.split
         return fingerprint(
@@ -154,10 +153,7 @@ class AttackChunks(AnalysisOfModel):
 
     @override
     def fingerprint(self, chunk: int) -> str:
-        """Returns two fingerprints in one: of model and pixels, and of settings and chunk.
-
-        `write_attack` compares the first by itself.
-        """
+        """Returns two fingerprints in one: of model and pixels, and of settings and chunk."""
         evaluation, grid = self.plan.evaluation, self.grid
         own_fingerprint = fingerprint(
             evaluation.predict.identity,
@@ -168,7 +164,7 @@ class AttackChunks(AnalysisOfModel):
             # the same.
             *([grid.foregrounds.keys, grid.backgrounds.keys] if evaluation.holdout else []),
         )
-        return f"{self._shared_fingerprint}-{own_fingerprint}"
+        return f"{self.shared_fingerprint}-{own_fingerprint}"
 
     @override
     def run(
@@ -366,30 +362,20 @@ def tally_chunks(
     return {rule: merge(each) for rule, each in tallies.items()}, "+".join(sorted(devices))
 
 
-def write_attack(
-    dataset: Dataset,
-    plan: PlannedAttack,
-    grid: AttackGrid,
-    run: ModelRun,
-    paths: Sequence[str],
-) -> None:
-    """Writes a model's attack.json and its table of backgrounds, from its files of chunks in order.
+def write_attack(work: AttackChunks) -> None:
+    """Writes attack.json and the table of backgrounds of a model whose chunks are all done.
 
     Removes files of the split that were computed from other pixels or weights, and files of this
     grid that it no longer needs.
     """
-    store, taxonomy = dataset.store, dataset.taxonomy
+    store, dataset, grid, run = work.store, work.dataset, work.grid, work.model
+    split, early_stop, taxonomy = run.evaluation.split, work.plan.early_stop, dataset.taxonomy
+    paths = list(map(work.path, grid.chunks))
     tallies, devices = tally_chunks(store, paths, grid.backgrounds.labels, taxonomy.num_labels)
-    split, early_stop = plan.evaluation.split, plan.early_stop
-    chunk_folder = f"results/{run.folder}/{grid_name(grid, plan)}"
+    chunk_folder = f"results/{run.folder}/{grid_name(grid, work.plan)}"
     backgrounds_file = f"{chunk_folder}/{split}-backgrounds.parquet"
-    fingerprints = [
-        metadata.fingerprint for path in paths if (metadata := read_metadata(store, path))
-    ]
-    # The first part of a chunk's fingerprint depends on model and pixels only; see
-    # `AttackChunks.fingerprint`.
-    shared = fingerprints[0].partition("-")[0]
-    expected = f"{shared}-{fingerprint(fingerprints)}"
+    of_chunks = fingerprint([work.fingerprint(chunk) for chunk in grid.chunks])
+    expected = f"{work.shared_fingerprint}-{of_chunks}"
     metadata = read_metadata(store, backgrounds_file)
     if metadata is None or metadata.fingerprint != expected:
         write_table(
@@ -421,6 +407,8 @@ def write_attack(
         if path in (backgrounds_file, *paths) or not name.startswith(f"{split}-"):
             continue
         metadata = read_metadata(store, path)
-        is_current = metadata is not None and metadata.fingerprint.startswith(f"{shared}-")
+        is_current = metadata is not None and metadata.fingerprint.startswith(
+            f"{work.shared_fingerprint}-"
+        )
         if not is_current or folder == chunk_folder:
             store.delete(path)

@@ -10,15 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from typing_extensions import override
 
-from pipeline.analyses.evaluation.baseline import BASELINE, describe_baseline
+from pipeline.analyses.evaluation.baseline import BASELINE
 from pipeline.analyses.evaluation.images import IMAGES
 from pipeline.analyses.evaluation.panel import ACCURACY, CLAIMS, MISTAKES, SENSITIVITY
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.analyses.evaluation.tables import (
     HEADLINE,
-    accuracy_table,
-    describe_power,
     describe_stale,
+    describe_summaries,
     write_evaluation_tables,
 )
 from pipeline.analyses.parts import Changed, Flags, Found, Parts
@@ -90,10 +89,6 @@ class EvaluationParts(Parts[Flags]):
         return Found(*read_summaries(dataset))
 
     @override
-    def columns(self, dataset: Dataset) -> tuple[str, ...]:
-        return (*(str(n) for n in dataset.picture_variants if not n.rendering), BG_GAP)
-
-    @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
         write_evaluation_tables(dataset, columns or HEADLINE)
 
@@ -101,24 +96,13 @@ class EvaluationParts(Parts[Flags]):
     def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:
         summaries, stale = read_summaries(dataset)
         if work:
-            yield accuracy_table(summaries)
-            yield from describe_power(summaries)
-            yield from describe_baseline(dataset, summaries)
+            yield from describe_summaries(dataset, summaries)
         for summary in summaries:
             if summary.missing:
                 yield (
                     f"missing: {summary.name} on {', '.join(summary.missing)}; evaluate it again: "
                     f"--models {summary.entry}"
                 )
-        yield from describe_stale(dataset, stale)
-
-    @override
-    def report(self, dataset: Dataset) -> Iterator[str]:
-        summaries, stale = read_summaries(dataset)
-        if summaries:
-            yield accuracy_table(summaries)
-            yield from describe_power(summaries)
-            yield from describe_baseline(dataset, summaries)
         yield from describe_stale(dataset, stale)
 
     @override

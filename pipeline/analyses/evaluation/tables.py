@@ -17,6 +17,7 @@ from pipeline.analyses.evaluation.baseline import (
     Baseline,
     chosen_baseline,
     compare_with,
+    describe_baseline,
 )
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import Cell, aligned, interval, listed, tabular
@@ -276,7 +277,7 @@ def rows_of_models(table: Table, summaries: Iterable[Summary]) -> list[list[msgs
     return [
         [OfModel(summary.title), row, pick(run_type, summary, summary.evaluation)]
         for summary in summaries
-        for row in summary.rows_of(table.structs[1])
+        for row in getattr(summary, "accuracy" if table.name == "summary" else table.name)
     ]
 
 
@@ -308,6 +309,18 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
     BASELINE.write(store, ([row] for row in rows_of_baseline))
     for name, text in latex_tables(marked, dataset.taxonomy.names, columns).items():
         store.update(f"results/latex/{name}.tex", shown_bytes(text))
+
+
+def headline_columns(dataset: Dataset) -> tuple[str, ...]:
+    """Returns the columns that the user may choose from for LaTeX tables."""
+    return (*(str(n) for n in dataset.picture_variants if not n.rendering), BG_GAP)
+
+
+def describe_summaries(dataset: Dataset, summaries: Sequence[Summary]) -> Iterator[str]:
+    """Yields what a job that has evaluated models, or `in9 report`, prints of all models."""
+    yield accuracy_table(summaries)
+    yield from describe_power(summaries)
+    yield from describe_baseline(dataset, summaries)
 
 
 def describe_stale(dataset: Dataset, stale: Sequence[str]) -> Iterator[str]:

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, MultipleLocator, PercentFormatter
+from scipy.optimize import isotonic_regression
 
 from pipeline.analyses.imagenet.results import Top1, Trend, TrendLine, TrendPoint, read_trend
 from pipeline.display.plot import Plot
@@ -22,12 +24,12 @@ from pipeline.display.style import (
     styled,
 )
 from pipeline.display.table import shorten
+from pipeline.evaluate.comparisons import BG_GAP
 from pipeline.evaluate.evidence import Evidence
 from transforms.variants import PAPER_NAMES
 
 _VARIANTS = ("mixed_same", "mixed_rand", "mixed_next", "no_fg", "only_bg_t")
 """The variants, in the order that their accuracies usually have."""
-_GAP = "bg_gap"
 
 _MAX_NAMES = 16
 """Largest number of models whose names fit beside each other."""
@@ -66,15 +68,14 @@ def trend_figure(trend: Trend) -> Drawn:
     """
     points = [(point, known) for point in trend.points if (known := point.top1)]
     lines = {line.variant: line for line in trend.lines}
-    top1 = {point.model: known.value for point, known in points}
+    top1 = {point.model: known.imagenet_top1 for point, known in points}
     shown = _spread(sorted(top1, key=lambda model: (top1[model], model)))
     names = {model: shorten(model, _NAME_LENGTH) for model in shown}
     height = (
         58 + _CHARACTER * max(map(len, names.values())) + _PANEL + _BETWEEN + _GAP_PANEL + _BOTTOM
     )
     with styled():
-        figure = new_figure(WIDTH, round(height))
-        figure.set_layout_engine("none")
+        figure = new_figure(WIDTH, round(height), layout=None)
         width = WIDTH - _LEFT - _RIGHT
         main, gap = (
             figure.add_axes((_LEFT / WIDTH, bottom / height, width / WIDTH, tall / height))
@@ -101,19 +102,22 @@ def trend_figure(trend: Trend) -> Drawn:
         limits = (low - margin, high + margin)
         percent_axis(main, "y")
         main.set_ylim(-0.01, 1.0)
-        gaps = [one for one in points if one[0].variant == _GAP]
+        gaps = [one for one in points if one[0].variant == BG_GAP]
         bounds = [bound for point, _ in gaps for bound in (point.ci_low, point.ci_high)]
         percent_axis(gap, "y", MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3))
         gap.set_ylim(min([0.0, *bounds]) - 0.01, max([0.05, *bounds]) + 0.01)
         for axes in (main, gap):
             axes.set_xlim(limits)
-            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            # Ticks are whole percents, of which a narrow axis has few.
+            axes.xaxis.set_major_locator(
+                MultipleLocator(0.01)
+                if limits[1] - limits[0] < 0.05
+                else MaxNLocator(6, steps=[1, 2, 5, 10])
+            )
             axes.xaxis.set_major_formatter(PercentFormatter(1.0, 0, "", False))
             axes.tick_params(axis="y", length=0)
             for model in shown:
                 axes.axvline(top1[model], color=LINE, linewidth=0.8, zorder=0)
-        if limits[1] - limits[0] < 0.05:
-            gap.xaxis.set_major_locator(MultipleLocator(0.01))
         main.tick_params(axis="x", length=0, labelbottom=False)
         main.set_ylabel("accuracy, %")
         gap.set(xlabel=f"top-1 accuracy on ImageNet, %\n{_source(points)}", ylabel="BG-Gap, points")
@@ -126,8 +130,10 @@ def trend_figure(trend: Trend) -> Drawn:
                 ends.append((end, PAPER_NAMES[variant], lines.get(variant), MODELS[number]))
         _label_ends(main, ends, _PANEL)
         if gaps:
-            end = _draw(gap, gaps, lines.get(_GAP), len(_VARIANTS))
-            _label_ends(gap, [(end, "BG-Gap", lines.get(_GAP), MODELS[len(_VARIANTS)])], _GAP_PANEL)
+            end = _draw(gap, gaps, lines.get(BG_GAP), len(_VARIANTS))
+            _label_ends(
+                gap, [(end, "BG-Gap", lines.get(BG_GAP), MODELS[len(_VARIANTS)])], _GAP_PANEL
+            )
         _label_models(main, [(top1[model], names[model]) for model in shown], width)
         return drawn(figure)
 
@@ -138,20 +144,18 @@ _Point = tuple[TrendPoint, Top1]
 
 def _source(points: Sequence[_Point]) -> str:
     """Says where accuracies on ImageNet come from, and at which input size they were measured."""
-    sizes = sorted({top1.input_size for _, top1 in points})
+    sizes = sorted({top1.imagenet_input_size for _, top1 in points})
     at = f" at {sizes[0]}{f' to {sizes[-1]}' if len(sizes) > 1 else ''} px"
-    if all(top1.source.startswith("published") for _, top1 in points):
+    if all(top1.imagenet_source.startswith("published") for _, top1 in points):
         return f"published{at}"
-    images = {top1.n for _, top1 in points}
+    images = {top1.imagenet_n for _, top1 in points}
     return (f"on {min(images):,} images" if len(images) == 1 else "measured or published") + at
 
 
 def _spread(models: Sequence[str]) -> list[str]:
     """Picks the models to name, in order: all models, or `_MAX_NAMES` of them, evenly spread."""
-    if len(models) <= _MAX_NAMES:
-        return list(models)
-    step = (len(models) - 1) / (_MAX_NAMES - 1)
-    return [models[round(i * step)] for i in range(_MAX_NAMES)]
+    chosen = np.unique(np.linspace(0, len(models) - 1, _MAX_NAMES).round().astype(int))
+    return [models[i] for i in chosen]
 
 
 def _draw(
@@ -165,7 +169,7 @@ def _draw(
     Returns the accuracy at the line's right end or, without a line, at the rightmost point.
     """
     colour, marker = MODELS[number], MARKERS[number]
-    xs = [top1.value for _, top1 in points]
+    xs = [top1.imagenet_top1 for _, top1 in points]
     ys = [point.accuracy for point, _ in points]
     axes.vlines(
         xs,
@@ -248,29 +252,12 @@ def apart(wanted: Sequence[float], sizes: Sequence[float], length: float) -> lis
 
     `wanted` are their centres, `sizes` their extents. They stay within 0 to `length` if they fit.
     """
-
-    def start(block: Sequence[int]) -> float:
-        """Returns the position where a block of touching labels begins."""
-        total = sum(sizes[i] for i in block)
-        before, starts = 0.0, []
-        for i in block:
-            starts.append(wanted[i] - sizes[i] / 2 - before)
-            before += sizes[i]
-        return max(min(sum(starts) / len(starts), length - total), min(0.0, length - total))
-
-    # Neighbours that touch form a block, which is placed where its labels want to be on average.
-    blocks: list[list[int]] = []
-    for i in sorted(range(len(wanted)), key=lambda i: (wanted[i], i)):
-        blocks.append([i])
-        while len(blocks) > 1 and start(blocks[-1]) < (
-            start(blocks[-2]) + sum(sizes[i] for i in blocks[-2])
-        ):
-            last = blocks.pop()
-            blocks[-1] += last
-    positions = [0.0] * len(wanted)
-    for block in blocks:
-        at = start(block)
-        for i in block:
-            positions[i] = at + sizes[i] / 2
-            at += sizes[i]
-    return positions
+    # Labels do not overlap if their distances from where they would stand side by side rise.
+    order = np.argsort(wanted, kind="stable")
+    extents = np.asarray(sizes, np.float64)[order]
+    centres = np.cumsum(extents) - extents / 2
+    starts = isotonic_regression(np.asarray(wanted)[order] - centres).x if len(order) else centres
+    room = length - extents.sum()
+    positions = np.empty(len(order))
+    positions[order] = starts.clip(min(0.0, room), room) + centres
+    return list(map(float, positions))

@@ -80,17 +80,17 @@ class ImageNetResult(ModelRun, frozen=True, kw_only=True):
     libraries: dict[str, str]
 
 
-@dataclasses.dataclass(frozen=True)
-class Top1:
-    """A model's accuracy on ImageNet, a fraction.
+class Top1(Struct, frozen=True):
+    """A model's accuracy on ImageNet, a fraction, in columns of trend.csv.
 
-    `source` is `measured: ...` with the number of images, or `published: ...` with the publication.
+    `imagenet_source` is `measured: ...` with the number of images, or `published: ...` with the
+    publication.
     """
 
-    value: float
-    n: int
-    source: str
-    input_size: int
+    imagenet_top1: float
+    imagenet_n: int
+    imagenet_source: str
+    imagenet_input_size: int
 
 
 def comparable_top1(
@@ -211,16 +211,16 @@ class TrendPoint(Struct, frozen=True, kw_only=True):
 
     model: str
     variant: str
-    imagenet_top1: Annotated[float | None, Meta(description="top-1 accuracy on ImageNet")]
+    imagenet_top1: Annotated[float | None, Meta(description="top-1 accuracy on ImageNet")] = None
     imagenet_source: Annotated[
         str | None, Meta(description="`measured`, or the source of the published figure")
-    ]
+    ] = None
     imagenet_n: Annotated[
         int | None, Meta(description="number of images that `imagenet_top1` was measured on")
-    ]
+    ] = None
     imagenet_input_size: Annotated[
         int | None, Meta(description="side length of the model's input on ImageNet, in pixels")
-    ]
+    ] = None
     input_size: int
     accuracy: float
     ci_low: float
@@ -231,11 +231,7 @@ class TrendPoint(Struct, frozen=True, kw_only=True):
     @property
     def top1(self) -> Top1 | None:
         """The accuracy on ImageNet; None if it is unknown."""
-        value, n = self.imagenet_top1, self.imagenet_n
-        source, size = self.imagenet_source, self.imagenet_input_size
-        if value is None or n is None or source is None or size is None:
-            return None
-        return Top1(value, n, source, size)
+        return None if self.imagenet_top1 is None else pick(Top1, self)
 
 
 class TrendLine(Struct, frozen=True, kw_only=True):
@@ -329,13 +325,11 @@ def _points(summary: Summary, top1: Top1 | None) -> Iterator[TrendPoint]:
             row = summary.gap(rule) if variant == BG_GAP else summary.accuracy_on(variant, rule)
             if row and row.estimate:
                 accuracy, low, high = row.estimate
-                yield TrendPoint(
+                yield pick(
+                    TrendPoint,
+                    top1,
                     model=summary.title,
                     variant=variant,
-                    imagenet_top1=top1.value if top1 else None,
-                    imagenet_source=top1.source if top1 else None,
-                    imagenet_n=top1.n if top1 else None,
-                    imagenet_input_size=top1.input_size if top1 else None,
                     input_size=summary.evaluation.input_size,
                     accuracy=accuracy,
                     ci_low=low,
@@ -352,7 +346,7 @@ def _line(
     variant: str,
 ) -> Iterator[TrendLine]:
     """Yields the best-fit line of a variant, unless too few models have known accuracies."""
-    known = [(summary, top1.value) for summary, top1 in models if top1]
+    known = [(summary, top1.imagenet_top1) for summary, top1 in models if top1]
     for compared in measured:
         if (rule, variant) not in compared.quantities:
             continue
@@ -394,17 +388,17 @@ def _notes(points: Sequence[TrendPoint]) -> Iterator[str]:
         if p.imagenet_input_size not in (None, p.input_size)
     }
     if others:
-        shown = ", ".join(list(others.values())[:_NAMED])
-        more = f" and {len(others) - _NAMED} more (trend.csv)" if len(others) > _NAMED else ""
+        table = " (trend.csv)" * (len(others) > _NAMED)
         yield (
             "accuracy on ImageNet was measured at another input size than these pictures have for "
-            f"{shown}{more}; it might be higher or lower at the size of these pictures"
+            f"{listed([*others.values()], _NAMED)}{table}; it might be higher or lower at the size "
+            "of these pictures"
         )
-    by_source = Counter(top1.source.partition(",")[0] for top1 in known.values())
+    by_source = Counter(top1.imagenet_source.partition(",")[0] for top1 in known.values())
     if by_source:
         shown = "; ".join(f"{source} ({n})" for source, n in sorted(by_source.items()))
         yield f"sources of accuracies on ImageNet, with numbers of models: {shown}"
-    if any(top1.n < PUBLISHED_N for top1 in known.values()):
+    if any(top1.imagenet_n < PUBLISHED_N for top1 in known.values()):
         yield (
             f"some accuracies on ImageNet were measured on fewer than the {PUBLISHED_N:,} "
             "validation images; their errors make lines flatter"

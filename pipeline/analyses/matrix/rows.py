@@ -98,10 +98,12 @@ class MatrixPlan:
 
         With it, matrices of models that were trained differently lie side by side.
         """
-        parts = [self.train_split] if self.train_split != "train" else []
-        parts += [f"holdout{self.holdout:g}"] if self.holdout else []
-        parts += [f"seed{self.seed}"] if self.seed else []
-        return "".join(f"-{part}" for part in parts)
+        parts = (
+            self.train_split if self.train_split != "train" else "",
+            f"holdout{self.holdout:g}" if self.holdout else "",
+            f"seed{self.seed}" if self.seed else "",
+        )
+        return "".join(f"-{part}" for part in parts if part)
 
 
 def make_plan(
