@@ -57,11 +57,6 @@ class GivenMask:
     boxes: tuple[Box, ...]
     objects: tuple[RunLengths, ...] = ()
 
-    @property
-    def _visible_objects(self) -> tuple[RunLengths, ...]:
-        """The objects that have a pixel."""
-        return tuple(runs for runs in self.objects if runs[1::2].any())
-
     def mask_of_box(self, position: int, boxes: Sequence[Box]) -> Mask:
         """Returns the foreground, (H, W) bool, that belongs to the box at a position.
 
@@ -69,7 +64,8 @@ class GivenMask:
         pixel, for each box; else the part of the mask inside the box. The boxes are the attribute
         `boxes` or an annotation's.
         """
-        objects = self.objects if len(self.objects) == len(boxes) else self._visible_objects
+        visible = tuple(runs for runs in self.objects if runs[1::2].any())
+        objects = self.objects if len(self.objects) == len(boxes) else visible
         if len(boxes) == len(objects):
             return _mask_of(objects[position], len(self.mask))
         box = boxes[position]

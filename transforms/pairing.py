@@ -65,12 +65,7 @@ class Pool:
         seed: int,
         groups: Positions | None = None,
     ) -> Pool:
-        """Builds the pool of (n,) keys.
-
-        Without `groups`, each image is a group of its own. Raises ValueError if a key occurs twice.
-        """
-        if len(set(keys)) != len(keys):
-            raise ValueError("a pool needs unique keys")
+        """Builds the pool of (n,) different keys; without `groups`, each is a group of its own."""
         order = np.argsort(np.asarray(keys, object), kind="stable")
         return cls.from_hashes(labels, background_hashes(keys, seed), groups=groups, order=order)
 
@@ -81,19 +76,17 @@ class Pool:
         hashes: UInt64Array,
         *,
         groups: Positions | None = None,
-        order: Positions | None = None,
+        order: Positions,
     ) -> Pool:
         """Builds the pool of images whose hashes are known, with the attributes of `Pool`.
 
-        Without `groups`, each image is a group of its own. `order`, (n,) positions of the images in
-        order of their keys, is None if they are in this order already.
+        Without `groups`, each image is a group of its own. `order` are the (n,) positions of the
+        images in order of their keys.
         """
         if groups is None:
             groups = np.arange(len(labels))
         # The sort is stable, so equal hashes stay in order of the key.
-        by_hash = np.argsort(hashes if order is None else hashes[order], kind="stable")
-        if order is not None:
-            by_hash = order[by_hash]
+        by_hash = order[np.argsort(hashes[order], kind="stable")]
         members = {
             int(label): by_hash[labels[by_hash] == label].astype(np.int64)
             for label in np.unique(labels)

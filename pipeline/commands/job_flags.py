@@ -28,7 +28,7 @@ from pipeline.generate.scenes import list_scenes
 from pipeline.generate.segmenters import check_coco, check_masks, parameters_of
 from pipeline.inputs.image_manifest import (
     ImageManifest,
-    is_coco_manifest,
+    content_of_coco,
     named_columns,
     tells_splits,
 )
@@ -369,7 +369,7 @@ def _check_input(input_flag: str | None, note: str, store: Store) -> None:
 def _masks(masks: str | None, takes: bool, layouts: Sequence[SplitLayout]) -> str | None:
     """Checks `--masks`, and returns it; None if a manifest names masks, or none are needed."""
     has_named = takes and masks is None and all(each.kind == ImageManifest.kind for each in layouts)
-    if has_named and any(is_coco_manifest(each.files[0]) for each in layouts):
+    if has_named and any(content_of_coco(each.files[0]) for each in layouts):
         check_coco("--segmenter masks with a COCO file")
     if not has_named and takes != (masks is not None):
         raise UsageError(

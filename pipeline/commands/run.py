@@ -65,7 +65,6 @@ from pipeline.runtime.lock import (
     remove_leftovers,
     removed_if_refused,
     this_process,
-    with_job_of_this_process,
     with_new_job,
 )
 from pipeline.runtime.progress import Progress
@@ -142,8 +141,8 @@ def _plan_job(
     """
     flags = flags_as(MainFlags, arguments)
     folder = ("output", flags.output) if flags.generates else ("dataset", flags.dataset)
-    with_job = with_job_of_this_process if is_stage and flags.generates else with_new_job
-    store = made.store if made else with_job(writing_store(*folder))
+    may_repeat = is_stage and flags.generates
+    store = made.store if made else with_new_job(writing_store(*folder), may_repeat=may_repeat)
     publishing = check_publishing(store, flags.publish, flags.keep)
     seen = manifest_state(store)
     job = job_from_flags(arguments, store) if flags.generates else None

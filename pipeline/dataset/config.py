@@ -119,15 +119,11 @@ class SegmentConfig:
         """Describes the segmenter. Raises ValueError if no segmenter has this name."""
         return describe_segmenter(self.segmenter, self.segmenter_parameters)
 
-    def flags(self) -> dict[str, Any]:
-        # Called for every image; `asdict`, which copies, takes ten times as long.
-        return dict(vars(self))
-
     def fingerprint(self) -> str:
         """Identifies everything that a layer depends on, except the input."""
         segmenter = self.describe_segmenter()
         return fingerprint(
-            {**_fingerprinted(self.flags()), "segmenter": segmenter.method},
+            {**_fingerprinted(vars(self)), "segmenter": segmenter.method},
             [segmenter.version, segmenter.parameters],
             MAX_PIXELS,
             SEGMENT_VERSION,

@@ -103,11 +103,6 @@ class Sink(abc.ABC):
     def add(self, sample: Sample) -> None:
         """Appends a sample."""
 
-    def digest(self) -> FileDigest | None:
-        """Returns the file's digest once the sink is closed; None if there is no file."""
-        file = self.file
-        return FileDigest(self.path, file.size, file.sha256, self.num_samples) if file else None
-
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class ParquetSink(Sink):
@@ -254,12 +249,12 @@ def sample_files(
 
 
 def digests_of(sinks: Mapping[VariantName, Sequence[Sink]]) -> tuple[FileDigest, ...]:
-    """Returns the digests of the files of all variants, once the sinks are closed."""
+    """Returns the digests of the files that there are, once the sinks are closed."""
     return tuple(
-        digest
+        FileDigest(sink.path, sink.file.size, sink.file.sha256, sink.num_samples)
         for variant_sinks in sinks.values()
         for sink in variant_sinks
-        if (digest := sink.digest()) is not None
+        if sink.file
     )
 
 

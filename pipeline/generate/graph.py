@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import apache_beam as beam
 
@@ -38,9 +38,6 @@ from pipeline.inputs.source_images import Checksums, SourceImage
 from pipeline.runtime.progress import timed
 from pipeline.runtime.spread import Spread
 from pipeline.storage.store import WORK_FOLDER, Store
-
-_SHOWN = 40
-"""The most characters of the name of a class that are shown."""
 
 
 def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceImage], SplitTotals]:
@@ -138,18 +135,17 @@ class AcceptSources(JobStep):
         return deal_guarded(self.job, splits)
 
 
+@dataclass(eq=False, repr=False)
 class GenerateDataset(beam.PTransform):
     """Start -> one element, the dataset's fingerprint; makes the missing parts of the dataset.
 
     The start is one element of any value, which arrives when work may begin.
     """
 
-    def __init__(self, job: GenerateJob) -> None:
-        super().__init__()
-        self._job = job
+    job: GenerateJob
 
     def expand(self, start: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        job = self._job
+        job = self.job
         listed = start | "List" >> beam.ParDo(ListSplits(job)).with_output_types(SourceShard)
         if job.origin.is_settled:
             identify, accept = IdentifySources(job), AcceptSources(job)
@@ -173,23 +169,22 @@ class GenerateDataset(beam.PTransform):
         shards = (
             segmented | "ForCommit" >> beam.Map(SourceShard.for_commit),
             composed,
-            start | "Nothing" >> beam.Map(_nothing),
+            start | "Nothing" >> beam.Map(lambda _: None),
         )
         return shards | "AllShards" >> beam.Flatten() | "Commit" >> Commit(job)
 
 
+@dataclass(eq=False, repr=False)
 class Commit(beam.PTransform):
     """All segmented SourceShards, all composed OutputShards, one None -> the dataset's fingerprint.
 
     Without the None, Commit would not run if no shard arrived, and the job would seem to succeed.
     """
 
-    def __init__(self, job: GenerateJob) -> None:
-        super().__init__()
-        self._job = job
+    job: GenerateJob
 
     def expand(self, shards: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        job = self._job
+        job = self.job
         finish = beam.Map(finish_step, job.store, job.taxonomy, job.source, job.origin)
         return (
             shards
@@ -201,7 +196,3 @@ class Commit(beam.PTransform):
             | "AllMoved" >> beam.GroupByKey()
             | "Finish" >> finish.with_output_types(str)
         )
-
-
-def _nothing(_: object) -> None:
-    return None

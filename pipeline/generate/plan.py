@@ -46,9 +46,6 @@ from transforms.pairing import NO_PARTNER, Pool, background_hashes, pair
 from transforms.selection import has_partners, select
 from transforms.variants import VariantName, filled_bases
 
-_AT_ONCE = 65_536
-"""The most keys that are converted to Python strings at a time, to save memory."""
-
 _SHARDS_AT_ONCE = 1024
 """Number of source shards whose rows are gathered in one table."""
 
@@ -245,12 +242,6 @@ class Plan:
         return {name: [images[n] for n in column] for name, column in backgrounds.items()}
 
 
-def _strings(keys: pa.Array) -> Iterator[str]:
-    """Yields the keys; converts at most `_AT_ONCE` to Python strings at a time."""
-    for first in range(0, len(keys), _AT_ONCE):
-        yield from keys.slice(first, _AT_ONCE).to_pylist()
-
-
 def group_numbers(column: pa.Array) -> NDArray[np.int64] | None:
     """Returns each image's group number, (n,) int64, its own if in none; None without groups."""
     if column.null_count == len(column):
@@ -351,8 +342,9 @@ def _decide(table: pa.Table, config: ComposeConfig) -> pa.Table:
         "by_key": pc.sort_indices(keys).cast(pa.int32()),
         "selected": selected,
         "no_background": no_background,
-        # Computed here once, so that not every worker has to.
-        "hash": background_hashes(_strings(keys), config.seed),
+        # Computed here once, so that not every worker has to; of one string at a time, as all would
+        # take much memory.
+        "hash": background_hashes((key.as_py() for key in keys), config.seed),
         **({} if numbers is None else {"group_number": numbers}),
     }
     return pa.table(columns)

@@ -103,9 +103,11 @@ class SegmentShard(JobStep):
         by_object = self.config.segment.objects == "each"
         read = functools.partial(_read, cutter, previous, found, by_object)
         reading = read_ahead(read, images, ahead)
-        writing: contextlib.AbstractContextManager[HashingFile | None] = contextlib.nullcontext()
-        if cutter.has_layers:
-            writing = self.layers.store.create(self.layers.staged(tar_path))
+        writing: contextlib.AbstractContextManager[HashingFile | None] = (
+            self.layers.store.create(self.layers.staged(tar_path))
+            if cutter.has_layers
+            else contextlib.nullcontext()
+        )
         with writing as file, contextlib.closing(reading):
             tar = None if file is None else TarWriter(file)
             for _, image in reading:

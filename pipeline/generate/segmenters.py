@@ -14,12 +14,10 @@ travels as text with its image.
 
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
-from io import BufferedReader
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -30,7 +28,8 @@ from pipeline.inputs.location import Location
 from pipeline.inputs.source_images import FileIndex, KeyedFile, SourceImage
 from pipeline.inputs.tables import read_json
 from pipeline.runtime.custom_functions import PREFIX, call_for_array, import_function
-from pipeline.storage.files import absolute, files_of, join
+from pipeline.storage.files import files_of, join
+from pipeline.storage.store import Store
 from transforms.annotations import Box
 from transforms.geometry import Pixels
 from transforms.segmentation import Segmentation, SegmentationError, Segmenter, describe_segmenter
@@ -113,12 +112,13 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 def _sha256(file: str, name: str) -> str:
-    path = absolute(file)
+    store = Store.at(file)
     try:
-        with files_of(path).open(path) as content:
-            return hashlib.file_digest(cast(BufferedReader, content), "sha256").hexdigest()
+        return store.digest("")
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise UsageError(f"--segmenter {name}: {path} cannot be read: {error.strerror}") from error
+        raise UsageError(
+            f"--segmenter {name}: {store.root} cannot be read: {error.strerror}"
+        ) from error
 
 
 def is_coco_file(masks: str) -> bool:

@@ -168,11 +168,6 @@ def tells_splits(path: str, columns: Mapping[str, str]) -> bool:
     return content_of_coco(path) is None and _names(columns)["split"] in column_names(path, FLAG)
 
 
-def is_coco_manifest(path: str) -> bool:
-    """Returns whether a table is COCO's JSON."""
-    return content_of_coco(path) is not None
-
-
 def _file_infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo | None]:
     """Returns the `FileInfo` of files that rows name, by path; UsageError if one does not exist."""
     named: dict[str, tuple[TableRow, str]] = {}

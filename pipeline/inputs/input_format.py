@@ -11,8 +11,6 @@ from pipeline.inputs.source_images import SourceImage
 from pipeline.storage.files import files_of, join, parent
 from transforms.taxonomy import Taxonomy
 
-_ALSO_CALLED = {"val": ("validation",)}
-
 # Words in the names of other archives: boxes, the development kit, and task 3 of 2012, whose images
 # are dogs that train holds, too.
 _OTHER_WORDS = frozenset({"bbox", "devkit", "annotation", "annotations", "t3"})
@@ -85,7 +83,7 @@ class FileFormat(InputFormat):
 
 def names_of(split: str) -> tuple[str, ...]:
     """Returns the names that a split goes by."""
-    return (split, *_ALSO_CALLED.get(split, ()))
+    return ("val", "validation") if split == "val" else (split,)
 
 
 def _words(path: str) -> list[str]:

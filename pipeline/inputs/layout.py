@@ -10,6 +10,7 @@ decides.
 
 import dataclasses
 import itertools
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -34,7 +35,6 @@ from pipeline.inputs.source_images import IMAGE_SUFFIXES, SourceImage
 from pipeline.inputs.tables import HubParquet
 from pipeline.inputs.webdataset import WebDataset
 from pipeline.storage.files import absolute, files_of, join, parent
-from pipeline.storage.interface import missing
 from transforms.selection import lowest_hashes
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
@@ -204,13 +204,9 @@ def image_classes(images: str, annotations: str | None) -> Iterator[tuple[str, i
         wnid = file.folder
         if not wnid and (annotation := index.find("", file.key)):
             wnid = annotated_wnid(annotation.location)
-        size = file.size
-        if size is None:
-            info = files_of(file.location.path).info(file.location.path)
-            if info is None:
-                raise missing(file.location.path)
-            size = info.size
-        yield file.location.path, size, wnid
+        path = file.location.path
+        # A listing of objects tells their sizes.
+        yield path, os.path.getsize(path) if file.size is None else file.size, wnid
 
 
 def list_images(

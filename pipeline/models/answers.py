@@ -18,12 +18,11 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import io
 import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +32,7 @@ from pipeline.inputs.tables import TableRow, column_names, read_rows
 from pipeline.models.identity import Origin, Preprocessing
 from pipeline.storage.files import absolute, files_of
 from pipeline.storage.state_files import unguarded
+from pipeline.storage.store import Store
 from transforms.hashing import text_bytes
 from transforms.limits import load_json
 from transforms.scoring import NO_ANSWER, AnswerKind, labels_of_answers
@@ -197,10 +197,9 @@ def _read(path: str, stamp: str | None, taxonomy: Taxonomy) -> GivenAnswers:
         )
     if len(datasets) > 1:
         raise UsageError(f"{path} is of several datasets: {_some(sorted(datasets))}")
-    with files_of(path).open(path) as file:
-        sha256 = hashlib.file_digest(cast(io.BufferedReader, file), "sha256").hexdigest()
     if empty:
         _tell_empty(path, stamp, empty)
+    sha256 = Store.at(path).digest("")
     return dataclasses.replace(writer.finish(path, kind, taxonomy), sha256=sha256)
 
 

@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -141,7 +141,8 @@ def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -
     more than a tenth of the known labels are at another output than the taxonomy's.
     """
     labels = [str(id2label[index]) for index in range(len(id2label))]
-    skipped = _skipped(labels)
+    # Some ImageNet models begin with an output for the background.
+    skipped = int(len(labels) == len(imagenet9().wnids) + 1 and labels[0].lower() == "background")
     labels = labels[skipped:]
     try:
         labels_of_outputs(len(labels), taxonomy)
@@ -166,11 +167,6 @@ def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -
             f"{labels[misplaced[0]]!r}, and must be {names[misplaced[0]]!r}"
         )
     return skipped
-
-
-def _skipped(labels: Sequence[str]) -> int:
-    """Returns 1 if an ImageNet model begins with an output for the background, else 0."""
-    return int(len(labels) == len(imagenet9().wnids) + 1 and labels[0].lower() == "background")
 
 
 def _measure_processor(spec: str, processor: Any) -> tuple[dict[str, Any], bool]:

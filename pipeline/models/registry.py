@@ -50,23 +50,19 @@ def store_model(folder: WeightsFolder, model: LoadedModel) -> bool:
     return changed
 
 
-def _state(folder: WeightsFolder, stored: StoredModel) -> dict[str, torch.Tensor]:
-    """Reads the tensors of a model, without checking their hash."""
+def load_stored(source: Source, folder: WeightsFolder, stored: StoredModel) -> LoadedModel:
+    """Loads a model from a folder of weights.
+
+    Raises JobError if the tensors cannot be read, have changed since they were fetched, or do not
+    fit.
+    """
     try:
-        return load(folder.store.read(stored.file, None))
+        state = load(folder.store.read(stored.file, None))
     except Exception as error:  # Broken bytes can raise anything.
         raise JobError(
             f"{folder.store.path(stored.file)}, the weights of {stored.name}, cannot be read "
             f"({type(error).__name__}); fetch them again"
         ) from error
-
-
-def load_stored(source: Source, folder: WeightsFolder, stored: StoredModel) -> LoadedModel:
-    """Loads a model from a folder of weights.
-
-    Raises JobError if the tensors have changed since they were fetched, or do not fit.
-    """
-    state = _state(folder, stored)
     digest = state_hash(state)
     if digest != stored.sha256:
         raise JobError(

@@ -177,13 +177,10 @@ class ExportPlan:
     def path(self, variant: VariantName, sample: Sample) -> str:
         fields = sample.fields
         name = stem_of(sample.key, fields["wnid"], self.clashes)
-        if variant.is_mixed:
-            background = fields["bg_key"]
-            name = mixed_stem(
-                name, background and stem_of(background, fields["bg_wnid"], self.clashes)
-            )
-        elif variant.has_draws:
-            name = mixed_stem(name, fields["bg_key"])
+        if variant.has_draws:
+            key, wnid = fields["bg_key"], fields["bg_wnid"]
+            # A scene has no class, and keeps its name.
+            name = mixed_stem(name, stem_of(key, wnid, self.clashes) if wnid else key)
         suffix = "JPEG" if variant.is_picture else "npy"
         return f"{self.folder(variant, fields['label'])}/{name}.{suffix}"
 

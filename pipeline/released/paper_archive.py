@@ -54,14 +54,13 @@ def _fetch(address: str, path: str) -> None:
     # Nobody else may put a link in the place of the part.
     claim(cache_folder())
     part = Path(f"{path}.part")
-    part.touch()
     try:
         with (
-            part.open("r+b") as file,
+            part.open("ab") as file,
             requests.get(
                 address,
                 # A server that packs what it sends cannot send the rest of a file.
-                headers={"Range": f"bytes={file.seek(0, 2)}-", "Accept-Encoding": "identity"},
+                headers={"Range": f"bytes={file.tell()}-", "Accept-Encoding": "identity"},
                 stream=True,
                 timeout=30,
             ) as answer,
@@ -71,7 +70,7 @@ def _fetch(address: str, path: str) -> None:
             if answer.status_code != 416:
                 answer.raise_for_status()
                 # 206: the rest. A server that knows no ranges sends everything once more.
-                advance(file.seek(file.tell() if answer.status_code == 206 else 0) / 10**6)
+                advance(file.truncate(file.tell() if answer.status_code == 206 else 0) / 10**6)
                 # Of a piece that is cut off, nothing is kept.
                 for data in answer.iter_content(1 << 16):
                     advance(file.write(data) / 10**6)

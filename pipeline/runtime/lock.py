@@ -30,7 +30,6 @@ which are taken over by whoever needs them.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -53,7 +52,7 @@ from pipeline.storage.interface import PathClaim
 from pipeline.storage.processes import Process
 from pipeline.storage.state_files import convert, parse_json, warn_damaged
 from pipeline.storage.store import TEMPORARY, TEMPORARY_NAME, WORK_FOLDER, Store
-from transforms.hashing import text_bytes
+from transforms.hashing import text_digest
 
 DATASET_LOCK = f"{WORK_FOLDER}/lock"
 TABLES_LOCK = f"{WORK_FOLDER}/lock-tables"
@@ -330,14 +329,13 @@ def fenced_for_job(store: Store) -> Store:
     return store.fenced(DATASET_LOCK, store.job) if store.job else store
 
 
-def with_new_job(store: Store) -> Store:
-    """Returns the folder for a job to be submitted, with a new token that its steps recognise."""
-    return store.for_job(uuid.uuid4().hex)
+def with_new_job(store: Store, *, may_repeat: bool) -> Store:
+    """Returns the folder for a job to be submitted, with a new token that its steps recognise.
 
-
-def with_job_of_this_process(store: Store) -> Store:
-    """Returns the folder for a job that this process may submit again, with the same token."""
-    return store.for_job(hashlib.sha256(text_bytes(processes.this_process().name)).hexdigest()[:32])
+    It is the same token again if this process may repeat the job.
+    """
+    name = processes.this_process().name
+    return store.for_job(text_digest(name)[:32] if may_repeat else uuid.uuid4().hex)
 
 
 def release_all() -> None:

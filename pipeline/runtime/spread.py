@@ -107,28 +107,25 @@ def spread_over(engine: Engine | None) -> Iterator[None]:
             _engine = None
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class Spread(beam.PTransform):
-    """Elements -> the step's outputs; the step is a DoFn without tagged outputs.
+    """Elements -> the step's outputs, of the type `output`.
 
-    `card` returns the number of an element's block, for workers with a card each.
+    The step is a DoFn without tagged outputs. `card` returns the number of an element's block, for
+    workers with a card each.
     """
 
-    def __init__(
-        self,
-        step: beam.DoFn,
-        output: object,
-        hints: Mapping[str, str] | None = None,
-        card: Callable[[Any], int] | None = None,
-    ) -> None:
-        super().__init__()
-        self._step, self._output, self._hints, self._card = step, output, hints, card
+    step: beam.DoFn
+    output: object
+    hints: Mapping[str, str] | None = None
+    card: Callable[[Any], int] | None = None
 
     def expand(self, elements: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        if _engine is None or (_engine.has_cards and self._card is None):
-            run = beam.ParDo(self._step).with_output_types(self._output)
-            hinted = run.with_resource_hints(**self._hints) if self._hints else run
+        if _engine is None or (_engine.has_cards and self.card is None):
+            run = beam.ParDo(self.step).with_output_types(self.output)
+            hinted = run.with_resource_hints(**self.hints) if self.hints else run
             return elements | beam.Reshuffle() | hinted
-        deal = beam.ParDo(_Deal(self._step, self._card)).with_output_types(self._output)
+        deal = beam.ParDo(_Deal(self.step, self.card)).with_output_types(self.output)
         return elements | beam.WithKeys(None) | beam.GroupByKey() | deal
 
 

@@ -76,7 +76,7 @@ def fit_probes(
     resulting probes take features without standardisation.
 
     Args:
-      features: (n, features).
+      features: (n, features), n >= 1.
       labels: (n,) int64 in [0, num_classes).
       num_classes: number of outputs; a class without images is never predicted.
       penalties: factors of the penalty, > 0, which is half the sum of the squared weights and is
@@ -84,13 +84,8 @@ def fit_probes(
         descending order, because each starts from the one before.
 
     Raises:
-      ValueError: there are no images, or labels are out of range.
       JobError: rounding errors exceed the tolerance, for a tiny penalty or extreme features.
     """
-    if not len(labels):
-        raise ValueError("a probe needs images to be fitted on")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"labels must be in 0 to {num_classes - 1}")
     values = np.asarray(features, np.float64)
     mean, scale = values.mean(axis=0), values.std(axis=0)
     # A constant feature becomes 0 everywhere, instead of 0 / 0.

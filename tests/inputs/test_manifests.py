@@ -20,7 +20,6 @@ from pipeline.inputs.image_manifest import (
     ImageManifest,
     content_of_coco,
     images_of_coco,
-    is_coco_manifest,
     named_columns,
     path_from,
     tells_splits,
@@ -126,8 +125,7 @@ def test_cocos_content_is_told_from_other_json_and_is_never_stale(tmp_path: Path
         os.utime(path, (moment, moment))
         assert content_of_coco(path) == content
     rows = put(tmp_path / "rows.json", OBJECTS)
-    assert (is_coco_manifest(path), tells_splits(path, {})) == (True, False)
-    assert (is_coco_manifest(rows), tells_splits(rows, {})) == (False, True)
+    assert (tells_splits(path, {}), tells_splits(rows, {})) == (False, True)
     assert content_of_coco(rows) is content_of_coco("/none.csv") is None
     assert path_from("/in", "gs://bucket/a") == "gs://bucket/a"
     assert path_from("gs://bucket/in", "../a") == "gs://bucket/a"

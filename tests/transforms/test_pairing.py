@@ -196,11 +196,6 @@ def test_selection_is_stable() -> None:
     assert (chosen[1:] != fewer).sum() <= 1
 
 
-def test_a_key_cannot_be_in_a_pool_twice() -> None:
-    with pytest.raises(ValueError, match="unique"):
-        Pool.from_images(["a", "a"], np.zeros(2, np.int64), seed=0)
-
-
 def test_replicates_draw_independently() -> None:
     keys = [f"key{i}" for i in range(600)]
     pool = Pool.from_images(keys, np.arange(600, dtype=np.int64) % 3, seed=0)

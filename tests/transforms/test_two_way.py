@@ -258,9 +258,6 @@ def test_quantiles_and_p_values_are_those_of_scipy(df: int, confidence: float) -
 def test_without_degrees_of_freedom_nothing_is_known() -> None:
     assert t_quantile(0, 0.95) == math.inf
     assert t_p_value(np.asarray([0.0, 9.0]), 0).tolist() == [1, 1]
-    for df, confidence in ((-1, 0.95), (3, 1.0), (3, 0.0)):
-        with pytest.raises(ValueError, match="no quantile"):
-            t_quantile(df, confidence)
 
 
 @given(shares)
