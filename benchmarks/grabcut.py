@@ -210,7 +210,7 @@ def main() -> None:
     for function in IMPLEMENTATIONS.values():
         function(sets["softened"][0])
     for name, jobs in sets.items():
-        compare(name + without, jobs, ("16", "14", "9"))
+        compare(name + without, jobs, ("16", "14", "10"))
     for name, jobs in sets.items():
         print(f"\nstages, {name}{without}")
         print_stages(jobs)

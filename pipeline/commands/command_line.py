@@ -393,15 +393,18 @@ def _beside(file: str, flag: Flag, text: str) -> str:
 
     What may be something else is only a path if something is there.
     """
-    kinds = re.split(r"\W", flag.metavar)
-    if not {"DIR", "FILE"} & {*kinds}:
+    kinds = {word for word in re.split(r"\W", flag.metavar) if word.isupper()} - {"LAB"}
+    is_word = text in flag.metavar.split("|") and not text.isupper()
+    if is_word or not {"DIR", "FILE"} & kinds:
         return text
     paths = []
     for one in text.split(",") if "," in flag.metavar else [text]:
-        path = join(parent(file), os.path.expanduser(one)) if one and "://" not in one else one
-        files, is_path = files_of(path), {*kinds} <= {"DIR", "FILE", "TAR"}
+        lab, equals, named = one.rpartition("=") if "LAB=" in flag.metavar else ("", "", one)
+        is_local = named and "://" not in named
+        path = join(parent(file), os.path.expanduser(named)) if is_local else named
+        is_path, files = kinds <= {"DIR", "FILE", "TAR"}, files_of(path)
         is_there = is_path or files.is_folder(path) or files.info(path)
-        paths.append(path if is_there else one)
+        paths.append(lab + equals + path if is_there else one)
     return ",".join(paths)
 
 

@@ -200,7 +200,7 @@ def test_paths_in_a_file_are_relative_to_it(
     masks = "~/masks"
     exclude = "gs://bucket/list.txt"
     taxonomy = "kinds.csv"
-    results = ["v1", "/v2"]
+    results = ["v1", "/v2", "Ann=v1"]
     from = "archive.tar"
     """
     path = config_of(tmp_path / "jobs", text)
@@ -210,9 +210,13 @@ def test_paths_in_a_file_are_relative_to_it(
     assert (arguments.input, arguments.exclude) == ("/data", "gs://bucket/list.txt")
     assert arguments.masks == os.path.expanduser("~/masks")
     arguments, _ = parse_command_line(["report", "--config", path])
-    assert arguments.results == (str(tmp_path / "jobs" / "v1"), "/v2")
+    v1 = str(tmp_path / "jobs" / "v1")
+    assert arguments.results == (v1, "/v2", f"Ann={v1}")
     arguments, _ = parse_command_line(["import", "--config", path])
     assert vars(arguments)["from"] == str(tmp_path / "jobs" / "archive.tar")
+    path = config_of(tmp_path / "jobs", 'from = "paper:"')
+    arguments, _ = parse_command_line(["import", "--config", path])
+    assert vars(arguments)["from"] == "paper:"
     for value, expected in (("v1", tmp_path / "jobs" / "v1"), ("resnet50", "resnet50")):
         path = config_of(tmp_path / "jobs", f'baseline = "{value}"')
         arguments, _ = parse_command_line(["run", "--config", path])

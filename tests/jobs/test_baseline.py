@@ -21,10 +21,9 @@ from pipeline.analyses.evaluation.baseline import (
     models_named,
     with_results,
 )
-from pipeline.analyses.evaluation.panel import ACCURACY, AccuracyPanel
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.evaluate.comparisons import ComparisonRow, mark_best, read_contributions
+from pipeline.evaluate.comparisons import ComparisonRow, mark_best
 from pipeline.evaluate.results import (
     FailedModel,
     RunSettings,
@@ -37,9 +36,8 @@ from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary
 from pipeline.jobs.conditions import Condition, Gate, judge
 from pipeline.jobs.publish import PublishPlan, publish
-from pipeline.report.write import gather, write_tables
+from pipeline.report.write import write_tables
 from pipeline.storage.store import Store
-from transforms.intervals import level_of
 from transforms.scoring import LABEL_RULES
 
 RULE = next(iter(LABEL_RULES))
@@ -251,29 +249,6 @@ def test_a_kept_baseline_is_the_same_run_under_other_settings_of_a_job(
     printed = capsys.readouterr()
     assert "the baseline on all of split val" in printed.out + printed.err
     assert json.loads((copied / "results" / "baseline.json").read_text()) == chosen
-
-
-def test_the_extremes_of_many_models_have_wider_intervals(
-    compared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    dataset = dataset_in(compared)
-    evidence = gather(dataset, dataset.taxonomy)
-    (models,) = read_contributions(dataset, read_summaries(dataset)[0])
-    gaps = {
-        one.value: one
-        for summary in models.summaries
-        if (one := models.measure("bg_gap", summary, evidence.rule))
-    }
-    for named, extremes, level in ((3, None, 0.95), (2, (max(gaps), min(gaps)), level_of(3))):
-        monkeypatch.setattr(AccuracyPanel, "named", named)
-        panel = ACCURACY.make(evidence, False)
-        assert isinstance(panel, AccuracyPanel)
-        assert panel.models == 3
-        assert len(panel.gaps) == named
-        for _, cell in panel.gaps:
-            bounds = gaps[cell.value or 0].interval(level)
-            assert (cell.low, cell.high) == pytest.approx(bounds)
-        assert extremes in (None, tuple(cell.value for _, cell in panel.gaps))
 
 
 def test_the_best_models_are_marked(compared: Path) -> None:
