@@ -12,12 +12,14 @@ import functools
 import hashlib
 import importlib.util
 import os
+import ssl
 import textwrap
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
-import requests
 import torch
 
 from pipeline.errors import JobError, UsageError, one_line, text_of
@@ -319,11 +321,16 @@ def answers(url: str) -> bool:
     found = threading.Event()
 
     def ask() -> None:
-        with contextlib.suppress(Exception):  # Networks fail in many ways.
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
+        except urllib.error.HTTPError:
+            pass
+        except Exception as error:  # Networks fail in many ways.
             # The libraries that fetch weights may trust a certificate that this request does not.
-            with contextlib.suppress(requests.exceptions.SSLError):
-                requests.head(url, timeout=HUB_SECONDS)
-            found.set()
+            if not isinstance(getattr(error, "reason", None), ssl.SSLError):
+                return
+        found.set()
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()

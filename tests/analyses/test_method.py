@@ -242,7 +242,7 @@ def test_the_mean_of_models_stands_below_them(
     dataset = dataset_in(output)
     first, second = read_renderings(dataset)[0]
     faster = msgspec.structs.replace(first.evaluation, precision="bf16")
-    again = msgspec.structs.replace(first, home="/lab", evaluation=faster)
+    again = msgspec.structs.replace(first, lab="Lab", evaluation=faster)
     mean = mean_of_models(dataset, (first, second))
     assert mean is not None
     assert mean.rows != first.rows

@@ -298,9 +298,12 @@ def test_tars_alone_have_configurations_too(small_sample: Path, tmp_path: Path) 
 
 
 # A value other than the default for every flag, and in NEEDS the other flags that it requires.
-SEGMENT = SegmentConfig(
-    *(128, 300, "bicubic", "box", 1, (), "each", 0.8, 0.4, 0.2, "pad", "in9l")
-).flags() | {"segmenter_parameters": ("version=3", "size=7")}
+SEGMENT = {
+    **vars(
+        SegmentConfig(*(128, 300, "bicubic", "box", 1, (), "each", 0.8, 0.4, 0.2, "pad", "in9l"))
+    ),
+    "segmenter_parameters": ("version=3", "size=7"),
+}
 COMPOSE = vars(
     ComposeConfig(("original",), ("webdataset",), "png", 90, 1, "7", "other", True, 3, "4 pictures")
 )

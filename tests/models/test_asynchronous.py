@@ -240,7 +240,8 @@ def predicted(
         predictor = Predictor(model, settings, PixelCache(0, pinned=device == "cuda"))
         rows = []
         for chunk in work.run(predictor, shards, shards, lambda _, some, __: new.append(some)):
-            rows.append(chunk.table)
+            # In a slow run, there are parts of a chunk before it.
+            rows += [chunk.table] if chunk.is_complete else []
             write_table(store, work.path(chunk.chunk), chunk.table, work.fingerprint(chunk.chunk))
         stored = read_predictions(dataset, EvalImages.read(dataset, "val"), run)
         assert not stored.missing

@@ -57,8 +57,12 @@ class Signs:
 
 
 def printed(stdout: str, output: Path) -> list[str]:
-    """Returns the lines that a command prints, without times and without its folder."""
-    lines = [line for line in stdout.splitlines() if not line.startswith("time: ")]
+    """Returns the lines that a command prints, without times and without its folder.
+
+    The folder's length decides where a line is wrapped.
+    """
+    whole = stdout.replace("\n  ", " ").splitlines()
+    lines = [" ".join(line.split()) for line in whole if not line.startswith("time: ")]
     return [line.replace(str(output), "OUT") for line in lines]
 
 
