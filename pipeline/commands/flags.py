@@ -204,11 +204,7 @@ SECTIONS = (
         "sources",
         _GENERATING,
         Flag("--masks", "DIR", "folder of PNG masks, or a COCO .json file, for --segmenter masks"),
-        Flag(
-            "--taxonomy",
-            "FILE",
-            "file that maps classes to superclasses (default: ImageNet-9)",
-        ),
+        Flag("--taxonomy", "FILE", "file that maps classes to superclasses (default: ImageNet-9)"),
         Flag("--exclude", "FILE", "file that lists images to leave out"),
         Flag("--include", "FILE", "file that lists the images to keep; all others are left out"),
     ),
@@ -223,19 +219,9 @@ SECTIONS = (
             "an image of its own",
         ),
         Flag("--max_box", "X", "largest share of the crop that the box may cover", 0.9, float),
+        Flag("--min_visible", "X", "smallest share of the box that the crop must keep", 0.5, float),
         Flag(
-            "--min_visible",
-            "X",
-            "smallest share of the box that the crop must keep",
-            0.5,
-            float,
-        ),
-        Flag(
-            "--min_foreground",
-            "X",
-            "smallest share of the box that the mask must fill",
-            0.1,
-            float,
+            "--min_foreground", "X", "smallest share of the box that the mask must fill", 0.1, float
         ),
         choice(
             "--crop",
@@ -353,13 +339,7 @@ SECTIONS = (
             "classes that mixed_rand draws backgrounds from; other excludes the image's own",
         ),
         switch("--own_background", "allow mixed variants to give an image its own background"),
-        Flag(
-            "--replicates",
-            "K",
-            "number of background draws for each mixed variant",
-            1,
-            int,
-        ),
+        Flag("--replicates", "K", "number of background draws for each mixed variant", 1, int),
         Flag(
             "--limit",
             "N",

@@ -178,16 +178,17 @@ def _compose_photo(flags: ShowFlags) -> Content:
 def _load_models(flags: ShowFlags, taxonomy: Taxonomy) -> Iterator[tuple[str, Ask]]:
     """Yields the name of each model, and what asks it."""
     # Imported late, because an export needs no torch.
-    from pipeline.models.predict import Predictor
+    from pipeline.models.predict import Predictor, are_numbers, refuse_broken
     from pipeline.models.registry import check_model, load_model
     from pipeline.models.source import check_head
 
     def ask(
         name: str, predictor: Predictor, size: int, label: int, pictures: Sequence[Pixels]
     ) -> list[Prediction]:
-        logits = predictor.forward(predictor.to_device(np.stack(pictures))).detach().cpu().numpy()
+        outputs = predictor.forward(predictor.to_device(np.stack(pictures))).detach().cpu()
+        refuse_broken(are_numbers(outputs))
         truth, meaning = np.full(len(pictures), label), labels_of_outputs(size, taxonomy)
-        scores = argmax_then_map(logits, truth, meaning)
+        scores = argmax_then_map(outputs.numpy(), truth, meaning)
         columns = (scores.prediction, scores.output, scores.top1, scores.prediction == truth)
         describe = functools.partial(
             Prediction.of, name, taxonomy, classes_of_outputs(size, taxonomy)
