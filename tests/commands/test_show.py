@@ -107,3 +107,29 @@ def test_a_dataset_without_backgrounds_is_refused(
     line = refusal(capsys, "show", photo(), *flags, "--class", "bird")
     assert "has no background for mixed_same: it lacks images of the class" in line
     assert not (tmp_path / "a.png").exists()
+
+
+BROKEN = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, pictures):
+        return (self.value / 0 * pictures.mean((1, 2, 3)))[:, None].expand(-1, 9)
+"""
+
+
+def test_outputs_that_are_no_numbers_have_no_answers(
+    words: tuple[object, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    run_here(*words, tmp_path / "a.png", "--models", "python:broken:Net", code=1)
+    assert "its outputs are not numbers but NaN or infinity" in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
