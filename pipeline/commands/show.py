@@ -134,7 +134,6 @@ def _compose_photo(flags: ShowFlags) -> Content:
     """Composes the variants of a photo, in two rows, and asks the models about them."""
     dataset = Dataset.open(reading_store(flags.dataset)) if flags.dataset else None
     taxonomy = dataset.taxonomy if dataset else imagenet9()
-    models = dict(_load_models(flags, taxonomy))
     config = dataset.config.segment if dataset else SegmentConfig()
     # A dataset's masks are of other pictures, and code that it names is not imported.
     cutter = Cutter(dataclasses.replace(config, segmenter="grabcut", segmenter_parameters=()))
@@ -148,6 +147,8 @@ def _compose_photo(flags: ShowFlags) -> Content:
             f"{flags.photo} is rejected, {cut.reason}: {REASONS[cut.reason]} ({cut.detail})"
         )
     assert cut.layer is not None
+    # Loaded late, because it takes longest.
+    models = dict(_load_models(flags, taxonomy))
     (first, ask), *_ = models.items()
     named, names = flags.named or ask(OUTSIDE, [cut.layer.image])[0].answer, taxonomy.names
     if named not in names:
