@@ -330,7 +330,6 @@ def wilson_of_pictures(
     correct: NDArray[np.bool_],
     roles: Roles,
     confidence: float = CONFIDENCE,
-    growth: float = 1.0,
 ) -> tuple[float, float]:
     """Computes Wilson's interval of a share of pictures that may share foregrounds or backgrounds.
 
@@ -341,8 +340,6 @@ def wilson_of_pictures(
       correct: (n,) bool, True for the pictures whose share is estimated.
       roles: units of the same n pictures.
       confidence: probability with which the interval should cover the truth, in (0, 1).
-      growth: gives the interval that so many times as many images would have if their share and
-        its variance, by image, stayed the same; > 0.
 
     Returns:
       (low, high), fractions in [0, 1]; (0, 1) without pictures, or if there are several pictures
@@ -354,13 +351,13 @@ def wilson_of_pictures(
         return 0.0, 1.0
     share = float(correct.mean())
     if roles.units == n:
-        return score_interval(share, n * growth, NormalDist().inv_cdf(0.5 + confidence / 2))
+        return score_interval(share, n, NormalDist().inv_cdf(0.5 + confidence / 2))
     return share_interval(
         share,
-        float(roles.variance((correct - share) / n)) / growth,
-        roles.units * growth,
-        fewest=roles.units * growth,
-        most=n * growth,
+        float(roles.variance((correct - share) / n)),
+        roles.units,
+        fewest=roles.units,
+        most=n,
         confidence=confidence,
     )
 

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from statistics import NormalDist
 from typing import Annotated, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -18,20 +19,22 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import counted
+from pipeline.evaluate.families import Family, Subject, families_of
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
 from pipeline.evaluate.results import ModelRun, Table
 from pipeline.evaluate.summary import AccuracyRow, Summary
 from pipeline.storage.state_files import convert, read_csv
 from transforms.analysis import gaps_of_pictures
-from transforms.intervals import CONFIDENCE, holm
+from transforms.families import MIN_SEEDS, Seeds, spread_of_methods
+from transforms.intervals import CONFIDENCE, holm, score_interval
 from transforms.two_way import (
     EstimateSpread,
     Floats,
     Roles,
     difference_interval,
     p_value,
+    share_interval,
     smallest_difference,
-    wilson_of_pictures,
 )
 from transforms.variants import OBJECT_HIDDEN, VariantName, draws_of
 
@@ -77,14 +80,15 @@ class Measured:
 
     Attributes:
       n: number of images.
-      correct: whether each picture is recognised, if the estimate is the share of those; else None.
+      trials: the fewest and the most independent trials that a share may stand for, as for
+        `share_interval`; None if it is not a share.
     """
 
     value: float
     n: int
     roles: Roles
     spread: EstimateSpread
-    correct: Correct | None
+    trials: tuple[float, float] | None
 
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> tuple[float, float]:
         """Computes the two-way interval (low, high) at a confidence in (0, 1).
@@ -92,8 +96,19 @@ class Measured:
         `growth` > 0 gives the one that so many times as many images would have if the estimate and
         its spread, by image, stayed the same.
         """
-        if self.correct is not None:
-            return wilson_of_pictures(self.correct, self.roles, confidence, growth)
+        if self.trials is not None:
+            fewest, most = (growth * one for one in self.trials)
+            if fewest == most:  # No two pictures share a unit.
+                z = NormalDist().inv_cdf(0.5 + confidence / 2)
+                return score_interval(self.value, most, z)
+            return share_interval(
+                self.value,
+                float(self.spread.variance) / growth,
+                self.spread.units * growth,
+                fewest=fewest,
+                most=most,
+                confidence=confidence,
+            )
         low, high = difference_interval(
             np.asarray(self.value), self.spread.grown(growth), confidence
         )
@@ -167,6 +182,16 @@ class ModelsOnSameImages:
         return draws_of(self.variants) | ({BG_GAP: same + rand} if same and rand else {})
 
     @functools.cached_property
+    def families(self) -> list[Family]:
+        return families_of(self.summaries)[0]
+
+    @functools.cached_property
+    def family_of(self) -> list[Family | None]:
+        """For each model the family that it is a seed of; None if it is of none."""
+        family_of = {one.folder: family for family in self.families for one in family.members}
+        return [family_of.get(one.folder) for one in self.summaries]
+
+    @functools.cached_property
     def quantities(self) -> list[tuple[str, str]]:
         """(label rule, variant or `bg_gap`) of each quantity to compare; draws are pooled."""
         rules = dict.fromkeys(rule for one in self.summaries for rule in one.label_rules)
@@ -197,35 +222,47 @@ class ModelsOnSameImages:
             np.stack([one for _, one in estimates]) if estimates else np.empty((0, 0)),
         )
 
+    def answers(self, subject: Subject, rule: str) -> list[Mapping[VariantName, Correct]]:
+        """Returns which pictures each model of a subject recognises: variant -> (n,) bool."""
+        positions = map(self.summaries.index, subject.members)
+        return [self.correct[position].get(rule, {}) for position in positions]
+
     def measure(
         self,
         quantity: str,
-        summary: Summary,
+        subject: Subject,
         rule: str,
-        other: Mapping[VariantName, Correct] | None = None,
+        others: Sequence[Mapping[VariantName, Correct]] = (),
     ) -> Measured | None:
-        """Measures a quantity of a model, or what it exceeds another model's by.
+        """Measures a quantity of a model or a family, or what it exceeds that of another by.
 
-        `other` is for the other model: variant -> (n,) bool, True where right. Returns None if
-        predictions of some of the pictures are missing.
+        `others` are the `answers` of the other. Returns None if predictions of some of the pictures
+        are missing, a family has too few seeds, or it is compared with a single model.
         """
-        needed = self.draws.get(quantity, ())
-        correct = self.correct[self.summaries.index(summary)].get(rule, {})
-        both = (correct,) if other is None else (correct, other)
-        if not needed or not all(name in one for one in both for name in needed):
+        known = [self.answers(subject, rule), *([others] if others else [])]
+        numbers = [len(answers) for answers in known]
+        needed, most = self.draws.get(quantity, ()), max(numbers)
+        is_complete = all(name in one for answers in known for one in answers for name in needed)
+        if not needed or not is_complete or (most > 1 and min(numbers) < MIN_SEEDS):
             return None
-        value, r = self._estimate(correct, quantity)
-        if other is not None:
-            of_other, r_of_other = self._estimate(other, quantity)
-            value, r = value - of_other, r - r_of_other
-        roles, is_share = self.roles(quantity), other is None and quantity != BG_GAP
+        methods = [self.seeds(quantity, answers) for answers in known]
+        roles, value = self.roles(quantity), float(methods[0].values.mean())
+        value -= sum(float(one.values.mean()) for one in methods[1:])
+        # Seeds that are all right, or all wrong, say nothing of the variance.
+        fewest = roles.units if most == 1 or value in (0, 1) else 0.0
+        pictures = len(roles.foregrounds) * most
         return Measured(
-            value=float(value),
+            value=value,
             n=len(self.images.keys),
             roles=roles,
-            spread=roles.spread(r),
-            correct=np.concatenate([correct[name] for name in needed]) if is_share else None,
+            spread=spread_of_methods(roles, *methods),
+            trials=None if others or quantity == BG_GAP else (fewest, pictures),
         )
+
+    def seeds(self, quantity: str, answers: Iterable[Mapping[VariantName, Correct]]) -> Seeds:
+        """Returns a quantity of each of some models that have predictions of all its pictures."""
+        values, r = zip(*(self._estimate(one, quantity) for one in answers), strict=True)
+        return Seeds(np.asarray(values), np.stack(r))
 
     def _estimate(
         self, correct: Mapping[VariantName, Correct], quantity: str
@@ -324,8 +361,8 @@ class ComparisonRow(Struct, frozen=True, kw_only=True):
 COMPARISONS = Table(
     "comparisons",
     (ComparisonRow,),
-    "difference of two models on the same pictures, with its two-way interval: "
-    "[intervals](results.md#intervals)",
+    "difference of two models, or of two families of models, on the same pictures, with its "
+    "two-way interval: [intervals](results.md#intervals)",
 )
 
 
@@ -335,7 +372,8 @@ def compare_models(
     """Yields the rows of comparisons.csv.
 
     Any two models that were tested on the same images are compared in each quantity (accuracy on a
-    variant, or BG-Gap) that both have predictions for. Pairs are in the order of the summaries.
+    variant, or BG-Gap) that both have predictions for, unless they are seeds of one family. Pairs
+    are in the order of the summaries.
     """
     for models in compared:
         if len(models.summaries) < 2:
@@ -419,7 +457,10 @@ def mark_best(summaries: Iterable[Summary], compared: Iterable[ComparisonRow]) -
 def _differences(
     models: ModelsOnSameImages, rule: str, quantity: str
 ) -> dict[tuple[int, int], dict[str, float]]:
-    """Computes fields of a `ComparisonRow` for pairs of models with predictions, by position."""
+    """Computes fields of a `ComparisonRow` for pairs of models with predictions, by position.
+
+    Seeds of one family are not compared.
+    """
     positions, figures, contributions = models.contributions(rule, quantity)
     if len(positions) < 2:
         return {}
@@ -438,11 +479,17 @@ def _differences(
         scatter=np.concatenate([one.scatter for one in spreads]),
     )
     low, high = difference_interval(difference, spread)
-    adjusted = holm(p_value(difference, spread))
+    p_values = p_value(difference, spread)
     names = ("difference", "ci_low", "ci_high", "p_adjusted")
+    pairs = list(itertools.combinations(positions, 2))
+    family_of = models.family_of
+    kept = [
+        position
+        for position, (first, second) in enumerate(pairs)
+        if family_of[first] is None or family_of[first] is not family_of[second]
+    ]
+    columns = (*(one[kept] for one in (difference, low, high)), holm(p_values[kept]))
     return {
-        pair: dict(zip(names, map(float, values), strict=True))
-        for pair, *values in zip(
-            itertools.combinations(positions, 2), difference, low, high, adjusted, strict=True
-        )
+        pairs[position]: dict(zip(names, map(float, values), strict=True))
+        for position, *values in zip(kept, *columns, strict=True)
     }

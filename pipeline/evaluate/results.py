@@ -27,6 +27,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType, structs, to_builtins
 from typing_extensions import override
 
 from pipeline.errors import escaped_line, escaped_texts
+from pipeline.models.answers import CALLED
 from pipeline.models.identity import Preprocessing
 from pipeline.runtime.lock import TABLES_LOCK, locked
 from pipeline.storage.state_files import (
@@ -169,6 +170,13 @@ class ModelRun(Named, frozen=True, kw_only=True):
     @override
     def title(self) -> str:
         return (self.label or super().title) + (f" in {self.lab}" if self.lab else "")
+
+    @property
+    def family(self) -> str:
+        """The method that it is a training of, by its label `FAMILY#SEED`; "" if it is of none."""
+        name = self.label or (self.model if self.model.startswith(CALLED) else "")
+        family, _, seed = name.partition("#")
+        return family + (f" in {self.lab}" if self.lab else "") if seed else ""
 
     @property
     @override

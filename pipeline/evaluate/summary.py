@@ -322,6 +322,11 @@ class Summary(ModelRun, frozen=True, kw_only=True):
     sizes: tuple[SizeRow, ...] = ()
     power: tuple[StoredPower, ...] = ()
 
+    @property
+    def members(self) -> tuple["Summary"]:
+        """The model itself, as a family has several."""
+        return (self,)
+
     def is_of(self, entries: Container[str], settings: RunSettings) -> bool:
         """Returns whether it is of one of the entries, and was made with these settings."""
         return self.entry in entries and pick(RunSettings, self.evaluation) == settings

@@ -450,7 +450,7 @@ def _judge(
         groups=groups if groups < found.n else None,
         units=units,
         decided_at=_decided_at(condition, found, level) if is_open else None,
-        smallest=smallest if is_open and found.correct is None and smallest <= 1 else None,
+        smallest=smallest if is_open and found.trials is None and smallest <= 1 else None,
     )
 
 

@@ -114,7 +114,7 @@ class Baseline:
         """
         if summary.tested_on != self.run.tested_on:
             return None
-        return models.measure(quantity, summary, rule, self.correct.get(rule, {}))
+        return models.measure(quantity, summary, rule, [self.correct.get(rule, {})])
 
 
 def _tested_on(split: str, holdout: float) -> str:

@@ -26,6 +26,7 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
 from pipeline.evaluate.comparisons import BG_GAP, COMPARISONS, Sample, gap_draws
+from pipeline.evaluate.families import FAMILIES
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.predictions import EvalImages, Predictions, read_predictions
 from pipeline.evaluate.results import errors_by_model, read_failures
@@ -38,7 +39,7 @@ from transforms.variants import VariantName, draws_of
 
 class EvaluationParts(Parts[Flags]):
     flags = Flags
-    tables = (*TABLES, COMPARISONS, BASELINE)
+    tables = (*TABLES, FAMILIES, COMPARISONS, BASELINE)
     figures = ("gaps", "classes", "decomposition", "sizes-", "confusion-", "groups-")
     panels = (IMAGES, ACCURACY, SENSITIVITY, MISTAKES)
     claims = CLAIMS

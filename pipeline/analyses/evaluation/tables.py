@@ -30,6 +30,8 @@ from pipeline.evaluate.comparisons import (
     mark_best,
     read_contributions,
 )
+from pipeline.evaluate.families import FAMILIES
+from pipeline.evaluate.family_rows import compare_families, family_rows
 from pipeline.evaluate.predictions import (
     OF_LOGITS,
     PROBED_VARIANT,
@@ -290,7 +292,8 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
     was_evaluated = summaries or failed or stale or failed_before
     if not was_evaluated and not store.exists("results/summary.csv"):
         return
-    compared = list(compare_models(fingerprint, read_contributions(dataset, summaries)))
+    measured = read_contributions(dataset, summaries)
+    compared = list(compare_models(fingerprint, measured))
     marked = mark_best(summaries, compared)
     for table in TABLES:
         rows = rows_of_models(table, marked)
@@ -301,7 +304,9 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
                 for failure in failures_without_results(failed, summaries)
             ]
         table.write(store, rows)
+    compared += compare_families(fingerprint, measured)
     COMPARISONS.write(store, ([row] for row in compared))
+    FAMILIES.write(store, ([row] for row in family_rows(fingerprint, measured)))
     baseline = chosen_baseline(dataset)
     rows_of_baseline = (
         compare_with(baseline, dataset, summaries) if isinstance(baseline, Baseline) else []

@@ -1,0 +1,146 @@
+"""Families: the models that are trainings of one method, its seeds, by their labels `FAMILY#SEED`.
+
+Families are formed from stored results whenever tables are written, so each seed may be evaluated
+by a job of its own. A single seed is an ordinary model.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from pipeline.evaluate.results import RunSettings, Table, pick
+from pipeline.evaluate.summary import Summary
+from transforms.families import MIN_SEEDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """At least two seeds of a method, run with the same settings on the same pictures.
+
+    `name` is the method's, followed by the settings that are not the default.
+    """
+
+    name: str
+    members: tuple[Summary, ...]
+
+    @property
+    def label_rules(self) -> tuple[str, ...]:
+        return self.members[0].label_rules
+
+    @property
+    def headline(self) -> str:
+        """The label rule of its headline figures."""
+        return self.members[0].headline
+
+    @property
+    def tested_on(self) -> tuple[str, float]:
+        return self.members[0].tested_on
+
+    @property
+    def no_interval(self) -> str:
+        """Why it has no interval; "" if it has one."""
+        few = f"{self.name} has {len(self.members)} trainings, and an interval needs {MIN_SEEDS}"
+        return few * (len(self.members) < MIN_SEEDS)
+
+
+Subject = Summary | Family
+"""What tables judge: a family, or a model that is in none."""
+
+
+def families_of(summaries: Iterable[Summary]) -> tuple[list[Family], list[str]]:
+    """Forms families of models; also returns a line on each that cannot be formed.
+
+    They are in the order of their first seeds. The seeds of a family differ in their weights alone.
+    """
+    named: dict[str, dict[RunSettings, list[Summary]]] = {}
+    for one in summaries:
+        if one.family:
+            by_settings = named.setdefault(one.family, {})
+            by_settings.setdefault(pick(RunSettings, one.evaluation), []).append(one)
+    families, lines = [], []
+    for name, by_settings in named.items():
+        seeds = [one for of_settings in by_settings.values() for one in of_settings]
+        # All seeds may have been run twice, with different settings.
+        runs = by_settings.values()
+        is_whole = len({frozenset(one.title for one in of_settings) for of_settings in runs}) == 1
+        fault = next(filter(None, map(_fault, runs if is_whole else [seeds])), "")
+        if fault:
+            lines.append(f"no family {name}: {fault}")
+        else:
+            families += [
+                Family(" ".join([name, *of_settings[0].evaluation.names]), tuple(of_settings))
+                for of_settings in runs
+                if len(of_settings) > 1
+            ]
+    return families, lines
+
+
+def subjects_of(summaries: Sequence[Summary]) -> list[Subject]:
+    """Returns the families of models, then the models that are in none."""
+    families, _ = families_of(summaries)
+    members = {one.folder for family in families for one in family.members}
+    return [*families, *(one for one in summaries if one.folder not in members)]
+
+
+def _fault(seeds: Sequence[Summary]) -> str:
+    """Says why models cannot be seeds of one method; "" if they can."""
+    first = seeds[0]
+    for one in seeds[1:]:
+        for what, mine, other in (
+            ("label rules", first.label_rules, one.label_rules),
+            ("precision", first.evaluation.precision, one.evaluation.precision),
+            ("--eval_input", first.evaluation.eval_input, one.evaluation.eval_input),
+            ("input size", first.evaluation.input_size, one.evaluation.input_size),
+            ("pictures", (*first.tested_on, first.missing), (*one.tested_on, one.missing)),
+        ):
+            if mine != other:
+                return f"{first.name} and {one.name} differ in {what}"
+    weights: dict[str, str] = {}
+    for one in seeds:
+        if (same := weights.setdefault(one.weights_sha256, one.name)) != one.name:
+            return f"{same} and {one.name} have equal weights, or answers"
+    return ""
+
+
+class FamilyRow(Struct, frozen=True, kw_only=True):
+    """The mean of a family's accuracies on a variant, or of its BG-Gaps."""
+
+    family: Annotated[
+        str, Meta(description="name before `#` in the labels of its models, and their settings")
+    ]
+    label_rule: str
+    variant: str
+    seeds: Annotated[int, Meta(description="number of trainings")]
+    mean: Annotated[float, Meta(description="mean of their accuracies (or gaps)")]
+    sd: Annotated[float, Meta(description="standard deviation of their accuracies (or gaps)")]
+    lowest: Annotated[float, Meta(description="smallest of their accuracies (or gaps)")]
+    highest: Annotated[float, Meta(description="largest of their accuracies (or gaps)")]
+    ci_low: Annotated[
+        float | None,
+        Meta(
+            description="lower end of the 95 % interval for other trainings on other images and "
+            "backgrounds; empty for fewer than three trainings"
+        ),
+    ] = None
+    ci_high: Annotated[float | None, Meta(description="upper end of that interval")] = None
+    further_low: Annotated[
+        float | None,
+        Meta(description="lower end of the 95 % interval for a single further training"),
+    ] = None
+    further_high: Annotated[float | None, Meta(description="upper end of that interval")] = None
+    n: int
+    members: Annotated[str, Meta(description="names of its models")]
+    split: str
+    eval_input: str
+    precision: str
+    dataset: str
+
+
+FAMILIES = Table(
+    "families",
+    (FamilyRow,),
+    "accuracy or BG-Gap of a method, the mean over several trainings: "
+    "[families](results.md#families)",
+)
