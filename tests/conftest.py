@@ -37,7 +37,7 @@ _LONGEST = (
     *("spread", "snippets", "evaluate", "flink", "rerun", "recipe", "faults", "page_images"),
     *("grabcut", "attack", "benchmarks", "versions", "slurm", "kills", "report"),
     *("object_storage", "training", "gpus", "baseline", "lock", "model_stage", "matrix"),
-    *("guard", "examples", "method", "import", "answers", "dataflow", "predict", "job"),
+    *("labels", "guard", "examples", "method", "import", "answers", "dataflow", "predict", "job"),
     *("call", "dry_run", "portable", "new_analysis", "models_on_shards", "cli", "integrity"),
 )
 """Test modules that take a quarter of a minute or more, the longest first."""

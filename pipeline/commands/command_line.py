@@ -441,8 +441,12 @@ def refuse_cleared(arguments: argparse.Namespace) -> None:
 
 def _paths_of_entry(entry: str) -> list[str]:
     """Lists the absolute paths that an entry of `--models` may name."""
-    texts = filter(None, (entry.partition(mark)[2] for mark in ("=", ":", "@")))
-    return [absolute(t) for t in texts if is_remote(t) or os.path.exists(os.path.expanduser(t))]
+    named = entry.rpartition(":=")[2]
+    # Of a path with a * for seeds, the folder that they are in.
+    texts = (re.sub(r"[^/]*\*.*", "", named.partition(mark)[2]) for mark in ("=", ":", "@"))
+    return [
+        absolute(t) for t in texts if is_remote(t) or (t and os.path.exists(os.path.expanduser(t)))
+    ]
 
 
 def _cleared_folders(arguments: argparse.Namespace, path: str) -> Iterator[str]:

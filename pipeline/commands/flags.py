@@ -237,8 +237,8 @@ SECTIONS = (
         Flag(
             "--models",
             "A,B",
-            "model names, wildcards, LABEL:=NAME or @FILE; see: in9 models list (default: "
-            "efficientnet_lite0)",
+            "model names, wildcards, LABEL:=NAME, FAMILY#SEED:=NAME or @FILE; see: in9 models list "
+            "(default: efficientnet_lite0)",
             type=comma_separated,
         ),
         Flag("--weights", "DIR", "folder to load weights from; see: in9 models fetch"),

@@ -37,7 +37,7 @@ from pipeline.inputs.layout import InputFlags, find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
 from pipeline.jobs.changes import describe_list_change, shown
 from pipeline.models.answers import refuse_answers, refuse_other_dataset
-from pipeline.models.expand import DEFAULT_MODEL, expand_models, name_of, split_labels
+from pipeline.models.expand import DEFAULT_MODEL, Load, expand_models, name_of, split_labels
 from pipeline.models.identity import KnownModels, PredictConfig, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
 from pipeline.runners.dataflow import Gpu
@@ -78,7 +78,7 @@ def evaluation_from_flags(
     """Makes an evaluation from flags, which are checked against each other and the dataset."""
     store, config, weights = made.store, made.config, chosen_folder(flags.weights)
     load = functools.cache(KnownModels(store, weights, made.taxonomy).load)
-    entries, labels = split_labels((DEFAULT_MODEL,) if flags.models is None else flags.models)
+    entries, given = split_labels((DEFAULT_MODEL,) if flags.models is None else flags.models)
     models = expand_models(entries, load)
     if not models:
         raise UsageError("--models names no model")
@@ -110,13 +110,14 @@ def evaluation_from_flags(
             and megabytes < 0,
         }
     )
+    _refuse_equal_seeds({entry: label for entry, label in given.items() if "#" in label}, load)
     evaluation = Evaluation(
         store=store,
         models=models,
         labels=_labels(
             store,
             [name_of(model, load) for model in models],
-            {name_of(entry, load): label for entry, label in labels.items()},
+            {name_of(entry, load): label for entry, label in given.items()},
         ),
         split=split,
         predict=predict,
@@ -142,7 +143,8 @@ def evaluation_from_flags(
 def _labels(store: Store, models: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
     """Returns the given label, else the stored one, of each model that has one.
 
-    Raises UsageError if tables already show another model by the name that one would have.
+    Raises UsageError if tables already show another model, or a family, by the name that one would
+    have.
     """
     stored = {run.model: run.label for run in read_results(store, "model", ModelRun)}
     labels = {model: label for model, label in stored.items() if label} | dict(given)
@@ -153,7 +155,35 @@ def _labels(store: Store, models: Sequence[str], given: Mapping[str, str]) -> di
                 f"--models {model}: tables would show it as {title}, like {other}; give it a label "
                 "of its own"
             )
+    families = {label.partition("#")[0]: label for label in labels.values() if "#" in label}
+    for family in sorted(families.keys() & titles.keys()):
+        raise UsageError(
+            f"--models: tables would show {titles[family]} as {family}, like the family of "
+            f"{families[family]}; give one of them another label"
+        )
     return labels
+
+
+def _refuse_equal_seeds(labels: Mapping[str, str], load: Load) -> None:
+    """Raises UsageError if two seeds of a family have equal weights, as far as that can be known.
+
+    `labels` are those of seeds by entry. Files are read unless the weights of all are remembered.
+    """
+    contents: list[tuple[str, str | None]] = [
+        (label, known.weights_sha256) for entry, label in labels.items() if (known := load(entry))
+    ]
+    if len(contents) < len(labels):
+        from pipeline.models.registry import source_of
+
+        contents += [(label, source_of(entry).digest(entry)) for entry, label in labels.items()]
+    seen: dict[tuple[str, str], str] = {}
+    for label, content in contents:
+        family = label.partition("#")[0]
+        if content and (same := seen.setdefault((family, content), label)) != label:
+            raise UsageError(
+                f"--models: {same} and {label} have equal weights, or answers; name different "
+                "trainings"
+            )
 
 
 def analyses_from_flags(

@@ -1,4 +1,4 @@
-"""Expands the entries of `--models`: wildcards, and files that list one entry per line."""
+"""Expands the entries of `--models`: wildcards, seeds, and files that list one entry per line."""
 
 import fnmatch
 import re
@@ -6,10 +6,17 @@ from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.errors import UsageError
 from pipeline.models.identity import ModelIdentity
-from pipeline.storage.files import files_of
+from pipeline.storage.files import absolute, files_between, files_of
 
 _WILD = re.compile(r"[*?\[]")
-_LABEL = re.compile(r"[^,=:/\s]([^,=:/]*[^,=:/\s])?")
+_LABEL = re.compile(r"(?!.*(#.*#|\s#|#\s|#\*$))[^,=:/#\s]([^,=:/]*[^,=:/#\s])?")
+"""A name, or `FAMILY#SEED`."""
+_OF_SEEDS = re.compile(r"([^:]*#)\*:=((?:answers|onnx):|[^:=]+=)([^*]*\*[^*]*)")
+"""A line of seeds: the beginning of their labels and entries, and a path with a `*`."""
+_OF_FAMILIES = (
+    "; one of a family is FAMILY#SEED, or FAMILY#* before one * in the path of ARCH=FILE, "
+    "onnx:FILE or answers:FILE"
+)
 
 DEFAULT_MODEL = "efficientnet_lite0"
 
@@ -23,23 +30,28 @@ def split_labels(entries: Iterable[str]) -> tuple[list[str], dict[str, str]]:
 
     Returns:
       (the entries, each `@FILE` replaced by the entries in the file, one per line, in which `#`,
-      first or after a space, begins a comment; label by entry).
+      first or after a space, begins a comment, and each `FAMILY#*:=ENTRY` by those of its seeds;
+      label by entry).
 
     Raises:
-      UsageError: a label is not a plain name, is given twice, or stands before a wildcard or file;
-        no entry follows; a file cannot be read, or refers to another file.
+      UsageError: a label is neither a plain name nor `FAMILY#SEED`, is given twice, or stands
+        before a wildcard or file; no entry follows; a file cannot be read, or refers to another
+        file; no seed is found.
     """
     labels: dict[str, str] = {}
-    flat = [line for entry in entries for line in _lines(entry)]
+    flat = [seed for entry in entries for line in _lines(entry) for seed in _seeds(line)]
     for label, mark, entry in (one.partition(":=") for one in flat):
         is_name = entry and label.isprintable() and _LABEL.fullmatch(label)
         if mark and (label in labels.values() or entry in labels or not is_name):
             raise UsageError(
                 f"--models {label}:={entry}: a label is a name of its own without = : /, given "
-                "once, and an entry follows, given once"
+                f"once, and an entry follows, given once{_OF_FAMILIES * ('#' in label)}"
             )
-        if mark and (_is_wild(entry) or entry.startswith("@")):
-            raise UsageError(f"--models {label}:={entry}: a label names one model, not several")
+        if mark and (entry.startswith("@") or "*" in entry or _is_wild(entry)):
+            raise UsageError(
+                f"--models {label}:={entry}: a label names one model, not several"
+                f"{_OF_FAMILIES * ('*' in entry)}"
+            )
         labels |= {entry: label} if mark else {}
     return [one.partition(":=")[2] or one for one in flat], labels
 
@@ -76,13 +88,12 @@ def expand_models(entries: Sequence[str], load: Load = lambda _: None) -> tuple[
                 both = entry if literal[name] == entry else f"{literal[name]} and {entry}"
                 raise UsageError(f"--models names a model twice: {both}")
             literal[name] = entry
-    models: dict[str, None] = {}
+    models: list[str] = []
     for entry in entries:
-        if _is_wild(entry):
-            models |= dict.fromkeys(name for name in _matches(entry) if name not in literal)
-        else:
-            models[entry] = None
-    return tuple(models)
+        models += (
+            [one for one in _matches(entry) if one not in literal] if _is_wild(entry) else [entry]
+        )
+    return tuple(dict.fromkeys(models))
 
 
 def _lines(entry: str) -> list[str]:
@@ -94,8 +105,7 @@ def _lines(entry: str) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--models {entry}: {path} cannot be read ({error})") from error
     lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines()]
-    nested = [line for line in lines if line.startswith("@")]
-    if nested:
+    if nested := [line for line in lines if line.startswith("@")]:
         raise UsageError(
             f"--models {entry}: a file cannot refer to another one ({nested[0]}); name both in "
             "--models"
@@ -103,16 +113,35 @@ def _lines(entry: str) -> list[str]:
     return [line for line in lines if line]
 
 
+def _seeds(line: str) -> list[str]:
+    """Returns a line, or in place of `FAMILY#*:=ENTRY` one for each file that the entry names.
+
+    What `*` stands for in the file's path is the seed's name.
+    """
+    if not (found := _OF_SEEDS.fullmatch(line)):
+        return [line]
+    family, kind, path = found.groups()
+    start, _, end = absolute(path).partition("*")
+    try:
+        seeds = sorted(files_between(start, end), key=_natural)
+    except OSError as error:
+        raise UsageError(f"--models {line}: {error}") from error
+    if not seeds:
+        raise UsageError(
+            f"--models {line}: there is no such file; * stands for a part of the name of a file or "
+            "folder"
+        )
+    return [f"{family}{seed}:={kind}{path.replace('*', seed)}" for seed in seeds]
+
+
 def _is_wild(entry: str) -> bool:
     """Returns whether an entry is a wildcard, rather than a path that contains `*`, `?` or `[`."""
     if "=" in entry or not _WILD.search(entry):
         return False
-    prefix, colon, _ = entry.partition(":")
-    if not colon:
-        return True
     from pipeline.models.registry import SOURCES
 
-    return prefix in SOURCES and SOURCES[prefix].has_catalogue
+    prefix, colon, _ = entry.partition(":")
+    return not colon or (prefix in SOURCES and SOURCES[prefix].has_catalogue)
 
 
 def _matches(pattern: str) -> list[str]:

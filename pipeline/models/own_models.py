@@ -9,6 +9,7 @@ itself tells. The defaults are those of `Preprocessing.from_settings`.
 """
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -273,6 +274,13 @@ class OnnxFiles(Source):
 
     def path(self, spec: str) -> str:
         return spec.removeprefix(_PREFIX)
+
+    def digest(self, spec: str) -> str | None:
+        """Returns a hash of the graph with its weights, of which other files may hold some."""
+        try:
+            return hashlib.sha256(_read_graph(self.path(spec))).hexdigest()
+        except JobError:  # The model's own row will say so.
+            return None
 
 
 class AnswerFiles(Source):

@@ -27,6 +27,7 @@ from pipeline.models.answers import GivenAnswers
 from pipeline.models.identity import HUB_SECONDS, ModelIdentity, Origin, Preprocessing, own_settings
 from pipeline.runtime.custom_functions import call_own
 from pipeline.storage.files import absolute, files_of
+from pipeline.storage.store import Store
 from transforms.hashing import text_bytes
 from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy
@@ -259,6 +260,12 @@ class Source(abc.ABC):
     def path(self, spec: str) -> str:
         """Returns the path of the file or local folder that an entry names; empty if none."""
         return ""
+
+    def digest(self, spec: str) -> str | None:
+        """Returns a hash of the file that holds all of an entry's weights; None without one."""
+        path = absolute(self.path(spec))
+        info = files_of(path).info(path)
+        return (info.md5 or Store.at(path).digest("")) if info else None
 
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
         """Returns a checked entry's number of outputs; None if only loading the entry tells it.

@@ -17,6 +17,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from dataflow_stub import DataflowStub, run_staged, write_credentials
 from gcs import BUCKET, object_store
 from runs import keys, manifest_of, run_in9
+from small_models import checkpoint
 
 from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.dataset.folder import Dataset
@@ -163,20 +164,39 @@ def test_hints_are_on_the_steps_that_run_models_alone(cloud: Cloud, submitted: S
         assert "beam:transform:group_by_key:v1" in urns
 
 
+def evaluation_of(cloud: Cloud, job: dict[str, Any]) -> Evaluation:
+    """Returns the evaluation that a job's workers make."""
+    staged = cloud.read(options_of(job)["pipelineUrl"])
+    steps = beam_runner_api_pb2.Pipeline.FromString(staged).components.transforms.values()
+    (step,) = (
+        step
+        for step in steps
+        if step.unique_name.startswith("PlannedEvaluation/Blocks") and not step.subtransforms
+    )
+    payload = beam_runner_api_pb2.ParDoPayload.FromString(step.spec.payload)
+    blocks, *_ = pickler.loads(payload.do_fn.payload)
+    evaluation: Evaluation = blocks.work.evaluation
+    return evaluation
+
+
 def test_the_number_of_groups_is_that_of_the_flag_or_follows_from_the_work(
     cloud: Cloud, submitted: Submitted
 ) -> None:
     for name, groups in (("gpu", 2), ("cpu", None)):
-        staged = cloud.read(options_of(submitted[name][0])["pipelineUrl"])
-        steps = beam_runner_api_pb2.Pipeline.FromString(staged).components.transforms.values()
-        (step,) = (
-            step
-            for step in steps
-            if step.unique_name.startswith("PlannedEvaluation/Blocks") and not step.subtransforms
-        )
-        payload = beam_runner_api_pb2.ParDoPayload.FromString(step.spec.payload)
-        blocks, *_ = pickler.loads(payload.do_fn.payload)
-        assert blocks.work.evaluation.blocks == groups
+        assert evaluation_of(cloud, submitted[name][0]).blocks == groups
+
+
+def test_seeds_in_a_bucket_are_found_when_a_job_is_submitted(cloud: Cloud, tmp_path: Path) -> None:
+    for seed in (2, 10):
+        checkpoint(tmp_path / "net.pth", seed=seed)
+        cloud.bucket.write(f"runs/s{seed}/net.pth", (tmp_path / "net.pth").read_bytes())
+    entry = f"mobilenetv3_small_050={ROOT}/runs/s*/net.pth"
+    words = ("--input", f"{ROOT}/input", "--models", f"erm#*:={entry}", "--no_wait_until_finish")
+    image = f"--sdk_container_image={IMAGE}"
+    cloud.launch(cloud.flags("run", "--output", f"{ROOT}/seeds", *words, image))
+    evaluation = evaluation_of(cloud, cloud.dataflow.jobs[-1])
+    assert evaluation.labels == {entry.replace("*", seed): f"erm#{seed}" for seed in ("2", "10")}
+    assert evaluation.models == tuple(evaluation.labels)
 
 
 def run_as_worker(cloud: Cloud, job: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,12 @@ ROWS: Rows = {
         ("answers:{tmp}/a.xlsx", "answers are in a table, .csv, ", {"a.xlsx": ""}),
         ("GPT4=answers:{tmp}/a.csv", "for a label, write GPT4:=answers:{tmp}/a.csv"),
         ("GPT4=resnet50", "there is no file resnet50; for a label, write GPT4:=resnet50"),
+        ("erm#*:=resnet50={tmp}/*.pth", "{tmp}/*.pth: there is no such file; * stands for"),
+        (
+            "erm#*:=resnet50={tmp}/*.pth",
+            "--models: erm#1 and erm#2 have equal weights, or answers",
+            {"1.pth": "", "2.pth": ""},
+        ),
     ],
     "models": [
         ("fech", "invalid choice: 'fech'"),

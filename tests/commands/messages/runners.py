@@ -57,6 +57,11 @@ ROWS: Rows = {
         ("--models resnet18=a.pth", "workers of Dataflow cannot reach a.pth"),
         ("--models onnx:a.onnx", "workers of Dataflow cannot reach a.onnx"),
         ("--models Mine:=answers:a.csv", "workers of Dataflow cannot reach a.csv"),
+        (
+            "--models erm#*:=answers:{tmp}/*.csv",
+            "--models answers:{tmp}/1.csv: workers of Dataflow cannot reach {tmp}/1.csv",
+            {"1.csv": ""},
+        ),
         ("--models hf:/tmp", "workers of Dataflow cannot reach /tmp"),
         (
             "--models @{tmp}/models.txt",

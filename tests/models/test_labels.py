@@ -1,0 +1,383 @@
+"""Tests families of models: labels with `#`, wildcards for seeds, and what is refused."""
+
+import math
+import re
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pyarrow.csv
+import pytest
+from gcs import BUCKET
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import (
+    ONE,
+    QUICK,
+    csv_rows,
+    refusal,
+    run_here,
+    run_in9,
+    table_of,
+)
+from small_models import checkpoint, export, network, vit
+
+import in9
+from pipeline.dataset.folder import sample_folder
+from pipeline.errors import UsageError
+from pipeline.models.expand import expand_models, split_labels
+from pipeline.storage.store import Store
+from transforms.scoring import CLOSED_CHOICE
+from transforms.taxonomy import IN9_NAMES
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+
+def lines(label: str, entry: str) -> dict[str, str]:
+    """Returns the labels that an entry with a label gives to other entries."""
+    entries, labels = split_labels([f"{label}:={entry}"])
+    assert entries == list(labels)
+    return labels
+
+
+@pytest.mark.parametrize("entry", [
+    *("answers:a.csv", "python:m:f", "onnx:a.onnx", "hf:microsoft/resnet-50", "resnet50"),
+    *("torchvision:resnet50", "open_clip:ViT-B-32:a", "efficientnet_lite0", "resnet50=a#1.pth"),
+])  # fmt: skip
+def test_any_entry_may_be_a_seed_also_in_a_file_with_comments(entry: str, tmp_path: Path) -> None:
+    file = tmp_path / "models.txt"
+    file.write_text(f"# ours\nmy erm#0:={entry}  # the first\n\nresnet18#\n")
+    entries, labels = split_labels([f"@{file}"])
+    assert entries == [entry, "resnet18#"]
+    assert labels == {entry: "my erm#0"}
+
+
+@pytest.mark.parametrize("label", [
+    *("#", "#1", "erm#", "erm #1", "erm# 1", "erm#1#2", "erm##1", "erm#*", "e/m#1", "erm#1=2"),
+])  # fmt: skip
+def test_a_label_with_a_mark_has_a_family_and_a_seed(label: str) -> None:
+    with pytest.raises(UsageError, match="one of a family is FAMILY#SEED, or FAMILY#"):
+        split_labels([f"{label}:=resnet50"])
+
+
+@pytest.mark.parametrize("where", ["local", "gs"])
+@pytest.mark.parametrize(("kind", "path"), [
+    *(("resnet50=", "seed*/model.safetensors"), ("answers:", "[a]-*.csv"), ("onnx:", "*/a?.onnx")),
+])  # fmt: skip
+def test_a_star_stands_for_seeds_in_natural_order(
+    where: str, kind: str, path: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    root = str(tmp_path / "runs [1]")
+    if where == "gs":
+        request.getfixturevalue("server")
+        root = f"gs://{BUCKET}/{tmp_path.name}"
+    store, names = Store.at(root), ("10", "2", "x.1", "x.10", "x.9")
+    for name in names:
+        store.write(path.replace("*", name), b"x")
+        store.write(path.replace("*", f"{name}/old") + "/deeper", b"x")
+    assert list(lines("erm#*", f"{kind}{root}//./{path}").items()) == [
+        (f"{kind}{root}//./{path.replace('*', name)}", f"erm#{name}")
+        for name in ("2", "10", "x.1", "x.9", "x.10")
+    ]
+
+
+@given(st.sets(st.integers(0, 10**6), min_size=1, max_size=12))
+def test_numbers_of_seeds_are_in_their_order(numbers: set[int]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for number in numbers:
+            Path(folder, f"a{number}.pth").touch()
+        found = lines("a#*", f"resnet50={folder}/a*.pth")
+    assert list(found.values()) == [f"a#{number}" for number in sorted(numbers)]
+
+
+def test_links_and_relative_paths_lead_to_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "m.pth").touch()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "s1").symlink_to(tmp_path / "disk")
+    assert lines("erm#*", "resnet50=runs/s*/m.pth") == {"resnet50=runs/s1/m.pth": "erm#1"}
+    assert lines("erm#*", "resnet50=*/m.pth") == {"resnet50=disk/m.pth": "erm#disk"}
+    # Without a label, a path may contain a star.
+    assert expand_models(split_labels(["resnet50=runs/s*/m.pth"])[0]) == ("resnet50=runs/s*/m.pth",)
+
+
+ONE_STAR = r"or FAMILY#\* before one \* in the path of ARCH=FILE, onnx:FILE or answers:FILE"
+
+
+@pytest.mark.parametrize(("line", "says"), [
+    ("erm#*:=resnet50={}/none*.pth", "there is no such file"),
+    ("erm#*:=resnet50={}/*", "there is no such file"),
+    ("erm#*:=resnet50={}/r*.pth", "there is no such file"),
+    ("erm#*:=resnet50={}/*/*.pth", ONE_STAR),
+    ("erm#*:=resnet50={}/**.pth", ONE_STAR),
+    ("erm#*:=resnet50={}/runs/1.pth", ONE_STAR),
+    ("erm#*:=resnet*", ONE_STAR),
+    ("erm#*:=python:a:*", ONE_STAR),
+    ("erm#*:=@{}/*", ONE_STAR),
+    ("erm:=resnet50={}/runs/*.pth", f"names one model, not several.*{ONE_STAR}"),
+    ("erm#1:=resnet50={}/runs/*.pth", f"names one model, not several.*{ONE_STAR}"),
+    ("erm*:=resnet50={}/runs/*.pth", f"names one model, not several.*{ONE_STAR}"),
+    ("#*:=resnet50={}/runs/*.pth", ONE_STAR),
+    ("a#b#*:=resnet50={}/runs/*.pth", ONE_STAR),
+    ("erm#*:=answers:{}/bad/*.csv", "a label is a name of its own without = : /"),
+    ("erm#*:=resnet50=gs://no-such-bucket/runs/*.pth", r"gs://no-such-bucket|no such file"),
+    ("erm#*:=resnet50=s3://bucket/runs/*.pth", "s3:// is not supported"),
+])  # fmt: skip
+@pytest.mark.usefixtures("server")
+def test_a_star_that_names_no_seeds_is_refused(line: str, says: str, tmp_path: Path) -> None:
+    for name in ("runs/1.pth", "bad/lr=1.csv"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match=says) as refused:
+        split_labels([line.format(tmp_path)])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.fixture
+def output(three_draws: Path, tmp_path: Path) -> Path:
+    """A dataset of 18 pictures that a test may evaluate models on."""
+    return Path(shutil.copytree(three_draws, tmp_path / "out"))
+
+
+@pytest.fixture
+def answers(output: Path, tmp_path: Path) -> list[Path]:
+    """Five files of answers, of which about 7 in 10 are right, in seed1, 2, 3, 10 and 20."""
+    table = tmp_path / "table.csv"
+    run_here("export", "--dataset", output, "--layout", "answers", "--to", table)
+    labels = {meta["key"]: label for _, label, meta in in9.open_dataset(output)}
+    files = []
+    for seed in (1, 2, 3, 10, 20):
+        random = np.random.default_rng(seed)
+        rows = [
+            {
+                **{name: row[name] for name in ("key", "variant", "dataset")},
+                "label": labels[row["key"]] if random.random() < 0.7 else int(random.integers(9)),
+            }
+            for row in csv_rows(table)
+        ]
+        files.append(tmp_path / "runs" / f"seed{seed}" / "answers.csv")
+        files[-1].parent.mkdir(parents=True)
+        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), files[-1])
+    return files
+
+
+def accuracies(output: Path, file: Path) -> dict[str, float]:
+    """Returns by hand a file's accuracy on each variant, the mean over draws, and its BG-Gap."""
+    labels = {meta["key"]: label for _, label, meta in in9.open_dataset(output)}
+    by_variant: dict[str, list[bool]] = {}
+    for row in csv_rows(file):
+        is_right = int(row["label"]) == labels[row["key"]]
+        variant = re.sub(r"_r\d$", "", row["variant"])  # One of three draws.
+        by_variant.setdefault(variant, []).append(is_right)
+    found = {variant: math.fsum(right) / len(right) for variant, right in by_variant.items()}
+    return found | {"bg_gap": found["mixed_same"] - found["mixed_rand"]}
+
+
+@pytest.mark.parametrize("where", ["local", "gs"])
+def test_five_files_of_answers_are_a_family(
+    where: str, answers: list[Path], output: Path, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    by_hand = [accuracies(output, file) for file in answers]
+    root = str(tmp_path / "runs")
+    if where == "gs":
+        request.getfixturevalue("server")
+        root = f"gs://{BUCKET}/{tmp_path.name}"
+        for file in answers:
+            Store.at(root).write(f"{file.parent.name}/answers.csv", file.read_bytes())
+    command = ("evaluate", "--dataset", output, *ONE, "--models")
+    run_in9(*command, f"gpt#*:=answers:{root}/seed*/answers.csv")
+    rows = {row["variant"]: row for row in table_of(output, "families")}
+    assert rows.keys() == by_hand[0].keys()
+    for variant, row in rows.items():
+        values = [one[variant] for one in by_hand]
+        assert (row["family"], row["label_rule"]) == ("gpt", CLOSED_CHOICE)
+        members = {f"gpt#{seed}" for seed in (1, 2, 3, 10, 20)}
+        assert {*row["members"].split("; ")} == members
+        assert float(row["mean"]) == pytest.approx(math.fsum(values) / 5, abs=1e-12)
+        assert float(row["sd"]) == pytest.approx(statistics.stdev(values), abs=1e-12)
+        ends = float(row["lowest"]), float(row["highest"])
+        assert ends == pytest.approx((min(values), max(values)), abs=1e-12)
+        assert float(row["ci_low"]) < float(row["mean"]) < float(row["ci_high"])
+
+
+def test_a_mark_is_in_no_name_of_a_file(answers: list[Path], output: Path, tmp_path: Path) -> None:
+    """Checks also every kind of entry, each as a seed of a family of two."""
+    vit(tmp_path / "vit", num_labels=9, id2label=dict(enumerate(IN9_NAMES)))
+    pairs = {
+        "a": [f"answers:{file}" for file in answers[:2]],
+        "b": ["python:tiny_models:first", "python:tiny_models:second"],
+        "c": [export(tmp_path / f"{seed}.onnx", network(9, seed), 64, {0: "n"}) for seed in (0, 1)],
+        "d": [checkpoint(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (0, 1)],
+        "e": [f"hf:{tmp_path / 'vit'}", "efficientnet_lite0"],
+    }
+    listed = tmp_path / "models.txt"
+    listed.write_text(
+        "".join(
+            f"{family} {family}#{seed}:={entry}  # a training\n"
+            for family, entries in pairs.items()
+            for seed, entry in enumerate(entries)
+        )
+    )
+    run_in9("evaluate", "--dataset", output, *ONE, "--models", f"@{listed}", figures=True)
+    families = {
+        row["family"]: {*row["members"].split("; ")} for row in table_of(output, "families")
+    }
+    assert families == {f"{x} {x}": {f"{x} {x}#0", f"{x} {x}#1"} for x in pairs}
+    named = {row["model"] for row in table_of(output, "summary")}
+    assert named == {f"{name} {name}#{seed}" for name in pairs for seed in (0, 1)}
+    assert len([*output.glob("results/*/model.json")]) == 10
+    assert not [*output.rglob("*#*")]
+    page = (output / "report.html").read_text()
+    beside = {unquote(link) for link in re.findall(r'(?:href|src)="(results/[^"]*)"', page)}
+    assert beside
+    assert [link for link in beside if not (output / link).exists()] == []
+    assert r"a a\#0" in (output / "results" / "latex" / "headline.tex").read_text()
+
+
+def test_tasks_that_evaluate_a_seed_each_end_with_the_family(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1, 2):
+        entry = checkpoint(tmp_path / f"{seed}.pth", seed=seed)
+        run_here("evaluate", "--dataset", output, "--models", f"erm#{seed}:={entry}", *ONE)
+        members = {row["members"] for row in table_of(output, "families")}
+        seeds = "; ".join(f"erm#{one}" for one in range(seed + 1))
+        assert members == ({seeds} if seed else set())
+    # Nothing is left to do for a command that names all of them.
+    before = {path: path.stat().st_mtime_ns for path in output.glob("results/*/predictions/*")}
+    every = f"erm#*:=mobilenetv3_small_050={tmp_path}/*.pth"
+    run_here("evaluate", "--dataset", output, "--models", every, *ONE)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    capsys.readouterr()
+
+
+def test_all_commands_take_a_star(
+    output: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (3, 20):
+        checkpoint(tmp_path / f"seed{seed}.pth", seed=seed)
+    every = f"erm#*:=mobilenetv3_small_050={tmp_path}/seed*.pth"
+    for flags in (("attack", "--grid", 3), ("saliency", "--maps", 1)):
+        run_here(*flags, "--dataset", output, "--models", every, *ONE)
+    for table in ("attack", "saliency"):
+        assert {row["model"] for row in table_of(output, table)} == {"erm#3", "erm#20"}
+    made = ("--input", small_sample, "--output", tmp_path / "new", *QUICK, *ONE)
+    run_here("run", *made, "--models", every)
+    assert {row["family"] for row in table_of(tmp_path / "new", "families")} == {"erm"}
+    weights = tmp_path / "weights"
+    run_here("models", "fetch", "--models", every, "--to", weights)
+    assert len([*weights.glob("*.safetensors")]) == 2
+    capsys.readouterr()
+    run_here("models", "list", "--models", every)
+    printed = [f"mobilenetv3_small_050={tmp_path}/seed{seed}.pth" for seed in (3, 20)]
+    assert capsys.readouterr().out.splitlines() == printed
+    (photo,) = Path(sample_folder()).glob("val/*/sample_val_00000016.JPEG")
+    figure = tmp_path / "show.html"
+    run_here("show", photo, "--box", "169,95,437,221", "--to", figure, "--models", every)
+    assert figure.read_text().index("erm#3") < figure.read_text().index("erm#20")
+
+
+def test_models_called_from_python_are_a_family(output: Path) -> None:
+    for seed in (0, 1, 2):
+        in9.evaluate_model(
+            output, lambda p, s=seed: (p.sum((1, 2, 3)) + s) % 9, name=f"erm#{seed}", store=True
+        )
+        found = {(row["family"], row["members"]) for row in table_of(output, "families")}
+        seeds = "; ".join(f"call:erm#{one}" for one in range(seed + 1))
+        assert found == ({("call:erm", seeds)} if seed else set())
+    assert not [*output.rglob("*#*")]
+
+
+def test_a_family_and_a_model_never_have_one_name(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, third = (f"python:tiny_models:{name}" for name in ("first", "second", "third"))
+    evaluate = ("evaluate", "--dataset", output, *ONE, "--models")
+    both = f"tables would show {first} as erm, like the family of erm#1; give one of them another"
+    assert both in refusal(capsys, *evaluate, f"erm:={first},erm#1:={second}")
+    run_here(*evaluate, f"erm:={first}")
+    capsys.readouterr()
+    assert both in refusal(capsys, *evaluate, f"erm#1:={second}")
+    run_here(*evaluate, f"net:={first},erm#1:={second}")
+    capsys.readouterr()
+    taken = f"tables would show {third} as erm, like the family of erm#1; give one of them another"
+    assert taken in refusal(capsys, *evaluate, f"erm:={third}")
+    again = f"tables would show it as erm#1, like {second}; give it a label of its own"
+    assert again in refusal(capsys, *evaluate, f"erm#1:={third}")
+
+
+EQUAL = "{0}#0 and {0}#1 have equal weights, or answers; name different trainings"
+
+
+def test_seeds_with_equal_files_are_refused_before_any_work(
+    answers: list[Path], output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate = ("evaluate", "--dataset", output, *ONE, "--models")
+    for family, entry in (
+        ("a", export(tmp_path / "net.onnx", network(9), 64, {0: "n"})),
+        ("b", checkpoint(tmp_path / "net.pth")),
+        ("c", f"answers:{answers[0]}"),
+    ):
+        kind, _, path = entry.partition("/")
+        first, second = (tmp_path / f"{family}{seed}{Path(path).suffix}" for seed in (0, 1))
+        for copied in (first, second):
+            shutil.copy(f"/{path}", copied)
+        every = f"{family}#*:={kind}{str(first).replace('0.', '*.')}"
+        assert EQUAL.format(family) in refusal(capsys, *evaluate, every)
+        # Also if only one of them is known. In two families, they may be equal.
+        run_here(*evaluate, f"{family}#0:={kind}{first}")
+        capsys.readouterr()
+        assert EQUAL.format(family) in refusal(capsys, *evaluate, every)
+        both = f"{family}#0:={kind}{first},{family}{family}#0:={kind}{second}"
+        run_here(*evaluate, both)
+        capsys.readouterr()
+
+
+def test_seeds_that_were_loaded_before_are_refused_by_their_tensors(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The files differ, as one is a state dict with a prefix."""
+    first, second = checkpoint(tmp_path / "0.pth"), checkpoint(tmp_path / "1.pth", wrap=True)
+    evaluate = ("evaluate", "--dataset", output, *ONE, "--models")
+    run_here(*evaluate, f"{first},{second}")
+    capsys.readouterr()
+    named = f"erm#0:={first},erm#1:={second}"
+    assert EQUAL.format("erm") in refusal(capsys, *evaluate, named)
+
+
+def test_graphs_with_weights_in_other_files_are_told_apart(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, weights in ((0, 0), (1, 1), (2, 1)):
+        path = tmp_path / f"seed{seed}" / "net.onnx"
+        path.parent.mkdir()
+        export(path, network(9, weights), 64, {0: "n"})
+        graph = onnx.load(path)
+        onnx.save(graph, path, save_as_external_data=True, location="net.data", size_threshold=0)
+    assert len({(tmp_path / f"seed{seed}" / "net.onnx").read_bytes() for seed in (0, 1, 2)}) == 1
+    evaluate = ("evaluate", "--dataset", output, *ONE, "--models")
+    every = f"erm#*:=onnx:{tmp_path}/seed*/net.onnx"
+    assert "erm#1 and erm#2 have equal weights" in refusal(capsys, *evaluate, every)
+    shutil.rmtree(tmp_path / "seed2")
+    run_here(*evaluate, every)
+    assert {row["members"] for row in table_of(output, "families")} == {"erm#0; erm#1"}
+    # A damaged graph is its model's failure, not the job's.
+    (tmp_path / "seed2").mkdir()
+    (tmp_path / "seed2" / "net.onnx").write_bytes(b"damaged")
+    run_here(*evaluate, every)
+    assert "cannot be read as an ONNX graph" in capsys.readouterr().out
+    # Nor is a label a way around the refusal of files in folders that a job empties.
+    kept = output / "results" / "seed1"
+    shutil.copytree(tmp_path / "seed1", kept)
+    for models in (f"erm#1:=onnx:{kept}/net.onnx", f"erm#*:=onnx:{output}/results/seed*/net.onnx"):
+        assert f"lies in {output / 'results'}, where files are" in refusal(
+            capsys, *evaluate, models
+        )
