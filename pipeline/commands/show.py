@@ -48,7 +48,7 @@ class ShowFlags(msgspec.Struct, frozen=True, kw_only=True):
     """Words and flags of `in9 show`; `named` is the superclass of the object."""
 
     photo: str
-    box: str
+    box: tuple[str, ...]
     to: str
     named: str | None = msgspec.field(name="class")
     dataset: str | None
@@ -88,11 +88,6 @@ def read_images(dataset: Dataset, split: str, keys: Sequence[str]) -> Content:
       UsageError: an image is not in the dataset.
       JobError: a picture is broken.
     """
-    known = {row["key"] for row in selected_rows(dataset, split)}
-    if missing := [key for key in keys if key not in known]:
-        raise UsageError(
-            f"--images {missing[0]}: split {split} of the dataset does not have this image"
-        )
     evidence = gather(dataset, dataset.taxonomy)
     _, models = shown_models(evidence, split)
     answers = {
@@ -100,19 +95,24 @@ def read_images(dataset: Dataset, split: str, keys: Sequence[str]) -> Content:
         for picture, of_picture in predictions_of(evidence, split, models, keys).items()
         for one in of_picture
     }
-    cells = [
-        Cell(
-            PAPER_NAMES.get(name, name),
-            DatasetReader(dataset, name, split)[key][0],
-            [
-                line
-                for model, _ in models
-                for line in answers.get((name, key, model.name), ("-", ""))
-            ],
-        )
-        for key in keys
-        for name in map(str, dataset.picture_variants)
-    ]
+    try:
+        cells = [
+            Cell(
+                PAPER_NAMES.get(name, name),
+                DatasetReader(dataset, name, split)[key][0],
+                [
+                    line
+                    for model, _ in models
+                    for line in answers.get((name, key, model.name), ("-", ""))
+                ],
+            )
+            for key in keys
+            for name in map(str, dataset.picture_variants)
+        ]
+    except KeyError as error:
+        raise UsageError(
+            f"--images {error.args[0]}: split {split} of the dataset does not have this image"
+        ) from error
     return cells, len(dataset.picture_variants), [model.name for model, _ in models]
 
 
@@ -123,9 +123,9 @@ def _compose_photo(flags: ShowFlags) -> Content:
     taxonomy = reader.dataset.taxonomy if reader else imagenet9()
     # A dataset's masks are of other pictures, and code that it names is not imported.
     segment = dataclasses.replace(config.segment, segmenter="grabcut", segmenter_parameters=())
-    cutter, box = Cutter(segment), Location(text=f'{{"boxes": [[{flags.box}]]}}')
+    cutter, boxes = Cutter(segment), msgspec.json.encode({"boxes": [flags.box]})
     try:
-        (cut,) = cutter.cut(read_source(Location(flags.photo), box))
+        (cut,) = cutter.cut(read_source(Location(flags.photo), Location(text=boxes.decode())))
     except OSError as error:
         raise UsageError(f"{flags.photo} cannot be read: {error.strerror or error}") from error
     if cut.reason is not None:

@@ -92,7 +92,10 @@ ROWS: Rows = {
     f"show {PHOTO} --to {{tmp}}/a.png --class bird": [
         ("--box 900,900,990,990", "rejected, invalid_box: the box holds no pixel of the image"),
         ("--box 0,0,500,500", "rejected, box_too_large: the box covers more than 0.9"),
-        ("--box 1,2,3", "rejected, unreadable_annotation: its annotation or mask is broken"),
+        *(
+            (f"--box {box}", "rejected, unreadable_annotation: its annotation or mask is broken")
+            for box in ("1,2,3", "a,b,c,d", "'1,1,9,9],[1,1,9,9'")
+        ),
     ],
     "show": [
         ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.tif", "a.tif: a figure needs a file that ends"),
