@@ -101,7 +101,10 @@ ROWS: Rows = {
         ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.tif", "a.tif: a figure needs a file that ends"),
         ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.png", "{tmp}/a.jpg cannot be read: No such"),
         ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.png", "rejected, undecodable", {"a.jpg": "mine"}),
-        (f"{PHOTO} --box 1,1,9,9 --to {{tmp}}/a.png --models resnet5O", "close to it: resnet50"),
+        (
+            f"{PHOTO} --box 169,95,437,221 --to {{tmp}}/a.png --models resnet5O",
+            "close to it: resnet50",
+        ),
         (f"{PHOTO} --box 1,1,9,9 --to {{tmp}}/a.png", "is no figure of in9", {"a.png": "mine"}),
         (
             f"{PHOTO} --box 169,95,437,221 --to {{tmp}}/a.png --class brd",
