@@ -7,7 +7,6 @@ checks its files against the manifest, and prints the faults.
 
 import argparse
 import dataclasses
-import functools
 import os
 import sys
 import time
@@ -99,12 +98,11 @@ def run_export(arguments: argparse.Namespace) -> int:
         _export_recipe(dataset, flags.to, flags.given)
     elif split not in splits:
         raise UsageError(f"--split {split} is not in the dataset, which has {', '.join(splits)}")
-    elif flags.images:
+    elif keys := flags.images:
         # Imported late, because other exports need not wait for what draws.
         from pipeline.commands.show import read_images, write_figure
 
-        make = functools.partial(read_images, dataset, split, flags.images)
-        write_figure(arguments.to, make)
+        write_figure(arguments.to, lambda: read_images(dataset, split, keys))
     elif flags.layout == "answers":
         _export_answers(dataset, split, arguments.to)
     else:

@@ -14,7 +14,6 @@ from pipeline.runtime.flag_types import (
     TRAIN_JOB,
     Flag,
     Section,
-    box,
     choice,
     comma_separated,
     count,
@@ -127,7 +126,7 @@ SECTIONS = (
             "X0,Y0,X1,Y1",
             "box around the object in pixels of the file, with column X1 and row Y1; EXIF rotation "
             "does not count (required)",
-            type=box,
+            type=comma_separated,
         ),
         Flag("--to", "FILE", "figure to write: .pdf, .png, .jpg or .html (required)"),
         Flag(

@@ -5,9 +5,7 @@
 
 import argparse
 import dataclasses
-import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -15,12 +13,11 @@ import numpy as np
 from pipeline.analyses.evaluation.images import Prediction, predictions_of, shown_models
 from pipeline.commands.command_line import flags_as
 from pipeline.commands.reference import REASONS
-from pipeline.dataset.config import ComposeConfig, SegmentConfig
+from pipeline.dataset.config import ComposeConfig, DatasetConfig
 from pipeline.dataset.folder import Dataset, sample_folder, selected_rows
-from pipeline.dataset.manifest import reading_store
-from pipeline.display.panel import find_samples
+from pipeline.dataset.reading import DatasetReader, Example
 from pipeline.display.style import FIGURE_MARK, KINDS, Cell, versions_figure
-from pipeline.errors import JobError, UsageError, did_you_mean
+from pipeline.errors import UsageError, did_you_mean, shown_bytes
 from pipeline.generate.cut_source import Cutter, read_source
 from pipeline.inputs.layout import find_layout, list_images
 from pipeline.inputs.location import Location
@@ -28,19 +25,15 @@ from pipeline.models.expand import DEFAULT_MODEL, expand_models, split_labels
 from pipeline.models.identity import PredictConfig, chosen_folder
 from pipeline.report.write import gather
 from pipeline.storage.store import single_file
-from transforms.annotations import Annotation, Box, write_annotation
-from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
 from transforms.geometry import Pixels
-from transforms.hashing import text_bytes
 from transforms.pairing import NO_PARTNER, Pool, pair
-from transforms.scoring import argmax_then_map, classes_of_outputs, labels_of_outputs
+from transforms.scoring import argmax_then_map, classes_of_outputs
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 from transforms.variants import MIXED, ONLY_BG_T, PAPER_NAMES, PICTURES, VARIANTS, VariantName
 
-Content = tuple[list[list[Cell]], Iterable[str]]
-"""Rows of pictures with answers, and the names of the models that have given these."""
-Ask = Callable[[int, Sequence[Pixels]], list[Prediction]]
-"""Asks a model about pictures of a label."""
+Content = tuple[list[Cell], int, Sequence[str]]
+"""Pictures with answers, row by row; the number of columns; and the names of the models that have
+given the answers."""
 _BELOW = {
     "original": "the photo",
     "only_bg_b": "its box black",
@@ -55,7 +48,7 @@ class ShowFlags(msgspec.Struct, frozen=True, kw_only=True):
     """Words and flags of `in9 show`; `named` is the superclass of the object."""
 
     photo: str
-    box: tuple[int, int, int, int]
+    box: tuple[str, ...]
     to: str
     named: str | None = msgspec.field(name="class")
     dataset: str | None
@@ -72,7 +65,7 @@ def run_show(arguments: argparse.Namespace) -> int:
       JobError: a model cannot be loaded or run.
     """
     flags = flags_as(ShowFlags, arguments)
-    write_figure(flags.to, functools.partial(_compose_photo, flags))
+    write_figure(flags.to, lambda: _compose_photo(flags))
     return 0
 
 
@@ -82,7 +75,7 @@ def write_figure(path: str, make: Callable[[], Content]) -> None:
     if kind not in KINDS:
         raise UsageError(f"--to {path}: a figure needs a file that ends in .{', .'.join(KINDS)}")
     with single_file(path) as (target, name):
-        if target.exists(name) and text_bytes(FIGURE_MARK) not in target.read(name):
+        if target.exists(name) and shown_bytes(FIGURE_MARK) not in target.read(name):
             raise UsageError(f"--to {target.path(name)} is no figure of in9; choose another name")
         target.write(name, versions_figure(*make(), kind))
     print(f"figure: {target.path(name)}")
@@ -95,51 +88,44 @@ def read_images(dataset: Dataset, split: str, keys: Sequence[str]) -> Content:
       UsageError: an image is not in the dataset.
       JobError: a picture is broken.
     """
-    variants = dataset.picture_variants
-    samples = {name: find_samples(dataset, split, name, keys) for name in variants}
-    if missing := [key for key in keys if key not in samples[variants[0]]]:
-        raise UsageError(
-            f"--images {missing[0]}: split {split} of the dataset does not have this image"
-        )
     evidence = gather(dataset, dataset.taxonomy)
-    answered, models = shown_models(evidence)
-    models = models if answered == split else ()
+    _, models = shown_models(evidence, split)
     answers = {
         (*picture, one.model): one.lines
         for picture, of_picture in predictions_of(evidence, split, models, keys).items()
         for one in of_picture
     }
     try:
-        rows = [
-            [
-                Cell(
-                    PAPER_NAMES.get(str(name), str(name)),
-                    decode_image(samples[name][key].image),
-                    [
-                        line
-                        for model, _ in models
-                        for line in answers.get((str(name), key, model.name), ("-", ""))
-                    ],
-                )
-                for name in variants
-            ]
+        cells = [
+            Cell(
+                PAPER_NAMES.get(name, name),
+                DatasetReader(dataset, name, split)[key][0],
+                [
+                    line
+                    for model, _ in models
+                    for line in answers.get((name, key, model.name), ("-", ""))
+                ],
+            )
             for key in keys
+            for name in map(str, dataset.picture_variants)
         ]
-    except (UndecodableError, TooManyPixelsError) as error:
-        raise JobError(f"a stored picture is broken ({error}); see: in9 verify") from error
-    return rows, [model.name for model, _ in models]
+    except KeyError as error:
+        raise UsageError(
+            f"--images {error.args[0]}: split {split} of the dataset does not have this image"
+        ) from error
+    return cells, len(dataset.picture_variants), [model.name for model, _ in models]
 
 
 def _compose_photo(flags: ShowFlags) -> Content:
     """Composes the variants of a photo, in two rows, and asks the models about them."""
-    dataset = Dataset.open(reading_store(flags.dataset)) if flags.dataset else None
-    taxonomy = dataset.taxonomy if dataset else imagenet9()
-    config = dataset.config.segment if dataset else SegmentConfig()
+    reader = DatasetReader.open(flags.dataset, None, None) if flags.dataset else None
+    config = reader.dataset.config if reader else DatasetConfig()
+    taxonomy = reader.dataset.taxonomy if reader else imagenet9()
     # A dataset's masks are of other pictures, and code that it names is not imported.
-    cutter = Cutter(dataclasses.replace(config, segmenter="grabcut", segmenter_parameters=()))
-    boxes = Location(text=write_annotation(Annotation(None, None, (Box(*flags.box),), None)))
+    segment = dataclasses.replace(config.segment, segmenter="grabcut", segmenter_parameters=())
+    cutter, boxes = Cutter(segment), msgspec.json.encode({"boxes": [flags.box]})
     try:
-        (cut,) = cutter.cut(read_source(Location(flags.photo), boxes))
+        (cut,) = cutter.cut(read_source(Location(flags.photo), Location(text=boxes.decode())))
     except OSError as error:
         raise UsageError(f"{flags.photo} cannot be read: {error.strerror or error}") from error
     if cut.reason is not None:
@@ -147,8 +133,12 @@ def _compose_photo(flags: ShowFlags) -> Content:
             f"{flags.photo} is rejected, {cut.reason}: {REASONS[cut.reason]} ({cut.detail})"
         )
     assert cut.layer is not None
+    entries, titles = split_labels(flags.models or (DEFAULT_MODEL,))
     # Loaded late, because it takes longest.
-    models = dict(_load_models(flags, taxonomy))
+    models = dict(
+        _load(entry, titles.get(entry), chosen_folder(flags.weights), taxonomy)
+        for entry in expand_models(entries)
+    )
     (first, ask), *_ = models.items()
     named, names = flags.named or ask(OUTSIDE, [cut.layer.image])[0].answer, taxonomy.names
     if named not in names:
@@ -157,11 +147,10 @@ def _compose_photo(flags: ShowFlags) -> Content:
             + (f"got {named!r}{did_you_mean(named, names)}" if flags.named else f"{first} cannot")
         )
     print(f"class: {named}" + f", as {first} answers; --class names another" * (not flags.named))
-    label = names.index(named)
-    drawn = _draw(dataset, cutter, Path(flags.photo).stem, label)
-    below = _BELOW | {name: f"on {names[of]}" for name, (of, _) in drawn.items()}
+    key, label = flags.photo.rpartition("/")[2].rpartition(".")[0], names.index(named)
+    drawn = _draw(reader, config.compose, cutter, key, label)
     pictures = [
-        VARIANTS[name].compose(cut.layer, drawn[name][1] if name in drawn else None)
+        VARIANTS[name].compose(cut.layer, drawn[name][0] if name in drawn else None)
         for name in PICTURES
     ]
     answers = [ask(label, pictures) for ask in models.values()]
@@ -169,85 +158,83 @@ def _compose_photo(flags: ShowFlags) -> Content:
         Cell(
             PAPER_NAMES[name],
             picture,
-            [below[name], *(line for one in of_picture for line in one.lines)],
+            [
+                f"on {names[drawn[name][1]]}" if name in drawn else _BELOW[name],
+                *(line for one in of_picture for line in one.lines),
+            ],
         )
         for name, picture, *of_picture in zip(PICTURES, pictures, *answers, strict=True)
     ]
-    return [cells[:4], cells[4:]], models
+    return cells, 4, [*models]
 
 
-def _load_models(flags: ShowFlags, taxonomy: Taxonomy) -> Iterator[tuple[str, Ask]]:
-    """Yields the name of each model, and what asks it."""
+def _load(
+    entry: str, title: str | None, weights: str | None, taxonomy: Taxonomy
+) -> tuple[str, Callable[[int, Sequence[Pixels]], list[Prediction]]]:
+    """Loads a model; returns its name, and what asks it about pictures of a label."""
     # Imported late, because an export needs no torch.
     from pipeline.models.predict import Predictor, are_numbers, refuse_broken
-    from pipeline.models.registry import check_model, load_model
+    from pipeline.models.registry import load_model
     from pipeline.models.source import check_head
 
-    def ask(
-        name: str, predictor: Predictor, size: int, label: int, pictures: Sequence[Pixels]
-    ) -> list[Prediction]:
-        outputs = predictor.forward(predictor.to_device(np.stack(pictures))).detach().cpu()
-        refuse_broken(are_numbers(outputs))
-        truth, meaning = np.full(len(pictures), label), labels_of_outputs(size, taxonomy)
-        scores = argmax_then_map(outputs.numpy(), truth, meaning)
-        columns = (scores.prediction, scores.output, scores.top1, scores.prediction == truth)
-        describe = functools.partial(
-            Prediction.of, name, taxonomy, classes_of_outputs(size, taxonomy)
-        )
-        return [*map(describe, *(column.tolist() for column in columns))]
+    model = load_model(entry, weights, taxonomy, needs_network=True)
+    outputs, classes = check_head(model, taxonomy), classes_of_outputs(model.num_outputs, taxonomy)
+    name, predictor = title or model.name, Predictor(model, PredictConfig())
 
-    entries, labels = split_labels(flags.models or (DEFAULT_MODEL,))
-    weights = chosen_folder(flags.weights)
-    for entry in expand_models(entries):
-        check_model(entry, weights, needs_network=True)
-        model = load_model(entry, weights, taxonomy)
-        check_head(model, taxonomy)
-        name, predictor = labels.get(entry, model.name), Predictor(model, PredictConfig())
-        yield name, functools.partial(ask, name, predictor, model.num_outputs)
+    def ask(label: int, pictures: Sequence[Pixels]) -> list[Prediction]:
+        logits = predictor.forward(predictor.to_device(np.stack(pictures))).cpu()
+        refuse_broken(are_numbers(logits))
+        scores = argmax_then_map(logits.numpy(), np.full(len(pictures), label), outputs)
+        columns = (scores.prediction, scores.output, scores.top1, scores.prediction == label)
+        return [Prediction.of(name, taxonomy, classes, *row) for row in zip(*columns, strict=True)]
+
+    return name, ask
 
 
 def _draw(
-    dataset: Dataset | None, cutter: Cutter, key: str, label: int
-) -> dict[str, tuple[int, Pixels]]:
-    """Draws backgrounds for an image of the dataset, or of the sample, that may be none of these.
+    reader: DatasetReader | None, config: ComposeConfig, cutter: Cutter, key: str, label: int
+) -> dict[str, Example]:
+    """Draws backgrounds for a photo, as if it were an image of the dataset or of the sample.
 
-    Returns by mixed variant the label of the background, and its pixels.
+    Returns the background of each mixed variant.
     """
-    config, chosen = dataset.config.compose if dataset else ComposeConfig(), {}
-    if dataset:
-        split = dataset.config.eval_split
-        labels = {row["key"]: row["label"] for row in selected_rows(dataset, split)}
+    if reader:
+        tiled: DatasetReader | dict[str, Example] = DatasetReader(
+            reader.dataset, str(ONLY_BG_T), reader.split
+        )
+        labels = {
+            row["key"]: row["label"]
+            for row in selected_rows(reader.dataset, reader.split)
+            if row["key"] in tiled
+        }
     else:
         images, *_ = list_images(find_layout(sample_folder(), None, "val"), imagenet9())
+        tiled = {
+            image.key: (
+                cutter.cut_background(read_source(image.location, image.annotation)),
+                image.label,
+                {},
+            )
+            for image in images
+        }
         labels = {image.key: image.label for image in images}
-    # No image gets its own background.
-    labels.pop(key, None)
+    labels[key] = label
     keys = [*labels]
     pool = Pool.from_images(keys, np.asarray([*labels.values()], np.int64), seed=config.seed)
-    for name in MIXED:
-        like = pool.members.get(label, pool.labels[:0])[:1]
-        (drawn,) = pair(
+    drawn = {
+        name: pair(
             pool,
-            like,
-            [key] * len(like),
+            np.asarray([keys.index(key)]),
+            [key],
             VariantName(name),
             seed=config.seed,
-            own_background=True,
             mixed_rand=config.mixed_rand,
-        ).tolist() or [NO_PARTNER]
-        if drawn == NO_PARTNER or (dataset and ONLY_BG_T not in dataset.variants):
-            raise UsageError(
-                f"{dataset.store.root if dataset else 'the sample'} has no background for {name}: "
-                "it lacks images of the class, or the variant only_bg_t"
-            )
-        chosen[name] = keys[drawn]
-    if dataset:
-        found = find_samples(dataset, split, ONLY_BG_T, set(chosen.values()))
-        tiled = {key: decode_image(sample.image) for key, sample in found.items()}
-    else:
-        tiled = {
-            image.key: cutter.cut_background(read_source(image.location, image.annotation))
-            for image in images
-            if image.key in chosen.values()
-        }
-    return {name: (labels[of], tiled[of]) for name, of in chosen.items()}
+        ).item()
+        for name in MIXED
+    }
+    if missing := [name for name, position in drawn.items() if position == NO_PARTNER]:
+        raise UsageError(
+            f"the dataset has no background for {missing[0]}: it lacks images of the class, or the "
+            "variant only_bg_t"
+        )
+    return {name: tiled[keys[position]] for name, position in drawn.items()}

@@ -12,7 +12,7 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 
 from pipeline.display.table import shorten
 from pipeline.errors import shown_bytes
-from transforms.hashing import text_bytes
 
 INK = "#1b1f24"
 SOFT = "#5a626e"
@@ -175,18 +174,21 @@ class Drawn:
 
     def pdf(self) -> bytes:
         """Returns a PDF, made on demand, because embedding fonts takes longer than drawing."""
-        file = io.BytesIO()
         metadata = dict.fromkeys(("CreationDate", "Creator", "Producer"))
         with styled():
-            self.figure.savefig(file, format="pdf", metadata=metadata)
-        return file.getvalue()
+            return _saved(self.figure, "pdf", metadata=metadata)
+
+
+def _saved(figure: Figure, kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format=kind, **options)
+    return file.getvalue()
 
 
 def drawn(figure: Figure) -> Drawn:
     """Saves a finished figure as SVG."""
     # The canvas chooses the renderer that measures texts.
     FigureCanvasSVG(figure)
-    file = io.BytesIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with warnings.catch_warnings():
         # The file holds text as text, for which readers have their own fonts.
@@ -195,8 +197,8 @@ def drawn(figure: Figure) -> Drawn:
             layout.execute(figure)
         # With a layout engine, Matplotlib would draw everything twice for each file.
         figure.set_layout_engine(None)
-        figure.savefig(file, format="svg", metadata=metadata)
-    svg = _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", file.getvalue().decode())
+        svg = _saved(figure, "svg", metadata=metadata).decode()
+    svg = _NOT_IN_XML.sub("\N{REPLACEMENT CHARACTER}", svg)
     return Drawn(shown_bytes(svg), figure)
 
 
@@ -226,47 +228,57 @@ class Cell(NamedTuple):
     lines: Sequence[str]
 
 
-def versions_figure(rows: Sequence[Sequence[Cell]], models: Iterable[str], kind: str) -> bytes:
-    """Draws rows of as many pictures each, and the names of models below, as one of `KINDS`.
+def versions_figure(cells: Sequence[Cell], columns: int, models: Sequence[str], kind: str) -> bytes:
+    """Draws pictures in rows, and the names of models below, as one of `KINDS`.
 
     Pictures of a row have the same size. The file has no date, so that the same content gives the
     same bytes.
     """
-    side = (_WIDTH + _GAP) / len(rows[0]) - _GAP
+    side = (_WIDTH + _GAP) / columns - _GAP
     size = min(6.5, side / 11)
-    note = f"answers of {', then '.join(models)}" if models else ""
-    note = textwrap.fill(note, int(_WIDTH / size / 0.55))
-    lines = max(len(cell.lines) for row in rows for cell in row)
-    step = _HEADING + side + _GAP + 1.3 * size * lines
-    height = step * len(rows) + 1.3 * size * len(note.splitlines())
+    note = textwrap.fill(
+        f"answers of {', then '.join(models)}" if models else "", int(_WIDTH / size / 0.55)
+    )
+    step = _HEADING + side + _GAP + 1.3 * size * max(len(cell.lines) for cell in cells)
+    below = 1.3 * size * len(note.splitlines())
+    height = step * len(cells) / columns + below
     with styled():
         figure = Figure(figsize=(_WIDTH / 72, height / 72), dpi=300, facecolor="white")
         figure.text(0, 0, note, va="bottom", fontsize=size, color=SOFT)
-        for row, cells in enumerate(rows):
-            bottom = height - row * step - _HEADING - side
-            for column, (head, picture, texts) in enumerate(cells):
-                left = column * (side + _GAP) / _WIDTH
-                axes = figure.add_axes((left, bottom / height, side / _WIDTH, side / height))
-                axes.set_axis_off()
-                axes.imshow(picture, interpolation="lanczos" if kind in ("png", "jpg") else "none")
-                font = {"fontsize": min(7.5, side / 6.5), "fontweight": "normal"}
-                axes.set_title(head, font, loc="center", pad=_GAP, color=INK)
-                text = "\n".join(shorten(line, int(side / size / 0.55)) for line in texts)
-                axes.text(
-                    *(0.5, -_GAP / side, text),
-                    transform=axes.transAxes,
-                    ha="center",
-                    va="top",
-                    fontsize=size,
-                )
+        grid = figure.subplots(
+            len(cells) // columns,
+            columns,
+            squeeze=False,
+            gridspec_kw={
+                "left": 0,
+                "right": 1,
+                "top": 1 - _HEADING / height,
+                "bottom": (step - _HEADING - side + below) / height,
+                "wspace": _GAP / side,
+                "hspace": step / side - 1,
+            },
+        )
+        for axes, (head, picture, lines) in zip(grid.flat, cells, strict=True):
+            axes.set_axis_off()
+            axes.imshow(picture, interpolation="lanczos" if kind in ("png", "jpg") else "none")
+            axes.set_title(
+                head, loc="center", pad=_GAP, fontsize=min(7.5, side / 6.5), fontweight="normal"
+            )
+            axes.text(
+                *(0.5, -_GAP / side),
+                "\n".join(shorten(line, int(side / size / 0.55)) for line in lines),
+                transform=axes.transAxes,
+                ha="center",
+                va="top",
+                fontsize=size,
+            )
         options: dict[str, dict[str, Any]] = {
             "pdf": {"metadata": {"CreationDate": None, "Creator": FIGURE_MARK, "Producer": None}},
             "png": {"metadata": {"Software": FIGURE_MARK}},
-            "jpg": {"pil_kwargs": {"quality": 85, "comment": text_bytes(FIGURE_MARK)}},
-            "html": {"metadata": dict.fromkeys(("Date", "Creator", "Format", "Type"))},
+            "jpg": {"pil_kwargs": {"quality": 85, "comment": shown_bytes(FIGURE_MARK)}},
         }
-        file = io.BytesIO()
-        figure.savefig(file, format="svg" if kind == "html" else kind, **options[kind])
-    # In a page, the element stands without what a file of its own has before it.
-    _, mark, element = file.getvalue().partition(b"<svg")
-    return shown_bytes(_PAGE) + mark + element if kind == "html" else file.getvalue()
+        if kind in options:
+            return _saved(figure, kind, **options[kind])
+        # In a page, the element stands without what a file of its own has before it.
+        _, mark, element = drawn(figure).svg.partition(b"<svg")
+    return shown_bytes(_PAGE) + mark + element

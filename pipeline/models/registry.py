@@ -162,19 +162,24 @@ def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None
 
 
 def load_model(
-    spec: str, weights: str | None = None, taxonomy: Taxonomy | None = None
+    spec: str,
+    weights: str | None = None,
+    taxonomy: Taxonomy | None = None,
+    *,
+    needs_network: bool = False,
 ) -> LoadedModel:
     """Loads the model of a `--models` entry, in evaluation mode on the CPU.
 
     Args:
       weights: folder of `in9 models fetch`, if any. A model in this folder is loaded from there.
       taxonomy: classes that the outputs must fit, None for ImageNet-9's.
+      needs_network: see `check_model`.
 
     Raises:
       UsageError: for the reasons of `check_model`.
       JobError: the weights cannot be fetched or read, or do not fit the architecture.
     """
-    check_model(spec, weights)
+    check_model(spec, weights, needs_network=needs_network)
     source = source_of(spec)
     try:
         if weights:

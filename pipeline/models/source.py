@@ -29,7 +29,7 @@ from pipeline.runtime.custom_functions import call_own
 from pipeline.storage.files import absolute, files_of
 from pipeline.storage.store import Store
 from transforms.hashing import text_bytes
-from transforms.scoring import labels_of_outputs
+from transforms.scoring import Labels, labels_of_outputs
 from transforms.taxonomy import Taxonomy
 
 Recipe = Mapping[str, Any]
@@ -211,10 +211,13 @@ def takes_other_sizes(module: torch.nn.Module, side: int) -> bool:
     return True
 
 
-def check_head(model: LoadedModel, taxonomy: Taxonomy) -> None:
-    """Raises JobError if the number of outputs fits neither the classes nor the superclasses."""
+def check_head(model: LoadedModel, taxonomy: Taxonomy) -> Labels:
+    """Returns the superclass of each output, as `labels_of_outputs` does.
+
+    Raises JobError if the number of outputs fits neither the classes nor the superclasses.
+    """
     try:
-        labels_of_outputs(model.num_outputs, taxonomy)
+        return labels_of_outputs(model.num_outputs, taxonomy)
     except ValueError as error:
         raise JobError(f"{model.name}: {error}") from error
 

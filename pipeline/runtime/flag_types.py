@@ -169,12 +169,6 @@ def grid(text: str) -> tuple[int | None, int | None]:
     return foregrounds, backgrounds
 
 
-def box(text: str) -> tuple[int, int, int, int]:
-    """Parses the corners of a box, four whole numbers."""
-    xmin, ymin, xmax, ymax = map(int, text.split(","))
-    return xmin, ymin, xmax, ymax
-
-
 def some_of(known: tuple[str, ...], text: str) -> tuple[str, ...]:
     """Parses a comma-separated list of at least one of the known words."""
     words = _words(text)

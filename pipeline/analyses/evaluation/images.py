@@ -57,10 +57,12 @@ Evaluated = tuple[ModelResults, Summary]
 """A model, and the summary of its evaluation."""
 
 
-def shown_models(evidence: Evidence) -> tuple[str, tuple[Evaluated, ...]]:
-    """Returns the split that images are chosen from, and the models evaluated on it."""
+def shown_models(evidence: Evidence, split: str = "") -> tuple[str, tuple[Evaluated, ...]]:
+    """Returns the split that images are chosen from, if it is not given; and its models."""
     models = evidence.models_with(Summary)
-    split = models[0][1].evaluation.split if models else evidence.dataset.manifest.config.eval_split
+    split = split or (
+        models[0][1].evaluation.split if models else evidence.dataset.config.eval_split
+    )
     return split, tuple(one for one in models if one[1].evaluation.split == split)
 
 
@@ -190,9 +192,9 @@ class Prediction:
     @property
     def lines(self) -> tuple[str, str]:
         """The answer in two lines: the superclass, and the class that has won."""
-        percent = "" if self.score is None else f"{100 * self.score:.0f} %"
-        name = "none of these" if self.label == OUTSIDE else self.answer
-        return f"{'✓' if self.is_right else '✕'} {name}", f"{self.output} {percent}".strip()
+        percent = "" if self.score is None else f" {100 * self.score:.0f} %"
+        answer = "none of these" if self.is_outside else self.answer
+        return f"{'✓' if self.is_right else '✕'} {answer}", f"{self.output}{percent}".strip()
 
     @property
     def is_outside(self) -> bool:
@@ -382,9 +384,9 @@ def predictions_of(
         outputs = classes_of_outputs(summary.num_outputs, taxonomy)
         by_rule: dict[str, dict[tuple[str, str], Prediction]] = {r: {} for r in summary.label_rules}
         for row in read_predictions_of(evidence.dataset, split, (model, summary), keys):
-            answer = (row[name] for name in ("prediction", "output", "top1_score", "correct"))
             by_rule[row["label_rule"]][row["variant"], row["key"]] = Prediction.of(
-                model.name, taxonomy, outputs, *answer
+                *(model.name, taxonomy, outputs),
+                *(row["prediction"], row["output"], row["top1_score"], row["correct"]),
             )
         for picture, prediction in by_rule[summary.headline].items():
             others = {rule: by_rule[rule].get(picture) for rule in summary.label_rules[1:]}

@@ -92,12 +92,19 @@ ROWS: Rows = {
     f"show {PHOTO} --to {{tmp}}/a.png --class bird": [
         ("--box 900,900,990,990", "rejected, invalid_box: the box holds no pixel of the image"),
         ("--box 0,0,500,500", "rejected, box_too_large: the box covers more than 0.9"),
+        *(
+            (f"--box {box}", "rejected, unreadable_annotation: its annotation or mask is broken")
+            for box in ("1,2,3", "a,b,c,d", "'1,1,9,9],[1,1,9,9'")
+        ),
     ],
     "show": [
         ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.tif", "a.tif: a figure needs a file that ends"),
         ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.png", "{tmp}/a.jpg cannot be read: No such"),
         ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.png", "rejected, undecodable", {"a.jpg": "mine"}),
-        (f"{PHOTO} --box 1,1,9,9 --to {{tmp}}/a.png --models resnet5O", "close to it: resnet50"),
+        (
+            f"{PHOTO} --box 169,95,437,221 --to {{tmp}}/a.png --models resnet5O",
+            "close to it: resnet50",
+        ),
         (f"{PHOTO} --box 1,1,9,9 --to {{tmp}}/a.png", "is no figure of in9", {"a.png": "mine"}),
         (
             f"{PHOTO} --box 169,95,437,221 --to {{tmp}}/a.png --class brd",
