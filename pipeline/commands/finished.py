@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from pipeline.analyses.evaluation.baseline import with_results
+from pipeline.analyses.evaluation.other_folders import with_results
 from pipeline.analyses.evaluation.tables import (
     describe_stale,
     describe_summaries,

@@ -371,7 +371,7 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert all(line.models == 6 for line in trend.lines)
     assert all(line.slope_low < line.slope < line.slope_high for line in trend.lines)
     assert all(low < high for line in trend.lines for _, low, high in line.band)
-    for beginning in ("models of one family are not", "published: timm results-imagenet.csv"):
+    for beginning in ("models of one architecture are not", "published: timm results-imagenet.csv"):
         assert any(beginning in note for note in trend.notes)
     # The figure draws only the paper's rule; the table lists both rules.
     assert len(table_of(tmp_path, "trend")) == 2 * 6 * 6
