@@ -73,7 +73,7 @@ def seeds_of(runs: Iterable[_R]) -> dict[str, list[_R]]:
 
 
 def planned_subjects(
-    entries: Iterable[str],
+    entries: Sequence[str],
     labels: Mapping[str, str],
     stored: Iterable[ModelRun],
     settings: RunSettings,
@@ -82,8 +82,9 @@ def planned_subjects(
 
     `labels` are those of entries. The seeds that are `stored` with the job's settings count, too.
     """
-    titles = {run.title for run in stored if pick(RunSettings, run.evaluation) == settings}
-    titles |= {labels[entry] for entry in entries if entry in labels}
+    titles = {labels[entry] for entry in entries if entry in labels} | {
+        run.title for run in stored if pick(RunSettings, run.evaluation) == settings
+    }
     family_of = {title: title.partition("#")[0] for title in titles if "#" in title}
     counts = Counter(family_of.values())
     named = {title: family for title, family in family_of.items() if counts[family] > 1}

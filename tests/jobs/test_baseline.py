@@ -20,7 +20,7 @@ from pipeline.analyses.evaluation.baseline import (
     find_baseline,
     models_named,
 )
-from pipeline.analyses.evaluation.other_folders import with_results
+from pipeline.commands.finished import with_results
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluate.comparisons import ComparisonRow, mark_best

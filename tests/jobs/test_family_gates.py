@@ -308,6 +308,13 @@ def test_a_family_is_not_judged_without_a_training_that_failed(
     printed = capsys.readouterr()
     assert "--fail_if original>0.5 is not tested: " in printed.err
     assert "for good: " not in printed.out
+    # What is compared with the rest of a family passes no gate.
+    models += f",{entries(root, ['bad#0', 'bad#1', 'bad#2'])}"
+    flags = ("--models", models, "--fail_if", "original>baseline+1", "--baseline", "good", *ONE)
+    run_here("evaluate", "--dataset", output, *OFF, *flags, code=1)
+    printed = capsys.readouterr()
+    assert "--fail_if original>baseline+1 does not hold for bad: " in printed.out
+    assert "--fail_if original>baseline+1 is not tested: " in printed.err
 
 
 def test_a_condition_against_a_baseline_of_the_other_kind_ends_the_job_before_work(
@@ -461,6 +468,13 @@ def test_labels_alone_make_no_family(
         assert f"--fail_if original>=0 holds for {name}: " in printed.err
     line = refusal(capsys, "report", "--dataset", output, *OFF, "--baseline", "x")
     assert line.endswith("--baseline x: no family x: x#0 and x#1 differ in label rules")
+    # One seed of three was also tested on other images.
+    held = ("evaluate", "--dataset", output, *OFF, *ONE, "--holdout", 0.7)
+    run_here(*held, "--models", entries(exported.parent, ["good#0"]))
+    run_here("report", "--dataset", output, *OFF, "--baseline", "bad")
+    assert table_of(output, "baseline") == []
+    line = "not compared with the baseline: good#2, as a single model is one training"
+    assert line in capsys.readouterr().out
 
 
 def test_seeds_of_a_family_are_one_row_of_what_has_changed(

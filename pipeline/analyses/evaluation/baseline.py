@@ -383,13 +383,14 @@ def compare_with(
 
     One that `Baseline.unlike` says something of has no row.
     """
-    rows = []
+    rows, subjects = [], subjects_of(summaries)
     for models in read_contributions(dataset, summaries):
         for quantity in models.draws:
             measured = [
                 (subject, rule, difference)
-                for subject in subjects_of(models.summaries)
-                if not baseline.is_same(subject)
+                for subject in subjects
+                if subject.members[0] in models.summaries
+                and not baseline.is_same(subject)
                 and (rule := baseline.common_rule(subject))
                 and (difference := baseline.measure(models, subject, rule, quantity))
             ]
@@ -413,7 +414,7 @@ def compare_with(
                         dataset=dataset.manifest.fingerprint,
                     )
                 )
-    order = [subject.name for subject in subjects_of(summaries)]
+    order = [subject.name for subject in subjects]
     return sorted(rows, key=lambda row: order.index(row.model))
 
 

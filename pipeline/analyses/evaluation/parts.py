@@ -4,7 +4,6 @@ Accuracies of two states are compared over the images that both states have.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -192,8 +191,10 @@ def compare_accuracies(
         was = [earlier[one.folder] for one in now]
         if len(now) > subject.is_family:
             n, rows = _differences(before, was, after, now)
-            of_models = itertools.chain.from_iterable(map(_model_causes, was, now))
-            causes = list(dict.fromkeys([*dataset_causes, *of_models]))
+            causes = [
+                cause for pair in zip(was, now, strict=True) for cause in _model_causes(*pair)
+            ]
+            causes = list(dict.fromkeys([*dataset_causes, *causes]))
             name = subject.name + f" (mean of {len(now)} trainings)" * subject.is_family
             models.append(ModelChange(name, causes, n, subject.headline, rows))
     return models, [one.name for one in summaries if one.folder not in earlier]

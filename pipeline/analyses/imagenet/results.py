@@ -345,9 +345,11 @@ def _alike(summaries: Sequence[Summary]) -> tuple[list[Summary], list[str]]:
 def _mean_top1(figures: Sequence[Top1 | None]) -> Top1 | None:
     """Returns the mean accuracy on ImageNet of a family's trainings; None if one is unknown."""
     known = [one for one in figures if one]
-    if len(known) < len(figures):
-        return None
-    return replace(known[0], imagenet_top1=float(np.mean([one.imagenet_top1 for one in known])))
+    return (
+        replace(known[0], imagenet_top1=float(np.mean([one.imagenet_top1 for one in known])))
+        if len(known) == len(figures)
+        else None
+    )
 
 
 def _points(subject: Subject, top1: Top1 | None) -> Iterator[TrendPoint]:
