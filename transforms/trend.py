@@ -2,7 +2,7 @@
 
 Source: paper figure 8. The models and the images are both samples, so the interval of the slope
 accounts for other models and other images of the same kinds. Models are treated as independent,
-although models of one family are not.
+although models of one architecture are not.
 """
 
 import dataclasses

@@ -416,7 +416,7 @@ SECTIONS = (
         Flag(
             "--baseline",
             "ENTRY|DIR",
-            "model to compare all others with, of this dataset or of a folder with results on it",
+            "model or family to compare others with, of this dataset or a folder of results on it",
         ),
         Flag(
             "--fail_if",

@@ -5,12 +5,13 @@ by a job of its own. A single seed is an ordinary model.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
-from typing import Annotated
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, ClassVar, TypeVar
 
 from msgspec import Meta, Struct
 
-from pipeline.evaluate.results import RunSettings, Table, pick
+from pipeline.evaluate.results import ModelRun, RunSettings, Table, pick
 from pipeline.evaluate.summary import Summary
 from transforms.families import MIN_SEEDS
 
@@ -21,6 +22,8 @@ class Family:
 
     `name` is the method's, followed by the settings that are not the default.
     """
+
+    is_family: ClassVar[bool] = True
 
     name: str
     members: tuple[Summary, ...]
@@ -49,6 +52,45 @@ Subject = Summary | Family
 """What tables judge: a family, or a model that is in none."""
 
 
+_R = TypeVar("_R", bound=ModelRun)
+
+
+def family_name(run: ModelRun) -> str:
+    """Returns the name, with settings, that a family with this seed has; "" if it is of none."""
+    return " ".join([run.family, *run.evaluation.names]) if run.family else ""
+
+
+def seeds_of(runs: Iterable[_R]) -> dict[str, list[_R]]:
+    """Returns the seeds of each family that labels name at least two of, by its name.
+
+    Whether they can be seeds of one method is not checked.
+    """
+    seeds: dict[str, list[_R]] = {}
+    for run in runs:
+        if run.family:
+            seeds.setdefault(family_name(run), []).append(run)
+    return {name: of_family for name, of_family in seeds.items() if len(of_family) > 1}
+
+
+def planned_subjects(
+    entries: Sequence[str],
+    labels: Mapping[str, str],
+    stored: Iterable[ModelRun],
+    settings: RunSettings,
+) -> dict[str, str]:
+    """Returns each entry of a job, or the family that it will be a seed of when the job has ended.
+
+    `labels` are those of entries. The seeds that are `stored` with the job's settings count, too.
+    """
+    titles = {labels[entry] for entry in entries if entry in labels} | {
+        run.title for run in stored if pick(RunSettings, run.evaluation) == settings
+    }
+    family_of = {title: title.partition("#")[0] for title in titles if "#" in title}
+    counts = Counter(family_of.values())
+    named = {title: family for title, family in family_of.items() if counts[family] > 1}
+    return {entry: named.get(labels.get(entry, ""), entry) for entry in entries}
+
+
 def families_of(summaries: Iterable[Summary]) -> tuple[list[Family], list[str]]:
     """Forms families of models; also returns a line on each that cannot be formed.
 
@@ -70,7 +112,7 @@ def families_of(summaries: Iterable[Summary]) -> tuple[list[Family], list[str]]:
             lines.append(f"no family {name}: {fault}")
         else:
             families += [
-                Family(" ".join([name, *of_settings[0].evaluation.names]), tuple(of_settings))
+                Family(family_name(of_settings[0]), tuple(of_settings))
                 for of_settings in runs
                 if len(of_settings) > 1
             ]

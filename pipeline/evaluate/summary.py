@@ -7,7 +7,7 @@ tell.
 """
 
 from collections.abc import Container, Iterable, Iterator
-from typing import Annotated, TypeVar
+from typing import Annotated, ClassVar, TypeVar
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 from typing_extensions import override
@@ -303,7 +303,11 @@ class Summary(ModelRun, frozen=True, kw_only=True):
     Attributes:
       label_rules: the rules by which the answers are labelled; the first is the headline's.
       gaps and those after it: the rows of the tables of these names; `accuracy`: of `summary`.
+      is_family, no_interval: see `pipeline.evaluate.families.Family`.
     """
+
+    is_family: ClassVar[bool] = False
+    no_interval: ClassVar[str] = ""
 
     entry: str
     libraries: dict[str, str]

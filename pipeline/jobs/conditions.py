@@ -1,12 +1,13 @@
 """The gate of a job: `--fail_if` has conditions on accuracies and BG-Gap that end it with code 3.
 
-A condition holds if the whole interval satisfies it, and does not hold if no part of the interval
-does; else it is open. `bg_gap>0.1` is decided by the interval of the gap, and `bg_gap > baseline +
-0.02` by that of the difference from the baseline. The conditions of a job on all of its models are
-one family: with m of them, intervals are at 1 - 0.05 / m, so that a job in which none of them is
-true seldom fails by chance. If a model is right, or wrong, on all of a few images, even the
-interval may satisfy a condition by chance, so every condition is open on fewer than `MIN_IMAGES`
-images, or groups of images that count as so many (`transforms.two_way`).
+It judges families, and models that are in none. A condition holds if the whole interval satisfies
+it, and does not hold if no part of the interval does; else it is open. `bg_gap>0.1` is decided by
+the interval of the gap, and `bg_gap > baseline + 0.02` by that of the difference from the baseline.
+The conditions of a job on all that it judges belong together: with m of them, intervals are at
+1 - 0.05 / m, so that a job in which none of them is true seldom fails by chance. If a model is
+right, or wrong, on all of a few images, even the interval may satisfy a condition by chance, so
+every condition is open on fewer than `MIN_IMAGES` images, or groups of images that count as so many
+(`transforms.two_way`).
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
-import operator
-import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -28,136 +27,36 @@ from pipeline.analyses.evaluation.baseline import (
     find_baseline,
     kept_baseline,
     known_names,
+    may_have_results,
     models_named,
     open_baseline,
+    stored_models,
 )
 from pipeline.dataset.folder import Dataset
-from pipeline.errors import JobError, UsageError, did_you_mean, escaped, escaped_line
+from pipeline.errors import JobError, UsageError, escaped, escaped_line
 from pipeline.evaluate.comparisons import (
-    BG_GAP,
     Measured,
     ModelsOnSameImages,
     Sample,
     read_contributions,
 )
+from pipeline.evaluate.families import Subject, planned_subjects, subjects_of
 from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.results import RunSettings, read_failures
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary, without_rule
+from pipeline.jobs.fail_if import Condition, parse_conditions
 from pipeline.models.expand import split_labels
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
 from transforms.estimates import Verdict, decide
 from transforms.intervals import level_of
-from transforms.scoring import ALL_RULES
-from transforms.variants import VARIANTS, VariantName
+from transforms.variants import VariantName
 
 MIN_IMAGES = 10
 """The fewest images, and effective number of groups of images, that can decide a condition."""
 _MOST_IMAGES = 1_000_000
 """The most images at which a condition is said to be decided."""
-_EXPRESSION = re.compile(
-    r"(?:(\w+)\s*:)?\s*(\w+)\s*(>=|<=|>|<)\s*(?=\S)(baseline\s*+)?([+-]?)\s*+(\S*)"
-)
-_NUMBER = re.compile(r"[+-]?(\d++\.?\d*|\.\d+)([eE][+-]?\d+)?|")
-"""A number, or nothing. Python itself would read 0_1 as 1."""
-_COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
-
-
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """A parsed condition.
-
-    Attributes:
-      label_rule: label rule by which the measure is computed; "" for that of each model's headline.
-      measure: `bg_gap`, or the name of a variant, which stands for the accuracy on it.
-      comparison: `>`, `>=`, `<` or `<=`.
-      names_baseline: whether the measure is compared with that of the baseline.
-      limit: the fraction to compare with, from 0 to 1; for `bg_gap`, and for what is added to the
-        baseline's measure, from -1 to 1.
-    """
-
-    text: str
-    label_rule: str
-    measure: str
-    comparison: str
-    names_baseline: bool
-    limit: float
-
-    @classmethod
-    def parse(cls, text: str, custom: Iterable[VariantName] = ()) -> Condition:
-        """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`, where LIMIT may begin with `baseline`.
-
-        `custom` are names of variants that are not built in. Raises UsageError if the text has
-        another form, an unknown label rule or measure, or a limit out of range.
-
-        >>> Condition.parse("bg_gap>0.1").measure
-        'bg_gap'
-        >>> Condition.parse("original < baseline - 0.02").limit
-        -0.02
-        """
-        match = _EXPRESSION.fullmatch(text.strip())
-        if match is None:
-            raise UsageError(
-                f"--fail_if {text!r}: expected a measure, a comparison and a fraction, such as "
-                "'bg_gap>0.1' (in quotes, or the shell takes > for a redirection)"
-            )
-        rule, measure, comparison, baseline, sign, number = match.groups()
-        limit = f"{sign}{number}"
-        if rule is not None and rule not in ALL_RULES:
-            raise UsageError(
-                f"--fail_if {text!r}: no label rule {rule!r}; known: {', '.join(ALL_RULES)}"
-            )
-        known = (
-            BG_GAP,
-            *dict.fromkeys(
-                str(name.variant)
-                for name in (*map(VariantName.parse, VARIANTS), *custom)
-                if name.is_picture
-            ),
-        )
-        if measure not in known:
-            if (variant := str(VariantName.parse(measure).variant)) in known:
-                raise UsageError(
-                    f"--fail_if {text!r}: {measure} is one draw of {variant}, whose "
-                    "accuracy is the mean over all draws"
-                )
-            hint = did_you_mean(measure, known) or f"; known: {', '.join(known)}"
-            raise UsageError(f"--fail_if {text!r}: no measure {measure!r}{hint}")
-        lowest = -1.0 if measure == BG_GAP or baseline else 0.0
-        figure = limit.removesuffix("%")
-        value = float(figure or 0) if _NUMBER.fullmatch(figure) else math.nan
-        if figure != limit or not lowest <= value <= 1 or (baseline and number and not sign):
-            raise UsageError(
-                f"--fail_if {text!r}: {limit!r} is not a fraction between {lowest:g} and 1"
-                + (f" ({value:g} points: {value / 100:g})" if 1 < abs(value) <= 100 else "")
-            )
-        return cls(text, rule or "", measure, comparison, bool(baseline), value)
-
-    def needs(self) -> tuple[str, ...]:
-        """Returns the variants that a dataset must have for the measure."""
-        return ("mixed_same", "mixed_rand") if self.measure == BG_GAP else (self.measure,)
-
-    def holds(self, value: float) -> bool:
-        """Returns whether a value, a fraction, satisfies the condition."""
-        return bool(_COMPARISONS[self.comparison](value, self.limit))
-
-
-def parse_conditions(
-    texts: Sequence[str] | None, variants: Sequence[VariantName]
-) -> tuple[Condition, ...]:
-    """Parses all values of `--fail_if`, None without it.
-
-    `variants` are those that the dataset has or will have. Raises UsageError if a condition is
-    wrong, or needs a variant that the dataset lacks.
-    """
-    conditions = tuple(Condition.parse(text, variants) for text in texts or ())
-    for condition in conditions:
-        if lacking := [one for one in condition.needs() if VariantName.parse(one) not in variants]:
-            raise UsageError(
-                f"--fail_if {condition.text!r}: the dataset has no {lacking[0]}; see --variants"
-            )
-    return conditions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +67,7 @@ class Gate:
       baseline: value of `--baseline`, a folder as an absolute path; if a condition names a baseline
         and none was given, the one kept from an earlier command (`has_kept_baseline`); else None.
       evaluation: the models of the job; None to judge all models that have results.
+      subject_of: for each entry of the job the family that it is to be a seed of, else itself.
     """
 
     conditions: tuple[Condition, ...] = ()
@@ -175,6 +75,7 @@ class Gate:
     fails_if_open: bool = False
     evaluation: Evaluation | None = None
     has_kept_baseline: bool = False
+    subject_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def settings(self) -> RunSettings | None:
@@ -182,9 +83,14 @@ class Gate:
         return self.evaluation.settings if self.evaluation else None
 
     @property
+    def subjects(self) -> list[str]:
+        """The families and other entries of the job that it judges, so without the baseline."""
+        return [one for one in dict.fromkeys(self.subject_of.values()) if one != self.baseline]
+
+    @property
     def runs_baseline(self) -> bool:
-        """Whether the baseline is one of the job's models."""
-        return self.evaluation is not None and self.baseline in self.evaluation.entries
+        """Whether the baseline is a family of the job, or one of its models."""
+        return self.baseline in (*self.subject_of, *self.subject_of.values())
 
     def choose_baseline(self, dataset: Dataset) -> None:
         """Stores the choice of a baseline, if there is one, for tables and page."""
@@ -210,13 +116,22 @@ def gate_from_flags(
 ) -> Gate:
     """Makes a gate from flags, which are checked against the dataset.
 
-    Raises UsageError if a condition is wrong or needs a variant that the dataset lacks, or
-    `--baseline` is missing or names no model.
+    Raises UsageError if a condition is wrong or needs a variant that the dataset lacks,
+    `--baseline` is missing or names no model or family, or a family of the job is to be compared
+    with a single model, or a single model with a family.
     """
     conditions = parse_conditions(flags.fail_if, variants)
-    entries = evaluation.entries if evaluation else ()
-    labels = split_labels(flags.models or ())[1]
-    name = _without_label(flags.baseline, labels)
+    given, stored = split_labels(flags.models or ())[1], stored_models(store)
+    labels = {run.entry: run.label for run in stored if run.label} | {
+        escaped_line(entry): label for entry, label in given.items()
+    }
+    subject_of = (
+        planned_subjects(evaluation.entries, labels, stored, evaluation.settings)
+        if evaluation
+        else {}
+    )
+    own = (*subject_of, *subject_of.values())
+    name = _without_label(flags.baseline, given)
     against = [condition.text for condition in conditions if condition.names_baseline]
     if against and name is None:
         name = kept_baseline(store)
@@ -224,21 +139,32 @@ def gate_from_flags(
             raise UsageError(
                 f"--fail_if {against[0]!r}: add --baseline, a model or a folder of its results"
             )
-    if name is not None and name not in entries and not models_named(store, name):
-        if not Store.at(name).has_folder(""):
-            known = dict.fromkeys([*labels.values(), *entries, *known_names(store)])
+    if name is not None and name not in own and not models_named(store, name):
+        if not may_have_results(name):
+            known = dict.fromkeys([*given.values(), *subject_of.values(), *known_names(stored)])
             raise UsageError(
                 f"--baseline {name} is no entry of --models, no folder, and no model that "
                 f"{store.root} has results of; known: {', '.join(known) or 'none'}"
             )
         name = absolute(name)
-    gate = Gate(conditions, name, flags.if_open == "fail", evaluation, flags.baseline is None)
+    is_kept = flags.baseline is None
+    gate = Gate(conditions, name, flags.if_open == "fail", evaluation, is_kept, subject_of)
+    is_family = name not in subject_of
     # The job's own models are not run yet, and the dataset of `run` may change yet.
-    if name is not None and name not in entries:
+    if name is not None and name not in own:
         if flags.command == "run":
-            open_baseline(store, name, gate.settings)
+            is_family = len(open_baseline(store, name, gate.settings)[1]) > 1
         else:
-            find_baseline(Dataset.open(store), name, gate.settings)
+            is_family = find_baseline(Dataset.open(store), name, gate.settings).subject.is_family
+    others = [one for one in gate.subjects if (one not in subject_of) != is_family]
+    if against and others:
+        kinds = ("a single model, which is one training", "a family")
+        raise UsageError(
+            f"--fail_if {against[0]!r}: the baseline {labels.get(name or '', name)} is "
+            f"{kinds[is_family]}, and {', '.join(labels.get(one, one) for one in others)} "
+            f"{'is' if len(others) == 1 else 'are each'} {kinds[not is_family]}: give them a "
+            "baseline of their own kind"
+        )
     return gate
 
 
@@ -251,10 +177,10 @@ def _without_label(name: str | None, labels: Mapping[str, str]) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-    """The verdict on a condition and a model.
+    """The verdict on a condition and a subject.
 
     Attributes:
-      model: name of the model, or its entry of `--models` if it has no results.
+      model: name of the model or family, or the entry of `--models` of a model without results.
       verdict: the verdict; None if the condition could not be tested.
       reason: why it could not be tested; "" if it was.
       baseline: name of the baseline, and whether it was kept, if the condition names it; else "".
@@ -264,9 +190,11 @@ class Judgement:
         that decides.
       groups, units: see `Sample`; here, `units` is that of the role in which it is smaller.
       decided_at: number of images at which an open condition would be decided if the estimate and
-        its spread stayed; None if it is decided, or that takes more than a million.
+        its spread stayed; None if it is decided, that takes more than a million, or for a family,
+        because more images leave the variance over trainings.
       smallest: smallest distance of the true value from the limit at which an open condition on a
         gap or a difference would be decided in 8 of 10 draws of as many images; else None.
+      trainings: number of seeds of the family; 1 for a model.
     """
 
     condition: str
@@ -284,6 +212,7 @@ class Judgement:
     units: float = 0.0
     decided_at: int | None = None
     smallest: float | None = None
+    trainings: int = 1
 
     @property
     def line(self) -> str:
@@ -313,6 +242,11 @@ class Judgement:
             else ""
         )
         number = f"{self.decided_at:,} images" if self.decided_at else "none up to 1,000,000 images"
+        decided = (
+            "more images or trainings may decide it"
+            if self.trainings > 1
+            else f"if estimate and variance stay, decided at {number}"
+        )
         groups = (
             f" in {math.ceil(self.decided_at * self.groups / self.n):,} groups, not by more images "
             f"of these {self.groups:,}"
@@ -325,14 +259,15 @@ class Judgement:
             if self.smallest is not None
             else ""
         )
-        return f"{line}{few}; if estimate and variance stay, decided at {number}{groups}{shown}"
+        return f"{line}{few}; {decided}{groups}{shown}"
 
 
 def judge(gate: Gate, dataset: Dataset) -> list[Judgement]:
-    """Judges the models of a gate, also those without results, by its conditions.
+    """Judges the subjects of a gate, also those without results, by its conditions.
 
     A gate of all models that have results passes over those that lack the label rule of a
-    condition, such as models that gave only labels, if it can judge others.
+    condition, such as models that gave only labels, or are of another kind than the baseline, if it
+    can judge others.
     """
     if not gate.conditions:
         return []
@@ -347,25 +282,26 @@ def judge(gate: Gate, dataset: Dataset) -> list[Judgement]:
         baseline = baseline_or_reason(
             dataset, gate.baseline, gate.settings, gate.runs_baseline, gate.has_kept_baseline
         )
-    judged = judge_models(gate.conditions, _models(gate, summaries, errors), measured, baseline)
+    subjects = _subjects(gate, summaries, errors).items()
+    judged = judge_models(gate.conditions, subjects, measured, baseline)
     tested = {one.condition for one in judged if one.verdict and gate.evaluation is None}
     return [one for one in judged if one.label_rule or one.condition not in tested]
 
 
 def judge_models(
     conditions: Sequence[Condition],
-    models: Iterable[tuple[str, Summary | str]],
+    subjects: Iterable[tuple[str, Subject | str]],
     measured: Sequence[ModelsOnSameImages],
     baseline: Baseline | str | None,
 ) -> list[Judgement]:
-    """Judges each model, except for the baseline itself, by each condition, in this order.
+    """Judges each subject, except for the baseline itself, by each condition, in this order.
 
-    Models are (name, summary), or (entry, why) without results; a baseline may be why it cannot be
+    They are (name, subject), or (name, why) without results; a baseline may be why it cannot be
     read.
     """
     judged = [
         (name, found)
-        for name, found in models
+        for name, found in subjects
         if isinstance(found, str)
         or not (isinstance(baseline, Baseline) and baseline.is_same(found))
     ] or [("", "there is no model to judge besides the baseline")]
@@ -379,58 +315,66 @@ def judge_models(
     ]
 
 
-def _models(
+def _subjects(
     gate: Gate, summaries: Sequence[Summary], errors: Mapping[str, str]
-) -> Iterator[tuple[str, Summary | str]]:
-    """Yields (name, summary) of each model to judge, or (entry, why it has no results)."""
+) -> dict[str, Subject | str]:
+    """Returns the subjects to judge by name, or why one has no results; members are left out."""
+    subjects = subjects_of(summaries)
     if gate.evaluation is None:
-        yield from ((summary.name, summary) for summary in summaries)
-        return
+        return {one.name: one for one in subjects}
+    settings, judged = gate.evaluation.settings, dict[str, Subject | str]()
     for entry in gate.evaluation.entries:
-        found = [one for one in summaries if one.is_of((entry,), gate.evaluation.settings)]
+        found = [
+            one for one in subjects if any(each.is_of((entry,), settings) for each in one.members)
+        ]
         if entry in errors or not found:
-            yield entry, errors.get(entry, f"{entry} has no results")
+            planned = gate.subject_of.get(entry, entry)
+            name = entry if planned == entry else " ".join([planned, *settings.names])
+            # A family is not judged without a training that failed.
+            judged[name] = errors.get(entry, f"{entry} has no results")
         else:
-            yield from ((summary.name, summary) for summary in found)
+            judged |= {one.name: judged.get(one.name, one) for one in found}
+    return judged
 
 
 def _judge(
     condition: Condition,
-    summary: Summary,
+    subject: Subject,
     measured: Iterable[ModelsOnSameImages],
     baseline: Baseline | str | None,
     level: float,
 ) -> Judgement:
-    """Judges a model that has results; `level` is that of the interval."""
-    against, rule = None, condition.label_rule or summary.headline
+    """Judges a subject that has results; `level` is that of the interval."""
+    against, rule = None, condition.label_rule or subject.headline
     if condition.names_baseline:
         if not isinstance(baseline, Baseline):
             reason = baseline or "there is no baseline"
-            return Judgement(condition.text, summary.name, reason=reason)
-        against = baseline
-        rule = condition.label_rule or baseline.common_rule(summary.label_rules) or ""
+            return Judgement(condition.text, subject.name, reason=reason)
+        against, rule = baseline, baseline.common_rule(subject) or ""
+        rule = condition.label_rule if rule and condition.label_rule else rule
     found = next(
         (
-            against.measure(models, summary, rule, condition.measure)
+            against.measure(models, subject, rule, condition.measure)
             if against
-            else models.measure(condition.measure, summary, rule)
+            else models.measure(condition.measure, subject, rule)
             for models in measured
-            if summary in models.summaries
+            if subject.members[0] in models.summaries
         ),
         None,
     )
     if found is None:
         common = (
-            f" to compare with the baseline {against.name}: {against.unlike(summary)}"
+            f" to compare with the baseline {against.name}: {against.unlike(subject)}"
             if against
             else ""
         )
-        whose = (not against and without_rule([summary], rule)) or summary.name
+        whose = (not against and without_rule(subject.members[:1], rule)) or subject.name
         return Judgement(
             condition.text,
-            summary.name,
-            reason=f"{whose} has no {condition.measure}{common}",
-            label_rule=rule if rule in summary.label_rules else "",
+            subject.name,
+            reason=(not against and subject.no_interval)
+            or f"{whose} has no {condition.measure}{common}",
+            label_rule=rule if rule in subject.label_rules else "",
         )
     low, high = found.interval(level)
     units, groups = min(found.n, found.roles.units), int(found.roles.foregrounds.max()) + 1
@@ -438,7 +382,7 @@ def _judge(
     is_open, smallest = verdict is Verdict.OPEN, found.smallest(level, condition.limit)
     return Judgement(
         condition.text,
-        summary.name,
+        subject.name,
         verdict,
         baseline=against.name if against else "",
         label_rule=rule,
@@ -449,8 +393,11 @@ def _judge(
         n=found.n,
         groups=groups if groups < found.n else None,
         units=units,
-        decided_at=_decided_at(condition, found, level) if is_open else None,
+        decided_at=_decided_at(condition, found, level)
+        if is_open and not subject.is_family
+        else None,
         smallest=smallest if is_open and found.trials is None and smallest <= 1 else None,
+        trainings=len(subject.members),
     )
 
 

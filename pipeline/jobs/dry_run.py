@@ -388,8 +388,7 @@ def _print_analyses(
             "count alike"
         )
     elif gate and gate.conditions:
-        judged = len(evaluation.entries) - gate.runs_baseline
-        level = level_of(max(1, judged * len(gate.conditions)))
+        level = level_of(max(1, len(gate.subjects) * len(gate.conditions)))
         print(
             f"--fail_if: true values within about {100 * sample.smallest(level):.1f} points of a "
             f"limit will often stay open, with {100 * level:.4g} % intervals"

@@ -383,6 +383,28 @@ def test_samples_are_even_stable_and_nested(labels: list[int], count: int) -> No
     assert np.array_equal(backwards[::-1], chosen)
 
 
+def test_a_family_has_a_line_with_mean_and_range(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(shutil.copytree(small_run, tmp_path / "out"))
+    names = ("first", "second", "third")
+    labels = [f"tiny#{name}:=python:tiny_models:{name}" for name in names]
+    run_here(*ATTACK, output, "--models", ",".join(labels), "--grid", "6")
+    printed = capsys.readouterr().out
+    rows = [row for row in table_of(output, "attack") if row["label_rule"] == RULES[0]]
+    parts = []
+    for what, column in (("challenge accuracy", "challenge_accuracy"), ("fooled", "fooled")):
+        shares = [100 * float(row[column]) for row in rows if row["model"].startswith("tiny#")]
+        low, high, mean = min(shares), max(shares), sum(shares) / 3
+        parts.append(f"{what} {mean:.1f} % ({low:.1f} to {high:.1f})")
+    line = f"tiny, mean of 3 trainings (range): {', '.join(parts)}"
+    assert line in printed.splitlines()
+    assert f'<p class="soft">{line}.</p>' in (output / "report.html").read_text()
+    # Measures on grids of other sizes have no common mean.
+    run_here(*ATTACK, output, "--models", labels[0], "--grid", "5")
+    assert "mean of" not in capsys.readouterr().out
+
+
 def test_stopped_early_on_the_authors_grid_it_has_no_figure_by_class() -> None:
     """Checks that the paper's figures are not drawn beside none of ours."""
     grid = {"foregrounds": FULL_GRID, "backgrounds": FULL_GRID, "full_grid": True}

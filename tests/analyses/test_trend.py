@@ -371,7 +371,7 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert all(line.models == 6 for line in trend.lines)
     assert all(line.slope_low < line.slope < line.slope_high for line in trend.lines)
     assert all(low < high for line in trend.lines for _, low, high in line.band)
-    for beginning in ("models of one family are not", "published: timm results-imagenet.csv"):
+    for beginning in ("models of one architecture are not", "published: timm results-imagenet.csv"):
         assert any(beginning in note for note in trend.notes)
     # The figure draws only the paper's rule; the table lists both rules.
     assert len(table_of(tmp_path, "trend")) == 2 * 6 * 6
@@ -384,6 +384,49 @@ def test_the_trend_is_made_of_what_is_there(tmp_path: Path) -> None:
     assert any("at least 5 models" in note for note in trend.notes)
     unknown = trend_of(store, [summary_of("mine", 0.5)])
     assert {point.imagenet_top1 for point in unknown.points} == {None}
+
+
+def test_a_family_is_one_point_of_the_trend(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    shared = {model: summary_of(model, top1) for model, top1 in MODELS.items()}
+    seeds = [
+        msgspec.structs.replace(
+            summary_of(f"m={seed}.pth", 0.5 + seed / 10),
+            label=f"mine#{seed}",
+            weights_sha256=f"{seed:064}",
+        )
+        for seed in range(3)
+    ]
+    for seed, top1 in zip(seeds, (0.6, 0.7, 0.74), strict=True):
+        measured = {"model": seed.model, "evaluation": seed.evaluation, "top1": top1}
+        measured |= {"weights_sha256": seed.weights_sha256, "n": 50_000, "classes": 1000}
+        path = result_file(seed.folder, "imagenet")
+        write_result(store, path, made(ImageNetResult, **measured))
+    trend = trend_of(store, [*shared.values(), *seeds])
+    assert all(line.models == len(MODELS) + 1 for line in trend.lines)
+    points = {(point.model, point.variant): point for point in trend.points}
+    assert {model for model, _ in points} == {*MODELS, "mine"}
+    point = points["mine", "no_fg"]
+    assert point.imagenet_top1 == pytest.approx(0.68, abs=1e-12)
+    assert point.accuracy == pytest.approx(0.1 + 0.5 * 0.6, abs=1e-12)
+    assert (point.lowest, point.highest) == pytest.approx((0.35, 0.45), abs=1e-12)
+    assert point.ci_low is point.ci_high is None
+    assert point.reach == (point.lowest, point.highest)
+    assert points["vgg16.tv_in1k", "no_fg"].reach == (0.0, 1.0)
+    (line,) = (line for line in trend.lines if line.variant == "no_fg")
+    x = [*MODELS.values(), 0.68]
+    y = [round((0.1 + 0.5 * top1) * PICTURES) / PICTURES for top1 in MODELS.values()]
+    assert line.slope == pytest.approx(np.polyfit(x, [*y, 0.4], 1)[0], abs=1e-9)
+    (note,) = (note for note in trend.notes if note.startswith("one point for all trainings"))
+    assert note.endswith(": mine")
+    assert b"mine" in trend_figure(trend).svg
+    # A training without an accuracy on ImageNet leaves that of the method unknown.
+    store.delete(result_file(seeds[1].folder, "imagenet"))
+    trend = trend_of(store, [*shared.values(), *seeds])
+    assert {line.models for line in trend.lines} == {len(MODELS)}
+    assert "no accuracy on ImageNet is known for mine" in trend.notes
+    rows = [row for row in table_of(tmp_path, "trend") if row["model"] == "mine"]
+    assert {(row["imagenet_top1"], row["ci_low"]) for row in rows} == {("", "")}
 
 
 def test_the_trend_uses_accuracies_on_one_set_of_images_at_a_time(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from pipeline.analyses.evaluation.baseline import (
     describe_baseline,
     find_baseline,
     models_named,
-    with_results,
 )
+from pipeline.commands.finished import with_results
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
 from pipeline.evaluate.comparisons import ComparisonRow, mark_best
@@ -34,7 +34,8 @@ from pipeline.evaluate.results import (
 )
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary
-from pipeline.jobs.conditions import Condition, Gate, judge
+from pipeline.jobs.conditions import Gate, judge
+from pipeline.jobs.fail_if import Condition
 from pipeline.jobs.publish import PublishPlan, publish
 from pipeline.report.write import write_tables
 from pipeline.storage.store import Store
@@ -202,7 +203,8 @@ def test_a_name_means_one_model(copied: Path) -> None:
     write_result(dataset.store, result_file(run.folder, "model"), again)
     with pytest.raises(UsageError, match=rf"means 2 models: {FIRST}, {FIRST} bf16"):
         find_baseline(dataset, "production")
-    assert find_baseline(dataset, "production", pick(RunSettings, run.evaluation)).run == again
+    found = find_baseline(dataset, "production", pick(RunSettings, run.evaluation))
+    assert [one.folder for one in found.subject.members] == [again.folder]
 
 
 @pytest.mark.usefixtures("no_figures")

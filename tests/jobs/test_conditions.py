@@ -11,62 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from judged_models import MIXED, RULES, SETTINGS, answers, models_of
 from made_results import made
-from numpy.typing import NDArray
 from runs import run_here, run_in9, table_of
 
 from pipeline.analyses.evaluation.baseline import Baseline
 from pipeline.errors import UsageError
 from pipeline.evaluate.comparisons import Measured, ModelsOnSameImages
-from pipeline.evaluate.predictions import EvalImages
-from pipeline.evaluate.summary import Evaluated, Summary
+from pipeline.evaluate.summary import Summary
 from pipeline.jobs.conditions import (
     MIN_IMAGES,
-    Condition,
     Gate,
     Judgement,
     judge_models,
     outcome,
-    parse_conditions,
 )
+from pipeline.jobs.fail_if import Condition, parse_conditions
 from pipeline.storage.store import Store
 from transforms.estimates import Verdict, decide
 from transforms.intervals import level_of
-from transforms.scoring import LABEL_RULES
 from transforms.variants import ORIGINAL, VariantName
-
-SETTINGS = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
-RULES = tuple(LABEL_RULES)
-MIXED = (VariantName("mixed_same"), VariantName("mixed_rand"))
-Answers = dict[VariantName, NDArray[np.bool_]]
-
-
-def answers(rng: np.random.Generator, n: int, **shares: float) -> Answers:
-    """Draws whether a model is right on n pictures of each variant."""
-    shares = {"original": 0.8, "mixed_same": 0.8, "mixed_rand": 0.6, **shares}
-    return {VariantName(name): rng.random(n) < share for name, share in shares.items()}
-
-
-def models_of(
-    *models: Answers, rules: tuple[str, ...] = RULES, seed: int = 0
-) -> ModelsOnSameImages:
-    """Returns models that are right on the given pictures, under each of the rules."""
-    n = len(models[0][ORIGINAL])
-    keys, numbers = pa.array([f"{i:06}" for i in range(n)]), np.arange(n)
-    labels = np.zeros(n, np.int16)
-    images = EvalImages(keys, labels, np.zeros(n), keys, labels, (), numbers)
-    summaries = [
-        made(Summary, model=f"m{i}", entry=f"m{i}", evaluation=SETTINGS, label_rules=rules)
-        for i in range(len(models))
-    ]
-    rng = np.random.default_rng(seed)
-    grounds = {name: rng.permutation(n) for name in MIXED}
-    correct = [dict.fromkeys(rules, model) for model in models]
-    return ModelsOnSameImages(images, tuple(models[0]), summaries, correct, grounds)
 
 
 def verdicts(
@@ -78,10 +45,9 @@ def verdicts(
 
 def baseline_of(models: ModelsOnSameImages, position: int, **changes: Any) -> Baseline:
     """Makes one of the models the baseline."""
-    summary = models.summaries[position]
-    run = made(Evaluated, model=summary.model, evaluation=SETTINGS)
-    values = {"run": run, "store": Store("/data"), "is_own": True, **changes}
-    return Baseline(**{"correct": models.correct[position], **values})
+    correct = [models.correct[position]]
+    values = {"subject": models.summaries[position], "correct": correct, "is_own": True}
+    return Baseline(**{"store": Store("/data"), **values, **changes})
 
 
 @pytest.mark.parametrize(
@@ -175,7 +141,7 @@ def test_an_open_condition_says_how_many_images_would_decide_it(
     texts = [f"bg_gap>{limit}", f"original<{0.75 + limit / 4}", f"bg_gap<baseline+{abs(limit)}"]
     for text, judgement in zip(texts, verdicts(texts, models, baseline_of(models, 1)), strict=True):
         condition = Condition.parse(text)
-        against = models.correct[1][rule] if condition.names_baseline else None
+        against = [models.correct[1][rule]] if condition.names_baseline else []
         measured = models.measure(condition.measure, models.summaries[0], rule, against)
         assert isinstance(measured, Measured)
         if judgement.verdict is not Verdict.OPEN:
@@ -190,7 +156,7 @@ def test_an_open_condition_says_how_many_images_would_decide_it(
         assert verdict_at(decided - 1) is Verdict.OPEN
         assert (verdict_at(decided) is Verdict.OPEN) == (judgement.decided_at is None)
         # An accuracy has no spread of pairs by which to say it.
-        is_said = measured.correct is None and measured.smallest(level_of(3)) <= 1
+        is_said = measured.trials is None and measured.smallest(level_of(3)) <= 1
         assert (judgement.smallest is not None) == is_said
 
 
@@ -204,7 +170,7 @@ def test_twice_the_images_have_the_interval_that_was_said() -> None:
     for quantity, has_baseline in (("bg_gap", False), ("original", False), ("mixed_rand", True)):
         bounds = []
         for each, share in ((models, 2.0), (twice, 1.0)):
-            against = each.correct[1][rule] if has_baseline else None
+            against = [each.correct[1][rule]] if has_baseline else []
             measured = each.measure(quantity, each.summaries[0], rule, against)
             assert measured is not None
             bounds.append(measured.interval(0.99, share))
@@ -245,10 +211,13 @@ def test_a_baseline_elsewhere_is_another_model_by_its_weights_or_settings(
 ) -> None:
     rng = np.random.default_rng(3)
     models = models_of(*(answers(rng, 100) for _ in range(4)))
-    run = made(Evaluated, **{"model": "m2", "evaluation": SETTINGS, **changes})
-    judged = verdicts(["bg_gap > baseline"], models, baseline_of(models, 2, is_own=False, run=run))
+    subject = made(
+        Summary, **{"model": "m2", "evaluation": SETTINGS, "label_rules": RULES, **changes}
+    )
+    baseline = baseline_of(models, 2, is_own=False, subject=subject)
+    judged = verdicts(["bg_gap > baseline"], models, baseline)
     assert [one.model for one in judged] == others
-    assert f"the baseline {run.name} in /data, " in judged[0].line
+    assert f"the baseline {subject.name} in /data, " in judged[0].line
 
 
 def test_a_difference_is_under_the_first_rule_that_both_have() -> None:
@@ -256,27 +225,30 @@ def test_a_difference_is_under_the_first_rule_that_both_have() -> None:
     one, other = answers(rng, 50), answers(rng, 50, original=0.2)
     models = models_of(one, other)
     for rules in (RULES, RULES[1:]):
-        baseline = baseline_of(models, 1, correct=dict.fromkeys(rules, other))
-        assert baseline.common_rule(RULES) == rules[0]
+        subject = made(Summary, model="m1", evaluation=SETTINGS, label_rules=rules)
+        baseline = baseline_of(models, 1, subject=subject, correct=[dict.fromkeys(rules, other)])
+        assert baseline.common_rule(models.summaries[0]) == rules[0]
         judged, *_ = verdicts(["original>baseline"], models, baseline)
         assert judged.value == pytest.approx(one[ORIGINAL].mean() - other[ORIGINAL].mean())
 
 
 def test_why_there_is_no_difference_is_said() -> None:
     models = models_of(*[answers(np.random.default_rng(4), 50)] * 2)
-    elsewhere = made(Evaluated, model="m1", evaluation={**SETTINGS, "holdout": 0.5})
-    by_another_rule = {"another": models.correct[1][RULES[0]]}
+    elsewhere, by_another_rule = (
+        made(Summary, model="m1", evaluation={**SETTINGS, **changes}, label_rules=rules)
+        for changes, rules in (({"holdout": 0.5}, RULES), ({}, ("another",)))
+    )
     for baseline, reason in (
         (
-            baseline_of(models, 1, correct=by_another_rule),
+            baseline_of(models, 1, subject=by_another_rule),
             "m0 has no original to compare with the baseline m1: they have no label rule in common",
         ),
         (
-            baseline_of(models, 1, run=elsewhere),
+            baseline_of(models, 1, subject=elsewhere),
             "it was tested on all of split val, the baseline on split val with --holdout 0.5",
         ),
         (
-            baseline_of(models, 1, correct={RULES[0]: {}}),
+            baseline_of(models, 1, correct=[{RULES[0]: {}}]),
             "they lack predictions on the same variants by the same label rule",
         ),
         ("--baseline x names no model", "is not tested: --baseline x names no model"),

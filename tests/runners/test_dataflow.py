@@ -23,7 +23,8 @@ from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.planned import Evaluation
-from pipeline.jobs.conditions import Condition, Gate
+from pipeline.jobs.conditions import Gate
+from pipeline.jobs.fail_if import Condition
 from pipeline.jobs.main_job import LAST_RUN, JobSummary, TakeLock, finish_job, manifest_state
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.identity import PredictConfig

@@ -20,6 +20,7 @@ from pipeline.analyses.attack.results import (
     StrongestBackground,
     attack_table,
     check_variants,
+    describe_families,
     open_grid,
     read_attacks,
     write_attack_tables,
@@ -74,11 +75,13 @@ class AdversarialPanel:
       rows: (name of the model, label rule, attack, published (fooled, challenge accuracy)) of each
         attacked model and label rule; published figures are None unless they are of the same model
         on a grid of the same size, by the same rule.
+      families: a line on each family of attacked models.
       galleries: the worst backgrounds of each model, under its headline's label rule.
       errors: (model, why its attack failed).
     """
 
     rows: Sequence[tuple[str, str, AttackResult, tuple[float | None, float | None]]]
+    families: Sequence[str]
     galleries: Sequence[Gallery]
     errors: Sequence[tuple[str, str]]
 
@@ -102,7 +105,8 @@ def make_adversarial(evidence: Evidence, with_pictures: bool = True) -> Adversar
         if attack.measures.strongest
     ]
     errors = [(m.name, m.errors["attack"]) for m in evidence.models if "attack" in m.errors]
-    return AdversarialPanel(rows, galleries, errors) if rows or errors else None
+    families = list(describe_families([attack for _, attack in attacked]))
+    return AdversarialPanel(rows, families, galleries, errors) if rows or errors else None
 
 
 def _published(
@@ -298,6 +302,7 @@ class AttackParts(Parts[AttackFlags]):
             attacks, stale = read_attacks(dataset)
             stale += read_failures(dataset.store, dataset.manifest.fingerprint, "attack")[1]
             yield attack_table(attacks)
+            yield from describe_families(attacks)
             if names := ", ".join(stale):
                 yield f"not in the tables, because attacked on an earlier dataset: {names}"
 

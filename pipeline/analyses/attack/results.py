@@ -20,6 +20,7 @@ from msgspec import Meta, Struct
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import TIMES, aligned, percent_interval
 from pipeline.errors import UsageError
+from pipeline.evaluate.families import seeds_of
 from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predictions import EvalImages, read_current_results
 from pipeline.evaluate.published import FULL_GRID
@@ -406,6 +407,23 @@ def _background_rows(store: Store, attacks: Sequence[AttackResult]) -> Iterator[
                         success=row[rule] / row["foregrounds"],
                         foregrounds=row["foregrounds"],
                     )
+
+
+def describe_families(attacks: Sequence[AttackResult]) -> Iterator[str]:
+    """Yields a line on each family whose trainings were attacked on one grid: mean and range."""
+    for name, seeds in seeds_of(attacks).items():
+        if len({(one.size, one.early_stop) for one in seeds}) == 1:
+            measures = {
+                "challenge accuracy": [one.measures.challenge_accuracy for one in seeds],
+                "fooled": [one.measures.fooled for one in seeds],
+            }
+            parts = [
+                f"{what} {100 * np.mean(shares):.1f} % ({100 * min(shares):.1f} to "
+                f"{100 * max(shares):.1f})"
+                for what, values in measures.items()
+                if (shares := [one for one in values if one is not None])
+            ]
+            yield f"{name}, mean of {len(seeds)} trainings (range): {', '.join(parts)}"
 
 
 def attack_table(attacks: Sequence[AttackResult]) -> str:

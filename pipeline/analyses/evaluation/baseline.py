@@ -1,4 +1,6 @@
-"""The baseline: a model that all others are compared with, chosen by `--baseline`.
+"""The baseline: a model, or a family, that others are compared with, chosen by `--baseline`.
+
+Families are compared with a family, and models that are in none with a single model.
 
 The choice is stored in `results/baseline.json`, so that later commands rebuild the same tables. The
 baseline itself is read from its stored predictions each time: from this dataset's folder, or from
@@ -6,21 +8,17 @@ another folder with results on the same dataset.
 """
 
 import dataclasses
-import functools
 import itertools
 import os
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
 import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
-from msgspec.structs import replace
 
 from pipeline.dataset.folder import Dataset, open_named
 from pipeline.display.table import aligned, interval
-from pipeline.errors import UsageError, counted, escaped_line
+from pipeline.errors import UsageError
 from pipeline.evaluate.comparisons import (
     BG_GAP,
     Correct,
@@ -30,14 +28,23 @@ from pipeline.evaluate.comparisons import (
     read_contributions,
     read_rows,
 )
+from pipeline.evaluate.families import (
+    Subject,
+    families_of,
+    family_name,
+    seeds_of,
+    subjects_of,
+)
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.results import (
+    ModelRun,
     RunSettings,
     Table,
     pick,
     read_failures,
     read_result,
     read_results,
+    safe_name,
     write_result,
 )
 from pipeline.evaluate.summary import Evaluated, Summary
@@ -54,8 +61,8 @@ class Choice(Struct, frozen=True, kw_only=True):
     """Content of `results/baseline.json`.
 
     Attributes:
-      baseline: folder below `results/` of the baseline, absolute path of its results elsewhere, or
-        the value of `--baseline` if that could not be read.
+      baseline: folder below `results/` of the baseline (`folder_names`); absolute path of that
+        elsewhere; the value of `--baseline` if that could not be read.
       settings: settings of the job that ran it, if it could not be read after that; else unset.
     """
 
@@ -65,40 +72,51 @@ class Choice(Struct, frozen=True, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Baseline:
-    """A model that others are compared with.
+    """A model, or a family, that others are compared with.
 
-    `is_own` says that this folder, or its tables, have it; `correct` is label rule -> variant ->
-    (n,) bool, True where it is right; `is_kept` says that an earlier command has chosen it.
+    `is_own` says that this folder, or its tables, have it; `correct` is, for each of its members,
+    label rule -> variant -> (n,) bool, True where it is right; `is_kept` says that an earlier
+    command has chosen it. Summaries have no rows.
     """
 
-    run: Evaluated
+    subject: Subject
     store: Store
     is_own: bool
-    correct: Mapping[str, Mapping[VariantName, Correct]]
+    correct: Sequence[Mapping[str, Mapping[VariantName, Correct]]]
     is_kept: bool = False
 
     @property
     def name(self) -> str:
         """Its name, followed by the folder of its results if that is another one."""
-        name = self.run.name if self.is_own else f"{self.run.name} in {self.store.root}"
+        name = self.subject.name if self.is_own else f"{self.subject.name} in {self.store.root}"
         return name + ", stored by an earlier command" * self.is_kept
 
-    def is_same(self, summary: Summary) -> bool:
-        """Returns whether a summary is of this model under these settings, in any folder."""
-        return summary.identity == self.run.identity and (
-            pick(RunSettings, summary.evaluation) == pick(RunSettings, self.run.evaluation)
+    def is_same(self, subject: Subject) -> bool:
+        """Returns whether a subject is this one under these settings, in any folder.
+
+        A family is the same if it shares a training, because seeds of two methods share none.
+        """
+        mine, its = (
+            [(one.identity, pick(RunSettings, one.evaluation)) for one in each.members]
+            for each in (self.subject, subject)
         )
+        return subject.is_family == self.subject.is_family and any(one in mine for one in its)
 
-    def common_rule(self, label_rules: Iterable[str]) -> str | None:
-        """Returns the first of a model's label rules that the baseline has, too; None if none."""
-        return next((rule for rule in label_rules if rule in self.correct), None)
+    def common_rule(self, subject: Subject) -> str | None:
+        """Returns the first label rule of a subject of its kind that it has, too; None if none."""
+        rules = self.subject.label_rules if subject.is_family == self.subject.is_family else ()
+        return next((rule for rule in subject.label_rules if rule in rules), None)
 
-    def unlike(self, summary: Summary) -> str:
-        """Says why a model has no difference from it, though both have results."""
-        if self.common_rule(summary.label_rules) is None:
+    def unlike(self, subject: Subject) -> str:
+        """Says why a subject has no difference from it, though both have results."""
+        if subject.is_family != self.subject.is_family:
+            return "a single model is one training, and a family several"
+        if few := subject.no_interval or self.subject.no_interval:
+            return few
+        if self.common_rule(subject) is None:
             return "they have no label rule in common"
-        if summary.tested_on != self.run.tested_on:
-            tested, other = (_tested_on(*one.tested_on) for one in (summary, self.run))
+        if subject.tested_on != self.subject.tested_on:
+            tested, other = (_tested_on(*one.tested_on) for one in (subject, self.subject))
             return f"it was tested on {tested}, the baseline on {other}"
         return (
             "they lack predictions on the same variants by the same label rule; if another process "
@@ -106,15 +124,16 @@ class Baseline:
         )
 
     def measure(
-        self, models: ModelsOnSameImages, summary: Summary, rule: str, quantity: str
+        self, models: ModelsOnSameImages, subject: Subject, rule: str, quantity: str
     ) -> Measured | None:
-        """Measures what a model's accuracy on a variant, or BG-Gap, exceeds the baseline's by.
+        """Measures what a subject's accuracy on a variant, or BG-Gap, exceeds the baseline's by.
 
-        Returns None if one of them was tested on other images, or lacks predictions.
+        Returns None if one of them was tested on other images, or lacks predictions, or if they
+        cannot be compared (`ModelsOnSameImages.measure`).
         """
-        if summary.tested_on != self.run.tested_on:
+        if subject.tested_on != self.subject.tested_on:
             return None
-        return models.measure(quantity, summary, rule, [self.correct.get(rule, {})])
+        return models.measure(quantity, subject, rule, [one.get(rule, {}) for one in self.correct])
 
 
 def _tested_on(split: str, holdout: float) -> str:
@@ -126,88 +145,16 @@ def open_results(flag: str, folder: str) -> tuple[Dataset, list[Evaluated]]:
     """Opens a folder that has results; returns its dataset, and its models without a matrix's rows.
 
     It is a dataset's folder, a folder of its published versions (the newest is opened), or
-    `results/MODEL` in one of these.
+    `results/MODEL` in one of these, where MODEL may mean a family (`folder_names`).
     """
     above, model = os.path.split(absolute(folder))
     is_of_model = above.endswith("/results")
     dataset = open_named(flag, above.removesuffix("/results") if is_of_model else folder)
-    runs = [run for run in _runs(dataset.store) if run.folder == model or not is_of_model]
-    return dataset, runs
+    runs = stored_models(dataset.store)
+    return dataset, [run for run in runs if model in folder_names(run) or not is_of_model]
 
 
-def with_results(dataset: Dataset, folders: Iterable[str]) -> tuple[Store, list[str]]:
-    """Shows the models of other folders with those of a dataset, without copying their results.
-
-    A model that shares its name with another is named with its lab, unless it is the dataset's: the
-    LAB of `LAB=DIR`, else the creator of the card in the folder. If their predictions have the same
-    bytes, through a link or in a copy, they are one model. Returned, too, is a line on each of the
-    others. Raises UsageError if two models would have the same name.
-    """
-    own, lines = dataset.store, []
-    lab_of: dict[str, str] = {}
-    models = [(own, run) for run in _runs(own)]
-    digests = functools.cache(
-        lambda store, name: [*map(store.digest, store.walk(f"results/{name}/predictions"))]
-    )
-    for entry in folders:
-        # The name of a model's folder may have the sign, too, but stands behind a slash.
-        lab, folder = re.findall(r"\A(?:([^/=]+)=)?(.+)", entry, re.DOTALL)[0]
-        other, runs = open_results("--results", folder)
-        lab_of[other.store.root] = escaped_line(lab or other.manifest.about.creator)
-        mine, its = (
-            {
-                (file.path, file.sha256)
-                for file in each.manifest.files
-                if file.path.startswith(("parquet/", "webdataset/"))
-            }
-            for each in (dataset, other)
-        )
-        faults = {
-            _on_another(dataset, other): other.manifest.fingerprint != dataset.manifest.fingerprint,
-            f"has other pictures: {len(mine - its)} of {len(mine)} files differ": mine != its,
-            "lies in another kind of storage": other.store.is_remote != own.is_remote,
-        }
-        fault = next((fault for fault, is_there in faults.items() if is_there), "")
-        new = [
-            (other.store, run)
-            for run in runs
-            if not fault
-            and not any(
-                one.folder == run.folder
-                and digests(store, one.folder) == digests(other.store, run.folder)
-                for store, one in models
-            )
-        ]
-        again = f", {len(runs) - len(new)} shown already: the same predictions count once"
-        found = f"has {counted(len(runs), 'model')}{again * (len(new) < len(runs))}"
-        lines.append(f"results: {folder} {fault or found}")
-        models += new
-    known = {(store.root, name) for store, run in models for name in (run.name, run.folder)}
-    folders_with = Counter(name for _, name in known)
-    named = [
-        (store, run, replace(run, lab=lab_of.get(store.root, "")))
-        if max(folders_with[run.name], folders_with[run.folder]) > 1
-        else (store, run, run)
-        for store, run in models
-    ]
-    taken = Counter(name for *_, one in named for name in {one.name, one.folder})
-    for store, _, one in named:
-        if store != own and max(taken[one.name], taken[one.folder]) > 1:
-            raise UsageError(
-                f"--results {store.root}: another model is called {one.name}, too, and no other "
-                f"creator is on the card; name the lab: --results LAB={store.root}"
-            )
-    others = [
-        (f"results/{one.folder}", store, run, one) for store, run, one in named if store != own
-    ]
-    return dataclasses.replace(
-        own,
-        elsewhere={path: store.path(f"results/{run.folder}") for path, store, run, _ in others},
-        labs={path: one.lab for path, *_, one in others if one.lab},
-    ), lines
-
-
-def _on_another(dataset: Dataset, other: Dataset) -> str:
+def on_another(dataset: Dataset, other: Dataset) -> str:
     """Returns that the results of a folder are on another dataset, in words."""
     return (
         f"has results on another dataset: {other.manifest.fingerprint[:12]}, not "
@@ -215,49 +162,62 @@ def _on_another(dataset: Dataset, other: Dataset) -> str:
     )
 
 
-def _runs(store: Store) -> list[Evaluated]:
+def may_have_results(path: str) -> bool:
+    """Returns whether a path is a folder, or `results/MODEL` in one: a family has no folder."""
+    return Store.at(path.partition("/results/")[0]).has_folder("")
+
+
+def stored_models(store: Store) -> list[Evaluated]:
+    """Reads the models that a dataset folder has results of, without a matrix's rows."""
     return [run for run in read_results(store, "model", Evaluated) if not run.matrix]
 
 
-def known_names(store: Store) -> list[str]:
-    """Returns the names, as in tables, of the models that a dataset folder has results of."""
-    return [run.name for run in _runs(store)]
+def folder_names(run: ModelRun) -> tuple[str, str]:
+    """Returns the name of a model's folder, and the one that its family would have."""
+    return run.folder, safe_name(family_name(run))
+
+
+def known_names(runs: Sequence[Evaluated]) -> list[str]:
+    """Returns the names, as in tables, of the families of models, and of those in none."""
+    families = seeds_of(runs)
+    seeds = [run for of_family in families.values() for run in of_family]
+    return [*families, *(run.name for run in runs if run not in seeds)]
 
 
 def models_named(store: Store, name: str, settings: RunSettings | None = None) -> list[Evaluated]:
-    """Returns models by their entry of `--models`, name or label, with the settings or without.
+    """Returns models by entry of `--models`, name, label or family, with the settings or without.
 
-    A model that was run with a job's `settings` takes precedence; next comes the one that has this
-    name, settings included, in tables.
+    What was run with a job's `settings` takes precedence; next comes what has this name, settings
+    included, in tables.
     """
-    runs = _runs(store)
-    by_entry = [run for run in runs if name in (run.entry, run.model, run.title)]
+    runs = stored_models(store)
+    by_entry = [run for run in runs if name in (run.entry, run.model, run.title, run.family)]
     return (
         [run for run in by_entry if pick(RunSettings, run.evaluation) == settings]
-        or [run for run in runs if name in (run.name, run.folder)]
+        or [run for run in runs if name in (run.name, family_name(run), *folder_names(run))]
         or by_entry
     )
 
 
 def open_baseline(
     store: Store, name: str, settings: RunSettings | None = None
-) -> tuple[Dataset | None, Evaluated]:
-    """Finds the one model that a baseline means, without reading its predictions.
+) -> tuple[Dataset | None, list[Evaluated]]:
+    """Finds the one model, or the seeds of the one family, that a baseline means.
 
-    The folder needs no manifest yet. `name` is a model's (`models_named`), else a folder
-    (`open_results`), whose dataset is returned, too. Raises UsageError if it names no model, or
-    several, or a folder without a finished dataset.
+    Predictions are not read, and the folder needs no manifest yet. `name` is that of a model or
+    family (`models_named`), else a folder (`open_results`), whose dataset is returned, too. Raises
+    UsageError if it names none, or several, or a folder without a finished dataset.
     """
     where, runs = None, models_named(store, name, settings)
-    if not runs and Store.at(name).has_folder(""):
+    if not runs and may_have_results(name):
         where, runs = open_results("--baseline", name)
         if store.is_remote and not is_remote(where.store.root):
             raise UsageError(f"--baseline {name} must be in gs://, like the dataset")
-    if len(runs) != 1:
-        named = [run.name for run in runs] or known_names(where.store if where else store)
-        found = f"means {len(runs)} models:" if runs else "names no model; known:"
+    if len(named := known_names(runs)) != 1:
+        found = f"means {len(named)} models:" if named else "names no model; known:"
+        named = named or known_names(stored_models(where.store if where else store))
         raise UsageError(f"--baseline {name} {found} {', '.join(named) or 'none'}")
-    return where, runs[0]
+    return where, runs
 
 
 def find_baseline(
@@ -265,25 +225,43 @@ def find_baseline(
 ) -> Baseline:
     """Finds a baseline and reads its predictions; `is_kept` says that an earlier command chose it.
 
-    Raises UsageError if it means no model (`open_baseline`), or one without predictions on the
-    present pictures.
+    Raises UsageError if it means no model or family (`open_baseline`), models that are no family
+    (`families_of`), or one without predictions on the present pictures.
     """
-    other, run = open_baseline(dataset.store, name, settings)
+    other, runs = open_baseline(dataset.store, name, settings)
     if other and other.manifest.fingerprint != dataset.manifest.fingerprint:
-        raise UsageError(f"{other.store.root} {_on_another(dataset, other)}")
+        raise UsageError(f"{other.store.root} {on_another(dataset, other)}")
     # With this dataset's manifest, only predictions on its own pictures count as valid.
     where = dataclasses.replace(dataset, store=other.store) if other else dataset
-    correct: Mapping[str, Mapping[VariantName, Correct]] = {}
-    if run.evaluation.split in dataset.manifest.shards:
-        correct, _ = correct_by_rule(where, EvalImages.read(dataset, *run.tested_on), run)
-    if not any(correct.values()):
-        raise UsageError(f"--baseline {name}: {run.name} has no predictions on these pictures")
+    correct = {
+        run.folder: correct_by_rule(where, EvalImages.read(dataset, *run.tested_on), run)[0]
+        for run in runs
+        if run.evaluation.split in dataset.manifest.shards
+    }
+    models = [
+        pick(
+            Summary,
+            run,
+            dataset=dataset.manifest.fingerprint,
+            label_rules=tuple(correct[run.folder]),
+            missing=(),
+            unanswered=0,
+        )
+        for run in runs
+        if any(correct.get(run.folder, {}).values())
+    ]
+    if not models:
+        raise UsageError(f"--baseline {name}: {runs[0].name} has no predictions on these pictures")
+    families, faults = families_of(models) if len(runs) > 1 else ([], [])
+    if faults:
+        raise UsageError(f"--baseline {name}: {faults[0]}")
+    subject = families[0] if families else models[0]
     return Baseline(
-        run,
+        subject,
         where.store,
-        is_own=where.store.path(f"results/{run.folder}")
-        == dataset.store.path(f"results/{run.folder}"),
-        correct=correct,
+        is_own=where.store.path(f"results/{runs[0].folder}")
+        == dataset.store.path(f"results/{runs[0].folder}"),
+        correct=[correct[one.folder] for one in subject.members],
         is_kept=is_kept,
     )
 
@@ -319,9 +297,11 @@ def choose_baseline(
     found = baseline_or_reason(dataset, name, settings, was_run)
     choice = Choice(baseline=name, settings=(was_run and settings) or UNSET)
     if isinstance(found, Baseline):
-        place = found.store.path(f"results/{found.run.folder}")
-        is_here = place == f"{dataset.store.root}/results/{found.run.folder}"
-        choice = Choice(baseline=found.run.folder if is_here else place)
+        model, family = folder_names(found.subject.members[0])
+        folder = family if found.subject.is_family else model
+        place = found.store.path(f"results/{folder}")
+        is_here = place == f"{dataset.store.root}/results/{folder}"
+        choice = Choice(baseline=folder if is_here else place)
     write_result(dataset.store, CHOICE, choice)
 
 
@@ -338,20 +318,22 @@ def chosen_baseline(dataset: Dataset) -> Baseline | str | None:
 def kept_baseline(store: Store) -> str | None:
     """Returns the choice of an earlier command, as a value of `--baseline`; None if none was made.
 
-    It is as in `Choice`, but a folder is given as a path, because its name may also be that of a
-    model that a job runs under other settings.
+    It is as in `Choice`, but a folder is given as a path, because its name may also be that of what
+    a job runs under other settings.
     """
     choice = read_result(store, CHOICE, Choice)
     if choice is None or choice.settings or "/" in choice.baseline:
         return choice.baseline if choice else None
-    folder = f"results/{choice.baseline}"
-    return store.path(folder) if store.has_folder(folder) else choice.baseline
+    is_known = any(choice.baseline in folder_names(run) for run in stored_models(store))
+    return store.path(f"results/{choice.baseline}") if is_known else choice.baseline
 
 
 class BaselineRow(Struct, frozen=True, kw_only=True):
-    """The difference of a model from the baseline, in accuracy on a variant or in BG-Gap."""
+    """The difference of a subject from the baseline, in accuracy on a variant or in BG-Gap."""
 
-    model: Annotated[str, Meta(description="name of the model, followed by its settings")]
+    model: Annotated[
+        str, Meta(description="name of the model, or family, followed by its settings")
+    ]
     baseline: Annotated[
         str,
         Meta(description="name of the baseline, followed by its folder if it is another dataset's"),
@@ -368,7 +350,7 @@ class BaselineRow(Struct, frozen=True, kw_only=True):
     p_adjusted: Annotated[
         float,
         Meta(
-            description="p value of the difference, with Holm's adjustment for all models that are "
+            description="p value of the difference, with Holm's adjustment for all that are "
             "compared with the baseline on this variant"
         ),
     ]
@@ -388,35 +370,37 @@ class BaselineRow(Struct, frozen=True, kw_only=True):
 BASELINE = Table(
     "baseline",
     (BaselineRow,),
-    "difference of a model from the one that `--baseline` names, on the same pictures, with its "
-    "two-way interval: [a job that fails](results.md#a-job-that-fails-by-its-results)",
+    "difference of a model, or a family, from the one that `--baseline` names, on the same "
+    "pictures, with its two-way interval: "
+    "[a job that fails](results.md#a-job-that-fails-by-its-results)",
 )
 
 
 def compare_with(
     baseline: Baseline, dataset: Dataset, summaries: Sequence[Summary]
 ) -> list[BaselineRow]:
-    """Returns the rows of baseline.csv, in order of the models.
+    """Returns the rows of baseline.csv, in order of the families and models.
 
-    A model that was tested on other images, or has no label rule in common, has no row.
+    One that `Baseline.unlike` says something of has no row.
     """
-    rows = []
+    rows, subjects = [], subjects_of(summaries)
     for models in read_contributions(dataset, summaries):
         for quantity in models.draws:
             measured = [
-                (summary, rule, difference)
-                for summary in models.summaries
-                if not baseline.is_same(summary)
-                and (rule := baseline.common_rule(summary.label_rules))
-                and (difference := baseline.measure(models, summary, rule, quantity))
+                (subject, rule, difference)
+                for subject in subjects
+                if subject.members[0] in models.summaries
+                and not baseline.is_same(subject)
+                and (rule := baseline.common_rule(subject))
+                and (difference := baseline.measure(models, subject, rule, quantity))
             ]
             p_values = [p_value(np.asarray(one.value), one.spread) for *_, one in measured]
             adjusted = holm(np.asarray(p_values)) if measured else ()
-            for (summary, rule, one), p_adjusted in zip(measured, adjusted, strict=True):
+            for (subject, rule, one), p_adjusted in zip(measured, adjusted, strict=True):
                 low, high = one.interval()
                 rows.append(
                     BaselineRow(
-                        model=summary.name,
+                        model=subject.name,
                         baseline=baseline.name,
                         label_rule=rule,
                         variant=quantity,
@@ -426,11 +410,11 @@ def compare_with(
                         p_adjusted=float(p_adjusted),
                         smallest_difference=one.smallest(),
                         n=one.n,
-                        split=summary.evaluation.split,
-                        dataset=summary.dataset,
+                        split=subject.tested_on[0],
+                        dataset=dataset.manifest.fingerprint,
                     )
                 )
-    order = [summary.name for summary in summaries]
+    order = [subject.name for subject in subjects]
     return sorted(rows, key=lambda row: order.index(row.model))
 
 
@@ -472,7 +456,7 @@ def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterato
             ]
         )
         yield "* differs from the baseline (Holm's adjustment over the models, 5 %)"
-    for one in summaries:
+    for one in subjects_of(summaries):
         if one.name not in rows and not baseline.is_same(one):
             yield f"not compared with the baseline: {one.name}, as {baseline.unlike(one)}"
 

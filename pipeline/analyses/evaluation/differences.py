@@ -97,7 +97,7 @@ def read_baseline(evidence: Evidence, variants: Sequence[str]) -> Differences:
     """Reads the differences of all models from the baseline; no rows without one."""
     names = {summary.name: model.name for model, summary in evidence.models_with(Summary)}
     differences = [
-        (names[row.model], row.baseline, row.variant, cell)
+        (names.get(row.model, row.model), row.baseline, row.variant, cell)
         for row in read_rows(evidence.dataset, BASELINE, BaselineRow)
         for smallest in [row.smallest_difference if row.variant == BG_GAP else None]
         for cell in [(row.difference, row.ci_low, row.ci_high, row.is_significant, smallest)]

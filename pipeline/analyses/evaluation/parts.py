@@ -4,7 +4,7 @@ Accuracies of two states are compared over the images that both states have.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
 from pipeline.evaluate.comparisons import BG_GAP, COMPARISONS, Sample, gap_draws
-from pipeline.evaluate.families import FAMILIES
+from pipeline.evaluate.families import FAMILIES, Subject, families_of
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.predictions import EvalImages, Predictions, read_predictions
 from pipeline.evaluate.results import errors_by_model, read_failures
@@ -150,7 +150,7 @@ class AccuracyChange(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ModelChange:
-    """Differences of a model that was evaluated in both states."""
+    """Differences of a model that was evaluated in both states, or of a family of such models."""
 
     model: str
     causes: Sequence[str]
@@ -177,21 +177,27 @@ def _model_causes(before: Summary, after: Summary) -> list[str]:
 def compare_accuracies(
     before: Dataset, after: Dataset, dataset_causes: Sequence[str]
 ) -> tuple[list[ModelChange], list[str]]:
-    """Compares the accuracies of models in two states of a dataset.
+    """Compares the accuracies of models, and means of families, in two states of a dataset.
 
-    Models that were evaluated only in the second are returned apart, by name.
+    Models that were evaluated only in the second are returned apart, by name. The mean of a family
+    is over its seeds in both states.
     """
-    models, new_models = [], []
+    models: list[ModelChange] = []
     earlier = {summary.folder: summary for summary in read_summaries(before)[0]}
-    for summary in read_summaries(after)[0]:
-        was = earlier.get(summary.folder)
-        if was is None:
-            new_models.append(summary.name)
-            continue
-        n, rows = _differences(before, was, after, summary)
-        causes = dict.fromkeys([*dataset_causes, *_model_causes(was, summary)])
-        models.append(ModelChange(summary.name, list(causes), n, summary.headline, rows))
-    return models, new_models
+    summaries, _ = read_summaries(after)
+    subjects: list[Subject] = [*families_of(summaries)[0], *summaries]
+    for subject in subjects:
+        now = [one for one in subject.members if one.folder in earlier]
+        was = [earlier[one.folder] for one in now]
+        if len(now) > subject.is_family:
+            n, rows = _differences(before, was, after, now)
+            causes = [
+                cause for pair in zip(was, now, strict=True) for cause in _model_causes(*pair)
+            ]
+            causes = list(dict.fromkeys([*dataset_causes, *causes]))
+            name = subject.name + f" (mean of {len(now)} trainings)" * subject.is_family
+            models.append(ModelChange(name, causes, n, subject.headline, rows))
+    return models, [one.name for one in summaries if one.folder not in earlier]
 
 
 def describe_models(models: Sequence[ModelChange], new_models: Sequence[str]) -> Changed:
@@ -247,14 +253,22 @@ def _difference(row: AccuracyChange) -> str:
 
 
 def _differences(
-    before: Dataset, was: Summary, after: Dataset, summary: Summary
+    before: Dataset, was: Sequence[Summary], after: Dataset, now: Sequence[Summary]
 ) -> tuple[int, list[AccuracyChange]]:
-    """Returns the number of images in both states, and a row for each variant in both."""
-    old_images = EvalImages.read(before, *was.tested_on)
-    new_images = EvalImages.read(after, *summary.tested_on)
+    """Returns the number of images in both states, and a row for each variant in both.
+
+    Values are means over the models.
+    """
+    old_images = EvalImages.read(before, *was[0].tested_on)
+    new_images = EvalImages.read(after, *now[0].tested_on)
     old, new = (
-        _values(read_predictions(dataset, images, one).by_rule.get(summary.headline))
-        for dataset, images, one in ((before, old_images, was), (after, new_images, summary))
+        _mean(
+            [
+                _values(read_predictions(dataset, images, one).by_rule.get(now[0].headline))
+                for one in models
+            ]
+        )
+        for dataset, images, models in ((before, old_images, was), (after, new_images, now))
     )
     positions = old_images.positions(new_images.keys)
     shared = np.flatnonzero(positions >= 0)
@@ -267,6 +281,12 @@ def _differences(
     low, high = bootstrap_interval(second - first, [new_images.units[i] for i in shared])
     columns = (estimate.tolist(), low.tolist(), high.tolist())
     return len(shared), [AccuracyChange(*row) for row in zip(names, *columns, strict=True)]
+
+
+def _mean(values: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
+    """Computes the means of what several models have."""
+    names = [name for name in values[0] if all(name in one for one in values)]
+    return {name: np.mean([one[name] for one in values], axis=0) for name in names}
 
 
 def _values(predictions: Predictions | None) -> dict[str, Floats]:

@@ -103,7 +103,7 @@ def trend_figure(trend: Trend) -> Drawn:
         percent_axis(main, "y")
         main.set_ylim(-0.01, 1.0)
         gaps = [one for one in points if one[0].variant == BG_GAP]
-        bounds = [bound for point, _ in gaps for bound in (point.ci_low, point.ci_high)]
+        bounds = [bound for point, _ in gaps for bound in point.reach]
         percent_axis(gap, "y", MaxNLocator(5, steps=[1, 2, 5, 10], min_n_ticks=3))
         gap.set_ylim(min([0.0, *bounds]) - 0.01, max([0.05, *bounds]) + 0.01)
         for axes in (main, gap):
@@ -173,8 +173,7 @@ def _draw(
     ys = [point.accuracy for point, _ in points]
     axes.vlines(
         xs,
-        [point.ci_low for point, _ in points],
-        [point.ci_high for point, _ in points],
+        *zip(*(point.reach for point, _ in points), strict=True),
         color=colour,
         linewidth=1.2,
         alpha=0.35,

@@ -17,13 +17,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from typing import Annotated, ClassVar
 
+import numpy as np
 import pyarrow as pa
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from pipeline.display.table import listed
 from pipeline.errors import counted
 from pipeline.evaluate.comparisons import BG_GAP, ModelsOnSameImages
 from pipeline.evaluate.evidence import Evidence
+from pipeline.evaluate.families import Subject, subjects_of
 from pipeline.evaluate.results import (
     ModelRun,
     RunSettings,
@@ -206,7 +209,7 @@ TREND_VARIANTS = ("only_bg_t", "mixed_next", "mixed_rand", "mixed_same", "no_fg"
 class TrendPoint(Struct, frozen=True, kw_only=True):
     """A row of trend.csv: a model's accuracy on a variant, or its BG-Gap if `variant` is `bg_gap`.
 
-    Accuracies on ImageNet are empty if unknown.
+    The row of a family has means over its trainings. Accuracies on ImageNet are empty if unknown.
     """
 
     model: str
@@ -223,10 +226,25 @@ class TrendPoint(Struct, frozen=True, kw_only=True):
     ] = None
     input_size: int
     accuracy: float
-    ci_low: float
-    ci_high: float
+    ci_low: float | None = None
+    ci_high: float | None = None
+    lowest: Annotated[
+        float,
+        Meta(
+            description="smallest accuracy of a family's trainings, which have no interval here; a "
+            "model is one training"
+        ),
+    ]
+    highest: Annotated[float, Meta(description="largest accuracy of a family's trainings")]
     n: int
     label_rule: str
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The bounds of a model's interval, or of a family's range."""
+        if self.ci_low is None or self.ci_high is None:
+            return self.lowest, self.highest
+        return self.ci_low, self.ci_high
 
     @property
     def top1(self) -> Top1 | None:
@@ -260,7 +278,8 @@ class Trend(Struct, frozen=True, kw_only=True):
 TREND_TABLE = Table(
     "trend",
     (TrendPoint,),
-    "accuracy of a model on a variant beside its accuracy on ImageNet",
+    "accuracy of a model, or of a family's trainings on average, on a variant beside its accuracy "
+    "on ImageNet",
 )
 
 _NAMED = 4
@@ -281,14 +300,19 @@ def write_trend(
     """
     kept, left_out = _alike(summaries)
     top1, choice = comparable_top1(store, kept, len(taxonomy.wnids))
-    rows = [row for pair in zip(kept, top1, strict=True) for row in _points(*pair)]
+    by_folder = {one.folder: figure for one, figure in zip(kept, top1, strict=True)}
+    subjects = [
+        (one, _mean_top1([by_folder[each.folder] for each in one.members]))
+        for one in subjects_of(kept)
+    ]
+    rows = [row for subject in subjects for row in _points(*subject)]
     TREND_TABLE.write(store, ([row] for row in rows))
     rule = rules_of(kept)[0]
     points = tuple(row for row in rows if row.label_rule == rule)
     lines = (
         line
         for variant in (*TREND_VARIANTS, BG_GAP)
-        for line in _line(zip(kept, top1, strict=True), measured, rule, variant)
+        for line in _line(subjects, measured, rule, variant)
     )
     without = without_rule(kept, rule)
     trend = Trend(
@@ -318,48 +342,75 @@ def _alike(summaries: Sequence[Summary]) -> tuple[list[Summary], list[str]]:
     return kept, [s.name for s in summaries if s not in kept]
 
 
-def _points(summary: Summary, top1: Top1 | None) -> Iterator[TrendPoint]:
-    """Yields a model's rows of trend.csv: by label rule, a row for each variant and for BG-Gap."""
-    for rule in summary.label_rules:
+def _mean_top1(figures: Sequence[Top1 | None]) -> Top1 | None:
+    """Returns the mean accuracy on ImageNet of a family's trainings; None if one is unknown."""
+    known = [one for one in figures if one]
+    return (
+        replace(known[0], imagenet_top1=float(np.mean([one.imagenet_top1 for one in known])))
+        if len(known) == len(figures)
+        else None
+    )
+
+
+def _points(subject: Subject, top1: Top1 | None) -> Iterator[TrendPoint]:
+    """Yields a subject's rows of trend.csv: by label rule, one for each variant and for BG-Gap."""
+    first = subject.members[0]
+    for rule in subject.label_rules:
         for variant in (*TREND_VARIANTS, BG_GAP):
-            row = summary.gap(rule) if variant == BG_GAP else summary.accuracy_on(variant, rule)
-            if row and row.estimate:
-                accuracy, low, high = row.estimate
+            rows = [
+                one.gap(rule) if variant == BG_GAP else one.accuracy_on(variant, rule)
+                for one in subject.members
+            ]
+            known = [(*row.estimate, row.n) for row in rows if row and row.estimate]
+            if len(known) == len(rows):
+                values, lows, highs, numbers = zip(*known, strict=True)
                 yield pick(
                     TrendPoint,
                     top1,
-                    model=summary.title,
+                    model=first.family if subject.is_family else first.title,
                     variant=variant,
-                    input_size=summary.evaluation.input_size,
-                    accuracy=accuracy,
-                    ci_low=low,
-                    ci_high=high,
-                    n=row.n,
+                    input_size=first.evaluation.input_size,
+                    accuracy=float(np.mean(values)),
+                    ci_low=None if subject.is_family else lows[0],
+                    ci_high=None if subject.is_family else highs[0],
+                    lowest=min(values),
+                    highest=max(values),
+                    n=numbers[0],
                     label_rule=rule,
                 )
 
 
 def _line(
-    models: Iterable[tuple[Summary, Top1 | None]],
+    subjects: Iterable[tuple[Subject, Top1 | None]],
     measured: Sequence[ModelsOnSameImages],
     rule: str,
     variant: str,
 ) -> Iterator[TrendLine]:
-    """Yields the best-fit line of a variant, unless too few models have known accuracies."""
-    known = [(summary, top1.imagenet_top1) for summary, top1 in models if top1]
+    """Yields the best-fit line of a variant, unless too few models have known accuracies.
+
+    A family is one model, with the means of its trainings.
+    """
+    known = [
+        ([one.folder for one in subject.members], top1.imagenet_top1)
+        for subject, top1 in subjects
+        if top1
+    ]
     for compared in measured:
         if (rule, variant) not in compared.quantities:
             continue
         indices, values, r = compared.contributions(rule, variant)
         row_of = {compared.summaries[index].folder: row for row, index in enumerate(indices)}
         points = [
-            (row_of[summary.folder], value) for summary, value in known if summary.folder in row_of
+            ([row_of[folder] for folder in folders], value)
+            for folders, value in known
+            if all(folder in row_of for folder in folders)
         ]
-        chosen = [row for row, _ in points]
         line = len(points) >= MIN_MODELS and fit_line(
             [top1 for _, top1 in points],
-            values[chosen],
-            compared.roles(variant).corrected(r[chosen]),
+            [values[rows].mean() for rows, _ in points],
+            compared.roles(variant).corrected(
+                np.stack([r[rows].mean(axis=0) for rows, _ in points])
+            ),
         )
         if line:
             yield TrendLine(variant=variant, **dataclasses.asdict(line))
@@ -380,8 +431,10 @@ def _notes(points: Sequence[TrendPoint]) -> Iterator[str]:
     elif known:
         yield (
             "intervals of slopes allow for other models and other images; they treat models as "
-            "independent, which models of one family are not"
+            "independent, which models of one architecture are not"
         )
+    if families := dict.fromkeys(point.model for point in points if point.ci_low is None):
+        yield f"one point for all trainings, at their mean, with their range: {listed([*families])}"
     others = {
         p.model: f"{p.model} ({p.imagenet_input_size} px, here {p.input_size})"
         for p in points

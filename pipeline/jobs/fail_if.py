@@ -1,0 +1,117 @@
+"""The conditions of `--fail_if`, and the text that they are parsed from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import re
+from collections.abc import Iterable, Sequence
+
+from pipeline.errors import UsageError, did_you_mean
+from pipeline.evaluate.comparisons import BG_GAP
+from transforms.scoring import ALL_RULES
+from transforms.variants import VARIANTS, VariantName
+
+_EXPRESSION = re.compile(
+    r"(?:(\w+)\s*:)?\s*(\w+)\s*(>=|<=|>|<)\s*(?=\S)(baseline\s*+)?([+-]?)\s*+(\S*)"
+)
+_NUMBER = re.compile(r"[+-]?(\d++\.?\d*|\.\d+)([eE][+-]?\d+)?|")
+"""A number, or nothing. Python itself would read 0_1 as 1."""
+_COMPARISONS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """A parsed condition.
+
+    Attributes:
+      label_rule: label rule by which the measure is computed; "" for that of each model's headline.
+      measure: `bg_gap`, or the name of a variant, which stands for the accuracy on it.
+      comparison: `>`, `>=`, `<` or `<=`.
+      names_baseline: whether the measure is compared with that of the baseline.
+      limit: the fraction to compare with, from 0 to 1; for `bg_gap`, and for what is added to the
+        baseline's measure, from -1 to 1.
+    """
+
+    text: str
+    label_rule: str
+    measure: str
+    comparison: str
+    names_baseline: bool
+    limit: float
+
+    @classmethod
+    def parse(cls, text: str, custom: Iterable[VariantName] = ()) -> Condition:
+        """Parses `[LABEL_RULE:]MEASURE COMPARISON LIMIT`, where LIMIT may begin with `baseline`.
+
+        `custom` are names of variants that are not built in. Raises UsageError if the text has
+        another form, an unknown label rule or measure, or a limit out of range.
+
+        >>> Condition.parse("bg_gap>0.1").measure
+        'bg_gap'
+        >>> Condition.parse("original < baseline - 0.02").limit
+        -0.02
+        """
+        match = _EXPRESSION.fullmatch(text.strip())
+        if match is None:
+            raise UsageError(
+                f"--fail_if {text!r}: expected a measure, a comparison and a fraction, such as "
+                "'bg_gap>0.1' (in quotes, or the shell takes > for a redirection)"
+            )
+        rule, measure, comparison, baseline, sign, number = match.groups()
+        limit = f"{sign}{number}"
+        if rule is not None and rule not in ALL_RULES:
+            raise UsageError(
+                f"--fail_if {text!r}: no label rule {rule!r}; known: {', '.join(ALL_RULES)}"
+            )
+        known = (
+            BG_GAP,
+            *dict.fromkeys(
+                str(name.variant)
+                for name in (*map(VariantName.parse, VARIANTS), *custom)
+                if name.is_picture
+            ),
+        )
+        if measure not in known:
+            if (variant := str(VariantName.parse(measure).variant)) in known:
+                raise UsageError(
+                    f"--fail_if {text!r}: {measure} is one draw of {variant}, whose "
+                    "accuracy is the mean over all draws"
+                )
+            hint = did_you_mean(measure, known) or f"; known: {', '.join(known)}"
+            raise UsageError(f"--fail_if {text!r}: no measure {measure!r}{hint}")
+        lowest = -1.0 if measure == BG_GAP or baseline else 0.0
+        figure = limit.removesuffix("%")
+        value = float(figure or 0) if _NUMBER.fullmatch(figure) else math.nan
+        if figure != limit or not lowest <= value <= 1 or (baseline and number and not sign):
+            raise UsageError(
+                f"--fail_if {text!r}: {limit!r} is not a fraction between {lowest:g} and 1"
+                + (f" ({value:g} points: {value / 100:g})" if 1 < abs(value) <= 100 else "")
+            )
+        return cls(text, rule or "", measure, comparison, bool(baseline), value)
+
+    def needs(self) -> tuple[str, ...]:
+        """Returns the variants that a dataset must have for the measure."""
+        return ("mixed_same", "mixed_rand") if self.measure == BG_GAP else (self.measure,)
+
+    def holds(self, value: float) -> bool:
+        """Returns whether a value, a fraction, satisfies the condition."""
+        return bool(_COMPARISONS[self.comparison](value, self.limit))
+
+
+def parse_conditions(
+    texts: Sequence[str] | None, variants: Sequence[VariantName]
+) -> tuple[Condition, ...]:
+    """Parses all values of `--fail_if`, None without it.
+
+    `variants` are those that the dataset has or will have. Raises UsageError if a condition is
+    wrong, or needs a variant that the dataset lacks.
+    """
+    conditions = tuple(Condition.parse(text, variants) for text in texts or ())
+    for condition in conditions:
+        if lacking := [one for one in condition.needs() if VariantName.parse(one) not in variants]:
+            raise UsageError(
+                f"--fail_if {condition.text!r}: the dataset has no {lacking[0]}; see --variants"
+            )
+    return conditions

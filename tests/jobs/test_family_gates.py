@@ -1,0 +1,518 @@
+"""Tests --fail_if and --baseline with families: what is judged, and what it is compared with."""
+
+import csv
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from judged_models import RULES, answers, models_of
+from numpy.typing import NDArray
+from runs import ONE, csv_rows, dataset_in, index_of, refusal, run_here, table_of
+
+from pipeline.analyses.evaluation.baseline import Baseline, chosen_baseline
+from pipeline.analyses.evaluation.parts import compare_accuracies, describe_models
+from pipeline.dataset.card import markdown
+from pipeline.evaluate.comparisons import Measured, ModelsOnSameImages
+from pipeline.evaluate.families import subjects_of
+from pipeline.jobs.conditions import Judgement, judge_models
+from pipeline.jobs.fail_if import Condition
+from pipeline.report.write import write_tables
+from pipeline.storage.store import Store
+from transforms.estimates import Verdict
+from transforms.intervals import level_of
+from transforms.two_way import difference_interval
+from transforms.variants import ORIGINAL
+
+pytestmark = pytest.mark.usefixtures("no_figures")
+
+FAMILIES = ("a#0", "a#1", "a#2", "b#0", "b#1", "b#2", "b#3", "c#0", "c#1", "single")
+
+
+def drawn(seed: int = 0, n: int = 120) -> ModelsOnSameImages:
+    """Returns families of three, four and two seeds, and a single model; `a` is the best."""
+    rng = np.random.default_rng(seed)
+    shares = {"a": 0.9, "b": 0.6, "c": 0.7, "single": 0.7}
+    models = [answers(rng, n, original=shares[label.partition("#")[0]]) for label in FAMILIES]
+    return models_of(*models, labels=FAMILIES)
+
+
+def baseline_of(models: ModelsOnSameImages, name: str) -> Baseline:
+    """Makes a family, or a model, the baseline."""
+    known = {one.name: one for one in (*subjects_of(models.summaries), *models.summaries)}
+    positions = [models.summaries.index(one) for one in known[name].members]
+    correct = [models.correct[position] for position in positions]
+    return Baseline(known[name], Store("/data"), is_own=True, correct=correct)
+
+
+def verdicts(
+    models: ModelsOnSameImages, texts: Sequence[str], baseline: Baseline | None = None
+) -> dict[tuple[str, str], Judgement]:
+    subjects = [(one.name, one) for one in subjects_of(models.summaries)]
+    judged = judge_models(list(map(Condition.parse, texts)), subjects, [models], baseline)
+    return {(one.model, one.condition): one for one in judged}
+
+
+def by_hand(*families: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Returns mean, variance and degrees of freedom of an accuracy, or a difference of two.
+
+    Families are (seeds, images) of 0 and 1; each image is its own unit.
+    """
+    n = families[0].shape[1]
+
+    def one_way(r: NDArray[np.float64]) -> float:
+        return float((r**2).sum() * n / (n - 1))
+
+    means = [one.mean(axis=0) for one in families]
+    value = means[0] - (means[1] if len(means) > 1 else 0)
+    of_images = one_way((value - value.mean()) / n)
+    of_seeds, noise, terms = 0.0, 0.0, 0.0
+    for one, mean in zip(families, means, strict=True):
+        k, figures = len(one), one.mean(axis=1)
+        of_seeds += figures.var(ddof=1) / k
+        terms += (figures.var(ddof=1) / k) ** 2 / (k - 1)
+        deviations = [(row - row.mean() - mean + mean.mean()) / n for row in one]
+        noise += sum(map(one_way, deviations)) / (k - 1) / k
+    common = max(0.0, of_images - noise)
+    variance = max(of_images, common + of_seeds)
+    df = min(n - 1, variance**2 / (common**2 / (n - 1) + terms))
+    return float(value.mean()), variance, df
+
+
+def original_of(models: ModelsOnSameImages, family: str) -> NDArray[np.float64]:
+    positions = [i for i, label in enumerate(FAMILIES) if label.startswith(f"{family}#")]
+    rows = [models.correct[position][RULES[0]][ORIGINAL] for position in positions]
+    return np.stack(rows).astype(np.float64)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_verdicts_of_families_are_by_images_and_trainings(seed: int) -> None:
+    models = drawn(seed)
+    baseline = baseline_of(models, "b")
+    judged = verdicts(models, ["original>baseline"], baseline)["a", "original>baseline"]
+    value, variance, df = by_hand(original_of(models, "a"), original_of(models, "b"))
+    others = [one[RULES[0]] for one in baseline.correct]
+    measured = models.measure("original", subjects_of(models.summaries)[0], RULES[0], others)
+    assert isinstance(measured, Measured)
+    spread = dataclasses.replace(measured.spread, variance=np.asarray(variance), units=df + 1)
+    # a, c and the single model are judged.
+    low, high = difference_interval(np.asarray(value), spread, level_of(3))
+    assert judged.value == pytest.approx(value, abs=1e-12)
+    assert (judged.ci_low, judged.ci_high) == pytest.approx((low, high), abs=1e-9)
+    assert judged.verdict is Verdict.HOLDS
+    assert judged.trainings == 3
+    assert f"holds for a: {100 * value:.1f} points above the baseline b, 98.33 % " in judged.line
+
+
+def test_members_are_neither_judged_nor_counted() -> None:
+    judged = verdicts(drawn(), ["original>0.1", "bg_gap>0.2"])
+    assert list(dict.fromkeys(name for name, _ in judged)) == ["a", "b", "c", "single"]
+    tested = {name: one for (name, text), one in judged.items() if text == "original>0.1"}
+    levels = {one.confidence for one in tested.values()}
+    assert levels == {level_of(4 * 2), None}
+    # An interval needs three trainings.
+    assert tested["c"].verdict is None
+    reason = "--fail_if original>0.1 is not tested: c has 2 trainings, and an interval needs 3"
+    assert tested["c"].line == reason
+    assert tested["a"].value == pytest.approx(original_of(drawn(), "a").mean(), abs=1e-12)
+
+
+def test_an_open_condition_on_a_family_names_no_number_of_images() -> None:
+    models, judged = drawn(), {}
+    for name in ("a", "single"):
+        (subject,) = (one for one in subjects_of(models.summaries) if one.name == name)
+        measured = models.measure("bg_gap", subject, RULES[0])
+        assert isinstance(measured, Measured)
+        text = f"bg_gap>{measured.value - 0.01:.4f}"
+        judged[name] = verdicts(models, [text])[name, text]
+    family, single = judged["a"], judged["single"]
+    assert family.verdict is single.verdict is Verdict.OPEN
+    assert single.decided_at is not None
+    assert "if estimate and variance stay, decided at " in single.line
+    assert family.decided_at is None
+    assert "; more images or trainings may decide it; 120 images detect only" in family.line
+    assert "decided at" not in family.line
+
+
+@pytest.mark.parametrize(
+    ("baseline", "compared", "reasons"),
+    [
+        (
+            "a",
+            ["b"],
+            {
+                "c": "c has 2 trainings, and an interval needs 3",
+                "single": "a single model is one training, and a family several",
+            },
+        ),
+        (
+            "single",
+            [],
+            dict.fromkeys("abc", "a single model is one training, and a family several"),
+        ),
+        # A seed may be the baseline of single models.
+        (
+            "a#1",
+            ["single"],
+            dict.fromkeys("abc", "a single model is one training, and a family several"),
+        ),
+        (
+            "c",
+            [],
+            {
+                **dict.fromkeys("ab", "c has 2 trainings, and an interval needs 3"),
+                "single": "a single model is one training, and a family several",
+            },
+        ),
+    ],
+)
+def test_families_and_single_models_are_not_compared(
+    baseline: str, compared: list[str], reasons: dict[str, str]
+) -> None:
+    models = drawn()
+    judged = verdicts(models, ["original>=baseline-1"], baseline_of(models, baseline))
+    assert [name for (name, _), one in judged.items() if one.verdict] == compared
+    for name, reason in reasons.items():
+        line = judged[name, "original>=baseline-1"].line
+        assert line.endswith(
+            f"{name} has no original to compare with the baseline {baseline}: {reason}"
+        )
+    assert {name for name, _ in judged} == {*compared, *reasons}
+
+
+@pytest.fixture(scope="module")
+def exported(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 18 pictures beside files of answers, of which some have results.
+
+    `good`, `bad` and `pair` are families of three, three and two seeds; `odd` is a single model.
+    `late` is a further training of `bad`, and `one` a family's first, that are not evaluated.
+    """
+    root = tmp_path_factory.mktemp("families")
+    output = Path(shutil.copytree(three_draws, root / "out"))
+    run_here("export", "--dataset", output, "--layout", "answers", "--to", root / "table.csv")
+    rng = np.random.default_rng(0)
+    for name, share in SHARES.items():
+        write_answers(root, name, share, rng)
+    run_here("evaluate", "--dataset", output, *OFF, "--models", entries(root, STORED), *ONE)
+    return output
+
+
+SHARES = {
+    **{f"good{seed}": 0.97 for seed in range(3)},
+    **{f"bad{seed}": 0.1 for seed in range(3)},
+    "pair0": 0.5,
+    "pair1": 0.5,
+    "odd": 0.5,
+    "late": 0.1,
+    "one": 0.5,
+}
+OFF = ("--pictures", "none")
+STORED = ("good#0", "good#1", "good#2", "bad#0", "bad#1", "bad#2", "pair#0", "pair#1", "odd")
+
+
+def write_answers(root: Path, name: str, share: float, rng: np.random.Generator) -> None:
+    """Writes a file of answers, of which about this share is right."""
+    truth = {row["key"]: row["label"] for row in index_of(root / "out")}
+    with (root / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["key", "variant", "dataset", "label"])
+        for row in csv_rows(root / "table.csv"):
+            label = (truth[row["key"]] + (rng.random() >= share)) % 9
+            writer.writerow([row["key"], row["variant"], row["dataset"], label])
+
+
+def entry(root: Path, label: str) -> str:
+    return f"answers:{root / label.replace('#', '')}.csv"
+
+
+def entries(root: Path, labels: Iterable[str]) -> str:
+    """Returns a value of `--models` with labels."""
+    return ",".join(f"{label}:={entry(root, label)}" for label in labels)
+
+
+@pytest.fixture
+def output(exported: Path, tmp_path: Path) -> Path:
+    """A copy of `exported` that a test may change."""
+    return Path(shutil.copytree(exported, tmp_path / "out"))
+
+
+def test_a_job_ends_by_the_verdicts_on_its_families(
+    exported: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = exported.parent
+
+    def job(labels: str, *conditions: str, code: int) -> tuple[str, str]:
+        models = entries(root, labels.split())
+        flags = ("--models", models, "--fail_if", ",".join(conditions), *ONE)
+        run_here("evaluate", "--dataset", output, *OFF, *flags, code=code)
+        printed = capsys.readouterr()
+        return printed.out, printed.err
+
+    good, bad = "good#0 good#1 good#2", "bad#0 bad#1 bad#2"
+    _, err = job(good, "original>0.5", code=3)
+    mean = np.mean([figure(output, f"good#{seed}") for seed in range(3)])
+    assert f"--fail_if original>0.5 holds for good: {mean:.3f}, 95 % interval [" in err
+    assert "good#" not in err
+    out, _ = job(good, "original<0.5", code=0)
+    assert "--fail_if original<0.5 does not hold for good: " in out
+    # Two families, a single model and two conditions are six.
+    out, err = job(f"{good} {bad} odd", "original>0.5", "original<0.01", code=3)
+    for name in ("good", "bad", "odd"):
+        assert f" for {name}: " in out + err
+    assert out.count("99.17 % interval") + err.count("99.17 % interval") == 6
+    inside = f"original<{mean:.3f}"
+    out, _ = job(good, inside, code=0)
+    assert f"--fail_if {inside} is open for good: " in out
+    job(good, inside, code=0)
+    run_here("report", "--dataset", output, *OFF, "--fail_if", inside, "--if_open", "fail", code=3)
+    capsys.readouterr()
+    _, err = job("pair#0 pair#1", "original>0.01", code=1)
+    assert "is not tested: pair has 2 trainings, and an interval needs 3" in err
+    # The job names one seed, and the stored ones are of the same family.
+    _, err = job("good#2", "original>0.5", code=3)
+    assert f"holds for good: {mean:.3f}, 95 % interval [" in err
+
+
+def test_an_open_condition_on_a_family_may_fail_the_job(
+    exported: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mean = np.mean([figure(output, f"bad#{seed}") for seed in range(3)])
+    models = entries(exported.parent, [f"bad#{seed}" for seed in range(3)])
+    flags = ("--models", models, "--fail_if", f"original<{mean:.3f}", "--if_open", "fail", *ONE)
+    run_here("evaluate", "--dataset", output, *OFF, *flags, code=4)
+    assert "more images or trainings may decide it" in capsys.readouterr().err
+
+
+def figure(output: Path, model: str) -> float:
+    """Returns a model's accuracy on `original`."""
+    (row,) = (
+        row
+        for row in table_of(output, "summary")
+        if (row["model"], row["variant"]) == (model, "original")
+    )
+    return float(row["accuracy"])
+
+
+def test_a_family_is_not_judged_without_a_training_that_failed(
+    exported: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "junk.pth").write_bytes(b"junk")
+    root = exported.parent
+    junk = f"good#3:=resnet18={tmp_path / 'junk.pth'}"
+    models = f"{entries(root, ['good#0', 'good#1', 'good#2'])},{junk}"
+    flags = ("--models", models, "--fail_if", "original>0.5", *ONE)
+    run_here("evaluate", "--dataset", output, *OFF, *flags, code=1)
+    printed = capsys.readouterr()
+    assert "--fail_if original>0.5 is not tested: " in printed.err
+    assert "for good: " not in printed.out
+    # What is compared with the rest of a family passes no gate.
+    models += f",{entries(root, ['bad#0', 'bad#1', 'bad#2'])}"
+    flags = ("--models", models, "--fail_if", "original>baseline+1", "--baseline", "good", *ONE)
+    run_here("evaluate", "--dataset", output, *OFF, *flags, code=1)
+    printed = capsys.readouterr()
+    assert "--fail_if original>baseline+1 does not hold for bad: " in printed.out
+    assert "--fail_if original>baseline+1 is not tested: " in printed.err
+
+
+def test_a_condition_against_a_baseline_of_the_other_kind_ends_the_job_before_work(
+    exported: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = exported.parent
+    job = ("evaluate", "--dataset", output, *OFF, "--fail_if", "bg_gap > baseline", *ONE)
+    line = refusal(capsys, *job, "--baseline", "good", "--models", entries(root, ["odd"]))
+    single = "a single model, which is one training"
+    end = "give them a baseline of their own kind"
+    condition = "--fail_if 'bg_gap > baseline'"
+    assert line.endswith(f"{condition}: the baseline good is a family, and odd is {single}: {end}")
+    mixed = entries(root, ["odd", "one", "bad#0", "bad#1"])
+    line = refusal(capsys, *job, "--baseline", "good", "--models", mixed)
+    assert line.endswith(f"good is a family, and odd, one are each {single}: {end}")
+    # One seed of the job has others in the folder.
+    line = refusal(capsys, *job, "--baseline", "odd", "--models", entries(root, ["bad#0"]))
+    assert line.endswith(f"the baseline odd is {single}, and bad is a family: {end}")
+    # So has one that has no results yet.
+    late = f"bad#3:={entry(root, 'late')}"
+    line = refusal(capsys, *job, "--baseline", "good#1", "--models", late)
+    assert line.endswith(f"the baseline good#1 is {single}, and bad is a family: {end}")
+    # Under other settings, the folder has none.
+    line = refusal(capsys, *job, "--baseline", "good", "--models", late, "--holdout", 0.9)
+    assert line.endswith(f"good is a family, and bad#3 is {single}: {end}")
+    # Two seeds of the job are a family, whatever the folder has.
+    labels = f"x#0:={entry(root, 'late')},x#1:={entry(root, 'one')}"
+    line = refusal(capsys, *job, "--baseline", "odd", "--models", labels)
+    assert line.endswith(f"odd is {single}, and x is a family: {end}")
+    line = refusal(
+        capsys, *job, "--baseline", "x", "--models", f"{labels},{entries(root, ['odd'])}"
+    )
+    assert line.endswith(f"the baseline x is a family, and odd is {single}: {end}")
+
+
+def choice(output: Path) -> object:
+    return json.loads((output / "results" / "baseline.json").read_text())
+
+
+def test_a_family_is_the_baseline_of_later_commands(
+    exported: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = exported.parent
+    models = entries(root, [f"{name}#{seed}" for name in ("good", "bad") for seed in range(3)])
+    flags = ("--dataset", output, *OFF)
+    condition = ("--fail_if", "original < baseline + 0.6")
+    run_here("evaluate", *flags, "--models", models, *condition, "--baseline", "good", *ONE, code=3)
+    printed = capsys.readouterr()
+    assert " holds for bad: " in printed.err
+    assert "points below the baseline good, 95 % interval [" in printed.err
+    for name in ("odd", "pair"):
+        assert f"\nnot compared with the baseline: {name}, as " in printed.out
+    assert choice(output) == {"baseline": "good"}
+    rows = table_of(output, "baseline")
+    assert {(row["model"], row["baseline"]) for row in rows} == {("bad", "good")}
+    (row,) = (row for row in rows if row["variant"] == "original")
+    means = [np.mean([figure(output, f"{n}#{i}") for i in range(3)]) for n in ("bad", "good")]
+    assert float(row["difference"]) == pytest.approx(means[0] - means[1], abs=1e-12)
+    (pair,) = (
+        row
+        for row in table_of(output, "comparisons")
+        if (row["first"], row["second"], row["variant"]) == ("bad", "good", "original")
+    )
+    assert (row["ci_low"], row["ci_high"]) == (pair["ci_low"], pair["ci_high"])
+    # A job of one of the seeds, and one that judges all.
+    run_here("evaluate", *flags, "--models", entries(root, ["bad#1"]), *condition, *ONE, code=3)
+    kept = "the baseline good, stored by an earlier command, 95 % interval"
+    assert kept in capsys.readouterr().err
+    run_here("report", *flags, *condition, code=3)
+    printed = capsys.readouterr()
+    assert " holds for bad: " in printed.err
+    assert choice(output) == {"baseline": "good"}
+    assert table_of(output, "baseline") == rows
+    assert "\nnot compared with the baseline: odd, as a single model is one training" in printed.out
+    # It stays the same under other settings of a job, where nothing can be compared with it.
+    held = ("--models", models, "--holdout", 0.9, *condition, *ONE)
+    run_here("evaluate", *flags, *held, code=1)
+    assert "the baseline on all of split val" in capsys.readouterr().err
+    assert choice(output) == {"baseline": "good"}
+
+
+def test_a_single_seed_is_the_baseline_of_single_models(
+    output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--dataset", output, *OFF, "--baseline", "good#1", "--fail_if")
+    run_here("report", *flags, "original < baseline", code=3)
+    printed = capsys.readouterr()
+    assert " holds for odd: " in printed.err
+    assert "for bad" not in printed.out + printed.err
+    for name in ("good", "bad", "pair"):
+        line = f"not compared with the baseline: {name}, as a single model is one training"
+        assert line in printed.out
+    assert {row["model"] for row in table_of(output, "baseline")} == {"odd"}
+
+
+@pytest.fixture
+def elsewhere(output: Path, tmp_path: Path) -> Path:
+    """A folder that has `good` alone."""
+    other = Path(shutil.copytree(output, tmp_path / "other"))
+    for model in (other / "results").glob("*/model.json"):
+        if not json.loads(model.read_text()).get("label", "").startswith("good#"):
+            shutil.rmtree(model.parent)
+    return other
+
+
+def test_a_folder_with_one_family_is_that_family(
+    output: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model in (output / "results").glob("*/model.json"):
+        if json.loads(model.read_text()).get("label", "").startswith("good#"):
+            shutil.rmtree(model.parent)
+    report = ("report", "--dataset", output, *OFF, "--baseline")
+    run_here(*report, elsewhere, "--fail_if", "original<baseline+0.6", code=3)
+    printed = capsys.readouterr()
+    assert f"points below the baseline good in {elsewhere}, 98.33 % interval" in printed.err
+    rows = table_of(output, "baseline")
+    assert {(row["model"], row["baseline"]) for row in rows} == {("bad", f"good in {elsewhere}")}
+    # The choice is this family, whatever else comes to lie beside it.
+    (model,) = (
+        path.parent
+        for path in (output / "results").glob("*/model.json")
+        if json.loads(path.read_text())["label"] == "odd"
+    )
+    shutil.copytree(model, elsewhere / "results" / model.name)
+    write_tables(dataset_in(output))
+    assert table_of(output, "baseline") == rows
+    line = refusal(capsys, *report, elsewhere)
+    assert line.endswith(f"--baseline {elsewhere} means 2 models: good, odd")
+    for name in ("good", "odd"):
+        run_here(*report, elsewhere / "results" / (name if name == "good" else model.name))
+        assert {row["baseline"] for row in table_of(output, "baseline")} == (
+            {f"good in {elsewhere}"} if name == "good" else set()
+        )
+    run_here(*report, elsewhere / "results" / "good")
+    shutil.rmtree(elsewhere)
+    write_tables(dataset_in(output))
+    assert table_of(output, "baseline") == []
+    assert f"{elsewhere}/results/good names no model" in str(chosen_baseline(dataset_in(output)))
+
+
+def test_labels_alone_make_no_family(
+    exported: Path, output: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tests seeds of which one answers with superclasses, and one with scores."""
+    labels = f"{entries(exported.parent, ['one'])},x#1:=python:tiny_models:first"
+    models = labels.replace("one:=", "x#0:=")
+    job = ("evaluate", "--dataset", output, *OFF, *ONE, "--models", models)
+    run_here(*job, "--fail_if", "original>=0", code=3)
+    printed = capsys.readouterr()
+    for name in ("x#0", "x#1"):
+        assert f"--fail_if original>=0 holds for {name}: " in printed.err
+    line = refusal(capsys, "report", "--dataset", output, *OFF, "--baseline", "x")
+    assert line.endswith("--baseline x: no family x: x#0 and x#1 differ in label rules")
+    # One seed of three was also tested on other images.
+    held = ("evaluate", "--dataset", output, *OFF, *ONE, "--holdout", 0.7)
+    run_here(*held, "--models", entries(exported.parent, ["good#0"]))
+    run_here("report", "--dataset", output, *OFF, "--baseline", "bad")
+    assert table_of(output, "baseline") == []
+    line = "not compared with the baseline: good#2, as a single model is one training"
+    assert line in capsys.readouterr().out
+
+
+def test_seeds_of_a_family_are_one_row_of_what_has_changed(
+    exported: Path, output: Path, tmp_path: Path
+) -> None:
+    after = Path(shutil.copytree(output, tmp_path / "after"))
+    rng = np.random.default_rng(1)
+    changed = ("good#0", "good#1")
+    # The same entries have other answers, and a seed is new.
+    kept = {label: Path(f"{exported.parent / label.replace('#', '')}.csv") for label in changed}
+    before = {label: path.read_bytes() for label, path in kept.items()}
+    try:
+        for label in changed:
+            write_answers(exported.parent, label.replace("#", ""), 0.6, rng)
+        models = f"{entries(exported.parent, changed)},good#3:={entry(exported.parent, 'late')}"
+        flags = ("--models", models, "--overwrite", "weights", *ONE)
+        run_here("evaluate", "--dataset", after, *OFF, *flags)
+    finally:
+        for label, path in kept.items():
+            path.write_bytes(before[label])
+    found, new = compare_accuracies(dataset_in(output), dataset_in(after), [])
+    assert new == ["good#3"]
+    by_name = {one.model: one for one in found}
+    family = by_name["good (mean of 3 trainings)"]
+    assert set(STORED) < by_name.keys()
+    assert (list(family.causes), family.n) == (["weights"], 18)
+    for row in family.rows:
+        of_seeds = [
+            other.difference
+            for seed in range(3)
+            for other in by_name[f"good#{seed}"].rows
+            if other.variant == row.variant
+        ]
+        assert len(of_seeds) == 3
+        assert row.difference == pytest.approx(np.mean(of_seeds), abs=1e-12)
+        assert row.ci_low <= row.difference <= row.ci_high
+    assert any(row.difference for row in family.rows)
+    assert not any(row.difference for row in by_name["bad (mean of 3 trainings)"].rows)
+    lines = describe_models(found, new).lines
+    assert any(line.startswith("| good (mean of 3 trainings) | weights | 18 |") for line in lines)
+    assert any(line.startswith(f"| {markdown('good#0')} | weights | 18 |") for line in lines)
