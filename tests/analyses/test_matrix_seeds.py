@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from runs import dataset_in, run_in9, table_of
+from runs import ONE, QUICK, dataset_in, run_here, run_in9, table_of
 from two_way_by_hand import effective, interval_of, share_interval, variance_of_methods
 
 from pipeline.analyses.matrix.parts import gains, gaps_in9
@@ -21,14 +21,16 @@ from transforms.intervals import t_quantile
 
 ROWS = ("mixed_rand", "mixed_same", "original")
 NAME = "test_resnet-2ep-val-holdout0.5"
-MATRIX = ("matrix", "--arch", "test_resnet", "--epochs", 2, "--batch_size", 4, "--workers", 0)
+MEAN = "Each figure is the mean of the trainings with seeds"
+MATRIX = ("matrix", "--arch", "test_resnet", "--epochs", 2, "--batch_size", 8, "--workers", 0)
 MATRIX = (*MATRIX, "--holdout", 0.5, "--variants", ",".join(ROWS), "--pictures", "none")
 
 
 @pytest.fixture(scope="module")
-def of_three(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def of_three(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A dataset with a matrix of three seeds, and what was printed. Tests must not change it."""
-    output = Path(shutil.copytree(three_draws, tmp_path_factory.mktemp("seeds") / "out"))
+    output = tmp_path_factory.mktemp("seeds") / "out"
+    run_here("generate", "--output", output, *QUICK, "--variants", "all", *ONE)
     command = (*MATRIX, "--dataset", output, "--lr", 0.05, "--seeds", "0,1,2")
     return output, run_in9(*command, figures=True).stdout
 
@@ -100,7 +102,7 @@ def test_cells_are_means_with_the_interval_of_the_method(of_three: tuple[Path, s
         assert (float(mean["ci_low"]), float(mean["ci_high"])) == pytest.approx(ends, abs=1e-9)
         assert f"{100 * share:.1f} ({100 * statistics.stdev(values):.1f})" in printed
     assert any(float(line["sd"]) for line in lines[3::4])
-    assert "each figure is the mean of the trainings with seeds 0, 1, 2, in brackets" in printed
+    assert f"{MEAN[0].lower()}{MEAN[1:]} 0, 1, 2, with their standard deviation" in printed
 
 
 def test_gaps_pair_the_variants_of_a_training_and_gains_pair_no_seeds(
@@ -148,7 +150,7 @@ def test_the_page_shows_means_and_a_single_matrix(of_three: tuple[Path, str]) ->
     output = of_three[0]
     page = (output / "report.html").read_text()
     assert re.findall(r"<h3>(.*)</h3>", page.replace("<wbr>", "")).count(NAME) == 1
-    assert "Each figure is the mean of the trainings with seeds 0, 1, 2, in brackets" in page
+    assert f"{MEAN} 0, 1, 2, with their standard deviation in brackets.</p>" in page
     for line in table_of(output, "matrix")[3::4]:
         assert f"{100 * float(line['accuracy']):.1f} ({100 * float(line['sd']):.1f})" in page
     figures = {path.name for path in (output / "results" / "figures").glob("matrix-*.svg")}
@@ -171,9 +173,9 @@ def test_two_seeds_have_a_range_and_decide_nothing_and_a_third_is_added(copied: 
     command = (*MATRIX, "--dataset", copied, "--lr", 0.05, "--seeds")
     printed = run_in9(*command, "0,1").stdout
     assert "nothing to do: every row has been tested" in printed
-    assert "in brackets their range; an interval needs 3 trainings" in printed
+    assert "seeds 0, 1, with their range; an interval needs 3 trainings" in printed
     assert "points (95 %)" not in printed
-    lines = table_of(copied, "matrix")
+    lines, page = table_of(copied, "matrix"), (copied / "report.html").read_text()
     for number in range(0, len(lines), 3):
         *trainings, mean = lines[number : number + 3]
         values = [float(one["accuracy"]) for one in trainings]
@@ -181,9 +183,9 @@ def test_two_seeds_have_a_range_and_decide_nothing_and_a_third_is_added(copied: 
         ends = (float(mean["lowest"]), float(mean["highest"]))
         assert ends == (min(values), max(values))
         assert (mean["seeds"], mean["ci_low"], mean["ci_high"]) == ("2", "", "")
-        shown = f"({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
-        assert shown in printed
-        assert shown in (copied / "report.html").read_text()
+        low, high = (f"{100 * end:.1f}" for end in ends)
+        assert f"({low} to {high})" in printed
+        assert f"{low} <span>to {high}</span>" in page
     assert not list(claimed(copied))
     # The third seed has its trainings, but one, and is gathered with the first two.
     shutil.rmtree(copied / "models" / "test_resnet-original-2ep-holdout0.5-seed2")

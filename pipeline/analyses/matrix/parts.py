@@ -146,9 +146,9 @@ def describe_seeds(matrix: Matrix) -> str:
     if len(matrix.trainings) < 2:
         return ""
     of_two = f"range; an interval needs {MIN_SEEDS} trainings"
-    shown = of_two if len(matrix.trainings) < MIN_SEEDS else "standard deviation"
+    shown = of_two if len(matrix.trainings) < MIN_SEEDS else "standard deviation in brackets"
     seeds = ", ".join(map(str, matrix.trainings.values()))
-    return f"each figure is the mean of the trainings with seeds {seeds}, in brackets their {shown}"
+    return f"each figure is the mean of the trainings with seeds {seeds}, with their {shown}"
 
 
 def describe_gaps(matrix: Matrix) -> str:
