@@ -127,7 +127,8 @@ def pretrained(evidence: Evidence) -> Iterator[str]:
 def trained(matrix: Matrix) -> Iterator[str]:
     """Yields a matrix beside the paper's table 5."""
     cells = {(row.train_variant, row.test_variant): row for row in matrix.rows}
-    widest = max((row.ci_high - row.ci_low) / 2 for row in matrix.rows)
+    estimates = filter(None, (cell.estimate for cell in cells.values()))
+    widest = max(((high - low) / 2 for _, low, high in estimates), default=0.0)
     yield f"### Train on the row, test on the column (paper table 5): {matrix.name}"
     yield ""
     yield (

@@ -102,11 +102,15 @@ def escaped(text: str, keep: str = "\n\t") -> str:
     )
 
 
+TO_EVALUATE = "to evaluate: "
+"""Beginning of a line that holds a command to copy."""
+
+
 def wrapped(text: str) -> str:
-    """Breaks lines over `LINE` characters at words; not if they end in JSON, for programs."""
+    """Breaks lines over `LINE` characters at words; not a command, nor JSON, for programs."""
     return "\n".join(
         textwrap.fill(line, LINE, subsequent_indent="  ", break_on_hyphens=False)
-        if len(line) > LINE and not line.endswith("}")
+        if len(line) > LINE and not line.startswith(TO_EVALUATE) and not line.endswith("}")
         else line
         for line in text.split("\n")
     )

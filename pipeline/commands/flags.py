@@ -368,13 +368,6 @@ SECTIONS = (
         switch("--probe", "fit only the last layer, on frozen ImageNet weights; takes minutes"),
         *LEARNING,
         Flag("--weight_decay", "X", "weight decay of SGD", 1e-4, float),
-        Flag(
-            "--seed",
-            "N",
-            "seed of training; on a CPU, the same seed gives the same weights",
-            0,
-            int,
-        ),
     ),
     section(
         "images",
@@ -392,7 +385,12 @@ SECTIONS = (
     section(
         "job",
         ("train",),
-        Flag("--output", "DIR", "folder of the training (default: DATASET/models/NAME)"),
+        Flag(
+            "--output",
+            "DIR",
+            "folder of the training; with several --seeds, of a folder for each, such as seed0 "
+            "(default: DATASET/models/NAME)",
+        ),
         *TRAIN_JOB,
         switch("--overwrite", "start over, whatever training the folder holds"),
     ),

@@ -6,6 +6,7 @@ prints the train x test matrix.
 
 import argparse
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 
@@ -26,7 +27,7 @@ from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset, open_named
 from pipeline.dataset.manifest import reading_store, writing_store
 from pipeline.display.table import describe_chance
-from pipeline.errors import JobError, UsageError, counted
+from pipeline.errors import TO_EVALUATE, JobError, UsageError, counted
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
 from pipeline.models.expand import DEFAULT_MODEL
@@ -36,8 +37,9 @@ from pipeline.report.write import describe_report, write_report
 from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import duration
+from pipeline.storage.files import join
 from pipeline.storage.store import WORK_FOLDER, Store
-from pipeline.training.loop import LOG, MODEL, STATE, read_state_file, train
+from pipeline.training.loop import LOG, MODEL, STATE, read_resumed, read_state_file, train
 from pipeline.training.network import check_architecture
 from pipeline.training.probe_fit import MODELS, Backbone, ProbePlan, fit_variant, probe_file
 from pipeline.training.train_plan import (
@@ -49,7 +51,7 @@ from pipeline.training.train_plan import (
 )
 
 _MAX_WORKERS = 16
-_OF_NETWORKS = ("epochs", "batch_size", "lr", "precision", "workers", "overwrite")
+_OF_NETWORKS = ("epochs", "batch_size", "lr", "seeds", "precision", "workers", "overwrite")
 _NETWORK_FLAGS = {
     "train": {*_OF_NETWORKS, "pretrained", "weight_decay", "eval_split"},
     "matrix": {*_OF_NETWORKS},
@@ -81,9 +83,10 @@ def run_train(arguments: argparse.Namespace) -> int:
     )
     check_variant(dataset, flags.variant)
     splits = choose_splits(dataset, flags.train_split, flags.eval_split, flags.holdout)
-    entry = (_fit_probe if flags.probe else _train_network)(flags, dataset, *splits)
-    holdout = f" --holdout {flags.holdout:g}" if flags.holdout else ""
-    print(f"to evaluate: in9 evaluate --dataset {arguments.dataset} --models {entry}{holdout}")
+    models = (_fit_probe if flags.probe else _train_networks)(flags, dataset, *splits)
+    words = ["in9", "evaluate", "--dataset", arguments.dataset, "--models", models]
+    words += ["--holdout", f"{flags.holdout:g}"] if flags.holdout else []
+    print(f"{TO_EVALUATE}{shlex.join(words)}")
     return 0
 
 
@@ -154,7 +157,7 @@ def _fit_probe(flags: TrainFlags, dataset: Dataset, split: str, _: str | None) -
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
     backbone = Backbone(flags.arch, PredictConfig(device), dataset.store, weights)
-    plan = ProbePlan(dataset, flags.variant, split, flags.holdout, flags.seed)
+    plan = ProbePlan(dataset, flags.variant, split, flags.holdout)
     folder, _, name = probe_file(backbone, plan).rpartition("/")
     with _locked_folder(flags.output, dataset, folder, [name]) as store:
         checkpoint = fit_variant(backbone, plan, store, name)
@@ -168,7 +171,7 @@ def _fit_probe(flags: TrainFlags, dataset: Dataset, split: str, _: str | None) -
 
 
 def plan_from_flags(
-    flags: TrainingFlags, *, arch: str, train_split: str, eval_split: str | None
+    flags: TrainingFlags, *, seed: int, arch: str, train_split: str, eval_split: str | None
 ) -> TrainPlan:
     """Makes the plan of a training from flags."""
     device, precision = choose_device(flags)
@@ -180,7 +183,7 @@ def plan_from_flags(
         batch_size=flags.batch_size,
         lr=flags.lr,
         weight_decay=flags.weight_decay,
-        seed=flags.seed,
+        seed=seed,
         train_split=train_split,
         eval_split=eval_split,
         holdout=flags.holdout,
@@ -191,22 +194,34 @@ def plan_from_flags(
     )
 
 
-def _train_network(
+def _train_networks(
     flags: TrainFlags, dataset: Dataset, train_split: str, eval_split: str | None
 ) -> str:
-    """Trains a network; returns the entry of `--models` that evaluates it."""
-    plan = plan_from_flags(flags, arch=flags.arch, train_split=train_split, eval_split=eval_split)
-    check_architecture(plan.arch, pretrained=plan.pretrained, weights=plan.weights)
-    started = time.monotonic()
-    with _locked_folder(
-        flags.output, dataset, f"{MODELS}/{plan.name}", (MODEL, STATE, LOG)
-    ) as store:
-        entry, is_new = train(dataset, plan, store, overwrite=flags.overwrite)
-    if not is_new:
-        print(f"nothing to do: all {plan.epochs} epochs have been trained")
-    else:
-        print(f"time: {duration(time.monotonic() - started)}; log: {store.path(LOG)}")
-    return entry
+    """Trains a network with each seed; returns the value of `--models` that evaluates them."""
+    stores, entries = {}, {}
+    is_one = len(flags.seeds) == 1
+    with contextlib.ExitStack() as locks:
+        # All folders are checked before the first training, which may take days.
+        for seed in flags.seeds:
+            plan = plan_from_flags(
+                flags, seed=seed, arch=flags.arch, train_split=train_split, eval_split=eval_split
+            )
+            check_architecture(plan.arch, pretrained=plan.pretrained, weights=plan.weights)
+            root = flags.output if is_one or not flags.output else join(flags.output, f"seed{seed}")
+            stores[plan] = locks.enter_context(
+                _locked_folder(root, dataset, f"{MODELS}/{plan.name}", (MODEL, STATE, LOG))
+            )
+            read_resumed(dataset, plan, stores[plan], overwrite=flags.overwrite)
+        for plan, store in stores.items():
+            started = time.monotonic()
+            entry, is_new = train(dataset, plan, store, overwrite=flags.overwrite)
+            if not is_new:
+                print(f"nothing to do: all {plan.epochs} epochs have been trained")
+            else:
+                print(f"time: {duration(time.monotonic() - started)}; log: {store.path(LOG)}")
+            # Trainings whose labels differ behind # alone are a family.
+            entries["#".join(plan.name.rsplit("-seed", 1))] = entry
+    return entry if is_one else ",".join(f"{label}:={one}" for label, one in entries.items())
 
 
 class MatrixFlags(TrainingFlags, frozen=True, kw_only=True):
@@ -242,7 +257,6 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         split=flags.eval_split,
         share=flags.holdout,
         predict=predict,
-        seed=flags.seed,
         allow_overlap=flags.allow_overlap,
     )
     names = flags.arch or (DEFAULT_MODEL if flags.probe else "resnet50",)
@@ -265,7 +279,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
             print(line)
     if num_tested:
         print(
-            f"rows tested: {num_tested} of {len(matrices) * len(plan.names)}; "
+            f"rows tested: {num_tested} of {len(names) * len(flags.seeds) * len(plan.names)}; "
             f"time: {duration(time.monotonic() - started)}"
         )
     else:
@@ -284,7 +298,8 @@ def _trainers(plan: MatrixPlan, names: Sequence[str], flags: MatrixFlags) -> Ite
             weights = chosen_folder(flags.weights)
             yield ProbeTrainer(Backbone(name, plan.predict, plan.dataset.store, weights), plan)
         else:
-            training = plan_from_flags(
-                flags, arch=name, train_split=plan.train_split, eval_split=None
-            )
-            yield NetworkTrainer(plan, training, overwrite=flags.overwrite)
+            for seed in flags.seeds:
+                training = plan_from_flags(
+                    flags, seed=seed, arch=name, train_split=plan.train_split, eval_split=None
+                )
+                yield NetworkTrainer(plan, training, overwrite=flags.overwrite)

@@ -119,6 +119,21 @@ class Measured:
         return float(smallest_difference(np.asarray(self.value), self.spread, confidence, limit))
 
 
+def measure(roles: Roles, n: int, *methods: Seeds, is_share: bool) -> Measured | None:
+    """Measures a quantity, maybe a share, of a method on n images, or what it exceeds a second by.
+
+    Returns None if a method has too few seeds.
+    """
+    fewest, most = (end(len(one.values) for one in methods) for end in (min, max))
+    if most > 1 and fewest < MIN_SEEDS:
+        return None
+    value = float(methods[0].values.mean()) - sum(float(one.values.mean()) for one in methods[1:])
+    # Seeds that are all right, or all wrong, say nothing of the variance.
+    trials = roles.units if most == 1 or value in (0, 1) else 0.0
+    spread, pictures = spread_of_methods(roles, *methods), len(roles.foregrounds) * most
+    return Measured(value, n, roles, spread, (trials, pictures) if is_share else None)
+
+
 _DIFFERING = 0.2
 """Share of images for which a model is taken to be right on one of two mixed variants alone, if
 nothing is known of it."""
@@ -240,24 +255,13 @@ class ModelsOnSameImages:
         are missing, a family has too few seeds, or it is compared with a single model.
         """
         known = [self.answers(subject, rule), *([others] if others else [])]
-        numbers = [len(answers) for answers in known]
-        needed, most = self.draws.get(quantity, ()), max(numbers)
+        needed = self.draws.get(quantity, ())
         is_complete = all(name in one for answers in known for one in answers for name in needed)
-        if not needed or not is_complete or (most > 1 and min(numbers) < MIN_SEEDS):
+        if not needed or not is_complete:
             return None
-        methods = [self.seeds(quantity, answers) for answers in known]
-        roles, value = self.roles(quantity), float(methods[0].values.mean())
-        value -= sum(float(one.values.mean()) for one in methods[1:])
-        # Seeds that are all right, or all wrong, say nothing of the variance.
-        fewest = roles.units if most == 1 or value in (0, 1) else 0.0
-        pictures = len(roles.foregrounds) * most
-        return Measured(
-            value=value,
-            n=len(self.images.keys),
-            roles=roles,
-            spread=spread_of_methods(roles, *methods),
-            trials=None if others or quantity == BG_GAP else (fewest, pictures),
-        )
+        roles, is_share = self.roles(quantity), not others and quantity != BG_GAP
+        methods = (self.seeds(quantity, answers) for answers in known)
+        return measure(roles, len(self.images.keys), *methods, is_share=is_share)
 
     def seeds(self, quantity: str, answers: Iterable[Mapping[VariantName, Correct]]) -> Seeds:
         """Returns a quantity of each of some models that have predictions of all its pictures."""

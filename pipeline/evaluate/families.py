@@ -146,6 +146,34 @@ def _fault(seeds: Sequence[Summary]) -> str:
     return ""
 
 
+class Estimated(Struct, frozen=True, kw_only=True):
+    """A figure on n images: of one training, or the mean of several.
+
+    Attributes:
+      ci_low, ci_high: ends of its 95 % interval; None for two trainings.
+      seeds: number of trainings.
+      sd: standard deviation of their figures; None for one training.
+      lowest, highest: range of their figures.
+    """
+
+    n: int
+    ci_low: float | None
+    ci_high: float | None
+    seeds: int = 1
+    sd: float | None = None
+    lowest: float | None = None
+    highest: float | None = None
+
+    @property
+    def in_brackets(self) -> str:
+        """What stands behind a mean, in percent: the range of two, else the standard deviation."""
+        if self.sd is None or self.lowest is None or self.highest is None:
+            return ""
+        if self.seeds < MIN_SEEDS:
+            return f" ({100 * self.lowest:.1f} to {100 * self.highest:.1f})"
+        return f" ({100 * self.sd:.1f})"
+
+
 class FamilyRow(Struct, frozen=True, kw_only=True):
     """The mean of a family's accuracies on a variant, or of its BG-Gaps."""
 

@@ -268,11 +268,17 @@ class StoredPower(PowerRow, frozen=True, kw_only=True):
 
 
 class MatrixRow(Struct, frozen=True, kw_only=True):
-    """The row of a matrix that a model is, named after the variant that it was trained on."""
+    """The row of a matrix that a model is, named after the variant that it was trained on.
+
+    Attributes:
+      name: name of the matrix of this seed.
+      settings: fingerprint of the matrix without its seed; unset for a probe, which has none.
+    """
 
     name: Name
     row: str
     arch: str
+    settings: str | UnsetType = UNSET
 
 
 class Evaluated(ModelRun, frozen=True, kw_only=True):

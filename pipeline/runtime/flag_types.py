@@ -137,6 +137,16 @@ def count(text: str) -> int:
     return int(text)
 
 
+def seeds(text: str) -> tuple[int, ...]:
+    """Parses whole numbers that differ."""
+    numbers = tuple(int(word) for word in _words(text) if word.isdecimal())
+    if len(set(numbers)) != text.count(",") + 1:
+        raise argparse.ArgumentTypeError(
+            f"expected whole numbers that differ, separated by commas, got {text!r}"
+        )
+    return numbers
+
+
 def share(text: str) -> float:
     """Parses a fraction: at least 0 and less than 1."""
     try:
@@ -219,6 +229,14 @@ LEARNING = (
         "initial learning rate; divided by 10 after each quarter of the epochs",
         0.1,
         float,
+    ),
+    Flag(
+        "--seeds",
+        "A,B",
+        "seeds of training, each of which makes a model of its own; on a CPU, the same seed gives "
+        "the same weights",
+        (0,),
+        seeds,
     ),
 )
 

@@ -117,9 +117,7 @@ def train(
       JobError: the training failed; the last complete epoch is kept.
     """
     with torch_settings(plan):
-        state = None if overwrite else read_state_file(store)
-        if state is not None:
-            check_same(state["identity"], plan.identity(dataset), store.root)
+        state = read_resumed(dataset, plan, store, overwrite=overwrite)
         training, validation = find_samples(dataset, plan)
         network = build_network(
             plan.arch,
@@ -131,12 +129,23 @@ def train(
         return _TrainingRun(dataset, plan, store, network, training, validation).run(state)
 
 
+def read_resumed(
+    dataset: Dataset, plan: TrainPlan, store: Store, *, overwrite: bool
+) -> State | None:
+    """Reads the state that `train`, called with these arguments, goes on from; None if it begins.
+
+    Raises UsageError if the folder holds another training, and JobError as `read_state_file` does.
+    """
+    state = None if overwrite else read_state_file(store)
+    if state is not None:
+        check_same(state["identity"], plan.identity(dataset), store.root)
+    return state
+
+
 def holds_other_training(dataset: Dataset, plan: TrainPlan, store: Store) -> bool:
     """Returns whether a folder holds a training that `train`, thus called, would not resume."""
     try:
-        state = read_state_file(store)
-        if state is not None:
-            check_same(state["identity"], plan.identity(dataset), store.root)
+        read_resumed(dataset, plan, store, overwrite=False)
     except (JobError, UsageError):
         return True
     return False
@@ -204,7 +213,7 @@ class _TrainingRun:
         else:
             source = "held out" if plan.holdout else f"of {plan.eval_split}"
             text += f"validation on {len(self.validation)} {source}"
-        text += f"; {self._learner.device.type}, {plan.precision}"
+        text += f"; {self._learner.device.type}, {plan.precision}, seed {plan.seed}"
         return text + (f"; resuming after epoch {done} of {plan.epochs}" if done else "")
 
     def _write(self, epochs: int, rows: list[dict[str, object]]) -> None:

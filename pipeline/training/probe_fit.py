@@ -217,7 +217,6 @@ class ProbePlan:
     """The pictures that a probe is fitted on.
 
     Attributes:
-      seed: seed of the folds that choose the penalty.
       name: name that the checkpoint records instead of `variant`, such as `in9l`; None for the
         variant's own.
     """
@@ -226,7 +225,6 @@ class ProbePlan:
     variant: str
     split: str
     holdout: float
-    seed: int = 0
     name: str | None = None
 
 
@@ -234,7 +232,7 @@ def probe_file(backbone: Backbone, plan: ProbePlan) -> str:
     """Returns the path of a probe's checkpoint in the folder of a dataset."""
     parts = ["probe", backbone.model.name.replace("/", "_"), plan.split]
     parts += [f"holdout{plan.holdout:g}"] if plan.holdout else []
-    return f"{MODELS}/{'-'.join(parts)}-seed{plan.seed}/{plan.name or plan.variant}{SUFFIX}"
+    return f"{MODELS}/{'-'.join(parts)}-seed0/{plan.name or plan.variant}{SUFFIX}"
 
 
 def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | None = None) -> str:
@@ -260,7 +258,7 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
         preprocessing=backbone.model.preprocessing,
         keys=tuple(sorted(chosen)),
         method="probe",
-        seed=plan.seed,
+        seed=0,
         holdout=plan.holdout,
         pretrained=backbone.model.name,
         settings={
@@ -277,7 +275,7 @@ def fit_variant(backbone: Backbone, plan: ProbePlan, store: Store, path: str | N
     rows = {row["key"]: row for row in selected_rows(plan.dataset, plan.split)}
     units = [rows[key].get("group") or key for key in features.keys]
     num_labels = plan.dataset.taxonomy.num_labels
-    penalty = choose_penalty(features.values, features.labels, units, seed=plan.seed)
+    penalty = choose_penalty(features.values, features.labels, units)
     (probe,) = fit_probes(features.values, features.labels, num_labels, [penalty])
     module = backbone.model.module
     names = {id(value): name for name, value in module.named_parameters()}

@@ -125,7 +125,7 @@ class TrainingFlags(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int
     lr: float
     weight_decay: float = 1e-4
-    seed: int
+    seeds: tuple[int, ...]
     holdout: float
     precision: str
     device: str

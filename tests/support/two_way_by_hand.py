@@ -11,6 +11,7 @@ def interval_of(
     estimate: float,
     pictures: Iterable[tuple[str, str | None, float]],
     pairs: Iterable[object] | None = None,
+    known: tuple[float, float] | None = None,
 ) -> tuple[float, float]:
     """Returns the interval (low, high) of a difference, by the formulas of Tango 1998.
 
@@ -18,9 +19,10 @@ def interval_of(
       estimate: the difference.
       pictures: (foreground, background or None for its own, contribution) of each picture.
       pairs: the paired difference that each picture belongs to; None if each is one by itself.
+      known: variance and degrees of freedom; None for those of the pictures.
     """
     rows = list(pictures)
-    variance, df = variance_of(rows)
+    variance, df = known or variance_of(rows)
     if df < 1:
         return -1.0, 1.0
     by_pair: Counter[object] = Counter()
@@ -92,6 +94,37 @@ def variance_of(rows: list[tuple[str, str | None, float]]) -> tuple[float, float
     both = sum(s**2 for s in by_pair.values())
     variance = squares(by_fg, fg_units) + max(0.0, squares(by_bg, bg_units) - both)
     return variance, min(fg_units, bg_units) - 1
+
+
+def variance_of_methods(
+    roles: list[tuple[str, str | None]], *methods: list[tuple[float, list[float]]]
+) -> tuple[float, float]:
+    """Returns the variance of a method's mean, or of the difference of two, and its df.
+
+    Args:
+      roles: (foreground, background or None) of each picture.
+      methods: the estimate of each seed, and the contribution of each picture to it.
+    """
+
+    def variance(r: list[float]) -> float:
+        return variance_of([(*role, one) for role, one in zip(roles, r, strict=True)])[0]
+
+    means = [
+        [sum(r) / len(seeds) for r in zip(*(r for _, r in seeds), strict=True)] for seeds in methods
+    ]
+    both = means[0] if len(means) == 1 else [one - other for one, other in zip(*means, strict=True)]
+    of_images, df = variance_of([(*role, one) for role, one in zip(roles, both, strict=True)])
+    common, of_seeds = of_images, []
+    for seeds, mean in zip(methods, means, strict=True):
+        number, average = len(seeds), sum(value for value, _ in seeds) / len(seeds)
+        square = sum((value - average) ** 2 for value, _ in seeds) / (number - 1)
+        noise = sum(variance([one - m for one, m in zip(r, mean, strict=True)]) for _, r in seeds)
+        common -= noise / (number - 1) / number
+        of_seeds.append((square / number, number - 1))
+    common = max(0.0, common)
+    total = max(of_images, common + sum(part for part, _ in of_seeds))
+    terms = common**2 / df + sum(part**2 / of for part, of in of_seeds)
+    return total, min(df, total**2 / terms) if terms else df
 
 
 def effective(units: Iterable[object]) -> float:

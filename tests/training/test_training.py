@@ -340,7 +340,7 @@ def test_one_split_is_divided_and_trained_on_by_its_default_place(
     drawn: Path, tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(drawn, tmp_path / "out"))
-    flags = ("--arch", TINY, "--variant", "mixed_rand", "--epochs", 1, "--workers", 0, "--seed", 2)
+    flags = ("--arch", TINY, "--variant", "mixed_rand", "--epochs", 1, "--workers", 0, "--seeds", 2)
     part = ("--train_split", "val", "--holdout", 0.5, "--precision", "bf16")
     done = run_in9("train", "--dataset", copy, *flags, *part)
     (model,) = copy.glob("models/*/model.safetensors")

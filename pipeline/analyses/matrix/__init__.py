@@ -58,7 +58,6 @@ MATRIX = Analysis(
                 "--pretrained", "start from weights trained on ImageNet, as a probe always does"
             ),
             *LEARNING,
-            Flag("--seed", "N", "seed of training", 0, int),
             switch("--overwrite", "replace trainings that were made with other flags"),
         ),
         section("job", ("matrix",), *TRAIN_JOB),

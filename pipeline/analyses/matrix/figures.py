@@ -22,7 +22,12 @@ def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
     short = [TABLE_5_NAMES.get(column, column) for column in columns]
     by_row = matrix.by_row
     cells = [[by_row.get(row, {}).get(column) for column in columns] for row in columns]
-    titles = (f"{shorten(matrix.name)}, %", "ResNet-50 of the paper, %", "difference, points")
+    of = f", mean of {len(matrix.trainings)}" if len(matrix.trainings) > 1 else ""
+    titles = (
+        f"{shorten(matrix.name, 30 - len(of))}{of}, %",
+        "ResNet-50 of the paper, %",
+        "difference, points",
+    )
     for kind, title in zip(MATRIX_FIGURES, titles, strict=True):
         shares = [[_share(cell, kind) for cell in line] for line in cells]
         if not any(share is not None for line in shares for share in line):

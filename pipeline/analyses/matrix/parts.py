@@ -39,6 +39,7 @@ from pipeline.evaluate.evidence import Evidence, Results, models_trained_on
 from pipeline.evaluate.summary import AccuracyRow, GapRow, Summary
 from pipeline.training.train_plan import describe_penalty
 from transforms.estimates import above, below, difference, widened, within
+from transforms.families import MIN_SEEDS
 
 COMMAND = "in9 matrix --dataset . --probe --holdout 0.5"
 
@@ -49,6 +50,7 @@ class ShownMatrix:
 
     Attributes:
       method: how the network was trained and tested, in words.
+      seeds: what the figures of several trainings are, in words; "" with one.
       penalties: (variant that a probe was trained on, its penalty in words).
       rows: (variant trained on, number of training images, cells by column, BG-Gap or None).
       gains: for each tested variant, a row with the change in accuracy from training on Mixed-Rand
@@ -62,6 +64,7 @@ class ShownMatrix:
     name: str
     method: str
     penalties: tuple[tuple[str, str], ...]
+    seeds: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, int, dict[str, CellRow], RowGap | None], ...]
     gaps: str
@@ -89,6 +92,7 @@ def _shown(matrix: Matrix) -> ShownMatrix:
             for name, cells in by_row.items()
             if (penalty := next(iter(cells.values())).penalty) is not None
         ),
+        seeds=describe_seeds(matrix),
         columns=matrix.columns,
         rows=tuple(
             (name, next(iter(cells.values())).train_n, cells, gaps.get(name))
@@ -108,43 +112,52 @@ def matrix_table(matrix: Matrix) -> str:
 
     The table has a row for each training variant and a column for each test variant. A note below
     it gives the smallest number of test images, the longer side of the widest interval and, if they
-    matter, the draws and the test images that were trained on.
+    matter, the draws, the test images that were trained on, and the seeds.
     """
-    estimates = {(row.train_variant, row.test_variant): row.estimate for row in matrix.rows}
+    cells = {(row.train_variant, row.test_variant): row for row in matrix.rows}
     table = [
         [
             train,
             *(
-                f"{100 * one[0]:.1f}" if (one := estimates.get((train, test))) else "-"
+                f"{100 * cell.accuracy:.1f}{cell.in_brackets}"
+                if (cell := cells.get((train, test))) and cell.accuracy is not None
+                else "-"
                 for test in matrix.columns
             ),
         ]
         for train in matrix.columns
     ]
-    sides = (
-        max(value - low, high - value) for value, low, high in filter(None, estimates.values())
-    )
+    estimates = filter(None, (cell.estimate for cell in cells.values()))
+    sides = [max(value - low, high - value) for value, low, high in estimates]
     fewest = counted(min(row.n for row in matrix.rows), "image")
-    note = (
-        f"trained on the row, tested on the column: at least {fewest}, "
-        f"at most ± {100 * max(sides, default=0.0):.1f} points (95 %)"
-    )
+    note = f"trained on the row, tested on the column: at least {fewest}"
+    note += f", at most ± {100 * max(sides):.1f} points (95 %)" if sides else ""
     if matrix.replicates > 1:
         note += f"; mixed variants: first of {matrix.replicates} draws"
     overlap = max((row.overlap for row in matrix.rows), default=0)
     if overlap:
         note += f"; up to {overlap} of the images were trained on"
-    return f"{aligned([[f'{matrix.name}, %', *matrix.columns], *table])}\n{note}"
+    lines = [aligned([[f"{matrix.name}, %", *matrix.columns], *table]), note]
+    return "\n".join(filter(None, [*lines, describe_seeds(matrix)]))
+
+
+def describe_seeds(matrix: Matrix) -> str:
+    """Says what the figures of several trainings are; "" with one."""
+    if len(matrix.trainings) < 2:
+        return ""
+    of_two = f"range; an interval needs {MIN_SEEDS} trainings"
+    shown = of_two if len(matrix.trainings) < MIN_SEEDS else "standard deviation in brackets"
+    seeds = ", ".join(map(str, matrix.trainings.values()))
+    return f"each figure is the mean of the trainings with seeds {seeds}, with their {shown}"
 
 
 def describe_gaps(matrix: Matrix) -> str:
-    """Says which rows' BG-Gaps differ from 0 by their intervals; "" if no row has a BG-Gap."""
+    """Says which rows' BG-Gaps differ from 0 by their intervals; "" if no row has an interval."""
     variants: dict[str, list[str]] = {"is above 0": [], "is below 0": [], "may be 0": []}
-    for row in matrix.gaps:
-        outcome = (
-            "is above 0" if row.ci_low > 0 else "is below 0" if row.ci_high < 0 else "may be 0"
-        )
-        variants[outcome].append(row.train_variant)
+    known = [(row.train_variant, one) for row in matrix.gaps if (one := row.estimate)]
+    for variant, (_, low, high) in known:
+        outcome = "is above 0" if low > 0 else "is below 0" if high < 0 else "may be 0"
+        variants[outcome].append(variant)
     parts = [
         f"{outcome} when trained on {', '.join(rows)}" for outcome, rows in variants.items() if rows
     ]
@@ -234,7 +247,7 @@ def gaps_in9(results: Results) -> Iterator[Measurement]:
     return (
         Measurement(model.name, model.gap.estimate)
         for model in all_trained_on(results, "original", "in9l")
-        if model.gap
+        if model.gap and model.gap.estimate
     )
 
 
@@ -256,7 +269,11 @@ def gains(variant: str) -> Callable[[Results], Iterator[Measurement]]:
         for matrix in results.get(Matrix):
             rows = {trained.variant for trained in trained_in(matrix)}
             for gain in matrix.gains:
-                if gain.test_variant == variant and {gain.first, gain.second} <= rows:
+                if (
+                    gain.estimate
+                    and gain.test_variant == variant
+                    and {gain.first, gain.second} <= rows
+                ):
                     yield Measurement(
                         f"{matrix.name}, {gain.first} minus {gain.second}", gain.estimate
                     )

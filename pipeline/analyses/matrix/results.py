@@ -7,11 +7,13 @@ A row is a model, which was trained on one variant; a column is a variant that m
 on. The results are computed from the predictions of the rows' models. A prediction is valid while
 its picture stays the same. Predictions on IN-9L, which is another dataset, are valid while the
 prediction files of all its shards exist.
+
+With several seeds, a row has a model for each, and a cell a line for each and then their mean.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -22,15 +24,17 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
+from pipeline.evaluate.comparisons import measure
+from pipeline.evaluate.families import Estimated
 from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.published import TABLE_5_NAMES, TRAINED
 from pipeline.evaluate.results import Table, Trained, pick, read_results, write_result
-from pipeline.evaluate.summaries import measure_accuracy
 from pipeline.evaluate.summary import Evaluated, MatrixRow
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
-from transforms.analysis import bg_gap, constant_accuracy
-from transforms.estimates import Estimate
+from transforms.analysis import constant_accuracy
+from transforms.estimates import Estimate, estimate_of
+from transforms.families import Seeds
 from transforms.hashing import fingerprint
 from transforms.two_way import Roles
 
@@ -41,10 +45,10 @@ IN9L = "in9l"
 or without boxes."""
 
 
-class CellRow(Struct, frozen=True, kw_only=True):
-    """A cell of a matrix: the row's model on the pictures of the column.
+class CellRow(Estimated, frozen=True, kw_only=True):
+    """A cell of a matrix: a model of the row on the pictures of the column, or a mean of several.
 
-    `accuracy` has an interval as in summary.csv.
+    `accuracy` has an interval as in summary.csv. What is of a single model is None for a mean.
 
     Attributes:
       pictures: number of pictures, on a single draw of mixed variants the same as `n`.
@@ -55,12 +59,9 @@ class CellRow(Struct, frozen=True, kw_only=True):
 
     train_variant: str
     test_variant: str
-    n: int
     pictures: int
-    correct: int
+    correct: int | None = None
     accuracy: float | None
-    ci_low: float
-    ci_high: float
     chance: float | None
     published: float | None
     difference: float | UnsetType = UNSET
@@ -69,14 +70,15 @@ class CellRow(Struct, frozen=True, kw_only=True):
     train_n: int
     penalty: float | None
     overlap: int
-    device: str
-    weights_sha256: str
-    checkpoint: str
+    seed: int | None = None
+    device: str | None = None
+    weights_sha256: str | None = None
+    checkpoint: str | None = None
 
     @property
     def estimate(self) -> Estimate | None:
-        """The accuracy and its interval; None without pictures."""
-        return None if self.accuracy is None else (self.accuracy, self.ci_low, self.ci_high)
+        """The accuracy and its interval; None without one."""
+        return estimate_of(self.accuracy, self.ci_low, self.ci_high)
 
     @property
     def differs(self) -> bool:
@@ -85,27 +87,24 @@ class CellRow(Struct, frozen=True, kw_only=True):
         return (low is not UNSET and low > 0) or (high is not UNSET and high < 0)
 
 
-class PairedDifference(Struct, frozen=True, kw_only=True):
-    """A difference of two cells on the same n images (-1 to 1), with its two-way 95 % interval."""
+class PairedDifference(Estimated, frozen=True, kw_only=True):
+    """A difference of two cells on the same images (-1 to 1), with its two-way interval."""
 
     difference: float
-    ci_low: float
-    ci_high: float
-    n: int
 
     @property
-    def estimate(self) -> Estimate:
-        return self.difference, self.ci_low, self.ci_high
+    def estimate(self) -> Estimate | None:
+        return estimate_of(self.difference, self.ci_low, self.ci_high)
 
 
 class RowGap(PairedDifference, frozen=True, kw_only=True):
-    """BG-Gap of a row's model."""
+    """BG-Gap of a row."""
 
     train_variant: str
 
 
 class Gain(PairedDifference, frozen=True, kw_only=True):
-    """Accuracy on a column that the row `first` has and the row `second` has not."""
+    """Accuracy on a column that the row `first` has and the row `second` has not; without `sd`."""
 
     first: str
     second: str
@@ -116,11 +115,14 @@ class Matrix(Struct, frozen=True, kw_only=True):
     """The matrix of one network: all rows on all columns.
 
     Attributes:
+      name: that of its first training.
+      trainings: name under which the models of a seed are stored -> the seed.
       method: `probe` or `train`.
       replicates: number of draws of the dataset's mixed variants, of which the first is tested.
     """
 
     name: str
+    trainings: dict[str, int]
     arch: str
     method: str
     dataset: str
@@ -130,7 +132,6 @@ class Matrix(Struct, frozen=True, kw_only=True):
     precision: str
     holdout: float
     input_size: int
-    seed: int
     replicates: int
     columns: tuple[str, ...]
     rows: tuple[CellRow, ...]
@@ -139,7 +140,10 @@ class Matrix(Struct, frozen=True, kw_only=True):
 
     @property
     def by_row(self) -> dict[str, dict[str, CellRow]]:
-        """The cells by row and column, both in order; rows without cells are left out."""
+        """The cells by row and column, both in order; rows without cells are left out.
+
+        A mean takes the place of its models, because it stands behind them.
+        """
         cells: dict[str, dict[str, CellRow]] = {}
         for cell in self.rows:
             cells.setdefault(cell.train_variant, {})[cell.test_variant] = cell
@@ -156,12 +160,12 @@ class MatrixLine(Struct, frozen=True, kw_only=True):
         str, Meta(description="`probe`: last layer of a frozen network; `train`: whole network")
     ]
     n: int
-    correct: Annotated[int, Meta(description="number of images classified correctly")]
+    correct: Annotated[int | None, Meta(description="number of right answers; empty for a mean")]
     accuracy: Annotated[
         float | None, Meta(description="correct / n, on a single draw of mixed variants")
     ]
-    ci_low: float
-    ci_high: float
+    ci_low: float | None
+    ci_high: float | None
     chance: float | None
     published: Annotated[
         float | None, Meta(description="the paper's figure for ResNet-50, table 5")
@@ -189,12 +193,16 @@ class MatrixLine(Struct, frozen=True, kw_only=True):
     train_split: Annotated[str, Meta(description="split of the training images")]
     split: str
     holdout: float
-    seed: Annotated[int, Meta(description="seed of the training")]
+    seed: Annotated[int | None, Meta(description="seed of the training; empty for a mean")]
+    seeds: Annotated[int, Meta(description="number of trainings; of several, this is the mean")]
+    sd: Annotated[float | None, Meta(description="standard deviation of their accuracies")]
+    lowest: Annotated[float | None, Meta(description="smallest of their accuracies")]
+    highest: Annotated[float | None, Meta(description="largest of their accuracies")]
     precision: str
-    device: str
-    weights_sha256: str
+    device: str | None
+    weights_sha256: str | None
     checkpoint: Annotated[
-        str, Meta(description="file of the trained model, as `--models` takes it")
+        str | None, Meta(description="file of the trained model, as `--models` takes it")
     ]
     dataset: str
 
@@ -202,7 +210,7 @@ class MatrixLine(Struct, frozen=True, kw_only=True):
 MATRIX_TABLE = Table(
     "matrix",
     (MatrixLine,),
-    "accuracy on one variant of a model trained on another (or the same)",
+    "accuracy on one variant of a model trained on another (or the same), or a mean over seeds",
 )
 
 
@@ -215,6 +223,8 @@ class _Row(NamedTuple):
 
 
 _ImageReader = Callable[[str, float], EvalImages]
+_Cells = dict[tuple[str, str, int], "MatrixCell"]
+"""(row, column, seed) -> predictions of the model, in order of the seeds."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -241,25 +251,28 @@ class MatrixCell:
 
 
 def read_matrices(dataset: Dataset) -> list[Matrix]:
-    """Computes every matrix that has valid predictions on the dataset, in order of the names."""
+    """Computes every matrix with valid predictions, which gathers all seeds, in order of names."""
     read_images = functools.cache(functools.partial(EvalImages.read, dataset))
-    models: dict[str, list[_Row]] = {}
+    by_name: dict[str, list[_Row]] = {}
     for run in read_results(dataset.store, "model", Evaluated):
         if run.matrix and run.trained:
-            models.setdefault(run.matrix.name, []).append(_Row(run, run.matrix, run.trained))
-    matrices = (
-        _compute_matrix(dataset, name, models[name], read_images) for name in sorted(models)
-    )
-    return [matrix for matrix in matrices if matrix.rows]
+            by_name.setdefault(run.matrix.name, []).append(_Row(run, run.matrix, run.trained))
+    gathered: dict[object, list[_Row]] = {}
+    for name, models in by_name.items():
+        # They differ while the rows are being made again, with other settings or on other data.
+        settings, *others = {one.matrix.settings for one in models}
+        gathered.setdefault(name if others else settings or name, []).extend(models)
+    matrices = (_compute_matrix(dataset, models, read_images) for models in gathered.values())
+    return sorted((matrix for matrix in matrices if matrix.rows), key=lambda matrix: matrix.name)
 
 
-def _compute_matrix(
-    dataset: Dataset, name: str, models: list[_Row], read_images: _ImageReader
-) -> Matrix:
+def _compute_matrix(dataset: Dataset, models: list[_Row], read_images: _ImageReader) -> Matrix:
+    models = sorted(models, key=lambda one: one.trained.seed)
     cells = {
-        (one.matrix.row, column): cell
+        (one.matrix.row, column, one.trained.seed): cell
         for one in models
         for column, cell in _cells(dataset, one, read_images)
+        if cell.keys
     }
     tested = ([IN9L] if one.run.evaluation.dataset else one.run.variants or () for one in models)
     columns = sort_names(dataset, {one.matrix.row for one in models}.union(*tested))
@@ -267,34 +280,22 @@ def _compute_matrix(
     return pick(
         Matrix,
         first.run.evaluation,
-        name=name,
+        name=first.matrix.name,
+        trainings={one.matrix.name: one.trained.seed for one in models},
         arch=first.matrix.arch,
         method=first.trained.method,
         dataset=dataset.manifest.fingerprint,
         train_split=first.trained.split,
-        seed=first.trained.seed,
         replicates=dataset.manifest.config.compose.replicates,
         columns=columns,
         rows=tuple(
-            _cell_row(row, column, cells[row, column], dataset.is_comparable)
+            _cell_row(row, column, shown, dataset.is_comparable)
             for row in columns
             for column in columns
-            if (row, column) in cells
+            for shown in _lines(_models(cells, row, column))
         ),
-        gaps=tuple(
-            pick(RowGap, difference, train_variant=row)
-            for row in columns
-            for difference in _paired_differences(
-                cells.get((row, "mixed_same")), cells.get((row, "mixed_rand"))
-            )
-        ),
-        gains=tuple(
-            pick(Gain, difference, first="mixed_rand", second="original", test_variant=column)
-            for column in columns
-            for difference in _paired_differences(
-                cells.get(("mixed_rand", column)), cells.get(("original", column))
-            )
-        ),
+        gaps=tuple(gap for row in columns for gap in _gaps(cells, row)),
+        gains=tuple(gain for column in columns for gain in _gains(cells, column)),
     )
 
 
@@ -358,37 +359,57 @@ def _in9l_cell(store: Store, row: _Row) -> MatrixCell | None:
     return MatrixCell(row, keys, units, None, labels, correct, device)
 
 
-def _cell_row(row: str, column: str, cell: MatrixCell, is_comparable: bool) -> CellRow:
-    """Computes a cell.
+def _models(cells: _Cells, row: str, column: str) -> list[MatrixCell]:
+    return [cell for (*place, _), cell in cells.items() if tuple(place) == (row, column)]
 
-    Args:
-      is_comparable: whether the paper's figures may be compared with accuracies on the dataset;
-        otherwise the line has no published figure.
+
+def _lines(models: list[MatrixCell]) -> list[list[MatrixCell]]:
+    """Returns what the lines of a cell are about: each model, and then, of several, all."""
+    return [*([one] for one in models), *([models] if len(models) > 1 else [])]
+
+
+def _cell_row(row: str, column: str, cells: Sequence[MatrixCell], is_comparable: bool) -> CellRow:
+    """Computes a line of a cell, about one model, or the mean of several.
+
+    It has a published figure only if the paper's may be compared with accuracies on the dataset.
     """
     published = TRAINED.get(row, {}).get(column) if is_comparable else None
-    one = measure_accuracy(cell.correct, _roles(cell), np.arange(len(cell.keys)))
-    difference = {}
-    if published is not None and one.accuracy is not None:
-        difference = {
-            "difference": one.accuracy - published,
-            "difference_ci_low": one.ci_low - published,
-            "difference_ci_high": one.ci_high - published,
-        }
+    accuracy, one = _estimate(cells[:1], _accuracies(cells), is_share=True)
+    differences = {
+        f"difference{end}": value - published
+        for end, value in (("", accuracy), ("_ci_low", one.ci_low), ("_ci_high", one.ci_high))
+        if value is not None and published is not None
+    }
+    first, run, trained = cells[0], cells[0].row.run, cells[0].row.trained
+    of_model = {
+        "correct": int(first.correct.sum()),
+        "seed": trained.seed,
+        "device": first.device,
+        "weights_sha256": run.weights_sha256,
+        "checkpoint": run.entry.partition("=")[2],
+    }
     return pick(
         CellRow,
         one,
         train_variant=row,
         test_variant=column,
-        chance=constant_accuracy(cell.labels),
-        train_n=cell.row.trained.images,
-        penalty=None if cell.row.trained.penalty is UNSET else cell.row.trained.penalty,
-        overlap=cell.row.run.overlap or 0,
-        device=cell.device,
-        weights_sha256=cell.row.run.weights_sha256,
-        checkpoint=cell.row.run.entry.partition("=")[2],
+        pictures=one.n,
+        accuracy=accuracy,
+        chance=constant_accuracy(first.labels),
         published=published,
-        **difference,
+        train_n=trained.images,
+        penalty=None if trained.penalty is UNSET else trained.penalty,
+        overlap=run.overlap or 0,
+        **differences,
+        **(of_model if len(cells) == 1 else {}),
     )
+
+
+def _accuracies(cells: Iterable[MatrixCell]) -> Seeds:
+    """Returns the accuracies of models on the same pictures, at least one."""
+    correct = np.stack([cell.correct for cell in cells])
+    values = correct.mean(axis=1)
+    return Seeds(values, (correct - values[:, np.newaxis]) / correct.shape[1])
 
 
 def _roles(*cells: MatrixCell) -> Roles:
@@ -405,15 +426,50 @@ def _roles(*cells: MatrixCell) -> Roles:
     )
 
 
-def _paired_differences(
-    first: MatrixCell | None, second: MatrixCell | None
-) -> Iterator[PairedDifference]:
-    """Yields the accuracy of the first cell minus the second's, if both hold the same images."""
-    if first and second and first.keys == second.keys and first.keys:
-        gap = bg_gap(first.correct[np.newaxis], second.correct[np.newaxis], _roles(first, second))
-        yield PairedDifference(
-            difference=gap.gap, ci_low=gap.low, ci_high=gap.high, n=len(first.keys)
+def _gaps(cells: _Cells, row: str) -> Iterator[RowGap]:
+    """Yields the BG-Gap of a row, once each of its models has predictions."""
+    same, rand = (_models(cells, row, name) for name in ("mixed_same", "mixed_rand"))
+    if same and [one.row for one in same] == [one.row for one in rand]:
+        first, second = _accuracies(same), _accuracies(rand)
+        gaps = Seeds(first.values - second.values, np.hstack([first.r, -second.r]))
+        value, one = _estimate([same[0], rand[0]], gaps)
+        yield pick(RowGap, one, difference=value, train_variant=row)
+
+
+def _gains(cells: _Cells, column: str) -> Iterator[Gain]:
+    """Yields the gain on a column, if models of both rows have predictions of the same images."""
+    rows = ("mixed_rand", "original")
+    first, second = (_models(cells, row, column) for row in rows)
+    if first and second and first[0].keys == second[0].keys:
+        value, one = _estimate(first[:1], _accuracies(first), _accuracies(second))
+        # Seeds of the two rows have nothing in common, so no seed has a gain.
+        none = dict.fromkeys(("sd", "lowest", "highest"))
+        yield pick(
+            Gain, one, difference=value, first=rows[0], second=rows[1], test_variant=column, **none
         )
+
+
+def _estimate(
+    pictures: Sequence[MatrixCell], *methods: Seeds, is_share: bool = False
+) -> tuple[float, Estimated]:
+    """Computes the mean of a method's models, maybe a share, or what it exceeds a second's by.
+
+    `pictures` are cells that hold the pictures behind it.
+    """
+    n = len(pictures[0].keys)
+    measured = measure(_roles(*pictures), n, *methods, is_share=is_share)
+    low, high = measured.interval() if measured else (None, None)
+    means = [float(one.values.mean()) for one in methods]
+    values = methods[0].values
+    return means[0] - sum(means[1:]), Estimated(
+        n=n,
+        ci_low=low,
+        ci_high=high,
+        seeds=len(values),
+        sd=float(values.std(ddof=1)) if len(values) > 1 else None,
+        lowest=float(values.min()),
+        highest=float(values.max()),
+    )
 
 
 def write_matrix_tables(dataset: Dataset) -> list[Matrix]:

@@ -42,6 +42,7 @@ from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.loop import MODEL, holds_other_training, train
 from pipeline.training.probe_fit import MODELS, Backbone, ProbePlan, fit_variant
 from pipeline.training.train_plan import TrainPlan, describe_penalty
+from transforms.hashing import fingerprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,6 @@ class MatrixPlan:
     split: str
     holdout: float
     predict: PredictConfig
-    seed: int = 0
     allow_overlap: bool = False
 
     @property
@@ -101,7 +101,6 @@ class MatrixPlan:
         parts = (
             self.train_split if self.train_split != "train" else "",
             f"holdout{self.holdout:g}" if self.holdout else "",
-            f"seed{self.seed}" if self.seed else "",
         )
         return "".join(f"-{part}" for part in parts if part)
 
@@ -115,7 +114,6 @@ def make_plan(
     split: str | None,
     share: float,
     predict: PredictConfig,
-    seed: int = 0,
     allow_overlap: bool = False,
 ) -> MatrixPlan:
     """Makes a plan from flags, and checks it against the dataset.
@@ -169,7 +167,6 @@ def make_plan(
         split=test_split,
         holdout=share,
         predict=predict,
-        seed=seed,
         allow_overlap=allow_overlap,
     )
 
@@ -195,6 +192,8 @@ def _choose_train_split(dataset: Dataset, given: str | None, test_split: str, sh
 class ProbeTrainer:
     """A trainer that fits a linear probe on each variant."""
 
+    settings = UNSET
+
     def __init__(self, backbone: Backbone, plan: MatrixPlan) -> None:
         self._backbone, self._plan = backbone, plan
         self.arch = backbone.model.name
@@ -205,9 +204,7 @@ class ProbeTrainer:
         dataset, variant = self._plan.source(row)
         return fit_variant(
             self._backbone,
-            ProbePlan(
-                dataset, variant, self._plan.train_split, self._plan.holdout, self._plan.seed, row
-            ),
+            ProbePlan(dataset, variant, self._plan.train_split, self._plan.holdout, row),
             self._plan.dataset.store,
         )
 
@@ -242,6 +239,12 @@ class NetworkTrainer:
         self.arch = training.arch
         kind = "pretrained-" if training.pretrained else ""
         self.name = f"{kind}{training.arch.replace('/', '_')}-{training.epochs}ep{plan.suffix()}"
+        self.name += f"-seed{training.seed}" if training.seed else ""
+        self.settings = fingerprint(
+            dataclasses.replace(training, seed=0).identity(plan.dataset),
+            plan.split,
+            plan.in9l and plan.in9l.manifest.fingerprint,
+        )
 
     def train(self, row: str) -> str:
         """Trains on a row's pictures, unless it did so before; returns the checkpoint's path.
@@ -256,7 +259,6 @@ class NetworkTrainer:
             self._training,
             train_split=self._plan.train_split,
             holdout=self._plan.holdout,
-            seed=self._plan.seed,
             variant=variant,
             eval_split=self._plan.split if validates and self._plan.split in splits else None,
         )
@@ -282,13 +284,15 @@ class NetworkTrainer:
 
 Trainer = ProbeTrainer | NetworkTrainer
 """A method to train a network on a variant, and to predict pictures with the trained network. Its
-`name` is that of the matrix whose rows it trains, and `arch` the architecture of the network."""
+`name` is that of the matrix whose rows it trains, `arch` the architecture of the network, and
+`settings` what the trainers of the other seeds of a network have in common."""
 
 
 def make_matrices(plan: MatrixPlan, trainers: Iterable[Trainer]) -> tuple[list[Matrix], int]:
-    """Trains and tests the models of matrices; also returns the number of rows newly predicted.
+    """Trains and tests the models of matrices; also returns the number of models newly predicted.
 
-    After every new row, it prints a line and writes the tables. `read_matrices` computes them.
+    After every new row, it prints a line and writes the tables. `read_matrices` computes them, and
+    gathers the seeds of a network in one matrix.
 
     Raises:
       UsageError: a model would be tested on images that it was trained on, and the plan does not
@@ -318,8 +322,8 @@ def make_matrices(plan: MatrixPlan, trainers: Iterable[Trainer]) -> tuple[list[M
                         f"{duration(time.monotonic() - started)}{suffix}"
                     )
             _remove_others(locked_store, trainer.name, current)
-    matrices = {matrix.name: matrix for matrix in _write_tables(plan.dataset)}
-    return [matrices[name] for name in names], new_rows
+    matrices = {name: one for one in _write_tables(plan.dataset) for name in one.trainings}
+    return list({matrices[name].name: matrices[name] for name in names}.values()), new_rows
 
 
 def make_row(
@@ -360,15 +364,21 @@ def make_row(
         if missing:
             scorer = scorer or trainer.scorer(entry)
             for output in shards.run(scorer, numbers, missing, lambda *_: None):
-                fingerprint = shards.fingerprint_to_store(output)
-                write_table(store, shards.path(output.chunk), output.table, fingerprint)
+                write_table(
+                    store,
+                    shards.path(output.chunk),
+                    output.table,
+                    shards.fingerprint_to_store(output),
+                )
         commit_predictions(
             shards,
             numbers,
             run,
             # Relative to the dataset's folder, so that it stays valid if the folder is moved.
             entry=entry.replace(f"={store.root}/", "=", 1),
-            matrix=MatrixRow(name=trainer.name, row=row, arch=trainer.arch),
+            matrix=MatrixRow(
+                name=trainer.name, row=row, arch=trainer.arch, settings=trainer.settings
+            ),
             groups=groups,
             power=(),
         )

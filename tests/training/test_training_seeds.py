@@ -1,0 +1,123 @@
+"""Tests trainings with several seeds, and what refuses `--seed`."""
+
+import os
+import re
+import shlex
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from runs import ONE, refusal, run_here, run_in9, stamps, start_in9, table_of, wait_until
+
+from pipeline.models.checkpoint import read_metadata
+
+TRAIN = ("--arch", "test_resnet", "--variant", "mixed_rand", "--holdout", 0.5, "--lr", 0.05)
+TRAIN = (*TRAIN, "--epochs", 2, "--batch_size", 4, "--workers", 0)
+FAMILY = "test_resnet-mixed_rand-2ep-holdout0.5"
+
+
+@pytest.fixture
+def copied(three_draws: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(three_draws, tmp_path / "out of trainings"))
+
+
+def test_what_it_prints_is_what_evaluate_takes_and_a_family(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here("train", "--dataset", copied, *TRAIN, "--seeds", "0,3,11")
+    *_, last = capsys.readouterr().out.splitlines()
+    head, command = last.split(": in9 ")
+    assert head == "to evaluate"
+    words = shlex.split(command)
+    entries = words[words.index("--models") + 1].split(",")
+    files = [copied / "models" / f"{FAMILY}-seed{seed}" for seed in (0, 3, 11)]
+    assert entries == [
+        f"{FAMILY}#{seed}:=test_resnet={folder}/model.safetensors"
+        for seed, folder in zip((0, 3, 11), files, strict=True)
+    ]
+    trained = [read_metadata(str(folder / "model.safetensors")) for folder in files]
+    assert [one and one.seed for one in trained] == [0, 3, 11]
+    run_here(*words, "--pictures", "none", *ONE)
+    (row,) = [
+        row
+        for row in table_of(copied, "families")
+        if (row["variant"], row["label_rule"]) == ("original", "argmax_then_map")
+    ]
+    assert row["family"].split() == [FAMILY, "holdout0.5"]
+    assert row["seeds"] == "3"
+    assert row["ci_low"]
+    # A single training has no label, as there is no family.
+    before = stamps(copied)
+    capsys.readouterr()
+    run_here("train", "--dataset", copied, *TRAIN, "--seeds", "3")
+    printed = capsys.readouterr().out
+    assert "nothing to do: all 2 epochs have been trained" in printed
+    assert "#" not in printed
+    assert stamps(copied) == before
+
+
+def test_with_an_output_each_seed_has_a_folder_and_goes_on_where_it_was_stopped(
+    copied: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "runs"
+    flags = ("--dataset", copied, "--output", output, *TRAIN, "--epochs", 40)
+    running = start_in9("train", *flags, "--seeds", "5,6")
+    wait_until((output / "seed6" / "state.pth").exists, running)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.communicate(timeout=60)
+    first = (output / "seed5" / "model.safetensors").read_bytes()
+    printed = run_in9("train", *flags, "--seeds", "5,6").stdout
+    assert printed.count("nothing to do: all 40 epochs have been trained") == 1
+    assert re.search(r"seed 6; resuming after epoch \d+ of 40", printed)
+    assert sorted(path.name for path in output.iterdir()) == ["seed5", "seed6"]
+    assert (output / "seed5" / "model.safetensors").read_bytes() == first
+    alone = tmp_path / "alone"
+    run_here("train", *flags, "--output", alone, "--seeds", 6)
+    one, other = (path / "model.safetensors" for path in (alone, output / "seed6"))
+    assert one.read_bytes() == other.read_bytes() != first
+
+
+def test_folders_of_later_seeds_are_checked_before_the_first_is_trained(
+    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_here("train", "--dataset", copied, *TRAIN, "--seeds", 1, "--lr", 0.01)
+    capsys.readouterr()
+    run_here("train", "--dataset", copied, *TRAIN, "--seeds", "0,1", code=2)
+    captured = capsys.readouterr()
+    assert f"{FAMILY}-seed1 holds another training (--lr 0.01)" in captured.err
+    assert not captured.out
+    assert [path.name for path in (copied / "models").iterdir()] == [f"{FAMILY}-seed1"]
+    output = tmp_path / "runs"
+    (output / "seed1").mkdir(parents=True)
+    (output / "seed1" / "model.safetensors").write_bytes(b"mine")
+    flags = ("--dataset", copied, "--output", output)
+    message = refusal(capsys, "train", *flags, *TRAIN, "--seeds", "0,1")
+    assert f"--output {output}/seed1 holds model.safetensors, which was not trained here" in message
+
+
+@pytest.mark.parametrize("command", ["train", "matrix"])
+def test_a_seed_is_refused_with_the_name_of_the_flag(
+    command: str, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (command, "--dataset", copied)
+    assert "no --seed, which is a flag of in9 run" in refusal(capsys, *flags, "--seed", 1)
+    assert refusal(capsys, *flags, "--seed=1").endswith("did you mean --seeds?")
+    file = tmp_path / "flags.toml"
+    file.write_text(f"[{command}]\nseed = 1\n")
+    assert refusal(capsys, *flags, "--config", file).endswith("did you mean --seeds?")
+    for wrong in ("", "0,", "1,1", "01,1", "-1", "a", "0.5"):
+        message = refusal(capsys, *flags, f"--seeds={wrong}")
+        assert "expected whole numbers that differ, separated by commas" in message
+    probe = ("--probe", "--holdout", 0.5, "--seeds", "0,1")
+    assert "leave out --seeds or --probe" in refusal(capsys, *flags, *probe)
+
+
+def test_a_common_seed_is_that_of_pairing(copied: Path, tmp_path: Path) -> None:
+    file = tmp_path / "flags.toml"
+    file.write_text("seed = 7\n[matrix]\nseeds = [4]\n")
+    run_in9("train", "--dataset", copied, *TRAIN, "--config", file)
+    file.write_text("seed = 7\n[train]\nseeds = [1, 2]\n")
+    run_in9("train", "--dataset", copied, *TRAIN, "--config", file)
+    names = sorted(path.name for path in (copied / "models").iterdir())
+    assert names == [f"{FAMILY}-seed{seed}" for seed in range(3)]
