@@ -7,6 +7,7 @@ checks its files against the manifest, and prints the faults.
 
 import argparse
 import dataclasses
+import functools
 import os
 import re
 import sys
