@@ -268,7 +268,8 @@ def forest_figure(title: str, rows: Sequence[tuple[str, HeadlineCell]]) -> Drawn
     """
     texts = [str(cell) for _, cell in rows]
     ends = np.asarray([(cell.value, cell.low, cell.high) for _, cell in rows], np.float64)
-    (values, lows, highs), known = ends.T, np.flatnonzero(~np.isnan(ends).any(axis=1))
+    values, lows, highs = ends.T
+    known = np.flatnonzero(~np.isnan(lows))
     seeds = [(seed, row) for row, (_, cell) in enumerate(rows) for seed in cell.seeds]
     with styled():
         locator = MaxNLocator(7, steps=[1, 2, 5, 10])
