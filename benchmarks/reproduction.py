@@ -18,7 +18,7 @@ from measure import commit
 
 from pipeline.analyses.attack.results import AttackResult
 from pipeline.analyses.evaluation.differences import GAP
-from pipeline.analyses.evaluation.panel import make_headline
+from pipeline.analyses.evaluation.headline import make_headline
 from pipeline.analyses.imagenet.results import Trend
 from pipeline.analyses.matrix.results import Matrix
 from pipeline.analyses.saliency.results import SaliencyResult

@@ -68,6 +68,15 @@ def percent_interval(value: float | None, low: float | None, high: float | None)
     return interval(*estimate) if estimate else "-"
 
 
+def mean_interval(
+    mean: float, low: float | None, high: float | None, values: Sequence[float]
+) -> str:
+    """Formats a mean of values, fractions, with its interval; without one, with their range."""
+    if low is None or high is None:
+        return f"{100 * mean:.1f} (range {100 * min(values):.1f} to {100 * max(values):.1f})"
+    return interval(mean, low, high)
+
+
 class ShortName(NamedTuple):
     """A model's short name in two fields: its architecture, and what sets the model apart.
 
@@ -144,10 +153,16 @@ def escape(text: str) -> str:
     return "".join(_SPECIAL.get(character, character) for character in escaped_line(text))
 
 
+INTERVAL, RANGE = "[{:.1f}, {:.1f}]", "{:.1f}$ to ${:.1f}"
+"""How the ends of an interval are set, and those of a range, which must not look like one."""
+
+
 class Cell(NamedTuple):
     """An estimate with its interval, as fractions.
 
     `is_bold` if it cannot be told from the best of its column, `is_starred` if it is significant.
+    Of a mean, `sd` is the standard deviation of what it is the mean of; without an interval, `low`
+    and `high` are the smallest and the largest of these, and `ends` is `RANGE`.
     """
 
     value: float
@@ -155,6 +170,8 @@ class Cell(NamedTuple):
     high: float
     is_bold: bool = False
     is_starred: bool = False
+    sd: float | None = None
+    ends: str = INTERVAL
 
 
 def tabular(
@@ -171,7 +188,16 @@ def tabular(
       models: the models; one without numbers in this table is named only in a comment.
       cells: for each model, a cell for each column; None is an empty cell.
     """
-    names = names_of(models)
+    return tabular_of(description, heads, names_of(models), cells)
+
+
+def tabular_of(
+    description: str,
+    heads: Sequence[str],
+    names: Sequence[ShortName],
+    cells: Sequence[Sequence[Cell | None]],
+) -> str:
+    """Makes a `tabular` as above, with a line of standard deviations if cells have some."""
     shown = [(name, row) for name, row in zip(names, cells, strict=True) if any(row)]
     without = [" ".join(name) for name, row in zip(names, cells, strict=True) if not any(row)]
     width = min(len(heads), _SIDE_BY_SIDE)
@@ -196,6 +222,11 @@ def tabular(
                 _row([escape(shorten(name.first, _NAME)), *map(_number, row[block])], width),
                 _row([rest, *map(_interval, row[block])], width),
             ]
+            sds = [
+                rf"\scriptsize${100 * one.sd:.1f}$" if one and one.sd is not None else ""
+                for one in row[block]
+            ]
+            lines += [_row([r"\scriptsize sd", *sds], width)] if any(sds) else []
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -217,7 +248,7 @@ def _number(cell: Cell | None) -> str:
 
 
 def _interval(cell: Cell | None) -> str:
-    return rf"\scriptsize$[{100 * cell.low:.1f}, {100 * cell.high:.1f}]$" if cell else ""
+    return rf"\scriptsize${cell.ends.format(100 * cell.low, 100 * cell.high)}$" if cell else ""
 
 
 def _row(cells: Sequence[str], width: int) -> str:

@@ -14,7 +14,6 @@ from typing import Annotated, NamedTuple, Self, TypeVar
 
 import numpy as np
 from msgspec import Meta, Struct
-from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
@@ -22,7 +21,7 @@ from pipeline.errors import counted
 from pipeline.evaluate.families import Family, Subject, families_of
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
 from pipeline.evaluate.results import ModelRun, Table
-from pipeline.evaluate.summary import AccuracyRow, Summary
+from pipeline.evaluate.summary import Summary
 from pipeline.storage.state_files import convert, read_csv
 from transforms.analysis import gaps_of_pictures
 from transforms.families import MIN_SEEDS, Seeds, spread_of_methods
@@ -36,7 +35,7 @@ from transforms.two_way import (
     share_interval,
     smallest_difference,
 )
-from transforms.variants import OBJECT_HIDDEN, VariantName, draws_of
+from transforms.variants import VariantName, draws_of
 
 BG_GAP = "bg_gap"
 """Name of BG-Gap in lists that otherwise hold variant names."""
@@ -411,50 +410,6 @@ def read_rows(dataset: Dataset, table: Table, kind: type[_Row]) -> list[_Row]:
         convert({name: cell for name, cell in row.items() if cell}, kind, strict=False)
         for row in read_csv(dataset.store.read(path))
         if row["dataset"] == dataset.manifest.fingerprint
-    ]
-
-
-IN_BOLD = (
-    "bold: cannot be told from the best in its column (paired, Holm's adjustment, 5 %); never "
-    "where the object is hidden, because a high accuracy there means use of the background"
-)
-"""What bold print means in all tables, on the page and in LaTeX; a star means significant."""
-
-
-def mark_best(summaries: Iterable[Summary], compared: Iterable[ComparisonRow]) -> list[Summary]:
-    """Marks accuracies that do not differ measurably from the best on the same images.
-
-    These are the highest accuracy, and those whose difference from it is known and not significant.
-    The differences are adjusted for all pairs, so it does not matter that the best one was
-    selected. If a single model was tested on the images, nothing is marked, and neither is an
-    accuracy on a variant that hides the object.
-    """
-    summaries = list(summaries)
-    rivals: dict[tuple[object, ...], list[tuple[float, str]]] = {}
-    for one in summaries:
-        for row in one.accuracy:
-            figure = one.tested_on, row.label_rule, row.variant
-            rivals.setdefault(figure, []).append((row.accuracy or 0.0, one.name))
-    tied = {
-        (row.label_rule, row.variant, *pair)
-        for row in compared
-        if not row.is_significant
-        for pair in itertools.permutations((row.first, row.second))
-    }
-
-    def marked(one: Summary, row: AccuracyRow) -> AccuracyRow:
-        figure = row.label_rule, row.variant
-        if (
-            not row.n
-            or VariantName.parse(row.variant).base in OBJECT_HIDDEN
-            or len(rivals[one.tested_on, *figure]) < 2
-        ):
-            return row
-        _, best = max(rivals[one.tested_on, *figure])
-        return replace(row, among_best=one.name == best or (*figure, one.name, best) in tied)
-
-    return [
-        replace(one, accuracy=tuple(marked(one, row) for row in one.accuracy)) for one in summaries
     ]
 
 

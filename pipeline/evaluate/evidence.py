@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.families import Family, Subject, subjects_of
 from pipeline.evaluate.published import trained_on
 from pipeline.evaluate.results import ModelRun, Trained
 from pipeline.evaluate.summary import Summary
@@ -60,6 +61,15 @@ class Results:
     def models_with(self, kind: type[R]) -> tuple[tuple[ModelResults, R], ...]:
         """Returns (model, its result) of each model that has a result of a type."""
         return tuple((model, one) for model in self.models if (one := model.get(kind)) is not None)
+
+    @property
+    def subjects(self) -> list[tuple[str, Subject]]:
+        """(name, family) of each family, then those of the models that are in none."""
+        names = {summary.folder: model.name for model, summary in self.models_with(Summary)}
+        return [
+            (one.name if isinstance(one, Family) else names[one.folder], one)
+            for one in subjects_of([summary for _, summary in self.models_with(Summary)])
+        ]
 
     @property
     def rule(self) -> str:

@@ -126,6 +126,19 @@ def subjects_of(summaries: Sequence[Summary]) -> list[Subject]:
     return [*families, *(one for one in summaries if one.folder not in members)]
 
 
+def titled(name: str, subject: Subject) -> str:
+    """Adds to a subject's name how many trainings of a method it stands for, if it is of one."""
+    if isinstance(subject, Family):
+        return f"{name}, mean of {len(subject.members)}"
+    return f"{name}, one training" if subject.family else name
+
+
+def describe_families(summaries: Iterable[Summary]) -> list[str]:
+    """Returns a line on each family without an interval, and on each that cannot be formed."""
+    families, lines = families_of(summaries)
+    return [*(f"no interval: {one.no_interval}" for one in families if one.no_interval), *lines]
+
+
 def _fault(seeds: Sequence[Summary]) -> str:
     """Says why models cannot be seeds of one method; "" if they can."""
     first = seeds[0]
@@ -200,12 +213,25 @@ class FamilyRow(Struct, frozen=True, kw_only=True):
         Meta(description="lower end of the 95 % interval for a single further training"),
     ] = None
     further_high: Annotated[float | None, Meta(description="upper end of that interval")] = None
+    among_best: Annotated[
+        bool | None,
+        Meta(
+            description="whether it cannot be told from the highest mean of a family; empty as in "
+            "`summary`, and without an interval"
+        ),
+    ] = None
     n: int
     members: Annotated[str, Meta(description="names of its models")]
     split: str
     eval_input: str
     precision: str
     dataset: str
+
+
+def figures_of(family: Family, rule: str, rows: Iterable[FamilyRow]) -> dict[str, FamilyRow]:
+    """Returns a family's rows under a label rule, by variant."""
+    wanted = family.name, rule
+    return {row.variant: row for row in rows if (row.family, row.label_rule) == wanted}
 
 
 FAMILIES = Table(

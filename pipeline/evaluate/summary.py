@@ -68,8 +68,8 @@ class AccuracyRow(VariantRow, frozen=True, kw_only=True):
         bool | None,
         Meta(
             description="whether it cannot be told from the highest accuracy (`p_adjusted` in "
-            "`comparisons` is at least 0.05); empty for a single model, and on `only_bg_b`, "
-            "`only_bg_t` and `no_fg`"
+            "`comparisons` is at least 0.05); empty for a single model, for seeds of a family, and "
+            "on `only_bg_b`, `only_bg_t` and `no_fg`"
         ),
     ] = None
 

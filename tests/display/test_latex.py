@@ -14,7 +14,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
 from pipeline.analyses.evaluation.tables import latex_tables
-from pipeline.evaluate.comparisons import IN_BOLD, ComparisonRow, mark_best
+from pipeline.evaluate.best import IN_BOLD, mark_best
+from pipeline.evaluate.comparisons import ComparisonRow
 from pipeline.evaluate.summary import Summary
 from transforms.analysis import KINDS
 from transforms.scoring import PAPER_RULE

@@ -23,7 +23,8 @@ from pipeline.analyses.evaluation.baseline import (
 from pipeline.commands.finished import with_results
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.evaluate.comparisons import ComparisonRow, mark_best
+from pipeline.evaluate.best import mark_best
+from pipeline.evaluate.comparisons import ComparisonRow
 from pipeline.evaluate.results import (
     FailedModel,
     RunSettings,

@@ -5,33 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_page import MODELS, PAPER, PHONE, WIDE, column
+from report_page import MODELS, PAPER, PHONE, TOO_WIDE, WIDE, column, open_all
 
 from pipeline.display.style import TEXT
 
 SIZES = [WIDE, {"width": 1280, "height": 800}, {"width": 1024, "height": 768},
          {"width": 768, "height": 1024}, PHONE, {"width": 320, "height": 640}]  # fmt: skip
-
-_TOO_WIDE = """() => {
-  // Sections and small pictures go on sideways, and look like it.
-  const goesOn = "nav, .thumbs, .hidden, .tip, .skip, svg *";
-  const wide = [];
-  for (const e of document.querySelectorAll("body *")) {
-    if (!e.checkVisibility() || e.closest(goesOn)) continue;
-    const box = e.getBoundingClientRect();
-    if (!box.width) continue;
-    const frame = e.parentElement.getBoundingClientRect();
-    const name = `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 40)}`;
-    if (box.left < -0.5 || box.right > innerWidth + 0.5) wide.push(`off the page: ${name}`);
-    if (box.right > frame.right + 1 && getComputedStyle(e).display !== "inline") {
-      wide.push(`wider than its frame: ${name}`);
-    }
-    if (e.scrollWidth > e.clientWidth + 1 && e.clientWidth && e.tagName !== "SELECT") {
-      wide.push(`holds more than it shows: ${name}`);
-    }
-  }
-  return wide;
-}"""
 
 _BROKEN = """([names, pattern]) => {
   const broken = [];
@@ -65,13 +44,6 @@ NAMES = ["th, td.text, h4, .model, figcaption code, .files a", "[A-Za-z0-9]+"]
 HEADS = ["table:not(.marks) thead th", "\\S+"]
 
 
-def open_all(page: Any) -> None:
-    """Opens all folded parts of the page."""
-    page.locator("details").evaluate_all(
-        "all => all.forEach((e) => { e.hidden = false; e.open = true; })"
-    )
-
-
 @pytest.mark.parametrize("size", [*SIZES, PAPER], ids=lambda size: str(size["width"]))
 def test_nothing_is_wider_than_its_frame_and_no_name_breaks_inside_a_word(
     open_page: Any, report_run: Path, size: dict[str, int]
@@ -79,9 +51,9 @@ def test_nothing_is_wider_than_its_frame_and_no_name_breaks_inside_a_word(
     page = open_page(report_run, viewport=size).page
     if size is PAPER:
         page.emulate_media(media="print")
-    assert page.evaluate(_TOO_WIDE) == []
+    assert page.evaluate(TOO_WIDE) == []
     open_all(page)
-    assert page.evaluate(_TOO_WIDE) == []
+    assert page.evaluate(TOO_WIDE) == []
     assert page.evaluate(_BROKEN, NAMES) == []
     assert page.evaluate(_BROKEN, HEADS) == []
     # Each cell is visible, under its heading or beside it.
@@ -193,10 +165,10 @@ def test_the_page_of_many_models_is_short_and_begins_with_all_gaps_in_order(
     table = page.locator("#accuracy table").first
     assert not table.is_visible()
     assert page.locator("#accuracy svg").first.is_visible()
-    assert page.evaluate(_TOO_WIDE) == []
+    assert page.evaluate(TOO_WIDE) == []
     # Folded or not, a row of a table of models is a line.
     open_all(page)
-    assert page.evaluate(_TOO_WIDE) == []
+    assert page.evaluate(TOO_WIDE) == []
     assert page.evaluate(_BROKEN, HEADS) == []
     heights = page.locator("#accuracy [data-tab]:visible tbody tr").evaluate_all(
         "all => all.map((e) => e.getBoundingClientRect().height)"
@@ -233,7 +205,7 @@ def test_on_a_phone_twenty_models_are_short_and_the_rest_is_one_tap_away(
     assert len({round(cell.bounding_box()["y"]) for cell in shown.all()}) == 1
     row.get_by_label("every variant").tap()
     assert shown.count() == row.locator("td").count() == 10
-    assert page.evaluate(_TOO_WIDE) == []
+    assert page.evaluate(TOO_WIDE) == []
     assert opened.complaints == []
 
 

@@ -27,6 +27,28 @@ PHONE = {"width": 390, "height": 844}
 PAPER = {"width": 703, "height": 1032}
 """Size of an A4 sheet within margins of 12 mm."""
 
+TOO_WIDE = """() => {
+  // Sections and small pictures go on sideways, and look like it.
+  const goesOn = "nav, .thumbs, .hidden, .tip, .skip, svg *";
+  const wide = [];
+  for (const e of document.querySelectorAll("body *")) {
+    if (!e.checkVisibility() || e.closest(goesOn)) continue;
+    const box = e.getBoundingClientRect();
+    if (!box.width) continue;
+    const frame = e.parentElement.getBoundingClientRect();
+    const name = `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 40)}`;
+    if (box.left < -0.5 || box.right > innerWidth + 0.5) wide.push(`off the page: ${name}`);
+    if (box.right > frame.right + 1 && getComputedStyle(e).display !== "inline") {
+      wide.push(`wider than its frame: ${name}`);
+    }
+    if (e.scrollWidth > e.clientWidth + 1 && e.clientWidth && e.tagName !== "SELECT") {
+      wide.push(`holds more than it shows: ${name}`);
+    }
+  }
+  return wide;
+}"""
+"""Names what a page in the browser has no room for."""
+
 
 class Opened:
     """A page in the browser, with its complaints and its requests to the network."""
@@ -43,6 +65,13 @@ class Opened:
         self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(self.address + hash)
+
+
+def open_all(page: Any) -> None:
+    """Opens all folded parts of the page."""
+    page.locator("details").evaluate_all(
+        "all => all.forEach((e) => { e.hidden = false; e.open = true; })"
+    )
 
 
 def column(page: Any, number: int) -> list[str]:

@@ -7,7 +7,7 @@ from pipeline.analyses.evaluation.baseline import BASELINE, BaselineRow
 from pipeline.display.panel import COMPARED
 from pipeline.evaluate.comparisons import BG_GAP, COMPARISONS, ComparisonRow, read_rows
 from pipeline.evaluate.evidence import Evidence
-from pipeline.evaluate.summary import Summary
+from pipeline.evaluate.families import Family
 
 GAP = "BG-Gap"
 _DIFFERING = 3
@@ -21,11 +21,15 @@ that as many images would show; None if that is not said."""
 
 @dataclasses.dataclass(frozen=True)
 class Differences:
-    """A table of pairs of models, as (first, second, cells by column)."""
+    """A table of pairs of models, as (first, second, cells by column).
+
+    `of` says what the pairs are of, in words.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, str, dict[str, Cell]], ...]
     left_out: bool
+    of: str = "models"
 
     @property
     def of_gaps(self) -> str:
@@ -38,7 +42,7 @@ class Differences:
             sum(cell[3] and (cell[0] > 0) is is_larger for cell in gaps)
             for is_larger in (True, False)
         )
-        return f"significantly larger for {larger}, smaller for {smaller} of {len(gaps)} models"
+        return f"significantly larger for {larger}, smaller for {smaller} of {len(gaps)} {self.of}"
 
     @property
     def summary(self) -> str:
@@ -66,8 +70,8 @@ class Differences:
         }
         listed = ", ".join(f"{column} ({n})" for column, n in counts.items() if n)
         return (
-            f"{len(differing)} of {len(pairs)} pairs of models differ significantly, on: {listed}. "
-            f"{scope}"
+            f"{len(differing)} of {len(pairs)} pairs of {self.of} differ significantly, on: "
+            f"{listed}. {scope}"
         )
 
 
@@ -79,23 +83,32 @@ def _in_words(column: str, difference: float) -> str:
     return f"{points} {'higher' if difference > 0 else 'lower'} on {column}"
 
 
+def kinds_of(are_families: Iterable[bool], joined: str = "and") -> str:
+    """Names what there is: models, families, or both, joined by a word."""
+    kinds = {"families" if is_family else "models" for is_family in are_families}
+    return f" {joined} ".join(sorted(kinds))
+
+
 def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences:
-    """Reads how any two of the `COMPARED` best models differ; no rows if the file is missing."""
-    evaluated = evidence.models_with(Summary)
-    names = {summary.name: model.name for model, summary in evaluated[:COMPARED]}
-    headlines = {(summary.name, summary.headline) for _, summary in evaluated[:COMPARED]}
+    """Reads how any two of the first `COMPARED` families, or models in none, differ.
+
+    There are no rows if the file is missing.
+    """
+    compared = evidence.subjects[:COMPARED]
+    names = {one.name: name for name, one in compared}
+    headlines = {(one.name, one.headline) for _, one in compared}
     differences = [
         (names[row.first], names[row.second], row.variant, cell)
         for row in read_rows(evidence.dataset, COMPARISONS, ComparisonRow)
         if {(row.first, row.label_rule), (row.second, row.label_rule)} <= headlines
         for cell in [(row.difference, row.ci_low, row.ci_high, row.is_significant, None)]
     ]
-    return _by_pair(evidence, variants, differences, len(evaluated) > COMPARED)
+    return _by_pair(evidence, variants, differences, len(evidence.subjects) > COMPARED)
 
 
 def read_baseline(evidence: Evidence, variants: Sequence[str]) -> Differences:
-    """Reads the differences of all models from the baseline; no rows without one."""
-    names = {summary.name: model.name for model, summary in evidence.models_with(Summary)}
+    """Reads the differences of all families and models from the baseline; no rows without one."""
+    names = {one.name: name for name, one in evidence.subjects}
     differences = [
         (names.get(row.model, row.model), row.baseline, row.variant, cell)
         for row in read_rows(evidence.dataset, BASELINE, BaselineRow)
@@ -111,14 +124,16 @@ def _by_pair(
     differences: Iterable[tuple[str, str, str, Cell]],
     left_out: bool,
 ) -> Differences:
-    """Sorts (first model, second model, variant, difference) by pairs, in order of the models."""
+    """Sorts (first, second, variant, difference) by pairs, in order of families and models."""
     columns = (GAP, *variants)
     pairs: dict[tuple[str, str], dict[str, Cell]] = {}
     for first, second, variant, cell in differences:
         column = GAP if variant == BG_GAP else variant
         if column in columns:
             pairs.setdefault((first, second), {})[column] = cell
-    order = {model.name: position for position, model in enumerate(evidence.models)}
+    order = {name: position for position, (name, _) in enumerate(evidence.subjects)}
     # A baseline of another folder has no place in this order.
     ordered = sorted(pairs.items(), key=lambda pair: [order.get(name, 0) for name in pair[0]])
-    return Differences(columns, tuple((*pair, cells) for pair, cells in ordered), left_out)
+    families = {name for name, one in evidence.subjects if isinstance(one, Family)}
+    of = kinds_of((first in families for first, _ in pairs), "or")
+    return Differences(columns, tuple((*pair, cells) for pair, cells in ordered), left_out, of)

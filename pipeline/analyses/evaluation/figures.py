@@ -3,9 +3,12 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.analyses.evaluation.differences import GAP, kinds_of
+from pipeline.analyses.evaluation.headline import HeadlineCell, make_headline
 from pipeline.analyses.evaluation.tables import KIND_NAMES
 from pipeline.display.panel import COMPARED
 from pipeline.display.plot import (
@@ -36,7 +39,7 @@ from pipeline.display.style import (
     styled,
     titled_axes,
 )
-from pipeline.display.table import interval, shorten
+from pipeline.display.table import shorten
 from pipeline.evaluate.evidence import Evidence, ModelResults
 from pipeline.evaluate.results import safe_name
 from pipeline.evaluate.summary import SizeRow, Summary
@@ -55,7 +58,7 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
     """Makes the figures for which there are results, by the page's label rule."""
     evaluated, taxonomy = evidence.comparable, evidence.taxonomy
     compared = evaluated[:COMPARED]
-    yield from _gaps(evaluated)
+    yield from _gaps(evidence)
     yield from _by_class(evaluated[:_FEW], taxonomy)
     yield from _decomposition(evaluated[:_FEW])
     for variant in _VARIANTS:
@@ -81,15 +84,26 @@ def _decomposition(models: Sequence[_Evaluated]) -> Iterator[Plot]:
         yield Plot("decomposition", "decomposition.svg", f"Stacked bars. {alt}", figure)
 
 
-def _gaps(models: Sequence[_Evaluated]) -> Iterator[Plot]:
-    """Draws BG-Gap of each model; of many, only those with the highest accuracy on `original`."""
-    gaps = [(model.name, gap.estimate) for model, one in models if (gap := one.gap())]
-    rows = sorted(gaps[:MOST_ROWS], key=lambda row: -row[1][0])
+def _gaps(evidence: Evidence) -> Iterator[Plot]:
+    """Draws BG-Gap of each family, then of each model that is in none.
+
+    Of many, only the first are drawn: of models, those with the highest accuracy on `original`.
+    """
+    cells = {row.name: row.cells[GAP] for row in make_headline(evidence).tables[evidence.rule]}
+    gaps = [
+        (name, cells[name])
+        for name, one in evidence.subjects
+        if one.headline == evidence.rule and cells[name].value is not None
+    ]
+    # Families, which have seeds, come first.
+    rows = sorted(gaps[:MOST_ROWS], key=lambda row: (not row[1].seeds, -(row[1].value or 0)))
     if rows:
-        rest = f" ({len(rows)} of {len(gaps)} models)" if len(rows) < len(gaps) else ""
-        spelled = "; ".join(f"{name} {interval(*gap)}" for name, gap in rows)
-        alt = f"BG-Gap of each model{rest}, in points, with 95 % intervals. {spelled}"
-        yield Plot("gaps", "gaps.svg", alt, forest_figure(f"BG-Gap by model{rest}", rows))
+        of = kinds_of(bool(cell.seeds) for _, cell in gaps)
+        one = of.replace("families", "family").replace("models", "model")
+        rest = f" ({len(rows)} of {len(gaps)} {of})" if len(rows) < len(gaps) else ""
+        spelled = "; ".join(f"{name} {cell}" for name, cell in rows)
+        alt = f"BG-Gap of each {one}{rest}, in points, with 95 % intervals. {spelled}"
+        yield Plot("gaps", "gaps.svg", alt, forest_figure(f"BG-Gap by {one}{rest}", rows))
 
 
 def _by_class(models: Sequence[_Evaluated], taxonomy: Taxonomy) -> Iterator[Plot]:
@@ -247,16 +261,24 @@ _CHARACTER = 0.55 * TEXT * POINT
 """Width of a character of an interval, in points."""
 
 
-def forest_figure(title: str, rows: Sequence[tuple[str, Estimate]]) -> Drawn:
-    """Draws an interval in points for each model, from the top, between its name and figures."""
-    texts = [interval(*estimate) for _, estimate in rows]
-    values, lows, highs = zip(*(estimate for _, estimate in rows), strict=True)
+def forest_figure(title: str, rows: Sequence[tuple[str, HeadlineCell]]) -> Drawn:
+    """Draws BG-Gaps in points, from the top, each between a name and its figures.
+
+    The seeds of a family are small dots on the line of its interval.
+    """
+    texts = [str(cell) for _, cell in rows]
+    ends = np.asarray([(cell.value, cell.low, cell.high) for _, cell in rows], np.float64)
+    values, lows, highs = ends.T
+    known = np.flatnonzero(~np.isnan(lows))
+    seeds = [(seed, row) for row, (_, cell) in enumerate(rows) for seed in cell.seeds]
     with styled():
         locator = MaxNLocator(7, steps=[1, 2, 5, 10])
         figure, axes = titled_axes(title, 68 + 13 * len(rows), "x", locator, WIDE)
         axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
-        axes.hlines(range(len(rows)), lows, highs, color=MODELS[0], alpha=0.55)
+        axes.hlines(known, lows[known], highs[known], color=MODELS[0], alpha=0.55)
         axes.plot(values, range(len(rows)), "s", color=MODELS[0])
+        for seed, row in seeds:
+            axes.plot(seed, row, "o", color=MODELS[1], markersize=1.8)
         axes.set_yticks(range(len(rows)), [shorten(name, 36) for name, _ in rows])
         axes.tick_params(axis="y", length=0)
         for row, text in enumerate(texts):
@@ -269,7 +291,8 @@ def forest_figure(title: str, rows: Sequence[tuple[str, Estimate]]) -> Drawn:
                 ha="right",
                 va="center_baseline",
             )
-        axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel="points, 95 % interval")
+        dots = "; dots: single trainings" if seeds else ""
+        axes.set(ylim=(len(rows) - 0.4, -0.6), xlabel=f"points, 95 % interval{dots}")
         axes.autoscale(axis="x")
         return drawn(figure)
 

@@ -6,7 +6,7 @@ pairing of each mixed version, and the authors' claims that accuracies decide.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -15,25 +15,26 @@ from pipeline.analyses.evaluation.baseline import chosen_baseline
 from pipeline.analyses.evaluation.differences import (
     GAP,
     Differences,
+    kinds_of,
     read_baseline,
     read_differences,
+)
+from pipeline.analyses.evaluation.headline import (
+    Headline,
+    HeadlineCell,
+    make_headline,
+    tried,
 )
 from pipeline.analyses.evaluation.tables import describe_power
 from pipeline.display.panel import Claim, Measurement, Panel
 from pipeline.display.table import describe_chance
-from pipeline.evaluate.comparisons import (
-    BG_GAP,
-    COMPARISONS,
-    IN_BOLD,
-    ComparisonRow,
-    mark_best,
-    read_contributions,
-    read_rows,
-)
-from pipeline.evaluate.evidence import Evidence, ModelResults, Results, training_of
-from pipeline.evaluate.published import FOOLED_BY_CLASS, PRETRAINED, TRAINED
+from pipeline.evaluate.best import IN_BOLD
+from pipeline.evaluate.comparisons import BG_GAP, read_contributions
+from pipeline.evaluate.evidence import Evidence, ModelResults, Results
+from pipeline.evaluate.families import describe_families
+from pipeline.evaluate.published import FOOLED_BY_CLASS
 from pipeline.evaluate.summaries import read_summaries
-from pipeline.evaluate.summary import Summary, rules_of, without_rule
+from pipeline.evaluate.summary import Summary, without_rule
 from transforms.estimates import Verdict, above, within
 from transforms.intervals import CONFIDENCE, holm
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
@@ -51,160 +52,32 @@ def pretrained_models(results: Results) -> Iterator[tuple[ModelResults, Summary]
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class HeadlineCell:
-    """One number of the table, with its bounds, as fractions; None where nothing was measured."""
+def reading(gaps: Sequence[HeadlineCell], p_values: Floats, images: str, of: str = "models") -> str:
+    """Says in words what the intervals of BG-Gap show, of all models and families that have one.
 
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    is_among_best: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadlineRow:
-    """One model.
-
-    Attributes:
-      error: why the model has no numbers; "" if it has some.
-      smallest: the smallest BG-Gap that as many images would show; None if there is none.
-      is_power_shown: whether backgrounds tell the class, as far as that was measured.
-      warning: why the numbers should not be trusted; "" if nothing speaks against them.
-    """
-
-    name: str
-    error: str
-    cells: dict[str, HeadlineCell]
-    smallest: float | None = None
-    is_power_shown: bool = True
-    warning: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Headline:
-    """A table for each label rule.
-
-    Attributes:
-      variants: the columns after BG-Gap.
-      published: (name, source, accuracy by variant, BG-Gap or None) of the authors' models: those
-        pretrained on ImageNet, and those trained on a variant that a model here was trained on.
-      left_out: by label rule, the models that its table leaves out, and why, in words.
-    """
-
-    variants: tuple[str, ...]
-    tables: dict[str, tuple[HeadlineRow, ...]]
-    published: tuple[tuple[str, str, Mapping[str, float], float | None], ...]
-    left_out: dict[str, str]
-
-
-def make_headline(evidence: Evidence) -> Headline:
-    """Makes the tables of all models, by BG-Gap; a model that failed gets a row with its error."""
-    # Renderings stand in the table of the method.
-    variants = tuple(str(n) for n in evidence.dataset.picture_variants if not n.rendering)
-    models = tried(evidence)
-    summaries = [summary for _, summary in evidence.models_with(Summary)]
-    rules = rules_of(summaries)
-    compared = read_rows(evidence.dataset, COMPARISONS, ComparisonRow)
-    marked = {summary.folder: summary for summary in mark_best(summaries, compared)}
-    manifest = evidence.dataset.manifest
-    return Headline(
-        variants=variants,
-        tables={
-            rule: _by_gap(
-                _row(model, marked.get(model.folder), rule, variants)
-                for model in models
-                if not (summary := model.get(Summary)) or rule in summary.label_rules
-            )
-            for rule in rules
-        },
-        left_out={rule: without_rule(summaries, rule) for rule in rules},
-        published=tuple(_published(models, manifest.config.segment.keeps_image_whole))
-        if evidence.dataset.is_comparable
-        else (),
-    )
-
-
-def _by_gap(rows: Iterable[HeadlineRow]) -> tuple[HeadlineRow, ...]:
-    """Sorts models by BG-Gap, largest first; those without one keep their order, at the end."""
-    gaps = [(row, row.cells[GAP].value) for row in rows]
-    return tuple(row for row, _ in sorted(gaps, key=lambda one: (one[1] is None, -(one[1] or 0))))
-
-
-def _row(
-    model: ModelResults, summary: Summary | None, rule: str, variants: Sequence[str]
-) -> HeadlineRow:
-    cells = {GAP: HeadlineCell()}
-    for variant in variants:
-        row = summary.accuracy_on(variant, rule) if summary else None
-        value, low, high = (row and row.estimate) or (None, None, None)
-        cells[variant] = HeadlineCell(value, low, high, bool(row and row.among_best))
-    gap = summary.gap(rule) if summary else None
-    if gap:
-        cells[GAP] = HeadlineCell(*gap.estimate)
-    overlap = summary.overlap if summary else 0
-    return HeadlineRow(
-        model.name,
-        model.errors.get("evaluate", ""),
-        cells,
-        smallest=gap.smallest_gap if gap and gap.smallest_gap <= 1 else None,
-        is_power_shown=not (
-            summary and summary.is_gap_near_zero and any(not one.has_power for one in summary.power)
-        ),
-        warning=f"trained on {overlap:,} of these images" if overlap else "",
-    )
-
-
-def _published(
-    models: Iterable[ModelResults], keeps_image_whole: bool
-) -> Iterator[tuple[str, str, Mapping[str, float], float | None]]:
-    """Yields the authors' figures for the same kind of images.
-
-    For whole images (IN-9L), only table 5 of the paper has figures.
-    """
-    # The authors trained whole networks, not the last layer alone.
-    networks = (one for one in models if not (one.trained and one.trained.method == "probe"))
-    variants = {training_of(model) for model in networks}
-    for trained, row in TRAINED.items():
-        if trained not in variants:
-            continue
-        name = f"ResNet-50 trained on {trained}"
-        if keeps_image_whole:
-            yield name, "paper", {"original": row["in9l"]}, None
-        else:
-            yield name, "paper", row, row["mixed_same"] - row["mixed_rand"]
-    for entry in () if keeps_image_whole else PRETRAINED:
-        yield entry.name, entry.source, entry.accuracy, entry.gap
-
-
-def reading(gaps: Sequence[HeadlineCell], p_values: Floats, images: str) -> str:
-    """Says in words what the intervals of BG-Gap show, of all models that have one.
-
-    Of many p values, chance makes some small. `images` is the number of images, in words.
+    Of many p values, chance makes some small. `images` is the number of images, in words, `of`
+    names what has the gaps.
     """
     above = sum(gap.low is not None and gap.low > 0 for gap in gaps)
     below = sum(gap.high is not None and gap.high < 0 for gap in gaps)
-    is_one = len(gaps) == 1
+    is_one, one = len(gaps) == 1, "the method" if of.startswith("families") else "the model"
     if not is_one and above < len(gaps):
         clear = np.asarray([gap.value for gap in gaps])[holm(p_values) < 1 - CONFIDENCE]
         above, below = int((clear > 0).sum()), int((clear < 0).sum())
     if not above and not below:
         none = "No BG-Gap differs significantly from 0 (Holm, 5 %)"
-        rely = "the model relies" if is_one else "these models rely"
+        rely = f"{one} relies" if is_one else f"these {of} rely"
         intervals = "The interval includes 0" if is_one else none
         return f"{intervals}: {images} do not show that {rely} on the background."
     if is_one:
         behaviour = "relies on the background" if above else "does better on other backgrounds"
-        return f"The whole interval is {'above' if above else 'below'} 0: the model {behaviour}."
+        return f"The whole interval is {'above' if above else 'below'} 0: {one} {behaviour}."
     if above == len(gaps):
-        models, all_of = (f"All {above} models", "all") if above > 2 else ("Both models", "both")
-        return f"{models} rely on the background: {all_of} intervals lie above 0."
+        both = "Both" if " and " in of else f"Both {of}"
+        many, all_of = (f"All {above} {of}", "all") if above > 2 else (both, "both")
+        return f"{many} rely on the background: {all_of} intervals lie above 0."
     sides = [f"{side} 0 for at least {n}" for side, n in (("above", above), ("below", below)) if n]
-    return f"BG-Gap is {' and '.join(sides)} of {len(gaps)} models (Holm, 5 %)."
-
-
-def tried(evidence: Evidence) -> list[ModelResults]:
-    """Returns the models that were evaluated, or failed."""
-    return [m for m in evidence.models if m.get(Summary) or "evaluate" in m.errors]
+    return f"BG-Gap is {' and '.join(sides)} of {len(gaps)} {of} (Holm, 5 %)."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,10 +89,12 @@ class AccuracyPanel:
         were tested on the whole dataset.
       images: the images tested on, in words.
       column: what the head of the page compares models by: BG-Gap, or accuracy on a variant.
-      shown: (name of a model, its figure in this column), for the head; of BG-Gap, the models that
+      of: what the table has a row of: models, families, or both, in words.
+      shown: (title of a row, its figure in this column), for the head; of BG-Gap, the rows that
         have it in as many draws as any of them.
-      parts: (pictures in words, accuracy) of the only model in `shown`; empty if there are several.
-      reading: what the intervals of BG-Gap show, in words; "" if no model has one.
+      parts: (pictures in words, accuracy) of the only row in `shown`; empty if there are several.
+      reading: what the intervals of BG-Gap show, in words; "" if there are none.
+      not_formed: why families have no interval, or could not be formed, in words.
       missing: (name of the model, variants that it must be evaluated on again).
       chance: accuracies by chance, in words; "" if nothing was measured.
       spread: largest standard deviation of one draw of backgrounds, a fraction; 0 without draws.
@@ -231,9 +106,11 @@ class AccuracyPanel:
     tested: Sequence[str]
     images: str
     column: str
+    of: str
     shown: Sequence[tuple[str, HeadlineCell]]
     parts: Sequence[tuple[str, HeadlineCell]]
     reading: str
+    not_formed: Sequence[str]
     missing: Sequence[tuple[str, Sequence[str]]]
     chance: str
     spread: float
@@ -264,17 +141,18 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
         return None
     headline, evaluated = make_headline(evidence), evidence.models_with(Summary)
     measured = {
-        model.name: one
+        name: one
         for models in read_contributions(evidence.dataset, read_summaries(evidence.dataset)[0])
-        for model, summary in evaluated
-        if summary in models.summaries and (one := models.measure(BG_GAP, summary, evidence.rule))
+        for name, subject in evidence.subjects
+        if subject.members[0] in models.summaries
+        and (one := models.measure(BG_GAP, subject, evidence.rule))
     }
-    column = GAP if measured else next(iter(headline.variants), GAP)
-    shown = [
-        row
-        for row in headline.tables.get(evidence.rule, ())
-        if (row.name in measured if measured else row.cells[column].value is not None)
-    ]
+    rows = headline.tables.get(evidence.rule, ())
+    with_gap = [row for row in rows if row.name in measured or row.cells[GAP].seeds]
+    column = GAP if with_gap else next(iter(headline.variants), GAP)
+    shown = with_gap or [row for row in rows if row.cells[column].value is not None]
+    judged = [row for row in shown if row.name in measured]
+    gaps = [measured[row.name] for row in judged]
     baseline = chosen_baseline(evidence.dataset)
     counts = {one.tested_on: max(r.n for r in one.accuracy) for _, one in evaluated if one.accuracy}
     manifest = evidence.dataset.manifest
@@ -284,7 +162,6 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
         for (split, holdout), n in sorted(counts.items())
     ]
     images = f"these {max(counts.values(), default=0):,} images"
-    gaps = [measured[row.name] for row in shown if measured]
     draws = [
         *(row.seed_sd or 0 for _, one in evaluated for row in one.accuracy),
         *(row.seed_sd or 0 for _, one in evaluated for row in one.gaps),
@@ -294,19 +171,23 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
         tested=tested if counts.keys() != {(split, 0) for split in manifest.images} else (),
         images=images,
         column=column,
-        shown=[(row.name, row.cells[column]) for row in shown],
+        of=kinds_of(bool(row.seeds) for row in rows),
+        shown=[(row.title, row.cells[column]) for row in shown],
         parts=[
             (words, cell)
             for variant, words in _PARTS.items()
             if len(shown) == 1 and (cell := shown[0].cells.get(variant)) and cell.value is not None
         ],
         reading=reading(
-            [row.cells[GAP] for row in shown],
+            [row.cells[GAP] for row in judged],
             np.asarray([p_value(np.asarray(one.value), one.spread) for one in gaps]),
             images,
+            kinds_of(bool(row.seeds) for row in judged)
+            + " with an interval" * (len(judged) < len(shown)),
         )
-        if gaps
+        if judged
         else "",
+        not_formed=describe_families(one for _, one in evaluated),
         missing=[(model.name, one.missing) for model, one in evaluated if one.missing],
         chance=describe_chance(row.chance for _, one in evaluated for row in one.accuracy if row.n),
         spread=max(draws, default=0),

@@ -20,17 +20,37 @@ from pipeline.analyses.evaluation.baseline import (
     describe_baseline,
 )
 from pipeline.dataset.folder import Dataset
-from pipeline.display.table import Cell, aligned, interval, listed, tabular
+from pipeline.display.table import (
+    INTERVAL,
+    RANGE,
+    Cell,
+    ShortName,
+    aligned,
+    interval,
+    listed,
+    mean_interval,
+    tabular,
+    tabular_of,
+)
 from pipeline.errors import shown_bytes
+from pipeline.evaluate.best import IN_BOLD, mark_best, mark_families
 from pipeline.evaluate.comparisons import (
     BG_GAP,
     COMPARISONS,
-    IN_BOLD,
     compare_models,
-    mark_best,
     read_contributions,
+    read_rows,
 )
-from pipeline.evaluate.families import FAMILIES
+from pipeline.evaluate.families import (
+    FAMILIES,
+    Family,
+    FamilyRow,
+    Subject,
+    describe_families,
+    figures_of,
+    subjects_of,
+    titled,
+)
 from pipeline.evaluate.family_rows import compare_families, family_rows
 from pipeline.evaluate.predictions import (
     OF_LOGITS,
@@ -87,11 +107,12 @@ def latex_tables(
     summaries: Sequence[Summary],
     class_names: Sequence[str],
     columns: Sequence[str] = HEADLINE,
+    of_families: Sequence[FamilyRow] = (),
 ) -> dict[str, str]:
     """Makes LaTeX sources of all tables, by file name without `.tex`.
 
     `headline`, `decomposition` and `per_class_<variant>` are under the first label rule,
-    `headline_<rule>` under each other rule.
+    `headline_<rule>` under each other rule, `families` under that of each family's headline.
     """
     first, *others = rules_of(summaries)
     return {
@@ -102,6 +123,7 @@ def latex_tables(
             f"per_class_{variant}": per_class(summaries, first, variant, class_names)
             for variant in ("original", "mixed_same", "mixed_rand")
         },
+        **({"families": families_table(summaries, of_families, columns)} if of_families else {}),
     }
 
 
@@ -128,6 +150,39 @@ def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) ->
         ["BG-Gap" if name == BG_GAP else PAPER_NAMES.get(name, name) for name in shown],
         summaries,
         [[rows.get(name) for name in shown] for rows in rows_of_models],
+    )
+
+
+def families_table(
+    summaries: Sequence[Summary], figures: Iterable[FamilyRow], columns: Sequence[str]
+) -> str:
+    """Makes a `tabular` of families x variants and BG-Gap, each family by its headline's rule.
+
+    Beneath a mean stand its interval, or the range of the trainings, and their standard deviation.
+    """
+    families = [one for one in subjects_of(summaries) if isinstance(one, Family)]
+    by_family = [
+        {
+            row.variant: Cell(
+                row.mean,
+                row.lowest if row.ci_low is None else row.ci_low,
+                row.highest if row.ci_high is None else row.ci_high,
+                is_bold=bool(row.among_best),
+                sd=row.sd,
+                ends=RANGE if row.ci_low is None else INTERVAL,
+            )
+            for row in figures_of(family, family.headline, figures).values()
+        }
+        for family in families
+    ]
+    shown = [name for name in columns if any(name in cells for cells in by_family)]
+    rules = ", ".join(dict.fromkeys(family.headline for family in families))
+    return tabular_of(
+        "Means of trainings in %, 95 % intervals for other trainings, images and backgrounds (or "
+        f"smallest to largest), standard deviations; label rule: {rules}; {IN_BOLD}",
+        ["BG-Gap" if name == BG_GAP else PAPER_NAMES.get(name, name) for name in shown],
+        [ShortName(one.name, f"{len(one.members)} trainings") for one in families],
+        [[cells.get(name) for name in shown] for cells in by_family],
     )
 
 
@@ -306,13 +361,16 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
         table.write(store, rows)
     compared += compare_families(fingerprint, measured)
     COMPARISONS.write(store, ([row] for row in compared))
-    FAMILIES.write(store, ([row] for row in family_rows(fingerprint, measured)))
+    of_families = mark_families(family_rows(fingerprint, measured), compared)
+    FAMILIES.write(store, ([row] for row in of_families))
     baseline = chosen_baseline(dataset)
     rows_of_baseline = (
         compare_with(baseline, dataset, summaries) if isinstance(baseline, Baseline) else []
     )
     BASELINE.write(store, ([row] for row in rows_of_baseline))
-    for name, text in latex_tables(marked, dataset.taxonomy.names, columns).items():
+    if not of_families:
+        store.delete("results/latex/families.tex")
+    for name, text in latex_tables(marked, dataset.taxonomy.names, columns, of_families).items():
         store.update(f"results/latex/{name}.tex", shown_bytes(text))
 
 
@@ -323,7 +381,8 @@ def headline_columns(dataset: Dataset) -> tuple[str, ...]:
 
 def describe_summaries(dataset: Dataset, summaries: Sequence[Summary]) -> Iterator[str]:
     """Yields what a job that has evaluated models, or `in9 report`, prints of all models."""
-    yield accuracy_table(summaries)
+    yield accuracy_table(subjects_of(summaries), read_rows(dataset, FAMILIES, FamilyRow))
+    yield from describe_families(summaries)
     yield from describe_power(summaries)
     yield from describe_baseline(dataset, summaries)
 
@@ -335,8 +394,8 @@ def describe_stale(dataset: Dataset, stale: Sequence[str]) -> Iterator[str]:
         yield f"not in the tables, because evaluated on an earlier dataset: {', '.join(names)}"
 
 
-def accuracy_table(summaries: Sequence[Summary]) -> str:
-    """Formats a table of models x variants and BG-Gap, in percent.
+def accuracy_table(subjects: Sequence[Subject], figures: Sequence[FamilyRow] = ()) -> str:
+    """Formats a table of models x variants and BG-Gap, in percent; seeds stand below their family.
 
     Figures are means over draws, under the label rule of each model's headline. Models with
     different rules have a table for each rule. Renderings stand in the table of the method.
@@ -344,24 +403,41 @@ def accuracy_table(summaries: Sequence[Summary]) -> str:
     by_rule = {
         rule: of_rule
         for rule in ALL_RULES
-        if (of_rule := [one for one in summaries if one.headline == rule])
+        if (of_rule := [one for one in subjects if one.headline == rule])
     }
     if len(by_rule) > 1:
-        return "\n".join(f"by {rule}:\n{accuracy_table(one)}" for rule, one in by_rule.items())
+        return "\n".join(
+            f"by {rule}:\n{accuracy_table(one, figures)}" for rule, one in by_rule.items()
+        )
+    models = [one for subject in subjects for one in subject.members]
     variants = [
         name
-        for name in dict.fromkeys(row.variant for one in summaries for row in one.accuracy)
+        for name in dict.fromkeys(row.variant for one in models for row in one.accuracy)
         if not VariantName.parse(name).rendering
     ]
-    rows = (
-        [
-            summary.name,
-            *(
-                f"{100 * estimate[0]:.1f}" if (estimate := summary.estimate(variant)) else "-"
-                for variant in variants
-            ),
-            interval(*gap.estimate) if (gap := summary.gap()) else "-",
-        ]
-        for summary in summaries
-    )
-    return aligned([["accuracy, %", *variants, "BG-Gap"], *rows])
+    lines: list[tuple[str, dict[str, str]]] = []
+    for subject in subjects:
+        if isinstance(subject, Summary):
+            lines.append((titled(subject.name, subject), _texts(subject)))
+            continue
+        means = figures_of(subject, subject.headline, figures).items()
+        lines.append((titled(subject.name, subject), {name: _mean(row) for name, row in means}))
+        lines += [(f"  {one.name}", _texts(one)) for one in subject.members]
+    cells = ([name, *(texts.get(one, "-") for one in (*variants, BG_GAP))] for name, texts in lines)
+    return aligned([["accuracy, %", *variants, "BG-Gap"], *cells])
+
+
+def _texts(summary: Summary) -> dict[str, str]:
+    """Returns a model's accuracies and BG-Gap by its headline's rule, in percent, by variant."""
+    texts = {
+        row.variant: f"{100 * row.accuracy:.1f}"
+        for row in summary.by_rule(summary.accuracy)
+        if row.accuracy is not None
+    }
+    return texts | ({BG_GAP: interval(*gap.estimate)} if (gap := summary.gap()) else {})
+
+
+def _mean(row: FamilyRow) -> str:
+    """Returns the mean of accuracies in percent, or that of BG-Gaps with its interval."""
+    gap = mean_interval(row.mean, row.ci_low, row.ci_high, (row.lowest, row.highest))
+    return gap if row.variant == BG_GAP else f"{100 * row.mean:.1f}"

@@ -18,7 +18,8 @@
   // Tables: a click on a heading sorts, numbers from the highest, text from A; a second click
   // reverses the order.
   for (const table of all(document, "table.sortable")) {
-    const body = table.tBodies[0];
+    // Where a table has several bodies, each holds a family and its seeds, which move together.
+    const parts = Array.from(table.tBodies.length > 1 ? table.tBodies : table.tBodies[0].rows);
     const heads = all(table.tHead, "th");
     heads.forEach((head, column) => {
       const button = make("button");
@@ -31,17 +32,17 @@
         heads.forEach((each) => each.removeAttribute("aria-sort"));
         head.setAttribute("aria-sort", order);
         const sign = order === "ascending" ? 1 : -1;
-        const value = (row) => {
-          const cell = row.cells[column];
+        const value = (part) => {
+          const cell = (part.rows?.[0] ?? part).cells[column];
           if (!cell || cell.dataset.value === "") return null;
           return head.dataset.sort === "text" ? cell.textContent.trim() : Number(cell.dataset.value);
         };
-        const rows = Array.from(body.rows).map((row) => [value(row), row]);
+        const rows = parts.map((part) => [value(part), part]);
         rows.sort(([a], [b]) => {
           if (a === null || b === null) return (a === null) - (b === null);
           return sign * (typeof a === "string" ? a.localeCompare(b) : a - b);
         });
-        body.append(...rows.map(([, row]) => row));
+        parts[0].parentNode.append(...rows.map(([, part]) => part));
       });
     });
   }
