@@ -90,6 +90,20 @@ class Measured:
     spread: EstimateSpread
     trials: tuple[float, float] | None
 
+    @classmethod
+    def of(cls, n: int, roles: Roles, methods: Sequence[Seeds], *, is_share: bool) -> Self:
+        """Measures the mean of a method's seeds, or what it exceeds that of a second method by.
+
+        `roles` are those of the pictures of n images; the rest is as for `spread_of_methods`.
+        """
+        value = float(methods[0].values.mean())
+        value -= sum(float(one.values.mean()) for one in methods[1:])
+        seeds = len(methods[0].values)
+        # Seeds that are all right, or all wrong, say nothing of the variance.
+        fewest = roles.units if seeds == 1 or value in (0, 1) else 0.0
+        trials = (fewest, float(len(roles.foregrounds) * seeds)) if is_share else None
+        return cls(value, n, roles, spread_of_methods(roles, *methods), trials)
+
     def interval(self, confidence: float = CONFIDENCE, growth: float = 1.0) -> tuple[float, float]:
         """Computes the two-way interval (low, high) at a confidence in (0, 1).
 
@@ -241,23 +255,13 @@ class ModelsOnSameImages:
         """
         known = [self.answers(subject, rule), *([others] if others else [])]
         numbers = [len(answers) for answers in known]
-        needed, most = self.draws.get(quantity, ()), max(numbers)
+        needed = self.draws.get(quantity, ())
         is_complete = all(name in one for answers in known for one in answers for name in needed)
-        if not needed or not is_complete or (most > 1 and min(numbers) < MIN_SEEDS):
+        if not needed or not is_complete or (max(numbers) > 1 and min(numbers) < MIN_SEEDS):
             return None
+        is_share = not others and quantity != BG_GAP
         methods = [self.seeds(quantity, answers) for answers in known]
-        roles, value = self.roles(quantity), float(methods[0].values.mean())
-        value -= sum(float(one.values.mean()) for one in methods[1:])
-        # Seeds that are all right, or all wrong, say nothing of the variance.
-        fewest = roles.units if most == 1 or value in (0, 1) else 0.0
-        pictures = len(roles.foregrounds) * most
-        return Measured(
-            value=value,
-            n=len(self.images.keys),
-            roles=roles,
-            spread=spread_of_methods(roles, *methods),
-            trials=None if others or quantity == BG_GAP else (fewest, pictures),
-        )
+        return Measured.of(len(self.images.keys), self.roles(quantity), methods, is_share=is_share)
 
     def seeds(self, quantity: str, answers: Iterable[Mapping[VariantName, Correct]]) -> Seeds:
         """Returns a quantity of each of some models that have predictions of all its pictures."""
