@@ -3,7 +3,7 @@
     python benchmarks/interval_coverage.py [--runs 10000] [--images 151,4050] [--draws 1,3,10]
     python benchmarks/interval_coverage.py --tables gate --images 151 --draws 1
     python benchmarks/interval_coverage.py --tables accurate,groups,extremes,power --draws 1,3
-    python benchmarks/interval_coverage.py --tables families --images 151 --draws 1,3 --runs 2000
+    python benchmarks/interval_coverage.py --tables families --images 151 --draws 1,3 --runs 1000
 
 Foregrounds are paired with backgrounds by the project's own code. For each simulated model, each
 foreground and each background has its own effect on the probability of a right answer, which only
