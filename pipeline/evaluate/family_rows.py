@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from pipeline.evaluate.comparisons import ComparisonRow, ModelsOnSameImages
+from pipeline.evaluate.comparisons import ComparisonRow, Measured, ModelsOnSameImages
 from pipeline.evaluate.families import Family, FamilyRow
 from pipeline.evaluate.results import pick
-from transforms.families import spread_of_further
-from transforms.intervals import holm
+from transforms.families import Seeds, spread_of_further
+from transforms.intervals import CONFIDENCE, holm, t_quantile
 from transforms.two_way import p_value
 
 
@@ -23,15 +23,30 @@ def family_rows(fingerprint: str, compared: Iterable[ModelsOnSameImages]) -> Ite
                 yield _row(fingerprint, models, family, rule, quantity)
 
 
+def interval_of_further(measured: Measured, seeds: Seeds) -> tuple[float, float]:
+    """Computes the 95 % interval (low, high) of one further seed, from those of a method.
+
+    `measured` is the mean of the seeds. The interval of a mean is short on the side of 1, or of 0,
+    because means that lie there have small errors. A further seed scatters around the mean as the
+    others do, so its interval reaches t standard errors to both sides, or more.
+    """
+    spread = spread_of_further(measured.roles, seeds)
+    low, high = dataclasses.replace(measured, spread=spread).interval()
+    if spread.units < 2:
+        return low, high
+    reach = t_quantile(spread.units - 1, CONFIDENCE) * float(np.sqrt(spread.variance))
+    low, high = min(low, measured.value - reach), max(high, measured.value + reach)
+    return max(low, -1.0 if measured.trials is None else 0.0), min(high, 1.0)
+
+
 def _row(
     fingerprint: str, models: ModelsOnSameImages, family: Family, rule: str, quantity: str
 ) -> FamilyRow:
     seeds = models.seeds(quantity, models.answers(family, rule))
     bounds: dict[str, float] = {}
     if measured := models.measure(quantity, family, rule):
-        further = spread_of_further(measured.roles, seeds)
-        for name, spread in (("ci", measured.spread), ("further", further)):
-            low, high = dataclasses.replace(measured, spread=spread).interval()
+        further = interval_of_further(measured, seeds)
+        for name, (low, high) in (("ci", measured.interval()), ("further", further)):
             bounds |= {f"{name}_low": low, f"{name}_high": high}
     return pick(
         FamilyRow,
