@@ -4,29 +4,28 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
-from pipeline.evaluate.comparisons import ComparisonRow, ModelsOnSameImages
+from pipeline.evaluate.comparisons import ComparisonRow, ModelsOnSameImages, adjusted_p_values
 from pipeline.evaluate.families import Family, FamilyRow
 from pipeline.evaluate.results import pick
-from transforms.families import spread_of_further
-from transforms.intervals import holm
-from transforms.two_way import p_value
+from transforms.families import Seeds, spread_of_further
 
 
 def family_rows(fingerprint: str, compared: Iterable[ModelsOnSameImages]) -> Iterator[FamilyRow]:
     """Yields the rows of families.csv, without those of missing predictions."""
     for models in compared:
         for family, (rule, quantity) in itertools.product(models.families, models.quantities):
-            answers, needed = models.answers(family, rule), models.draws[quantity]
-            if all(name in one for one in answers for name in needed):
-                yield _row(fingerprint, models, family, rule, quantity)
+            if seeds := models.seeds(quantity, models.answers(family, rule)):
+                yield _row(fingerprint, models, family, rule, quantity, seeds)
 
 
 def _row(
-    fingerprint: str, models: ModelsOnSameImages, family: Family, rule: str, quantity: str
+    fingerprint: str,
+    models: ModelsOnSameImages,
+    family: Family,
+    rule: str,
+    quantity: str,
+    seeds: Seeds,
 ) -> FamilyRow:
-    seeds = models.seeds(quantity, models.answers(family, rule))
     bounds: dict[str, float] = {}
     if measured := models.measure(quantity, family, rule):
         further = spread_of_further(measured.roles, seeds)
@@ -65,8 +64,7 @@ def compare_families(
                 for first, second in itertools.combinations(models.families, 2)
                 if (one := models.measure(quantity, first, rule, models.answers(second, rule)))
             ]
-            p_values = [p_value(np.asarray(one.value), one.spread) for *_, one in measured]
-            adjusted = holm(np.asarray(p_values)) if measured else ()
+            adjusted = adjusted_p_values(one for *_, one in measured)
             for (first, second, one), p_adjusted in zip(measured, adjusted, strict=True):
                 low, high = one.interval()
                 yield ComparisonRow(
@@ -77,7 +75,7 @@ def compare_families(
                     difference=one.value,
                     ci_low=low,
                     ci_high=high,
-                    p_adjusted=float(p_adjusted),
+                    p_adjusted=p_adjusted,
                     n=one.n,
                     split=first.tested_on[0],
                     dataset=fingerprint,
