@@ -133,6 +133,12 @@ def measure(roles: Roles, n: int, *methods: Seeds, is_share: bool) -> Measured |
     return Measured(value, n, roles, spread, (trials, pictures) if is_share else None)
 
 
+def adjusted_p_values(differences: Iterable[Measured]) -> list[float]:
+    """Computes the p values of differences, with Holm's adjustment for all of them."""
+    p_values = [float(p_value(np.asarray(one.value), one.spread)) for one in differences]
+    return list(map(float, holm(np.asarray(p_values))))
+
+
 _DIFFERING = 0.2
 """Share of images for which a model is taken to be right on one of two mixed variants alone, if
 nothing is known of it."""
@@ -181,6 +187,7 @@ class ModelsOnSameImages:
       correct: for each model: label rule -> variant -> (n,) bool, True where right.
       bg_units: for each variant whose backgrounds are other images or scenes, (n,) unit of each
         background, the same for all models; see `Predictions.bg_units`.
+      families: the families of all models of the dataset that were tested on these images.
     """
 
     images: EvalImages
@@ -188,22 +195,13 @@ class ModelsOnSameImages:
     summaries: list[Summary]
     correct: list[dict[str, dict[VariantName, Correct]]]
     bg_units: Mapping[VariantName, NDArray[np.int64]]
+    families: Sequence[Family] = ()
 
     @functools.cached_property
     def draws(self) -> dict[str, tuple[VariantName, ...]]:
         """The draws whose pictures enter each quantity, which is a variant or `bg_gap`."""
         same, rand = gap_draws(self.variants)
         return draws_of(self.variants) | ({BG_GAP: same + rand} if same and rand else {})
-
-    @functools.cached_property
-    def families(self) -> list[Family]:
-        return families_of(self.summaries)[0]
-
-    @functools.cached_property
-    def family_of(self) -> list[Family | None]:
-        """For each model the family that it is a seed of; None if it is of none."""
-        family_of = {one.folder: family for family in self.families for one in family.members}
-        return [family_of.get(one.folder) for one in self.summaries]
 
     @functools.cached_property
     def quantities(self) -> list[tuple[str, str]]:
@@ -214,27 +212,6 @@ class ModelsOnSameImages:
     def roles(self, quantity: str) -> Roles:
         """Returns the units of the pictures behind a quantity, draws concatenated in order."""
         return picture_roles(self.bg_units, self.images, self.draws.get(quantity, ()))
-
-    def contributions(self, rule: str, quantity: str) -> tuple[list[int], Floats, Floats]:
-        """Computes a quantity, and what each picture contributes to it.
-
-        Returns:
-          (positions among `summaries` of the models that have predictions of all its pictures;
-          the quantity's value for each model, (models,); the contribution of each picture,
-          (models, pictures)).
-        """
-        needed = self.draws.get(quantity, ())
-        positions = [
-            position
-            for position, by_rule in enumerate(self.correct)
-            if all(name in by_rule.get(rule, ()) for name in needed)
-        ]
-        estimates = [self._estimate(self.correct[one][rule], quantity) for one in positions]
-        return (
-            positions,
-            np.asarray([value for value, _ in estimates]),
-            np.stack([one for _, one in estimates]) if estimates else np.empty((0, 0)),
-        )
 
     def answers(self, subject: Subject, rule: str) -> list[Mapping[VariantName, Correct]]:
         """Returns which pictures each model of a subject recognises: variant -> (n,) bool."""
@@ -254,16 +231,19 @@ class ModelsOnSameImages:
         are missing, a family has too few seeds, or it is compared with a single model.
         """
         known = [self.answers(subject, rule), *([others] if others else [])]
-        needed = self.draws.get(quantity, ())
-        is_complete = all(name in one for answers in known for one in answers for name in needed)
-        if not needed or not is_complete:
+        methods = [seeds for answers in known if (seeds := self.seeds(quantity, answers))]
+        if len(methods) < len(known):
             return None
         roles, is_share = self.roles(quantity), not others and quantity != BG_GAP
-        methods = (self.seeds(quantity, answers) for answers in known)
         return measure(roles, len(self.images.keys), *methods, is_share=is_share)
 
-    def seeds(self, quantity: str, answers: Iterable[Mapping[VariantName, Correct]]) -> Seeds:
-        """Returns a quantity of each of some models that have predictions of all its pictures."""
+    def seeds(
+        self, quantity: str, answers: Sequence[Mapping[VariantName, Correct]]
+    ) -> Seeds | None:
+        """Returns a quantity of each of some models; None if one lacks predictions of it."""
+        needed = self.draws.get(quantity, ())
+        if not needed or not all(name in one for one in answers for name in needed):
+            return None
         values, r = zip(*(self._estimate(one, quantity) for one in answers), strict=True)
         return Seeds(np.asarray(values), np.stack(r))
 
@@ -311,11 +291,11 @@ _cached: dict[tuple[str, tuple[int, ...]], tuple[Sequence[Summary], list[ModelsO
 
 
 def _read(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameImages]:
-    by_test_set: dict[tuple[str, float], list[Summary]] = {}
-    for summary in summaries:
-        by_test_set.setdefault(summary.tested_on, []).append(summary)
+    families, _ = families_of(summaries)
     result = []
-    for test_set, its_summaries in by_test_set.items():
+    for test_set in dict.fromkeys(one.tested_on for one in summaries):
+        its_summaries = [one for one in summaries if one.tested_on == test_set]
+        its_families = [one for one in families if one.tested_on == test_set]
         images = EvalImages.read(dataset, *test_set)
         if not len(images.keys):
             continue
@@ -329,7 +309,9 @@ def _read(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameIm
             name for model in correct for by_variant in model.values() for name in by_variant
         }
         variants = tuple(name for name in evaluated_variants(dataset) if name in predicted_variants)
-        result.append(ModelsOnSameImages(images, variants, its_summaries, correct, bg_units))
+        result.append(
+            ModelsOnSameImages(images, variants, its_summaries, correct, bg_units, its_families)
+        )
     return result
 
 
@@ -420,9 +402,14 @@ def _differences(
 
     Seeds of one family are not compared.
     """
-    positions, figures, contributions = models.contributions(rule, quantity)
-    if len(positions) < 2:
+    known = {
+        position: seeds
+        for position, by_rule in enumerate(models.correct)
+        if (seeds := models.seeds(quantity, [by_rule.get(rule, {})]))
+    }
+    if len(known) < 2:
         return {}
+    figures, contributions = map(np.concatenate, zip(*known.values(), strict=True))
     roles = models.roles(quantity)
     sums, paired = roles.corrected(contributions), roles.paired(contributions)
     difference = np.concatenate([figure - figures[i + 1 :] for i, figure in enumerate(figures)])
@@ -440,12 +427,13 @@ def _differences(
     low, high = difference_interval(difference, spread)
     p_values = p_value(difference, spread)
     names = ("difference", "ci_low", "ci_high", "p_adjusted")
-    pairs = list(itertools.combinations(positions, 2))
-    family_of = models.family_of
+    pairs = list(itertools.combinations(known, 2))
+    name_of = {seed.folder: family.name for family in models.families for seed in family.members}
+    families = [name_of.get(one.folder) for one in models.summaries]
     kept = [
         position
         for position, (first, second) in enumerate(pairs)
-        if family_of[first] is None or family_of[first] is not family_of[second]
+        if families[first] is None or families[first] != families[second]
     ]
     columns = (*(one[kept] for one in (difference, low, high)), holm(p_values[kept]))
     return {

@@ -5,6 +5,7 @@ by a job of its own. A single seed is an ordinary model.
 """
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, ClassVar, TypeVar
@@ -60,16 +61,18 @@ def family_name(run: ModelRun) -> str:
     return " ".join([run.family, *run.evaluation.names]) if run.family else ""
 
 
-def seeds_of(runs: Iterable[_R]) -> dict[str, list[_R]]:
-    """Returns the seeds of each family that labels name at least two of, by its name.
+def named_subjects(runs: Sequence[_R]) -> dict[str, list[_R]]:
+    """Groups models by families of which labels name at least two seeds; others stand alone.
 
-    Whether they can be seeds of one method is not checked.
+    Keys are names. Whether models can be seeds of one method is not checked.
     """
-    seeds: dict[str, list[_R]] = {}
+    counts = Counter(map(family_name, runs))
+    subjects: dict[str, list[_R]] = {}
     for run in runs:
-        if run.family:
-            seeds.setdefault(family_name(run), []).append(run)
-    return {name: of_family for name, of_family in seeds.items() if len(of_family) > 1}
+        family = family_name(run)
+        name = family if family and counts[family] > 1 else run.name
+        subjects.setdefault(name, []).append(run)
+    return subjects
 
 
 def planned_subjects(
@@ -96,26 +99,17 @@ def families_of(summaries: Iterable[Summary]) -> tuple[list[Family], list[str]]:
 
     They are in the order of their first seeds. The seeds of a family differ in their weights alone.
     """
-    named: dict[str, dict[RunSettings, list[Summary]]] = {}
-    for one in summaries:
-        if one.family:
-            by_settings = named.setdefault(one.family, {})
-            by_settings.setdefault(pick(RunSettings, one.evaluation), []).append(one)
-    families, lines = [], []
-    for name, by_settings in named.items():
-        seeds = [one for of_settings in by_settings.values() for one in of_settings]
+    models, families, lines = list(summaries), [], []
+    for family in dict.fromkeys(one.family for one in models if one.family):
+        seeds = [one for one in models if one.family == family]
+        runs = named_subjects(seeds)
         # All seeds may have been run twice, with different settings.
-        runs = by_settings.values()
-        is_whole = len({frozenset(one.title for one in of_settings) for of_settings in runs}) == 1
-        fault = next(filter(None, map(_fault, runs if is_whole else [seeds])), "")
+        is_whole = len({frozenset(one.title for one in run) for run in runs.values()}) == 1
+        fault = next(filter(None, map(_fault, runs.values() if is_whole else [seeds])), "")
         if fault:
-            lines.append(f"no family {name}: {fault}")
+            lines.append(f"no family {family}: {fault}")
         else:
-            families += [
-                Family(family_name(of_settings[0]), tuple(of_settings))
-                for of_settings in runs
-                if len(of_settings) > 1
-            ]
+            families += [Family(name, tuple(run)) for name, run in runs.items() if len(run) > 1]
     return families, lines
 
 
@@ -141,8 +135,7 @@ def describe_families(summaries: Iterable[Summary]) -> list[str]:
 
 def _fault(seeds: Sequence[Summary]) -> str:
     """Says why models cannot be seeds of one method; "" if they can."""
-    first = seeds[0]
-    for one in seeds[1:]:
+    for first, one in itertools.combinations(seeds, 2):
         for what, mine, other in (
             ("label rules", first.label_rules, one.label_rules),
             ("precision", first.evaluation.precision, one.evaluation.precision),
@@ -152,10 +145,8 @@ def _fault(seeds: Sequence[Summary]) -> str:
         ):
             if mine != other:
                 return f"{first.name} and {one.name} differ in {what}"
-    weights: dict[str, str] = {}
-    for one in seeds:
-        if (same := weights.setdefault(one.weights_sha256, one.name)) != one.name:
-            return f"{same} and {one.name} have equal weights, or answers"
+        if first.weights_sha256 == one.weights_sha256:
+            return f"{first.name} and {one.name} have equal weights, or answers"
     return ""
 
 

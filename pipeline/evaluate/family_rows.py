@@ -4,23 +4,24 @@ import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
-from pipeline.evaluate.comparisons import ComparisonRow, Measured, ModelsOnSameImages
+from pipeline.evaluate.comparisons import (
+    ComparisonRow,
+    Measured,
+    ModelsOnSameImages,
+    adjusted_p_values,
+)
 from pipeline.evaluate.families import Family, FamilyRow
 from pipeline.evaluate.results import pick
 from transforms.families import Seeds, spread_of_further
-from transforms.intervals import CONFIDENCE, holm, t_quantile
-from transforms.two_way import p_value
+from transforms.intervals import CONFIDENCE, t_quantile
 
 
 def family_rows(fingerprint: str, compared: Iterable[ModelsOnSameImages]) -> Iterator[FamilyRow]:
     """Yields the rows of families.csv, without those of missing predictions."""
     for models in compared:
         for family, (rule, quantity) in itertools.product(models.families, models.quantities):
-            answers, needed = models.answers(family, rule), models.draws[quantity]
-            if all(name in one for one in answers for name in needed):
-                yield _row(fingerprint, models, family, rule, quantity)
+            if seeds := models.seeds(quantity, models.answers(family, rule)):
+                yield _row(fingerprint, models, family, rule, quantity, seeds)
 
 
 def interval_of_further(measured: Measured, seeds: Seeds) -> tuple[float, float]:
@@ -34,15 +35,19 @@ def interval_of_further(measured: Measured, seeds: Seeds) -> tuple[float, float]
     low, high = dataclasses.replace(measured, spread=spread).interval()
     if spread.units < 2:
         return low, high
-    reach = t_quantile(spread.units - 1, CONFIDENCE) * float(np.sqrt(spread.variance))
+    reach = t_quantile(spread.units - 1, CONFIDENCE) * float(spread.variance) ** 0.5
     low, high = min(low, measured.value - reach), max(high, measured.value + reach)
     return max(low, -1.0 if measured.trials is None else 0.0), min(high, 1.0)
 
 
 def _row(
-    fingerprint: str, models: ModelsOnSameImages, family: Family, rule: str, quantity: str
+    fingerprint: str,
+    models: ModelsOnSameImages,
+    family: Family,
+    rule: str,
+    quantity: str,
+    seeds: Seeds,
 ) -> FamilyRow:
-    seeds = models.seeds(quantity, models.answers(family, rule))
     bounds: dict[str, float] = {}
     if measured := models.measure(quantity, family, rule):
         further = interval_of_further(measured, seeds)
@@ -80,8 +85,7 @@ def compare_families(
                 for first, second in itertools.combinations(models.families, 2)
                 if (one := models.measure(quantity, first, rule, models.answers(second, rule)))
             ]
-            p_values = [p_value(np.asarray(one.value), one.spread) for *_, one in measured]
-            adjusted = holm(np.asarray(p_values)) if measured else ()
+            adjusted = adjusted_p_values(one for *_, one in measured)
             for (first, second, one), p_adjusted in zip(measured, adjusted, strict=True):
                 low, high = one.interval()
                 yield ComparisonRow(
@@ -92,7 +96,7 @@ def compare_families(
                     difference=one.value,
                     ci_low=low,
                     ci_high=high,
-                    p_adjusted=float(p_adjusted),
+                    p_adjusted=p_adjusted,
                     n=one.n,
                     split=first.tested_on[0],
                     dataset=fingerprint,

@@ -205,13 +205,12 @@ def _one_line(changes: Changes) -> str:
 
 def _lines(changes: Changes) -> Iterator[str]:
     yield from ("# What has changed", "", _one_line(changes), "")
-    if changes.before == changes.after:
-        yield (
-            f"The dataset `{changes.after[:12]}` is the same; only results on it, or its card, "
-            "have changed."
-        )
-    else:
-        yield f"From dataset `{changes.before[:12]}` to `{changes.after[:12]}`."
+    yield (
+        f"The dataset `{changes.after[:12]}` is the same; only results on it, or its card, have "
+        "changed."
+        if changes.before == changes.after
+        else f"From dataset `{changes.before[:12]}` to `{changes.after[:12]}`."
+    )
     for cause, details in changes.causes.items():
         yield from ("", f"**{cause}**: {'; '.join(map(markdown, details))}")
     for split, images in changes.images.items():

@@ -26,7 +26,6 @@ from pipeline.analyses.evaluation.baseline import (
     choose_baseline,
     find_baseline,
     kept_baseline,
-    known_names,
     may_have_results,
     models_named,
     open_baseline,
@@ -40,7 +39,7 @@ from pipeline.evaluate.comparisons import (
     Sample,
     read_contributions,
 )
-from pipeline.evaluate.families import Subject, planned_subjects, subjects_of
+from pipeline.evaluate.families import Subject, named_subjects, planned_subjects, subjects_of
 from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.results import RunSettings, read_failures
 from pipeline.evaluate.summaries import read_summaries
@@ -66,21 +65,16 @@ class Gate:
     Attributes:
       baseline: value of `--baseline`, a folder as an absolute path; if a condition names a baseline
         and none was given, the one kept from an earlier command (`has_kept_baseline`); else None.
-      evaluation: the models of the job; None to judge all models that have results.
+      settings: those of the job's models; None to judge all models that have results.
       subject_of: for each entry of the job the family that it is to be a seed of, else itself.
     """
 
     conditions: tuple[Condition, ...] = ()
     baseline: str | None = None
     fails_if_open: bool = False
-    evaluation: Evaluation | None = None
+    settings: RunSettings | None = None
     has_kept_baseline: bool = False
     subject_of: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-    @property
-    def settings(self) -> RunSettings | None:
-        """The settings of the job's models; None if it judges all models."""
-        return self.evaluation.settings if self.evaluation else None
 
     @property
     def subjects(self) -> list[str]:
@@ -125,13 +119,17 @@ def gate_from_flags(
     labels = {run.entry: run.label for run in stored if run.label} | {
         escaped_line(entry): label for entry, label in given.items()
     }
+    settings = evaluation.settings if evaluation else None
     subject_of = (
         planned_subjects(evaluation.entries, labels, stored, evaluation.settings)
         if evaluation
         else {}
     )
     own = (*subject_of, *subject_of.values())
-    name = _without_label(flags.baseline, given)
+    # A model of the job may be named with its label, or by that alone.
+    entries = {label: entry for entry, label in given.items()}
+    entry = entries.get(flags.baseline or "", (flags.baseline or "").partition(":=")[2])
+    name = escaped_line(entry) or flags.baseline
     against = [condition.text for condition in conditions if condition.names_baseline]
     if against and name is None:
         name = kept_baseline(store)
@@ -139,23 +137,32 @@ def gate_from_flags(
             raise UsageError(
                 f"--fail_if {against[0]!r}: add --baseline, a model or a folder of its results"
             )
-    if name is not None and name not in own and not models_named(store, name):
-        if not may_have_results(name):
-            known = dict.fromkeys([*given.values(), *subject_of.values(), *known_names(stored)])
-            raise UsageError(
-                f"--baseline {name} is no entry of --models, no folder, and no model that "
-                f"{store.root} has results of; known: {', '.join(known) or 'none'}"
-            )
-        name = absolute(name)
-    is_kept = flags.baseline is None
-    gate = Gate(conditions, name, flags.if_open == "fail", evaluation, is_kept, subject_of)
     is_family = name not in subject_of
     # The job's own models are not run yet, and the dataset of `run` may change yet.
     if name is not None and name not in own:
-        if flags.command == "run":
-            is_family = len(open_baseline(store, name, gate.settings)[1]) > 1
-        else:
-            is_family = find_baseline(Dataset.open(store), name, gate.settings).subject.is_family
+        if not models_named(store, name):
+            if not may_have_results(name):
+                known = dict.fromkeys(
+                    [*given.values(), *subject_of.values(), *named_subjects(stored)]
+                )
+                raise UsageError(
+                    f"--baseline {name} is no entry of --models, no folder, and no model that "
+                    f"{store.root} has results of; known: {', '.join(known) or 'none'}"
+                )
+            name = absolute(name)
+        is_family = (
+            len(open_baseline(store, name, settings)[1]) > 1
+            if flags.command == "run"
+            else find_baseline(Dataset.open(store), name, settings).subject.is_family
+        )
+    gate = Gate(
+        conditions,
+        name,
+        fails_if_open=flags.if_open == "fail",
+        settings=settings,
+        has_kept_baseline=flags.baseline is None,
+        subject_of=subject_of,
+    )
     others = [one for one in gate.subjects if (one not in subject_of) != is_family]
     if against and others:
         kinds = ("a single model, which is one training", "a family")
@@ -166,13 +173,6 @@ def gate_from_flags(
             "baseline of their own kind"
         )
     return gate
-
-
-def _without_label(name: str | None, labels: Mapping[str, str]) -> str | None:
-    """Returns the entry that `--baseline` names by its label, or with it; else its value."""
-    by_label = {label: entry for entry, label in labels.items()}
-    entry = by_label.get(name or "") or (name or "").partition(":=")[2]
-    return escaped_line(entry) if entry else name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,14 +277,17 @@ def judge(gate: Gate, dataset: Dataset) -> list[Judgement]:
         one.entry: f"{one.name} failed: {one.error}"
         for one in read_failures(dataset.store, dataset.manifest.fingerprint, "evaluate")[0]
     }
-    measured, baseline = read_contributions(dataset, summaries), None
-    if gate.baseline is not None:
-        baseline = baseline_or_reason(
+    baseline = (
+        None
+        if gate.baseline is None
+        else baseline_or_reason(
             dataset, gate.baseline, gate.settings, gate.runs_baseline, gate.has_kept_baseline
         )
+    )
     subjects = _subjects(gate, summaries, errors).items()
+    measured = read_contributions(dataset, summaries)
     judged = judge_models(gate.conditions, subjects, measured, baseline)
-    tested = {one.condition for one in judged if one.verdict and gate.evaluation is None}
+    tested = {one.condition for one in judged if one.verdict and gate.settings is None}
     return [one for one in judged if one.label_rule or one.condition not in tested]
 
 
@@ -320,16 +323,17 @@ def _subjects(
 ) -> dict[str, Subject | str]:
     """Returns the subjects to judge by name, or why one has no results; members are left out."""
     subjects = subjects_of(summaries)
-    if gate.evaluation is None:
+    if gate.settings is None:
         return {one.name: one for one in subjects}
-    settings, judged = gate.evaluation.settings, dict[str, Subject | str]()
-    for entry in gate.evaluation.entries:
+    judged: dict[str, Subject | str] = {}
+    for entry, planned in gate.subject_of.items():
         found = [
-            one for one in subjects if any(each.is_of((entry,), settings) for each in one.members)
+            one
+            for one in subjects
+            if any(each.is_of((entry,), gate.settings) for each in one.members)
         ]
         if entry in errors or not found:
-            planned = gate.subject_of.get(entry, entry)
-            name = entry if planned == entry else " ".join([planned, *settings.names])
+            name = entry if planned == entry else " ".join([planned, *gate.settings.names])
             # A family is not judged without a training that failed.
             judged[name] = errors.get(entry, f"{entry} has no results")
         else:
@@ -348,8 +352,7 @@ def _judge(
     against, rule = None, condition.label_rule or subject.headline
     if condition.names_baseline:
         if not isinstance(baseline, Baseline):
-            reason = baseline or "there is no baseline"
-            return Judgement(condition.text, subject.name, reason=reason)
+            return Judgement(condition.text, subject.name, reason=baseline or "")
         against, rule = baseline, baseline.common_rule(subject) or ""
         rule = condition.label_rule if rule and condition.label_rule else rule
     found = next(

@@ -427,6 +427,12 @@ def test_a_family_is_one_point_of_the_trend(tmp_path: Path) -> None:
     assert "no accuracy on ImageNet is known for mine" in trend.notes
     rows = [row for row in table_of(tmp_path, "trend") if row["model"] == "mine"]
     assert {(row["imagenet_top1"], row["ci_low"]) for row in rows} == {("", "")}
+    # Nor is there a family if one of them was also run with other settings.
+    settings = msgspec.structs.replace(seeds[0].evaluation, precision="bf16")
+    again = msgspec.structs.replace(seeds[0], evaluation=settings)
+    trend = trend_of(store, [*shared.values(), *seeds, again])
+    assert {point.model for point in trend.points} == {*MODELS, "mine#0", "mine#1", "mine#2"}
+    assert trend.left_out == ("mine#0 bf16",)
 
 
 def test_the_trend_uses_accuracies_on_one_set_of_images_at_a_time(tmp_path: Path) -> None:

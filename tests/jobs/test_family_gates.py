@@ -475,6 +475,11 @@ def test_labels_alone_make_no_family(
     assert table_of(output, "baseline") == []
     line = "not compared with the baseline: good#2, as a single model is one training"
     assert line in capsys.readouterr().out
+    # Neither do other tables have this family: its seeds are compared like any models.
+    assert {row["family"] for row in table_of(output, "families")} == {"bad", "pair"}
+    pairs = {frozenset((row["first"], row["second"])) for row in table_of(output, "comparisons")}
+    assert frozenset(("good#1", "good#2")) in pairs
+    assert frozenset(("bad#1", "bad#2")) not in pairs
 
 
 def test_seeds_of_a_family_are_one_row_of_what_has_changed(

@@ -362,6 +362,7 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
     evaluation = Evaluation(store, (DEFAULT_MODEL,), "val", PredictConfig(), progress)
     conditions = tuple(map(Condition.parse, ("original>0.1", "original<0.1")))
     work = PlannedEvaluation(evaluation, Dataset.open(store).taxonomy)
+    gate = Gate(settings=evaluation.settings, subject_of={DEFAULT_MODEL: DEFAULT_MODEL})
     ending = JobSummary(
         "run",
         store,
@@ -370,7 +371,7 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
         plans={work.stage: work},
         has_lock=True,
         is_detached=True,
-        gate=Gate(conditions, evaluation=evaluation),
+        gate=dataclasses.replace(gate, conditions=conditions),
     )
     acquire(store, DATASET_LOCK, store.job, this_process())
     with pytest.raises(JobError, match=r"original>0\.1 holds for efficientnet_lite0"):
@@ -383,6 +384,7 @@ def test_a_condition_that_holds_fails_a_job_that_nobody_waits_for(
     assert [one["verdict"] for one in summary["fail_if"]] == ["holds", "does not hold"]
     # An open condition fails such a job only if it is to.
     for fails in (False, True):
-        gate = Gate((Condition.parse("bg_gap>0.05"),), None, fails, evaluation)
+        open_one = (Condition.parse("bg_gap>0.05"),)
+        gate = dataclasses.replace(gate, conditions=open_one, fails_if_open=fails)
         with pytest.raises(JobError) if fails else contextlib.nullcontext():
             finish_job("x", dataclasses.replace(ending, has_lock=False, gate=gate))

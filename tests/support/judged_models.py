@@ -8,6 +8,7 @@ from made_results import made
 from numpy.typing import NDArray
 
 from pipeline.evaluate.comparisons import ModelsOnSameImages
+from pipeline.evaluate.families import families_of
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.summary import Summary
 from transforms.scoring import LABEL_RULES
@@ -50,4 +51,5 @@ def models_of(
     rng = np.random.default_rng(seed)
     grounds = {name: rng.permutation(n) for name in MIXED}
     correct = [dict.fromkeys(rules, model) for model in models]
-    return ModelsOnSameImages(images, tuple(models[0]), summaries, correct, grounds)
+    families, _ = families_of(summaries)
+    return ModelsOnSameImages(images, tuple(models[0]), summaries, correct, grounds, families)

@@ -124,17 +124,19 @@ def _gallery(
 ) -> Gallery:
     fooling = [row for row in attack.measures.strongest if row.success > 0]
     fooling.sort(key=lambda row: -row.success)
-    uris: dict[str, str] = {}
-    if budget.left:
-        keys = [row.bg_key for row in fooling]
-        for key, sample in find_samples(evidence.dataset, attack.split, ONLY_BG_T, keys).items():
-            uris[key] = data_uri(sample.image, SMALL)
-            if sum(map(len, uris.values())) > budget.left:
-                uris = {}
-                break
+    keys = [row.bg_key for row in fooling]
+    samples = find_samples(evidence.dataset, attack.split, ONLY_BG_T, keys) if budget.left else {}
+    uris = {key: data_uri(sample.image, SMALL) for key, sample in samples.items()}
     has_pictures = bool(uris) and budget.takes(*uris.values())
     classes = [
-        (name, [(row, uris.get(row.bg_key, "")) for row in fooling if row.label == label])
+        (
+            name,
+            [
+                (row, uris.get(row.bg_key, "") if has_pictures else "")
+                for row in fooling
+                if row.label == label
+            ],
+        )
         for label, name in enumerate(evidence.taxonomy.names)
         if any(row.label == label for row in fooling)
     ]
@@ -152,17 +154,11 @@ def on_grids(
     measure: Callable[[AttackMeasures], Estimate | None],
 ) -> Callable[[Results], Iterator[Measurement]]:
     """Returns a function that yields a measure of each attack that has it."""
-
-    def measurements(results: Results) -> Iterator[Measurement]:
-        for model, attack in results.models_with(AttackResult):
-            if estimate := measure(attack.measures):
-                yield Measurement(
-                    f"{model.name}, {attack.size}",
-                    estimate,
-                    may_rise=not attack.is_authors_grid,
-                )
-
-    return measurements
+    return lambda results: (
+        Measurement(f"{model.name}, {attack.size}", estimate, may_rise=not attack.is_authors_grid)
+        for model, attack in results.models_with(AttackResult)
+        if (estimate := measure(attack.measures))
+    )
 
 
 def of_insects(

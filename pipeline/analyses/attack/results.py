@@ -20,7 +20,7 @@ from msgspec import Meta, Struct
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import TIMES, aligned, percent_interval
 from pipeline.errors import UsageError
-from pipeline.evaluate.families import seeds_of
+from pipeline.evaluate.families import named_subjects
 from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predictions import EvalImages, read_current_results
 from pipeline.evaluate.published import FULL_GRID
@@ -411,8 +411,8 @@ def _background_rows(store: Store, attacks: Sequence[AttackResult]) -> Iterator[
 
 def describe_families(attacks: Sequence[AttackResult]) -> Iterator[str]:
     """Yields a line on each family whose trainings were attacked on one grid: mean and range."""
-    for name, seeds in seeds_of(attacks).items():
-        if len({(one.size, one.early_stop) for one in seeds}) == 1:
+    for name, seeds in named_subjects(attacks).items():
+        if len(seeds) > 1 and len({(one.size, one.early_stop) for one in seeds}) == 1:
             measures = {
                 "challenge accuracy": [one.measures.challenge_accuracy for one in seeds],
                 "fooled": [one.measures.fooled for one in seeds],

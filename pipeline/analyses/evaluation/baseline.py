@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated
 
-import numpy as np
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from pipeline.dataset.folder import Dataset, open_named
@@ -24,6 +23,7 @@ from pipeline.evaluate.comparisons import (
     Correct,
     Measured,
     ModelsOnSameImages,
+    adjusted_p_values,
     correct_by_rule,
     read_contributions,
     read_rows,
@@ -32,7 +32,7 @@ from pipeline.evaluate.families import (
     Subject,
     families_of,
     family_name,
-    seeds_of,
+    named_subjects,
     subjects_of,
 )
 from pipeline.evaluate.predictions import EvalImages
@@ -50,8 +50,7 @@ from pipeline.evaluate.results import (
 from pipeline.evaluate.summary import Evaluated, Summary
 from pipeline.storage.files import absolute, is_remote
 from pipeline.storage.store import Store
-from transforms.intervals import CONFIDENCE, holm
-from transforms.two_way import p_value
+from transforms.intervals import CONFIDENCE
 from transforms.variants import VariantName
 
 CHOICE = "results/baseline.json"
@@ -177,13 +176,6 @@ def folder_names(run: ModelRun) -> tuple[str, str]:
     return run.folder, safe_name(family_name(run))
 
 
-def known_names(runs: Sequence[Evaluated]) -> list[str]:
-    """Returns the names, as in tables, of the families of models, and of those in none."""
-    families = seeds_of(runs)
-    seeds = [run for of_family in families.values() for run in of_family]
-    return [*families, *(run.name for run in runs if run not in seeds)]
-
-
 def models_named(store: Store, name: str, settings: RunSettings | None = None) -> list[Evaluated]:
     """Returns models by entry of `--models`, name, label or family, with the settings or without.
 
@@ -213,9 +205,9 @@ def open_baseline(
         where, runs = open_results("--baseline", name)
         if store.is_remote and not is_remote(where.store.root):
             raise UsageError(f"--baseline {name} must be in gs://, like the dataset")
-    if len(named := known_names(runs)) != 1:
+    if len(named := named_subjects(runs)) != 1:
         found = f"means {len(named)} models:" if named else "names no model; known:"
-        named = named or known_names(stored_models(where.store if where else store))
+        named = named or named_subjects(stored_models(where.store if where else store))
         raise UsageError(f"--baseline {name} {found} {', '.join(named) or 'none'}")
     return where, runs
 
@@ -252,7 +244,7 @@ def find_baseline(
     ]
     if not models:
         raise UsageError(f"--baseline {name}: {runs[0].name} has no predictions on these pictures")
-    families, faults = families_of(models) if len(runs) > 1 else ([], [])
+    families, faults = families_of(models)
     if faults:
         raise UsageError(f"--baseline {name}: {faults[0]}")
     subject = families[0] if families else models[0]
@@ -394,8 +386,7 @@ def compare_with(
                 and (rule := baseline.common_rule(subject))
                 and (difference := baseline.measure(models, subject, rule, quantity))
             ]
-            p_values = [p_value(np.asarray(one.value), one.spread) for *_, one in measured]
-            adjusted = holm(np.asarray(p_values)) if measured else ()
+            adjusted = adjusted_p_values(one for *_, one in measured)
             for (subject, rule, one), p_adjusted in zip(measured, adjusted, strict=True):
                 low, high = one.interval()
                 rows.append(
@@ -407,7 +398,7 @@ def compare_with(
                         difference=one.value,
                         ci_low=low,
                         ci_high=high,
-                        p_adjusted=float(p_adjusted),
+                        p_adjusted=p_adjusted,
                         smallest_difference=one.smallest(),
                         n=one.n,
                         split=subject.tested_on[0],

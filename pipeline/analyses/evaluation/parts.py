@@ -25,10 +25,17 @@ from pipeline.dataset.card import markdown
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
-from pipeline.evaluate.comparisons import BG_GAP, COMPARISONS, Sample, gap_draws
+from pipeline.evaluate.comparisons import (
+    BG_GAP,
+    COMPARISONS,
+    Correct,
+    Sample,
+    correct_by_rule,
+    gap_draws,
+)
 from pipeline.evaluate.families import FAMILIES, Subject, families_of
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
-from pipeline.evaluate.predictions import EvalImages, Predictions, read_predictions
+from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.results import errors_by_model, read_failures
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import TABLES, Summary
@@ -98,12 +105,12 @@ class EvaluationParts(Parts[Flags]):
         summaries, stale = read_summaries(dataset)
         if work:
             yield from describe_summaries(dataset, summaries)
-        for summary in summaries:
-            if summary.missing:
-                yield (
-                    f"missing: {summary.name} on {', '.join(summary.missing)}; evaluate it again: "
-                    f"--models {summary.entry}"
-                )
+        yield from (
+            f"missing: {summary.name} on {', '.join(summary.missing)}; evaluate it again: "
+            f"--models {summary.entry}"
+            for summary in summaries
+            if summary.missing
+        )
         yield from describe_stale(dataset, stale)
 
     @override
@@ -127,12 +134,9 @@ class EvaluationParts(Parts[Flags]):
 
 def _figures(summary: Summary) -> dict[str, float]:
     """Returns BG-Gap and accuracy on `original` by the headline's label rule, where measured."""
-    figures = {}
-    if original := summary.estimate("original"):
-        figures["original"] = round(original[0], 6)
-    if gap := summary.gap():
-        figures[BG_GAP] = round(gap.gap, 6)
-    return figures
+    gap = summary.gap()
+    estimates = {"original": summary.estimate("original"), BG_GAP: gap.estimate if gap else None}
+    return {name: round(one[0], 6) for name, one in estimates.items() if one}
 
 
 class AccuracyChange(NamedTuple):
@@ -191,10 +195,8 @@ def compare_accuracies(
         was = [earlier[one.folder] for one in now]
         if len(now) > subject.is_family:
             n, rows = _differences(before, was, after, now)
-            causes = [
-                cause for pair in zip(was, now, strict=True) for cause in _model_causes(*pair)
-            ]
-            causes = list(dict.fromkeys([*dataset_causes, *causes]))
+            of_models = (one for pair in zip(was, now, strict=True) for one in _model_causes(*pair))
+            causes = list(dict.fromkeys([*dataset_causes, *of_models]))
             name = subject.name + f" (mean of {len(now)} trainings)" * subject.is_family
             models.append(ModelChange(name, causes, n, subject.headline, rows))
     return models, [one.name for one in summaries if one.folder not in earlier]
@@ -262,11 +264,8 @@ def _differences(
     old_images = EvalImages.read(before, *was[0].tested_on)
     new_images = EvalImages.read(after, *now[0].tested_on)
     old, new = (
-        _mean(
-            [
-                _values(read_predictions(dataset, images, one).by_rule.get(now[0].headline))
-                for one in models
-            ]
+        _values(
+            [correct_by_rule(dataset, images, one)[0].get(now[0].headline, {}) for one in models]
         )
         for dataset, images, models in ((before, old_images, was), (after, new_images, now))
     )
@@ -283,23 +282,16 @@ def _differences(
     return len(shared), [AccuracyChange(*row) for row in zip(names, *columns, strict=True)]
 
 
-def _mean(values: Sequence[Mapping[str, Floats]]) -> dict[str, Floats]:
-    """Computes the means of what several models have."""
-    names = [name for name in values[0] if all(name in one for one in values)]
-    return {name: np.mean([one[name] for one in values], axis=0) for name in names}
-
-
-def _values(predictions: Predictions | None) -> dict[str, Floats]:
+def _values(correct: Sequence[Mapping[VariantName, Correct]]) -> dict[str, Floats]:
     """Computes for each variant, and for BG-Gap, an array with a value for each image.
 
-    The value is the share of the image's draws that were classified correctly, or the gap between
-    two such shares.
+    The value is the share of the image's draws that the models, of which `correct` is variant ->
+    (n,) bool, classified correctly, or the gap between two such shares.
     """
-    if predictions is None:
-        return {}
+    known = [name for name in correct[0] if all(name in one for one in correct)]
     values: dict[str, Floats] = {
-        variant: np.mean([predictions.correct(name) for name in draws], axis=0)
-        for variant, draws in draws_of(predictions.predicted).items()
+        variant: np.mean([one[name] for one in correct for name in draws], axis=0)
+        for variant, draws in draws_of(known).items()
     }
     if "mixed_same" in values and "mixed_rand" in values:
         values[BG_GAP] = values["mixed_same"] - values["mixed_rand"]

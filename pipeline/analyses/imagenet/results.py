@@ -242,9 +242,10 @@ class TrendPoint(Struct, frozen=True, kw_only=True):
     @property
     def reach(self) -> tuple[float, float]:
         """The bounds of a model's interval, or of a family's range."""
-        if self.ci_low is None or self.ci_high is None:
-            return self.lowest, self.highest
-        return self.ci_low, self.ci_high
+        return (
+            self.lowest if self.ci_low is None else self.ci_low,
+            self.highest if self.ci_high is None else self.ci_high,
+        )
 
     @property
     def top1(self) -> Top1 | None:
@@ -303,7 +304,8 @@ def write_trend(
     by_folder = {one.folder: figure for one, figure in zip(kept, top1, strict=True)}
     subjects = [
         (one, _mean_top1([by_folder[each.folder] for each in one.members]))
-        for one in subjects_of(kept)
+        for one in subjects_of(summaries)
+        if one.members[0].folder in by_folder
     ]
     rows = [row for subject in subjects for row in _points(*subject)]
     TREND_TABLE.write(store, ([row] for row in rows))
@@ -390,26 +392,19 @@ def _line(
 
     A family is one model, with the means of its trainings.
     """
-    known = [
-        ([one.folder for one in subject.members], top1.imagenet_top1)
-        for subject, top1 in subjects
-        if top1
-    ]
     for compared in measured:
-        if (rule, variant) not in compared.quantities:
-            continue
-        indices, values, r = compared.contributions(rule, variant)
-        row_of = {compared.summaries[index].folder: row for row, index in enumerate(indices)}
         points = [
-            ([row_of[folder] for folder in folders], value)
-            for folders, value in known
-            if all(folder in row_of for folder in folders)
+            (top1.imagenet_top1, seeds)
+            for subject, top1 in subjects
+            if top1
+            and subject.members[0] in compared.summaries
+            and (seeds := compared.seeds(variant, compared.answers(subject, rule)))
         ]
         line = len(points) >= MIN_MODELS and fit_line(
-            [top1 for _, top1 in points],
-            [values[rows].mean() for rows, _ in points],
+            [top1 for top1, _ in points],
+            [seeds.values.mean() for _, seeds in points],
             compared.roles(variant).corrected(
-                np.stack([r[rows].mean(axis=0) for rows, _ in points])
+                np.stack([seeds.r.mean(axis=0) for _, seeds in points])
             ),
         )
         if line:
@@ -420,8 +415,7 @@ def _notes(points: Sequence[TrendPoint]) -> Iterator[str]:
     """Yields the notes that a reader needs to understand the points and lines."""
     models = dict.fromkeys(point.model for point in points)
     known = {point.model: top1 for point in points if (top1 := point.top1)}
-    if len(known) < len(models):
-        unknown = [model for model in models if model not in known]
+    if unknown := [model for model in models if model not in known]:
         yield f"no accuracy on ImageNet is known for {listed(unknown)}"
     if points and len(known) < MIN_MODELS:
         yield (
