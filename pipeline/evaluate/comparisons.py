@@ -39,6 +39,8 @@ from transforms.variants import VariantName, draws_of
 
 BG_GAP = "bg_gap"
 """Name of BG-Gap in lists that otherwise hold variant names."""
+GAP = "BG-Gap"
+"""The same in tables for readers."""
 
 Correct = NDArray[np.bool_]
 _Row = TypeVar("_Row", bound=Struct)

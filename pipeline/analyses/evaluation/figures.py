@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.analyses.evaluation.differences import GAP, kinds_of
-from pipeline.analyses.evaluation.headline import HeadlineCell, make_headline
+from pipeline.analyses.evaluation.differences import kinds_of
+from pipeline.analyses.evaluation.panel import make_headline
 from pipeline.analyses.evaluation.tables import KIND_NAMES
 from pipeline.display.panel import COMPARED
 from pipeline.display.plot import (
@@ -39,7 +39,8 @@ from pipeline.display.style import (
     styled,
     titled_axes,
 )
-from pipeline.display.table import shorten
+from pipeline.display.table import Cell, shorten
+from pipeline.evaluate.comparisons import GAP
 from pipeline.evaluate.evidence import Evidence, ModelResults
 from pipeline.evaluate.results import safe_name
 from pipeline.evaluate.summary import SizeRow, Summary
@@ -89,14 +90,15 @@ def _gaps(evidence: Evidence) -> Iterator[Plot]:
 
     Of many, only the first are drawn: of models, those with the highest accuracy on `original`.
     """
-    cells = {row.name: row.cells[GAP] for row in make_headline(evidence).tables[evidence.rule]}
+    headline = make_headline(evidence).tables[evidence.rule]
+    cells = {row.name: row.cells[GAP] for row in headline if GAP in row.cells}
     gaps = [
         (name, cells[name])
         for name, one in evidence.subjects
-        if one.headline == evidence.rule and cells[name].value is not None
+        if one.headline == evidence.rule and name in cells
     ]
     # Families, which have seeds, come first.
-    rows = sorted(gaps[:MOST_ROWS], key=lambda row: (not row[1].seeds, -(row[1].value or 0)))
+    rows = sorted(gaps[:MOST_ROWS], key=lambda row: (not row[1].seeds, -row[1].value))
     if rows:
         of = kinds_of(bool(cell.seeds) for _, cell in gaps)
         one = of.replace("families", "family").replace("models", "model")
@@ -261,22 +263,20 @@ _CHARACTER = 0.55 * TEXT * POINT
 """Width of a character of an interval, in points."""
 
 
-def forest_figure(title: str, rows: Sequence[tuple[str, HeadlineCell]]) -> Drawn:
+def forest_figure(title: str, rows: Sequence[tuple[str, Cell]]) -> Drawn:
     """Draws BG-Gaps in points, from the top, each between a name and its figures.
 
     The seeds of a family are small dots on the line of its interval.
     """
     texts = [str(cell) for _, cell in rows]
-    ends = np.asarray([(cell.value, cell.low, cell.high) for _, cell in rows], np.float64)
-    values, lows, highs = ends.T
-    known = np.flatnonzero(~np.isnan(lows))
+    known = [(row, cell.low, cell.high) for row, (_, cell) in enumerate(rows) if not cell.is_range]
     seeds = [(seed, row) for row, (_, cell) in enumerate(rows) for seed in cell.seeds]
     with styled():
         locator = MaxNLocator(7, steps=[1, 2, 5, 10])
         figure, axes = titled_axes(title, 68 + 13 * len(rows), "x", locator, WIDE)
         axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
-        axes.hlines(known, lows[known], highs[known], color=MODELS[0], alpha=0.55)
-        axes.plot(values, range(len(rows)), "s", color=MODELS[0])
+        axes.hlines(*np.reshape(known, (-1, 3)).T, color=MODELS[0], alpha=0.55)
+        axes.plot([cell.value for _, cell in rows], range(len(rows)), "s", color=MODELS[0])
         for seed, row in seeds:
             axes.plot(seed, row, "o", color=MODELS[1], markersize=1.8)
         axes.set_yticks(range(len(rows)), [shorten(name, 36) for name, _ in rows])
