@@ -202,12 +202,6 @@ class ModelsOnSameImages:
         return families_of(self.summaries)[0]
 
     @functools.cached_property
-    def family_of(self) -> list[Family | None]:
-        """For each model the family that it is a seed of; None if it is of none."""
-        family_of = {one.folder: family for family in self.families for one in family.members}
-        return [family_of.get(one.folder) for one in self.summaries]
-
-    @functools.cached_property
     def quantities(self) -> list[tuple[str, str]]:
         """(label rule, variant or `bg_gap`) of each quantity to compare; draws are pooled."""
         rules = dict.fromkeys(rule for one in self.summaries for rule in one.label_rules)
@@ -321,12 +315,9 @@ def _read(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameIm
         images = EvalImages.read(dataset, *test_set)
         if not len(images.keys):
             continue
-        correct: list[dict[str, dict[VariantName, Correct]]] = []
-        bg_units: dict[VariantName, NDArray[np.int64]] = {}
-        for summary in its_summaries:
-            answers, its_units = correct_by_rule(dataset, images, summary)
-            bg_units.update(its_units)
-            correct.append(answers)
+        read = [correct_by_rule(dataset, images, summary) for summary in its_summaries]
+        correct = [answers for answers, _ in read]
+        bg_units = {name: units for _, of_model in read for name, units in of_model.items()}
         predicted_variants = {
             name for model in correct for by_variant in model.values() for name in by_variant
         }
@@ -381,8 +372,6 @@ def compare_models(
     are in the order of the summaries.
     """
     for models in compared:
-        if len(models.summaries) < 2:
-            continue
         differences = [_differences(models, *quantity) for quantity in models.quantities]
         for pair in itertools.combinations(range(len(models.summaries)), 2):
             first, second = (models.summaries[position] for position in pair)
@@ -443,11 +432,12 @@ def _differences(
     p_values = p_value(difference, spread)
     names = ("difference", "ci_low", "ci_high", "p_adjusted")
     pairs = list(itertools.combinations(positions, 2))
-    family_of = models.family_of
+    family_of = {one.folder: family for family in models.families for one in family.members}
+    subjects = [family_of.get(one.folder, one) for one in models.summaries]
     kept = [
         position
         for position, (first, second) in enumerate(pairs)
-        if family_of[first] is None or family_of[first] is not family_of[second]
+        if subjects[first] is not subjects[second]
     ]
     columns = (*(one[kept] for one in (difference, low, high)), holm(p_values[kept]))
     return {

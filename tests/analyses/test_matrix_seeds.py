@@ -15,7 +15,7 @@ from runs import ONE, QUICK, dataset_in, run_here, run_in9, table_of
 from two_way_by_hand import effective, interval_of, share_interval, variance_of_methods
 
 from pipeline.analyses.matrix.parts import gains, gaps_in9
-from pipeline.analyses.matrix.results import Matrix, read_matrices
+from pipeline.analyses.matrix.results import read_matrices
 from pipeline.evaluate.evidence import Results
 from transforms.intervals import t_quantile
 
@@ -160,7 +160,7 @@ def test_the_page_shows_means_and_a_single_matrix(of_three: tuple[Path, str]) ->
 
 def claimed(output: Path) -> Iterator[Any]:
     (matrix,) = read_matrices(dataset_in(output))
-    results = Results((), {Matrix: (matrix,)})
+    results = Results((), [matrix])
     yield from gaps_in9(results)
     yield from gains("mixed_rand")(results)
 

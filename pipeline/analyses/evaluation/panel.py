@@ -279,19 +279,18 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
     headline, evaluated = make_headline(evidence), evidence.models_with(Summary)
     if not any(headline.tables.values()):
         return None
-    measured = {
-        name: one
+    p_values = {
+        name: p_value(np.asarray(one.value), one.spread)
         for models in read_contributions(evidence.dataset, read_summaries(evidence.dataset)[0])
         for name, subject in evidence.subjects
         if subject.members[0] in models.summaries
         and (one := models.measure(BG_GAP, subject, evidence.rule))
     }
     rows = headline.tables.get(evidence.rule, ())
-    with_gap = [row for row in rows if row.name in measured or (row.seeds and GAP in row.cells)]
+    with_gap = [row for row in rows if row.name in p_values or (row.seeds and GAP in row.cells)]
     column = GAP if with_gap else next(iter(headline.variants), GAP)
     shown = with_gap or [row for row in rows if column in row.cells]
-    judged = [row for row in shown if row.name in measured]
-    gaps = [measured[row.name] for row in judged]
+    judged = [row for row in shown if row.name in p_values]
     baseline = chosen_baseline(evidence.dataset)
     counts = {one.tested_on: max(r.n for r in one.accuracy) for _, one in evaluated if one.accuracy}
     manifest = evidence.dataset.manifest
@@ -301,10 +300,6 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
         for (split, holdout), n in sorted(counts.items())
     ]
     images = f"these {max(counts.values(), default=0):,} images"
-    draws = [
-        *(row.seed_sd or 0 for _, one in evaluated for row in one.accuracy),
-        *(row.seed_sd or 0 for _, one in evaluated for row in one.gaps),
-    ]
     return AccuracyPanel(
         headline=headline,
         tested=tested if counts.keys() != {(split, 0) for split in manifest.images} else (),
@@ -319,7 +314,7 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
         ],
         reading=reading(
             [row.cells[GAP] for row in judged],
-            np.asarray([p_value(np.asarray(one.value), one.spread) for one in gaps]),
+            np.asarray([p_values[row.name] for row in judged]),
             images,
             kinds_of(bool(row.seeds) for row in judged)
             + " with an interval" * (len(judged) < len(shown)),
@@ -329,7 +324,13 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
         not_formed=describe_families(one for _, one in evaluated),
         missing=[(model.name, one.missing) for model, one in evaluated if one.missing],
         chance=describe_chance(row.chance for _, one in evaluated for row in one.accuracy if row.n),
-        spread=max(draws, default=0),
+        spread=max(
+            [
+                0.0,
+                *(row.seed_sd or 0.0 for _, one in evaluated for row in one.accuracy),
+                *(row.seed_sd or 0.0 for _, one in evaluated for row in one.gaps),
+            ]
+        ),
         power=list(describe_power((one for _, one in evaluated), is_page=True)),
         differences=read_differences(evidence, headline.variants),
         baseline=read_baseline(evidence, headline.variants),

@@ -155,7 +155,7 @@ def cells_of(subject: Subject, rule: str, figures: Sequence[FamilyRow] = ()) -> 
                 row.highest if row.ci_high is None else row.ci_high,
                 is_bold=bool(row.among_best),
                 is_range=row.ci_low is None,
-                seeds=tuple(one[column].value for one in seeds),
+                seeds=tuple(one[column].value for one in seeds if column in one),
                 sd=row.sd,
             )
             for row in figures
