@@ -3,6 +3,7 @@
     python benchmarks/interval_coverage.py [--runs 10000] [--images 151,4050] [--draws 1,3,10]
     python benchmarks/interval_coverage.py --tables gate --images 151 --draws 1
     python benchmarks/interval_coverage.py --tables accurate,groups,extremes,power --draws 1,3
+    python benchmarks/interval_coverage.py --tables families --images 151 --draws 1,3 --runs 1000
 
 Foregrounds are paired with backgrounds by the project's own code. For each simulated model, each
 foreground and each background has its own effect on the probability of a right answer, which only
@@ -17,7 +18,7 @@ condition holds: for one model or any of ten models whose gaps equal the baselin
 model whose gap is larger by the mean of the smallest differences that the runs have stated.
 
 The other tables, of accurate models, groups of images, extremes of many models, and power, are made
-by `threshold_models`.
+by `threshold_models`, and that of families, several trainings of a method, by `family_models`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import family_models
 import numpy as np
 import threshold_models
 from measure import row
@@ -487,6 +489,7 @@ TABLES = {
     "intervals": print_intervals,
     "gate": print_gates,
     **threshold_models.TABLES,
+    **family_models.TABLES,
 }
 
 

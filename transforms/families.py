@@ -11,9 +11,12 @@ The variance of the mean is then V = max(A, C + s^2 / K), and its degrees of fre
 those of C and s^2 (Satterthwaite 1946). For the difference of two methods, A is the variance of the
 difference of their means, because both answer the same pictures, and each has its own s^2 and W,
 because their seeds have nothing in common.
+
+Intervals of differences suppose paired differences of -1, 0 and 1 (`EstimateSpread`). These are
+the differences of single seeds, so their scatter is that of single seeds. Means of seeds scatter
+less; with their scatter, intervals of accurate models would be half as wide again.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +25,8 @@ from transforms.two_way import EstimateSpread, Floats, Roles
 
 MIN_SEEDS = 3
 """The fewest seeds whose estimates have a variance worth stating."""
+_NONE = 1e-24
+"""A smaller variance is a rounding error of 0, and says nothing of degrees of freedom."""
 
 
 class Seeds(NamedTuple):
@@ -59,19 +64,18 @@ def _spread(roles: Roles, methods: tuple[Seeds, ...], further: int) -> EstimateS
     if of_images.units < 2 or numbers.max() == 1:
         return of_images
     squares = np.asarray([one.values.var(ddof=1) for one in methods])
-    noises = np.asarray(
-        [
-            roles.variance(one.r - one.r.mean(axis=0)).sum() / (len(one.values) - 1)
-            for one in methods
-        ]
-    )
+    deviations = [one.r - one.r.mean(axis=0) for one in methods]
+    noises = np.asarray([roles.variance(each).sum() / (len(each) - 1) for each in deviations])
     common = max(0.0, float(of_images.variance - (noises / numbers).sum()))
     variance = max(float(of_images.variance), common + float((squares / numbers).sum()))
     variance += further * float(np.maximum(0, squares - noises).sum())
     of_seeds = squares * (1 / numbers + further)
     terms = common**2 / (of_images.units - 1) + float((of_seeds**2 / (numbers - 1)).sum())
-    df = variance**2 / terms if terms else of_images.units - 1
+    df = variance**2 / terms if terms > _NONE**2 else of_images.units - 1
     df = max(df, further * float(numbers.min() - 1))
-    return dataclasses.replace(
-        of_images, variance=np.asarray(variance), units=min(df, of_images.units - 1) + 1
-    )
+    within = sum(np.square(roles.paired(each)).sum() / len(each) for each in deviations)
+    scatter = np.asarray(of_images.scatter + of_images.pairs * within)
+    # As many differences of single seeds have the variance of a mean whose pictures share no unit.
+    more = float(scatter / of_images.scatter) if of_images.scatter else 1.0
+    units = min(df, of_images.units - 1) + 1
+    return EstimateSpread(np.asarray(variance), scatter, of_images.pairs * more, units)

@@ -5,6 +5,7 @@
 
 import argparse
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -123,9 +124,9 @@ def _compose_photo(flags: ShowFlags) -> Content:
     taxonomy = reader.dataset.taxonomy if reader else imagenet9()
     # A dataset's masks are of other pictures, and code that it names is not imported.
     segment = dataclasses.replace(config.segment, segmenter="grabcut", segmenter_parameters=())
-    cutter, boxes = Cutter(segment), msgspec.json.encode({"boxes": [flags.box]})
+    cutter, boxes = Cutter(segment), json.dumps({"boxes": [flags.box]})
     try:
-        (cut,) = cutter.cut(read_source(Location(flags.photo), Location(text=boxes.decode())))
+        (cut,) = cutter.cut(read_source(Location(flags.photo), Location(text=boxes)))
     except OSError as error:
         raise UsageError(f"{flags.photo} cannot be read: {error.strerror or error}") from error
     if cut.reason is not None:

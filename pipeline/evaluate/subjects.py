@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from msgspec.structs import replace
 
-from pipeline.evaluate.comparisons import BG_GAP, ComparisonRow, ModelsOnSameImages
+from pipeline.evaluate.comparisons import BG_GAP, ComparisonRow, Measured, ModelsOnSameImages
 from pipeline.evaluate.families import FamilyRow, subjects_of
 from pipeline.evaluate.results import pick
 from pipeline.evaluate.summary import Summary
-from transforms.families import spread_of_further
-from transforms.intervals import holm
+from transforms.families import Seeds, spread_of_further
+from transforms.intervals import CONFIDENCE, holm, t_quantile
 from transforms.two_way import p_value
 from transforms.variants import OBJECT_HIDDEN, VariantName
 
@@ -39,12 +39,9 @@ def family_rows(fingerprint: str, compared: Iterable[ModelsOnSameImages]) -> Ite
             if not all(name in one for one in answers for name in models.draws[quantity]):
                 continue
             seeds = models.seeds(quantity, answers)
-            measured = models.measure(quantity, family, rule)
-            further = measured and dataclasses.replace(
-                measured, spread=spread_of_further(measured.roles, seeds)
-            )
-            low, high = measured.interval() if measured else (None, None)
-            further_low, further_high = further.interval() if further else (None, None)
+            measured, none = models.measure(quantity, family, rule), (None, None)
+            low, high = measured.interval() if measured else none
+            further_low, further_high = interval_of_further(measured, seeds) if measured else none
             yield pick(
                 FamilyRow,
                 family.members[0].evaluation,
@@ -64,6 +61,22 @@ def family_rows(fingerprint: str, compared: Iterable[ModelsOnSameImages]) -> Ite
                 members="; ".join(one.name for one in family.members),
                 dataset=fingerprint,
             )
+
+
+def interval_of_further(measured: Measured, seeds: Seeds) -> tuple[float, float]:
+    """Computes the 95 % interval (low, high) of one further seed, from those of a method.
+
+    `measured` is the mean of the seeds. The interval of a mean is short on the side of 1, or of 0,
+    because means that lie there have small errors. A further seed scatters around the mean as the
+    others do, so its interval reaches t standard errors to both sides, or more.
+    """
+    spread = spread_of_further(measured.roles, seeds)
+    low, high = dataclasses.replace(measured, spread=spread).interval()
+    if spread.units < 2:
+        return low, high
+    reach = t_quantile(spread.units - 1, CONFIDENCE) * float(np.sqrt(spread.variance))
+    low, high = min(low, measured.value - reach), max(high, measured.value + reach)
+    return max(low, -1.0 if measured.trials is None else 0.0), min(high, 1.0)
 
 
 def compare_families(

@@ -12,7 +12,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from runs import ONE, QUICK, dataset_in, run_here, run_in9, table_of
-from two_way_by_hand import effective, interval_of, share_interval, variance_of_methods
+from two_way_by_hand import (
+    Method,
+    contributions_to,
+    effective,
+    interval_of,
+    share_interval,
+    singles_of,
+    spread_of,
+)
 
 from pipeline.analyses.matrix.parts import gains, gaps_in9
 from pipeline.analyses.matrix.results import read_matrices
@@ -89,7 +97,7 @@ def test_cells_are_means_with_the_interval_of_the_method(of_three: tuple[Path, s
             *(("lowest", min(values)), ("highest", max(values))),
         ):
             assert float(mean[name]) == pytest.approx(expected, abs=1e-12)
-        variance, df = variance_of_methods([(fg, bg) for fg, bg, _ in pictures], *[seeds])
+        variance, df = spread_of([(fg, bg) for fg, bg, _ in pictures], [method(seeds)])
         units = min(effective(one[0] for one in pictures), effective(one[1] for one in pictures))
         units = units if pictures[0][1] else len(pictures)
         known = 0 < share < 1
@@ -133,16 +141,23 @@ def test_gaps_pair_the_variants_of_a_training_and_gains_pair_no_seeds(
         check_interval(gain, roles, *sides)
 
 
+def method(seeds: Any) -> Method:
+    values, rows = zip(*seeds, strict=True)
+    return Method(values, rows)
+
+
 def check_interval(row: Any, roles: Any, *methods: Any) -> None:
     """Compares the interval of a difference with that by hand."""
-    means = [
-        [statistics.fmean(each) for each in zip(*(r for _, r in one), strict=True)]
-        for one in methods
-    ]
-    r = means[0] if len(means) == 1 else [one - other for one, other in zip(*means, strict=True)]
+    of = [method(one) for one in methods]
+    r = contributions_to(of)
     pictures = [(*role, one) for role, one in zip(roles, r, strict=True)]
-    known = variance_of_methods(roles, *methods)
-    expected = interval_of(row["difference"], pictures, [fg for fg, _ in roles], known)
+    expected = interval_of(
+        row["difference"],
+        pictures,
+        [fg for fg, _ in roles],
+        spread_of(roles, of),
+        singles_of(of),
+    )
     assert (row["ci_low"], row["ci_high"]) == pytest.approx(expected, abs=1e-7)
 
 

@@ -1,38 +1,38 @@
 """Computes two-way intervals with plain dictionaries, as a reference for the tables."""
 
+import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from transforms.intervals import t_quantile
+
+Pictures = Iterable[tuple[str, str | None, float]]
+"""(foreground, background or None for its own, contribution) of each picture."""
 
 
 def interval_of(
     estimate: float,
-    pictures: Iterable[tuple[str, str | None, float]],
+    pictures: Pictures,
     pairs: Iterable[object] | None = None,
-    known: tuple[float, float] | None = None,
+    spread: tuple[float, float] | None = None,
+    singles: Sequence[Sequence[float]] = (),
 ) -> tuple[float, float]:
     """Returns the interval (low, high) of a difference, by the formulas of Tango 1998.
 
     Args:
       estimate: the difference.
-      pictures: (foreground, background or None for its own, contribution) of each picture.
+      pictures: what each picture contributes.
       pairs: the paired difference that each picture belongs to; None if each is one by itself.
-      known: variance and degrees of freedom; None for those of the pictures.
+      spread: the variance and its degrees of freedom; None for those of the pictures.
+      singles: what each picture contributes to each of the differences whose mean this is.
     """
     rows = list(pictures)
-    variance, df = known or variance_of(rows)
+    variance, df = spread or variance_of(rows)
     if df < 1:
         return -1.0, 1.0
-    by_pair: Counter[object] = Counter()
-    for pair, (*_, r) in zip(range(len(rows)) if pairs is None else pairs, rows, strict=True):
-        by_pair[pair] += r
-    n = len(by_pair)
-    square = max(sum((estimate + n * r) ** 2 for r in by_pair.values()) / n, abs(estimate))
-    spread = square - estimate**2
-    trials = min(max(spread / variance, (df + 1) / 4), n) if variance > 1e-24 else df + 1
-    rest = max(0.0, variance - spread / trials)
+    square, trials, rest = trials_of(estimate, rows, pairs, (variance, df), singles)
     t = t_quantile(df, 0.95)
 
     def is_inside(value: float) -> bool:
@@ -54,6 +54,33 @@ def interval_of(
     return end(estimate, min(estimate, -1)), end(estimate, max(estimate, 1))
 
 
+def trials_of(
+    estimate: float,
+    rows: list[tuple[str, str | None, float]],
+    pairs: Iterable[object] | None,
+    spread: tuple[float, float],
+    singles: Sequence[Sequence[float]] = (),
+) -> tuple[float, float, float]:
+    """Returns the mean square of paired differences, how many would have the variance, the rest."""
+    variance, df = spread
+    of = list(range(len(rows)) if pairs is None else pairs)
+    n, own = len(set(of)), [r for *_, r in rows]
+
+    def scatter(r: Sequence[float]) -> float:
+        by_pair: Counter[object] = Counter()
+        for pair, x in zip(of, r, strict=True):
+            by_pair[pair] += x
+        return sum((n * x) ** 2 for x in by_pair.values()) / n
+
+    of_singles = [scatter(r) for r in singles or [own]]
+    seen = sum(of_singles) / len(of_singles)
+    most = n * seen / scatter(own) if scatter(own) else n
+    square = max(seen + estimate**2, abs(estimate))
+    width = square - estimate**2
+    trials = min(max(width / variance, (df + 1) / 4), most) if variance > 1e-24 else df + 1
+    return square, trials, max(0.0, variance - width / trials)
+
+
 def share_interval(pictures: Iterable[tuple[str, str | None, bool]]) -> tuple[float, float]:
     """Returns the interval of the share of right ones of (foreground, background, right)."""
     rows = list(pictures)
@@ -68,10 +95,77 @@ def share_interval(pictures: Iterable[tuple[str, str | None, bool]]) -> tuple[fl
         if 0 < share < 1:
             effective = share * (1 - share) / variance if variance else n
         effective = min(max(effective, fewest), n)
-    centre = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
-    spread = share * (1 - share) / effective + z**2 / (4 * effective**2)
-    reach = z * math.sqrt(spread) / (1 + z**2 / effective)
+    return wilson(share, effective, z)
+
+
+def wilson(share: float, trials: float, z: float) -> tuple[float, float]:
+    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    spread = share * (1 - share) / trials + z**2 / (4 * trials**2)
+    reach = z * math.sqrt(spread) / (1 + z**2 / trials)
     return min(centre - reach, share), max(centre + reach, share)
+
+
+class Method(NamedTuple):
+    """The estimate of each seed of a method, and what each picture contributes to it."""
+
+    values: Sequence[float]
+    rows: Sequence[Sequence[float]]
+
+    @property
+    def mean(self) -> list[float]:
+        """What each picture contributes to the mean of the seeds."""
+        return [sum(column) / len(column) for column in zip(*self.rows, strict=True)]
+
+
+def contributions_to(methods: Sequence[Method]) -> list[float]:
+    """Returns what pictures contribute to a method's mean, less that of a second if there is."""
+    first, *others = [one.mean for one in methods]
+    return [mine - sum(theirs) for mine, *theirs in zip(first, *others, strict=True)]
+
+
+def singles_of(methods: Sequence[Method]) -> list[list[float]]:
+    """Returns what pictures contribute to each seed, less each seed of a second method if given."""
+    return [
+        [mine - sum(theirs) for mine, *theirs in zip(*seeds, strict=True)]
+        for seeds in itertools.product(*(one.rows for one in methods))
+    ]
+
+
+def spread_of(
+    units: Sequence[tuple[str, str | None]], methods: Sequence[Method], *, further: bool = False
+) -> tuple[float, float]:
+    """Returns the variance of a method's mean, or of what it exceeds another's by, and its df.
+
+    Args:
+      units: (foreground, background) of each picture.
+      methods: the method, and perhaps the other.
+      further: whether the estimate is that of one more seed.
+    """
+
+    def two_way(r: Sequence[float]) -> float:
+        return variance_of([(fg, bg, x) for (fg, bg), x in zip(units, r, strict=True)])[0]
+
+    total = contributions_to(methods)
+    _, df_of_images = variance_of([(fg, bg, x) for (fg, bg), x in zip(units, total, strict=True)])
+    of_images = two_way(total)
+    common, of_seeds, terms, more = of_images, 0.0, 0.0, 0.0
+    for one in methods:
+        k, middle = len(one.values), one.mean
+        square = sum((value - sum(one.values) / k) ** 2 for value in one.values) / (k - 1)
+        noise = 0.0
+        for row in one.rows:
+            noise += two_way([x - m for x, m in zip(row, middle, strict=True)]) / (k - 1)
+        common -= noise / k
+        of_seeds += square / k
+        terms += (square / k + further * square) ** 2 / (k - 1)
+        more += further * max(0.0, square - noise)
+    common = max(0.0, common)
+    variance = max(of_images, common + of_seeds) + more
+    terms += common**2 / df_of_images
+    df = variance**2 / terms if terms > 1e-48 else df_of_images
+    if further:
+        df = max(df, len(methods[0].values) - 1)
+    return variance, min(df, df_of_images)
 
 
 def variance_of(rows: list[tuple[str, str | None, float]]) -> tuple[float, float]:
@@ -94,37 +188,6 @@ def variance_of(rows: list[tuple[str, str | None, float]]) -> tuple[float, float
     both = sum(s**2 for s in by_pair.values())
     variance = squares(by_fg, fg_units) + max(0.0, squares(by_bg, bg_units) - both)
     return variance, min(fg_units, bg_units) - 1
-
-
-def variance_of_methods(
-    roles: list[tuple[str, str | None]], *methods: list[tuple[float, list[float]]]
-) -> tuple[float, float]:
-    """Returns the variance of a method's mean, or of the difference of two, and its df.
-
-    Args:
-      roles: (foreground, background or None) of each picture.
-      methods: the estimate of each seed, and the contribution of each picture to it.
-    """
-
-    def variance(r: list[float]) -> float:
-        return variance_of([(*role, one) for role, one in zip(roles, r, strict=True)])[0]
-
-    means = [
-        [sum(r) / len(seeds) for r in zip(*(r for _, r in seeds), strict=True)] for seeds in methods
-    ]
-    both = means[0] if len(means) == 1 else [one - other for one, other in zip(*means, strict=True)]
-    of_images, df = variance_of([(*role, one) for role, one in zip(roles, both, strict=True)])
-    common, of_seeds = of_images, []
-    for seeds, mean in zip(methods, means, strict=True):
-        number, average = len(seeds), sum(value for value, _ in seeds) / len(seeds)
-        square = sum((value - average) ** 2 for value, _ in seeds) / (number - 1)
-        noise = sum(variance([one - m for one, m in zip(r, mean, strict=True)]) for _, r in seeds)
-        common -= noise / (number - 1) / number
-        of_seeds.append((square / number, number - 1))
-    common = max(0.0, common)
-    total = max(of_images, common + sum(part for part, _ in of_seeds))
-    terms = common**2 / df + sum(part**2 / of for part, of in of_seeds)
-    return total, min(df, total**2 / terms) if terms else df
 
 
 def effective(units: Iterable[object]) -> float:
