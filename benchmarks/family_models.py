@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from threshold_models import MARGIN, OF_BACKGROUND, PAIRINGS, SHARED_BY_VARIANTS, Study, studies
 
 from pipeline.evaluate.comparisons import Measured, measure
-from pipeline.evaluate.family_rows import interval_of_further
+from pipeline.evaluate.subjects import interval_of_further
 from transforms.analysis import gaps_of_pictures
 from transforms.families import Seeds
 from transforms.two_way import Floats, Roles

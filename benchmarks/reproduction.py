@@ -17,14 +17,14 @@ from pathlib import Path
 from measure import commit
 
 from pipeline.analyses.attack.results import AttackResult
-from pipeline.analyses.evaluation.differences import GAP
-from pipeline.analyses.evaluation.headline import make_headline
+from pipeline.analyses.evaluation.panel import make_headline
 from pipeline.analyses.imagenet.results import Trend
 from pipeline.analyses.matrix.results import Matrix
 from pipeline.analyses.saliency.results import SaliencyResult
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import TIMES
 from pipeline.evaluate import published
+from pipeline.evaluate.comparisons import GAP
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.summary import Summary
 from pipeline.report.page import SECTIONS, CheckedClaim, check_claims, percent, rounded

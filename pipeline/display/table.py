@@ -68,15 +68,6 @@ def percent_interval(value: float | None, low: float | None, high: float | None)
     return interval(*estimate) if estimate else "-"
 
 
-def mean_interval(
-    mean: float, low: float | None, high: float | None, values: Sequence[float]
-) -> str:
-    """Formats a mean of values, fractions, with its interval; without one, with their range."""
-    if low is None or high is None:
-        return f"{100 * mean:.1f} (range {100 * min(values):.1f} to {100 * max(values):.1f})"
-    return interval(mean, low, high)
-
-
 class ShortName(NamedTuple):
     """A model's short name in two fields: its architecture, and what sets the model apart.
 
@@ -153,16 +144,16 @@ def escape(text: str) -> str:
     return "".join(_SPECIAL.get(character, character) for character in escaped_line(text))
 
 
-INTERVAL, RANGE = "[{:.1f}, {:.1f}]", "{:.1f}$ to ${:.1f}"
-"""How the ends of an interval are set, and those of a range, which must not look like one."""
-
-
 class Cell(NamedTuple):
     """An estimate with its interval, as fractions.
 
-    `is_bold` if it cannot be told from the best of its column, `is_starred` if it is significant.
-    Of a mean, `sd` is the standard deviation of what it is the mean of; without an interval, `low`
-    and `high` are the smallest and the largest of these, and `ends` is `RANGE`.
+    Attributes:
+      low, high: ends of the interval; of the range of the seeds if there is no interval, and
+        `is_range` then.
+      is_bold: whether it cannot be told from the best of its column.
+      is_starred: whether it is significant.
+      seeds: what it is the mean of, if it is one, and `sd` their standard deviation.
+      smallest: the smallest difference that as many images would show, if that is said.
     """
 
     value: float
@@ -170,14 +161,25 @@ class Cell(NamedTuple):
     high: float
     is_bold: bool = False
     is_starred: bool = False
+    is_range: bool = False
+    seeds: tuple[float, ...] = ()
     sd: float | None = None
-    ends: str = INTERVAL
+    smallest: float | None = None
+
+    @property
+    def drawn(self) -> tuple[float, ...]:
+        """All that a figure draws of it."""
+        return (self.value, self.low, self.high, *self.seeds)
+
+    def __str__(self) -> str:
+        ends = "(range {:.1f} to {:.1f})" if self.is_range else "[{:.1f}, {:.1f}]"
+        return f"{100 * self.value:.1f} {ends.format(100 * self.low, 100 * self.high)}"
 
 
 def tabular(
     description: str,
     heads: Sequence[str],
-    models: Sequence[Named],
+    names: Sequence[ShortName],
     cells: Sequence[Sequence[Cell | None]],
 ) -> str:
     """Makes a `tabular` with a line of estimates in percent for each model, and intervals beneath.
@@ -185,19 +187,10 @@ def tabular(
     Args:
       description: what the table holds; a comment at its head.
       heads: headings of the columns after the model's name.
-      models: the models; one without numbers in this table is named only in a comment.
-      cells: for each model, a cell for each column; None is an empty cell.
+      names: the models' names (`names_of`); a model without numbers is named only in a comment.
+      cells: for each model, a cell for each column; None is an empty cell. If cells have standard
+        deviations, a third line has them.
     """
-    return tabular_of(description, heads, names_of(models), cells)
-
-
-def tabular_of(
-    description: str,
-    heads: Sequence[str],
-    names: Sequence[ShortName],
-    cells: Sequence[Sequence[Cell | None]],
-) -> str:
-    """Makes a `tabular` as above, with a line of standard deviations if cells have some."""
     shown = [(name, row) for name, row in zip(names, cells, strict=True) if any(row)]
     without = [" ".join(name) for name, row in zip(names, cells, strict=True) if not any(row)]
     width = min(len(heads), _SIDE_BY_SIDE)
@@ -248,7 +241,9 @@ def _number(cell: Cell | None) -> str:
 
 
 def _interval(cell: Cell | None) -> str:
-    return rf"\scriptsize${cell.ends.format(100 * cell.low, 100 * cell.high)}$" if cell else ""
+    """Formats what stands beneath a number; a range must not look like an interval."""
+    ends = "{:.1f}$ to ${:.1f}" if cell and cell.is_range else "[{:.1f}, {:.1f}]"
+    return rf"\scriptsize${ends.format(100 * cell.low, 100 * cell.high)}$" if cell else ""
 
 
 def _row(cells: Sequence[str], width: int) -> str:

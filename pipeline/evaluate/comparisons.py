@@ -39,6 +39,8 @@ from transforms.variants import VariantName, draws_of
 
 BG_GAP = "bg_gap"
 """Name of BG-Gap in lists that otherwise hold variant names."""
+GAP = "BG-Gap"
+"""The same in tables for readers."""
 
 Correct = NDArray[np.bool_]
 _Row = TypeVar("_Row", bound=Struct)
@@ -299,12 +301,9 @@ def _read(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameIm
         images = EvalImages.read(dataset, *test_set)
         if not len(images.keys):
             continue
-        correct: list[dict[str, dict[VariantName, Correct]]] = []
-        bg_units: dict[VariantName, NDArray[np.int64]] = {}
-        for summary in its_summaries:
-            answers, its_units = correct_by_rule(dataset, images, summary)
-            bg_units.update(its_units)
-            correct.append(answers)
+        read = [correct_by_rule(dataset, images, summary) for summary in its_summaries]
+        correct = [answers for answers, _ in read]
+        bg_units = {name: units for _, of_model in read for name, units in of_model.items()}
         predicted_variants = {
             name for model in correct for by_variant in model.values() for name in by_variant
         }
@@ -361,8 +360,6 @@ def compare_models(
     are in the order of the summaries.
     """
     for models in compared:
-        if len(models.summaries) < 2:
-            continue
         differences = [_differences(models, *quantity) for quantity in models.quantities]
         for pair in itertools.combinations(range(len(models.summaries)), 2):
             first, second = (models.summaries[position] for position in pair)
@@ -428,12 +425,12 @@ def _differences(
     p_values = p_value(difference, spread)
     names = ("difference", "ci_low", "ci_high", "p_adjusted")
     pairs = list(itertools.combinations(known, 2))
-    name_of = {seed.folder: family.name for family in models.families for seed in family.members}
-    families = [name_of.get(one.folder) for one in models.summaries]
+    family_of = {one.folder: family for family in models.families for one in family.members}
+    subjects = [family_of.get(one.folder, one) for one in models.summaries]
     kept = [
         position
         for position, (first, second) in enumerate(pairs)
-        if families[first] is None or families[first] != families[second]
+        if subjects[first] is not subjects[second]
     ]
     columns = (*(one[kept] for one in (difference, low, high)), holm(p_values[kept]))
     return {

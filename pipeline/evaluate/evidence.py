@@ -1,8 +1,8 @@
 """The results of a dataset as pages, tables and claims read them: by model, and by type."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.families import Family, Subject, subjects_of
@@ -29,34 +29,34 @@ class ModelResults:
     folder: str
     name: str
     model: str
-    results: Mapping[type, ModelRun] = dataclasses.field(default_factory=dict)
+    results: Sequence[ModelRun] = ()
     errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def get(self, kind: type[R]) -> R | None:
         """Returns the result of a type; None if there is none."""
-        return next((one for one in self.results.values() if isinstance(one, kind)), None)
+        return next((one for one in self.results if isinstance(one, kind)), None)
 
     @property
     def trained(self) -> Trained | None:
         """How its checkpoint was trained; None if that is unknown."""
-        return next((run.trained for run in self.results.values() if run.trained), None)
+        return next((run.trained for run in self.results if run.trained), None)
 
     @property
     def num_outputs(self) -> int:
         """Number of the model's outputs; 0 if it has no result."""
-        return next((run.num_outputs for run in self.results.values()), 0)
+        return next((run.num_outputs for run in self.results), 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """The results of a dataset: of models, in the page's order, and of no single one, by type."""
+    """The results of a dataset: of models, in the page's order, and of no single one."""
 
     models: tuple[ModelResults, ...]
-    of_dataset: Mapping[type, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    of_dataset: Sequence[object] = ()
 
     def get(self, kind: type[R]) -> tuple[R, ...]:
         """Returns the results of a type that belong to no single model."""
-        return self.of_dataset.get(kind, ())
+        return tuple(one for one in self.of_dataset if isinstance(one, kind))
 
     def models_with(self, kind: type[R]) -> tuple[tuple[ModelResults, R], ...]:
         """Returns (model, its result) of each model that has a result of a type."""
@@ -97,8 +97,7 @@ class Evidence(Results):
 
 def training_of(model: ModelResults) -> str | None:
     """Returns a model's training variant, as its checkpoint or name says; None if unknown."""
-    known = model.trained
-    return known.variant if known else trained_on(model.model, model.num_outputs)
+    return model.trained.variant if model.trained else trained_on(model.model, model.num_outputs)
 
 
 def models_trained_on(results: Results, variant: str) -> Iterator[ModelResults]:

@@ -219,12 +219,6 @@ class FamilyRow(Struct, frozen=True, kw_only=True):
     dataset: str
 
 
-def figures_of(family: Family, rule: str, rows: Iterable[FamilyRow]) -> dict[str, FamilyRow]:
-    """Returns a family's rows under a label rule, by variant."""
-    wanted = family.name, rule
-    return {row.variant: row for row in rows if (row.family, row.label_rule) == wanted}
-
-
 FAMILIES = Table(
     "families",
     (FamilyRow,),

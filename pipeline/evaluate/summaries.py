@@ -57,7 +57,7 @@ from transforms.analysis import (
 )
 from transforms.flips import PicturePairs, flip_rate
 from transforms.hashing import fingerprint
-from transforms.intervals import level_of
+from transforms.intervals import CONFIDENCE, level_of
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.two_way import Roles, wilson_of_pictures
 from transforms.variants import EXTERNAL, MIXED, ONLY_BG_T, ORIGINAL, VariantName, draws_of
@@ -105,10 +105,12 @@ class _PooledDraws:
         """Whether each prediction is right, (p,) bool."""
         return np.asarray(self.predicted == self.labels)
 
-    def accuracy(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Accuracy:
+    def accuracy(
+        self, chosen: NDArray[np.bool_] | NDArray[np.int64], confidence: float = CONFIDENCE
+    ) -> Accuracy:
         """Computes the accuracy on pictures chosen by a mask or by positions."""
         roles = self.roles.select(chosen)
-        return measure_accuracy(self.correct[chosen], roles, self.images[chosen])
+        return measure_accuracy(self.correct[chosen], roles, self.images[chosen], confidence)
 
 
 def _pool_draws(predictions: Predictions, images: EvalImages) -> Iterator[_PooledDraws]:
@@ -127,7 +129,10 @@ def _pool_draws(predictions: Predictions, images: EvalImages) -> Iterator[_Poole
 
 
 def measure_accuracy(
-    correct: NDArray[np.bool_], roles: Roles, images: NDArray[np.integer]
+    correct: NDArray[np.bool_],
+    roles: Roles,
+    images: NDArray[np.integer],
+    confidence: float = CONFIDENCE,
 ) -> Accuracy:
     """Computes an accuracy, its interval, and the numbers of images and pictures.
 
@@ -135,7 +140,7 @@ def measure_accuracy(
     image whose foreground each picture shows. Pictures may share foregrounds or backgrounds.
     """
     pictures, hits = len(correct), int(correct.sum())
-    low, high = wilson_of_pictures(correct, roles)
+    low, high = wilson_of_pictures(correct, roles, confidence)
     return Accuracy(
         n=len(np.unique(images)),
         pictures=pictures,
@@ -199,12 +204,13 @@ def _flips(
     draws_by_variant = draws_of(predictions.predicted)
     for variant, other in compared:
         draws, other_draws = draws_by_variant.get(variant, ()), draws_by_variant.get(other, ())
-        # `draw_pairs` holds pairs of positions in `names`.
-        if variant == other:
-            names, draw_pairs = draws, list(itertools.combinations(range(len(draws)), 2))
-        else:
-            names = draws + other_draws
-            draw_pairs = list(itertools.product(range(len(draws)), range(len(draws), len(names))))
+        named = (
+            itertools.combinations(draws, 2)
+            if variant == other
+            else itertools.product(draws, other_draws)
+        )
+        names = list(dict.fromkeys((*draws, *other_draws)))
+        draw_pairs = [(names.index(one), names.index(another)) for one, another in named]
         if not draw_pairs:
             continue
         bg_units = np.stack([predictions.bg_units[name] for name in names])
@@ -321,13 +327,11 @@ def _groups(
             [one.accuracy or 0.0 for one in accuracies],
         )
         for position, (group, accuracy) in enumerate(zip(all_groups, accuracies, strict=True)):
-            low = high = None
-            if position == worst:
-                # The worst group is chosen after looking at all groups, so its interval is widened
-                # to hold for all groups simultaneously.
-                roles = pooled.roles.select(group.pictures)
-                level = level_of(len(all_groups))
-                low, high = wilson_of_pictures(pooled.correct[group.pictures], roles, level)
+            is_worst = position == worst
+            # The worst group is chosen after looking at all groups, so its interval is widened
+            # to hold for all groups simultaneously.
+            level = level_of(len(all_groups))
+            widened = pooled.accuracy(group.pictures, level) if is_worst else None
             yield pick(
                 GroupRow,
                 accuracy,
@@ -335,9 +339,9 @@ def _groups(
                 variant=pooled.variant,
                 label=group.label,
                 bg_label=group.bg_label,
-                is_worst=position == worst,
-                worst_ci_low=low,
-                worst_ci_high=high,
+                is_worst=is_worst,
+                worst_ci_low=widened.ci_low if widened else None,
+                worst_ci_high=widened.ci_high if widened else None,
             )
 
 

@@ -7,7 +7,7 @@ import hashlib
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from importlib import metadata
 from urllib.parse import quote
 from xml.etree import ElementTree
@@ -17,7 +17,6 @@ from markupsafe import Markup, escape
 
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of, sentence
-from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.display.panel import COMPARED, Claim, Finding, overall, with_models
 from pipeline.display.plot import Plot
@@ -226,20 +225,35 @@ class Provenance:
 
 def make_provenance(evidence: Evidence, figures: Sequence[str]) -> Provenance:
     """Collects the panel's content."""
-    dataset = evidence.dataset
+    dataset, store = evidence.dataset, evidence.dataset.store
     rejections = [
         (reason, split, count)
         for split, reasons in dataset.manifest.rejections.items()
         for reason, count in reasons.items()
     ]
     groups = (
-        ("Tables (CSV)", _results(dataset.store, "results", ".csv")),
-        ("Tables (LaTeX)", _results(dataset.store, "results/latex", ".tex")),
+        ("Tables (CSV)", _results(store, "results", ".csv")),
+        ("Tables (LaTeX)", _results(store, "results/latex", ".tex")),
         ("Figures (SVG)", _of_kind(figures, ".svg")),
         ("Figures (PDF)", _of_kind(figures, ".pdf")),
-        ("Every prediction (Parquet)", _predictions(evidence)),
-        ("The dataset (Parquet)", _variants(dataset)),
-        ("About the dataset", _metadata(dataset)),
+        (
+            "Every prediction (Parquet)",
+            (
+                _link(f"results/{model.folder}/predictions/", model.name)
+                for model, _ in evidence.models_with(Summary)
+                if f"results/{model.folder}" not in store.elsewhere
+                and store.has_folder(f"results/{model.folder}/predictions")
+            ),
+        ),
+        (
+            "The dataset (Parquet)",
+            (
+                _link(f"parquet/{variant}/", str(variant))
+                for variant in dataset.variants
+                if store.has_folder(f"parquet/{variant}")
+            ),
+        ),
+        ("About the dataset", _metadata(store)),
     )
     return Provenance(
         config=dataset.manifest.config.flags(),
@@ -253,37 +267,18 @@ def _link(path: str, name: str | None = None) -> Link:
     return Link(quote(path, safe="/+=,@~"), name or path.rpartition("/")[2])
 
 
-def _of_kind(paths: Sequence[str], suffix: str) -> Iterator[Link]:
+def _of_kind(paths: Iterable[str], suffix: str) -> Iterator[Link]:
     return (_link(path) for path in sorted(paths) if path.endswith(suffix))
 
 
 def _results(store: Store, folder: str, suffix: str) -> Iterator[Link]:
-    depth = folder.count("/") + 1
-    return _of_kind([path for path in store.walk(folder) if path.count("/") == depth], suffix)
+    return _of_kind((p for p in store.walk(folder) if p.rpartition("/")[0] == folder), suffix)
 
 
-def _predictions(evidence: Evidence) -> Iterator[Link]:
-    store = evidence.dataset.store
-    return (
-        _link(f"results/{model.folder}/predictions/", model.name)
-        for model, _ in evidence.models_with(Summary)
-        if f"results/{model.folder}" not in store.elsewhere
-        and store.has_folder(f"results/{model.folder}/predictions")
-    )
-
-
-def _variants(dataset: Dataset) -> Iterator[Link]:
-    return (
-        _link(f"parquet/{variant}/", str(variant))
-        for variant in dataset.variants
-        if dataset.store.has_folder(f"parquet/{variant}")
-    )
-
-
-def _metadata(dataset: Dataset) -> Iterator[Link]:
+def _metadata(store: Store) -> Iterator[Link]:
     files = (MANIFEST, "README.md", "croissant.json", "classes.txt")
-    yield from map(_link, filter(dataset.store.exists, files))
-    if dataset.store.has_folder("index"):
+    yield from map(_link, filter(store.exists, files))
+    if store.has_folder("index"):
         yield _link("index/", "index: a row for every source image")
 
 

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,13 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import shown_bytes
 from pipeline.evaluate.evidence import Evidence, ModelResults
-from pipeline.evaluate.results import ModelRun, Named, failures_without_results, read_failures
+from pipeline.evaluate.results import (
+    Failure,
+    ModelRun,
+    Named,
+    failures_without_results,
+    read_failures,
+)
 from pipeline.evaluate.summary import Summary
 from pipeline.runtime.lock import TABLES_LOCK, locked
 from pipeline.storage.state_files import RelativePath, read_json
@@ -66,55 +73,39 @@ def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, str]]:
     return [(path, info.size, info.identity) if info else (path, -1, "") for path, info in found]
 
 
-def is_fresh(store: Store, inputs: str) -> bool:
-    """Returns whether the page was made from these inputs and its files are unchanged since."""
-    note = read_json(store, _NOTE, _Note)
-    return (
-        note is not None
-        and note.inputs == inputs
-        and _states(store, [path for path, _, _ in note.outputs]) == note.outputs
-    )
-
-
 _CHECKPOINT = re.compile(r"^([\w.:-]+)=.*/(?=[^/])(.*)$")
 """A checkpoint, ARCH=FOLDER/FILE; the groups are ARCH and FILE."""
 
 
 def gather(dataset: Dataset, taxonomy: Taxonomy) -> Evidence:
     """Reads all results of a dataset; leaves out results that belong to an earlier state of it."""
-    results: dict[str, dict[type, ModelRun]] = {}
-    of_dataset: dict[type, list[object]] = {}
-    errors: dict[str, dict[str, str]] = {}
-    names: dict[str, Named] = {}
+    by_folder = defaultdict[str, list[Named]](list)
+    of_dataset: list[object] = []
     stale: list[str] = []
     for analysis in ANALYSES:
         found = analysis.parts.find(dataset)
-        for result in found.of_models:
-            names.setdefault(result.folder, result)
-            results.setdefault(result.folder, {})[type(result)] = result
-        for content in found.of_dataset:
-            of_dataset.setdefault(type(content), []).append(content)
+        of_dataset += found.of_dataset
         stale += found.stale
-        if analysis.not_done:
-            failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, analysis.name)
-            for failure in failures_without_results(failed, found.of_models):
-                names.setdefault(failure.folder, failure)
-                errors.setdefault(failure.folder, {})[analysis.name] = failure.error
+        failed, _ = read_failures(dataset.store, dataset.manifest.fingerprint, analysis.name)
+        known = failures_without_results(failed, found.of_models) if analysis.not_done else []
+        for one in (*found.of_models, *known):
+            by_folder[one.folder].append(one)
     models = [
         ModelResults(
             folder=folder,
-            name=named.name,
-            model=named.model,
-            results=results.get(folder, {}),
-            errors=errors.get(folder, {}),
+            name=first.name,
+            model=first.model,
+            results=[one for one in of_model if isinstance(one, ModelRun)],
+            errors={one.stage: one.error for one in of_model if isinstance(one, Failure)},
         )
-        for folder, named in names.items()
+        for folder, of_model in by_folder.items()
+        for first in of_model[:1]
     ]
     return Evidence(
         dataset=dataset,
         taxonomy=taxonomy,
         models=tuple(sorted(_named(models), key=_order)),
-        of_dataset={kind: tuple(contents) for kind, contents in of_dataset.items()},
+        of_dataset=of_dataset,
         stale=tuple(stale),
     )
 
@@ -170,7 +161,8 @@ def write_report(
         results = [path for path in files if not is_report_figure(path)]
         states = _states(store, [MANIFEST, *sorted(results)])
         inputs = fingerprint(states, pictures, pdf, _code())
-        if is_fresh(store, inputs):
+        note = read_json(store, _NOTE, _Note)
+        if note and note == _Note(inputs, _states(store, [path for path, *_ in note.outputs])):
             return False
         page, figures = _render(Dataset.open(store), taxonomy, pictures, pdf=pdf)
         changed = [store.update(path, data) for path, data in figures.items()]

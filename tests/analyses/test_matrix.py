@@ -391,7 +391,7 @@ def test_each_matrix_shows_its_own_figures() -> None:
     environment = _environment()
     text = environment.get_template("matrix/panel.html").render(
         macros=environment.get_template("report/macros.html").module,
-        panel=make_matrices(Results((), {Matrix: matrices})),  # type: ignore[arg-type]
+        panel=make_matrices(Results((), matrices)),  # type: ignore[arg-type]
         plots={"matrix": drawn},
         is_comparable=False,
         manifest=SimpleNamespace(config=SimpleNamespace(compose=SimpleNamespace(replicates=1))),

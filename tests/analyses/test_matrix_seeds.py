@@ -23,7 +23,7 @@ from two_way_by_hand import (
 )
 
 from pipeline.analyses.matrix.parts import gains, gaps_in9
-from pipeline.analyses.matrix.results import Matrix, read_matrices
+from pipeline.analyses.matrix.results import read_matrices
 from pipeline.evaluate.evidence import Results
 from transforms.intervals import t_quantile
 
@@ -175,7 +175,7 @@ def test_the_page_shows_means_and_a_single_matrix(of_three: tuple[Path, str]) ->
 
 def claimed(output: Path) -> Iterator[Any]:
     (matrix,) = read_matrices(dataset_in(output))
-    results = Results((), {Matrix: (matrix,)})
+    results = Results((), [matrix])
     yield from gaps_in9(results)
     yield from gains("mixed_rand")(results)
 

@@ -14,8 +14,8 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
 from pipeline.analyses.evaluation.tables import latex_tables
-from pipeline.evaluate.best import IN_BOLD, mark_best
 from pipeline.evaluate.comparisons import ComparisonRow
+from pipeline.evaluate.subjects import IN_BOLD, mark_best
 from pipeline.evaluate.summary import Summary
 from transforms.analysis import KINDS
 from transforms.scoring import PAPER_RULE
@@ -73,7 +73,7 @@ def test_bold_is_the_best_and_a_star_is_significant_in_all_tables() -> None:
         )
         for name in PICTURES
     ]
-    tables = latex_tables(mark_best(summaries, pairs), ["dog"], PICTURES)
+    tables = latex_tables(mark_best(summaries, pairs)[0], ["dog"], PICTURES)
     heads, numbers = lines_of(tables["headline"])[0], lines_of(tables["headline"])[1]
     assert numbers[1] == r"$\mathbf{50.0}$"
     of_variant = dict(zip(heads, numbers, strict=True))

@@ -23,7 +23,6 @@ from pipeline.analyses.evaluation.baseline import (
 from pipeline.commands.finished import with_results
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.evaluate.best import mark_best
 from pipeline.evaluate.comparisons import ComparisonRow
 from pipeline.evaluate.results import (
     FailedModel,
@@ -33,6 +32,7 @@ from pipeline.evaluate.results import (
     result_file,
     write_result,
 )
+from pipeline.evaluate.subjects import mark_best
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary
 from pipeline.jobs.conditions import Gate, judge
@@ -291,8 +291,8 @@ def test_a_model_that_differs_from_the_best_or_was_never_compared_is_not_marked(
     ]
     row = {"first": "m1", "second": "m0", "p_adjusted": p_adjusted, **place}
     rows = [made(ComparisonRow, **row)] if p_adjusted else []
-    assert [one.accuracy[0].among_best for one in mark_best(two, rows)] == [True, is_marked]
-    assert mark_best(two[:1], [])[0].accuracy[0].among_best is None
+    assert [one.accuracy[0].among_best for one in mark_best(two, rows)[0]] == [True, is_marked]
+    assert mark_best(two[:1], [])[0][0].accuracy[0].among_best is None
 
 
 def test_the_same_predictions_count_once_whatever_path_leads_to_them(

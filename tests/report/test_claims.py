@@ -40,7 +40,7 @@ def results(*others: ModelRun, model: str = "resnet50.a1_in1k", **parts: Any) ->
 def checked(three_draws: Path, *models: ModelResults, **others: Any) -> dict[str, Any]:
     """Judges the claims; returns the verdicts by the text of the claim."""
     kinds = {"trend": Trend, "matrix": Matrix}
-    made_up = {kinds[name]: (made(kinds[name], **of),) for name, of in others.items()}
+    made_up = [made(kinds[name], **of) for name, of in others.items()]
     judged = Evidence(models, made_up, dataset=dataset_in(three_draws), taxonomy=imagenet9())
     return {one.claim.text: one for one in check_claims(judged)}
 

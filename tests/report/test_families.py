@@ -17,12 +17,11 @@ from runs import dataset_in, run_here, table_of, write_all
 
 from pipeline.analyses.evaluation.differences import Differences
 from pipeline.analyses.evaluation.figures import forest_figure, make_plots
-from pipeline.analyses.evaluation.headline import HeadlineCell
 from pipeline.analyses.evaluation.panel import reading
-from pipeline.display.table import mean_interval
-from pipeline.evaluate.best import mark_best, mark_families
+from pipeline.display.table import Cell
 from pipeline.evaluate.comparisons import ComparisonRow
 from pipeline.evaluate.families import FamilyRow, describe_families
+from pipeline.evaluate.subjects import mark_best
 from pipeline.evaluate.summary import Summary
 from pipeline.report.write import gather
 from transforms.taxonomy import imagenet9
@@ -202,9 +201,9 @@ def test_the_figure_of_gaps_has_families_first(families_run: Path) -> None:
 
 def test_a_forest_plot_has_trainings_on_the_lines_of_intervals() -> None:
     cells = [
-        ("erm", HeadlineCell(0.1, 0.02, 0.2, seeds=(0.05, 0.12, 0.13))),
-        ("jtt", HeadlineCell(0.3, seeds=(0.25, 0.35))),
-        ("single", HeadlineCell(0.2, 0.1, 0.3)),
+        ("erm", Cell(0.1, 0.02, 0.2, seeds=(0.05, 0.12, 0.13))),
+        ("jtt", Cell(0.3, 0.25, 0.35, is_range=True, seeds=(0.25, 0.35))),
+        ("single", Cell(0.2, 0.1, 0.3)),
     ]
     (axes,) = forest_figure("BG-Gap by family and model", cells).figure.axes
     (lines,) = axes.collections
@@ -231,7 +230,7 @@ def test_a_forest_plot_has_trainings_on_the_lines_of_intervals() -> None:
 
 
 def test_sentences_count_families_and_models_in_none() -> None:
-    above, both = HeadlineCell(0.1, 0.05, 0.2), HeadlineCell(0.01, -0.1, 0.1)
+    above, both = Cell(0.1, 0.05, 0.2), Cell(0.01, -0.1, 0.1)
     p_values = {id(above): 0.0001, id(both): 0.8}
     none = "No BG-Gap differs significantly from 0 (Holm, 5 %): these 9 images do not show that "
     for gaps, of, said in (
@@ -249,7 +248,8 @@ def test_sentences_count_families_and_models_in_none() -> None:
     ):
         p = np.asarray([p_values[id(gap)] for gap in gaps])
         assert reading(gaps, p, "these 9 images", of).startswith(said)
-    rows = tuple((str(n), "base", {"BG-Gap": (0.1, 0.05, 0.2, True, None)}) for n in range(4))
+    cells = {"BG-Gap": Cell(0.1, 0.05, 0.2, is_starred=True)}
+    rows = tuple((str(n), "base", cells) for n in range(4))
     differences = Differences(("BG-Gap",), rows, left_out=False, of="families or models")
     assert differences.summary.startswith("4 of 4 pairs of families or models differ")
     assert differences.of_gaps.endswith("of 4 families or models")
@@ -266,7 +266,9 @@ def test_bold_is_among_families_and_among_models_in_none() -> None:
     pair = {"first": "a", "second": "b", "label_rule": "r", "variant": "original"}
     compared = [made(ComparisonRow, **pair, p_adjusted=0.2)]
     models = [trained("a", 0.5), trained("b", 0.4), trained("c", 0.4)]
-    marks = {one.name: one.accuracy[0].among_best for one in mark_best([*seeds, *models], compared)}
+    marks = {
+        one.name: one.accuracy[0].among_best for one in mark_best([*seeds, *models], compared)[0]
+    }
     assert [marks[one.name] for one in seeds] == [None] * 3
     assert [marks[name] for name in "abc"] == [True, True, False]
     common = {"label_rule": "r", "variant": "original", "n": 400, "split": "val"}
@@ -279,10 +281,13 @@ def test_bold_is_among_families_and_among_models_in_none() -> None:
             ("two", 0.9, None),
         )
     ]
-    assert [row.among_best for row in mark_families(rows, compared)] == [True, True, False, None]
-    assert [row.among_best for row in mark_families(rows[:1], compared)] == [None]
-    hidden = [replace(row, variant="no_fg") for row in rows]
-    assert [row.among_best for row in mark_families(hidden, compared)] == [None] * 4
+
+    def marks_of(rows: list[FamilyRow]) -> list[bool | None]:
+        return [row.among_best for row in mark_best([], compared, rows)[1]]
+
+    assert marks_of(rows) == [True, True, False, None]
+    assert marks_of(rows[:1]) == [None]
+    assert marks_of([replace(row, variant="no_fg") for row in rows]) == [None] * 4
 
 
 def test_a_line_says_why_a_family_has_no_interval_or_was_not_formed() -> None:
@@ -292,8 +297,8 @@ def test_a_line_says_why_a_family_has_no_interval_or_was_not_formed() -> None:
         "no interval: erm has 2 trainings, and an interval needs 3",
         "no family dfr: dfr#0 and dfr#1 bf16 differ in precision",
     ]
-    assert mean_interval(0.1, None, None, (0.05, 0.15)) == "10.0 (range 5.0 to 15.0)"
-    assert mean_interval(0.1, 0.0, 0.2, ()) == "10.0 [0.0, 20.0]"
+    assert str(Cell(0.1, 0.05, 0.15, is_range=True)) == "10.0 (range 5.0 to 15.0)"
+    assert str(Cell(0.1, 0.0, 0.2)) == "10.0 [0.0, 20.0]"
 
 
 def test_latex_has_the_interval_of_a_family_or_its_range_and_the_standard_deviation(

@@ -13,10 +13,10 @@ from report_page import MODELS
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.evaluation import figures as evaluation_figures
 from pipeline.analyses.evaluation.figures import forest_figure
-from pipeline.analyses.evaluation.headline import HeadlineCell
 from pipeline.dataset.folder import Dataset
 from pipeline.display.plot import FEW_IMAGES, Series, rows_figure
 from pipeline.display.style import POINT, SOFT, TEXT, THEME
+from pipeline.display.table import Cell
 from pipeline.report import write
 from pipeline.report.page import inline_svg
 from pipeline.report.write import describe_report, gather, write_report
@@ -45,7 +45,7 @@ def test_names_and_figures_stand_beside_a_forest_plot_on_the_lines_of_its_interv
     models: int,
 ) -> None:
     rows = [
-        (f"vit_base_patch16_clip_{n}.openai_ft_in1k", HeadlineCell(0.1 - n / 99, -0.2, 0.2))
+        (f"vit_base_patch16_clip_{n}.openai_ft_in1k", Cell(0.1 - n / 99, -0.2, 0.2))
         for n in range(models)
     ]
     drawn = forest_figure("BG-Gap by model", rows)

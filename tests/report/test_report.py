@@ -33,7 +33,6 @@ from pipeline.analyses import ANALYSES
 from pipeline.analyses.attack.parts import _BYTES as BACKGROUND_BYTES
 from pipeline.analyses.attack.results import AttackResult
 from pipeline.analyses.evaluation.differences import Differences
-from pipeline.analyses.evaluation.headline import HeadlineCell
 from pipeline.analyses.evaluation.images import _BYTES as CHOOSER_BYTES
 from pipeline.analyses.evaluation.images import PER_CLASS
 from pipeline.analyses.evaluation.panel import reading
@@ -42,6 +41,7 @@ from pipeline.analyses.saliency.parts import _BYTES as SALIENCY_BYTES
 from pipeline.analyses.saliency.results import SaliencyResult
 from pipeline.commands.command_line import build_parser
 from pipeline.dataset.folder import Dataset
+from pipeline.display.table import Cell
 from pipeline.errors import UsageError
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.summary import Evaluated, Summary
@@ -136,8 +136,11 @@ def test_it_has_entries_to_cite(seen: Any, report_run: Path) -> None:
 
 
 def test_a_line_says_how_gaps_differ_from_that_of_the_baseline() -> None:
-    larger, smaller = (0.031, 0.01, 0.05, True, None), (-0.04, -0.06, -0.02, True, None)
-    alike = (0.01, -0.01, 0.03, False, None)
+    larger, smaller = (
+        Cell(0.031, 0.01, 0.05, is_starred=True),
+        Cell(-0.04, -0.06, -0.02, is_starred=True),
+    )
+    alike = Cell(0.01, -0.01, 0.03)
     for cells, said in (
         ([larger], "+3.1 points, 1.0 to 5.0"),
         ([larger, smaller, larger, alike], "significantly larger for 2, smaller for 1 of 4 models"),
@@ -147,8 +150,8 @@ def test_a_line_says_how_gaps_differ_from_that_of_the_baseline() -> None:
 
 
 def test_a_sentence_says_what_differs_between_models() -> None:
-    far, near = (0.086, 0.02, 0.15, True, None), (-0.02, -0.1, 0.06, False, None)
-    gap = (-0.031, -0.05, -0.01, True, None)
+    far, near = Cell(0.086, 0.02, 0.15, is_starred=True), Cell(-0.02, -0.1, 0.06)
+    gap = Cell(-0.031, -0.05, -0.01, is_starred=True)
     pair = ("a", "b", {"BG-Gap": gap, "original": far, "no_fg": near})
     columns = ("BG-Gap", "original", "no_fg")
 
@@ -168,10 +171,10 @@ def test_a_sentence_says_what_differs_between_models() -> None:
 
 
 def test_the_intervals_of_the_gap_are_read_out() -> None:
-    above, below = HeadlineCell(0.1, 0.05, 0.2), HeadlineCell(-0.1, -0.2, -0.05)
-    both = HeadlineCell(0.01, -0.1, 0.1)
+    above, below = Cell(0.1, 0.05, 0.2), Cell(-0.1, -0.2, -0.05)
+    both = Cell(0.01, -0.1, 0.1)
     # A gap whose interval excludes 0, but whose p value does not survive that there are many.
-    doubtful = HeadlineCell(0.1, 0.01, 0.2)
+    doubtful = Cell(0.1, 0.01, 0.2)
     p_values = {id(above): 0.0001, id(below): 0.001, id(doubtful): 0.03, id(both): 0.8}
     none = "No BG-Gap differs significantly from 0 (Holm, 5 %): these 9 images do not show that "
     for gaps, said in (

@@ -74,5 +74,4 @@ def stored(result: object) -> Any:
 
 def of_model(model: str, *results: ModelRun, **more: Any) -> ModelResults:
     """Makes the results of a model, as the page has them."""
-    by_type: dict[type, ModelRun] = {type(result): result for result in results}
-    return ModelResults(model, model, model, by_type, **more)
+    return ModelResults(model, model, model, results, **more)

@@ -5,18 +5,13 @@ from collections.abc import Iterable, Sequence
 
 from pipeline.analyses.evaluation.baseline import BASELINE, BaselineRow
 from pipeline.display.panel import COMPARED
-from pipeline.evaluate.comparisons import BG_GAP, COMPARISONS, ComparisonRow, read_rows
+from pipeline.display.table import Cell
+from pipeline.evaluate.comparisons import BG_GAP, COMPARISONS, GAP, ComparisonRow, read_rows
 from pipeline.evaluate.evidence import Evidence
-from pipeline.evaluate.families import Family
 
-GAP = "BG-Gap"
 _DIFFERING = 3
 """Up to this number of differing pairs, the summary lists each pair's differences; if there
 are more, it only counts them."""
-
-Cell = tuple[float, float, float, bool, float | None]
-"""A difference, the bounds of its interval, whether it is significant, and the smallest difference
-that as many images would show; None if that is not said."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Differences:
             value, low, high = (100 * bound for bound in gaps[0][:3])
             return f"{value:+.1f} points, {low:.1f} to {high:.1f}"
         larger, smaller = (
-            sum(cell[3] and (cell[0] > 0) is is_larger for cell in gaps)
+            sum(cell.is_starred and (cell.value > 0) is is_larger for cell in gaps)
             for is_larger in (True, False)
         )
         return f"significantly larger for {larger}, smaller for {smaller} of {len(gaps)} {self.of}"
@@ -51,7 +46,7 @@ class Differences:
         It allows for the pairs of models in a column, but not for the columns beside it.
         """
         pairs = [
-            (first, second, {column: cell[0] for column, cell in cells.items() if cell[3]})
+            (first, second, {name: cell.value for name, cell in cells.items() if cell.is_starred})
             for first, second, cells in self.rows
         ]
         differing = [pair for pair in pairs if pair[2]]
@@ -97,43 +92,45 @@ def read_differences(evidence: Evidence, variants: Sequence[str]) -> Differences
     compared = evidence.subjects[:COMPARED]
     names = {one.name: name for name, one in compared}
     headlines = {(one.name, one.headline) for _, one in compared}
-    differences = [
-        (names[row.first], names[row.second], row.variant, cell)
+    rows = [
+        (names[row.first], names[row.second], row)
         for row in read_rows(evidence.dataset, COMPARISONS, ComparisonRow)
         if {(row.first, row.label_rule), (row.second, row.label_rule)} <= headlines
-        for cell in [(row.difference, row.ci_low, row.ci_high, row.is_significant, None)]
     ]
-    return _by_pair(evidence, variants, differences, len(evidence.subjects) > COMPARED)
+    return _by_pair(evidence, variants, rows, len(evidence.subjects) > COMPARED)
 
 
 def read_baseline(evidence: Evidence, variants: Sequence[str]) -> Differences:
     """Reads the differences of all families and models from the baseline; no rows without one."""
     names = {one.name: name for name, one in evidence.subjects}
-    differences = [
-        (names.get(row.model, row.model), row.baseline, row.variant, cell)
+    rows = [
+        (names.get(row.model, row.model), row.baseline, row)
         for row in read_rows(evidence.dataset, BASELINE, BaselineRow)
-        for smallest in [row.smallest_difference if row.variant == BG_GAP else None]
-        for cell in [(row.difference, row.ci_low, row.ci_high, row.is_significant, smallest)]
     ]
-    return _by_pair(evidence, variants, differences, left_out=False)
+    return _by_pair(evidence, variants, rows, left_out=False)
 
 
 def _by_pair(
     evidence: Evidence,
     variants: Sequence[str],
-    differences: Iterable[tuple[str, str, str, Cell]],
+    rows: Iterable[tuple[str, str, ComparisonRow | BaselineRow]],
     left_out: bool,
 ) -> Differences:
-    """Sorts (first, second, variant, difference) by pairs, in order of families and models."""
-    columns = (GAP, *variants)
-    pairs: dict[tuple[str, str], dict[str, Cell]] = {}
-    for first, second, variant, cell in differences:
-        column = GAP if variant == BG_GAP else variant
-        if column in columns:
-            pairs.setdefault((first, second), {})[column] = cell
+    """Sorts (first, second, their difference) by pairs, in order of families and models."""
     order = {name: position for position, (name, _) in enumerate(evidence.subjects)}
+    pairs: dict[tuple[str, str], dict[str, Cell]] = {}
     # A baseline of another folder has no place in this order.
-    ordered = sorted(pairs.items(), key=lambda pair: [order.get(name, 0) for name in pair[0]])
-    families = {name for name, one in evidence.subjects if isinstance(one, Family)}
+    for first, second, row in sorted(rows, key=lambda row: [order.get(one, 0) for one in row[:2]]):
+        if row.variant in (BG_GAP, *variants):
+            column = GAP if row.variant == BG_GAP else row.variant
+            pairs.setdefault((first, second), {})[column] = Cell(
+                *(row.difference, row.ci_low, row.ci_high),
+                is_starred=row.is_significant,
+                smallest=row.smallest_difference
+                if isinstance(row, BaselineRow) and column == GAP
+                else None,
+            )
+    families = {name for name, one in evidence.subjects if one.is_family}
     of = kinds_of((first in families for first, _ in pairs), "or")
-    return Differences(columns, tuple((*pair, cells) for pair, cells in ordered), left_out, of)
+    ordered = tuple((*pair, cells) for pair, cells in pairs.items())
+    return Differences((GAP, *variants), ordered, left_out, of)

@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.analyses.evaluation.differences import GAP, kinds_of
-from pipeline.analyses.evaluation.headline import HeadlineCell, make_headline
+from pipeline.analyses.evaluation.differences import kinds_of
+from pipeline.analyses.evaluation.panel import make_headline
 from pipeline.analyses.evaluation.tables import KIND_NAMES
 from pipeline.display.panel import COMPARED
 from pipeline.display.plot import (
@@ -39,12 +39,13 @@ from pipeline.display.style import (
     styled,
     titled_axes,
 )
-from pipeline.display.table import shorten
+from pipeline.display.table import Cell, shorten
+from pipeline.evaluate.comparisons import GAP
 from pipeline.evaluate.evidence import Evidence, ModelResults
 from pipeline.evaluate.results import safe_name
-from pipeline.evaluate.summary import SizeRow, Summary
+from pipeline.evaluate.summary import ClassRow, SizeRow, Summary
 from transforms.analysis import KINDS
-from transforms.estimates import Estimate, estimate_of
+from transforms.estimates import estimate_of
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
 _VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next")
@@ -89,14 +90,15 @@ def _gaps(evidence: Evidence) -> Iterator[Plot]:
 
     Of many, only the first are drawn: of models, those with the highest accuracy on `original`.
     """
-    cells = {row.name: row.cells[GAP] for row in make_headline(evidence).tables[evidence.rule]}
+    headline = make_headline(evidence).tables[evidence.rule]
+    cells = {row.name: row.cells[GAP] for row in headline if GAP in row.cells}
     gaps = [
         (name, cells[name])
         for name, one in evidence.subjects
-        if one.headline == evidence.rule and cells[name].value is not None
+        if one.headline == evidence.rule and name in cells
     ]
     # Families, which have seeds, come first.
-    rows = sorted(gaps[:MOST_ROWS], key=lambda row: (not row[1].seeds, -(row[1].value or 0)))
+    rows = sorted(gaps[:MOST_ROWS], key=lambda row: (not row[1].seeds, -row[1].value))
     if rows:
         of = kinds_of(bool(cell.seeds) for _, cell in gaps)
         one = of.replace("families", "family").replace("models", "model")
@@ -111,24 +113,26 @@ def _by_class(models: Sequence[_Evaluated], taxonomy: Taxonomy) -> Iterator[Plot
 
     Of many classes, only those are drawn on which the first model is worst on `mixed_rand`.
     """
-    counts: dict[int, int] = {}
-    on_same: dict[tuple[str, int], float] = {}
-    on_rand: list[tuple[str, dict[int, Estimate]]] = []
-    for model, summary in models:
-        rows = {(row.variant, row.label): row for row in summary.by_rule(summary.per_class)}
-        of_model: dict[int, Estimate] = {}
-        for (variant, label), row in rows.items():
-            same = rows.get(("mixed_same", label))
-            if variant == "mixed_rand" and row.n and same and same.n:
-                counts[label] = row.n
-                of_model[label] = (row.accuracy, row.ci_low, row.ci_high)
-                on_same[model.name, label] = same.accuracy
-        on_rand.append((model.name, of_model))
+    rows = {model.name: _rows_of_mixed(summary) for model, summary in models}
+    counts = {label: rand.n for of_model in rows.values() for label, (_, rand) in of_model.items()}
+    on_rand = [
+        (
+            name,
+            {label: (rand.accuracy, rand.ci_low, rand.ci_high) for label, (_, rand) in of.items()},
+        )
+        for name, of in rows.items()
+    ]
     shown, series = by_class(on_rand, taxonomy.num_labels)
     if series:
         series = [
-            dataclasses.replace(one, others=tuple(on_same.get((one.name, n)) for n in shown))
+            dataclasses.replace(
+                one,
+                others=tuple(
+                    of_model[label][0].accuracy if label in of_model else None for label in shown
+                ),
+            )
             for one in series
+            for of_model in [rows[one.name]]
         ]
         is_any_grey = any(counts.get(label, 0) < FEW_IMAGES for label in shown)
         names, rest = [taxonomy.names[label] for label in shown], of_all(shown, taxonomy)
@@ -143,6 +147,16 @@ def _by_class(models: Sequence[_Evaluated], taxonomy: Taxonomy) -> Iterator[Plot
             f"Accuracy by class{rest} on mixed_rand, joined to that on mixed_same. On mixed_rand: "
         )
         yield Plot("gaps", "classes.svg", alt + spoken(series, names), figure)
+
+
+def _rows_of_mixed(summary: Summary) -> dict[int, tuple[ClassRow, ClassRow]]:
+    """Returns the rows of each class on `mixed_same` and `mixed_rand`, if both have images."""
+    rows = {(row.variant, row.label): row for row in summary.by_rule(summary.per_class) if row.n}
+    return {
+        label: (rows["mixed_same", label], row)
+        for (variant, label), row in rows.items()
+        if variant == "mixed_rand" and ("mixed_same", label) in rows
+    }
 
 
 def _by_size(models: Sequence[_Evaluated], variant: str) -> Iterator[Plot]:
@@ -233,11 +247,7 @@ def _groups(model: ModelResults, summary: Summary, taxonomy: Taxonomy) -> Iterat
             lowest[label] = min(score, lowest.get(label, 2.0))
     shown = worst_classes(lowest, taxonomy.num_labels, MOST_CELLS)
     rest = of_all(shown, taxonomy)
-    index = {label: position for position, label in enumerate(shown)}
-    shares: list[list[float | None]] = [[None] * len(shown) for _ in shown]
-    for row in rows:
-        if row.label in index and row.bg_label in index:
-            shares[index[row.label]][index[row.bg_label]] = row.accuracy
+    accuracies = {(row.label, row.bg_label): row.accuracy for row in rows}
     worst_note = f" Worst: {names[worst.label]} on {names[worst.bg_label]}." if worst else ""
     yield Plot(
         "confusion",
@@ -248,10 +258,10 @@ def _groups(model: ModelResults, summary: Summary, taxonomy: Taxonomy) -> Iterat
             f"By background: mixed_rand{rest}",
             [names[label] for label in shown],
             [names[label] for label in shown],
-            shares,
+            [[accuracies.get((label, bg_label)) for bg_label in shown] for label in shown],
             CLASSES,
             ("foreground, %", "background"),
-            marked=(index[worst.label], index[worst.bg_label]) if worst else None,
+            marked=(shown.index(worst.label), shown.index(worst.bg_label)) if worst else None,
         ),
         model.name,
     )
@@ -261,24 +271,21 @@ _CHARACTER = 0.55 * TEXT * POINT
 """Width of a character of an interval, in points."""
 
 
-def forest_figure(title: str, rows: Sequence[tuple[str, HeadlineCell]]) -> Drawn:
+def forest_figure(title: str, rows: Sequence[tuple[str, Cell]]) -> Drawn:
     """Draws BG-Gaps in points, from the top, each between a name and its figures.
 
     The seeds of a family are small dots on the line of its interval.
     """
     texts = [str(cell) for _, cell in rows]
-    ends = np.asarray([(cell.value, cell.low, cell.high) for _, cell in rows], np.float64)
-    values, lows, highs = ends.T
-    known = np.flatnonzero(~np.isnan(lows))
+    known = [(row, cell.low, cell.high) for row, (_, cell) in enumerate(rows) if not cell.is_range]
     seeds = [(seed, row) for row, (_, cell) in enumerate(rows) for seed in cell.seeds]
     with styled():
         locator = MaxNLocator(7, steps=[1, 2, 5, 10])
         figure, axes = titled_axes(title, 68 + 13 * len(rows), "x", locator, WIDE)
         axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
-        axes.hlines(known, lows[known], highs[known], color=MODELS[0], alpha=0.55)
-        axes.plot(values, range(len(rows)), "s", color=MODELS[0])
-        for seed, row in seeds:
-            axes.plot(seed, row, "o", color=MODELS[1], markersize=1.8)
+        axes.hlines(*np.reshape(known, (-1, 3)).T, color=MODELS[0], alpha=0.55)
+        axes.plot([cell.value for _, cell in rows], range(len(rows)), "s", color=MODELS[0])
+        axes.plot(*np.reshape(seeds, (-1, 2)).T, "o", color=MODELS[1], markersize=1.8)
         axes.set_yticks(range(len(rows)), [shorten(name, 36) for name, _ in rows])
         axes.tick_params(axis="y", length=0)
         for row, text in enumerate(texts):

@@ -6,7 +6,7 @@ decides.
 
 import dataclasses
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 from urllib.parse import quote
@@ -110,18 +110,15 @@ def _failures(
             continue
         columns = ["variant", "key", "correct"]
         table = read_table(store, path, columns=columns, filters=wanted)
-        same: set[str] = set()
-        others: set[str] = set()
+        right, failed = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
         for variant, key, correct in zip(
             *(table[column].to_pylist() for column in columns), strict=True
         ):
-            if not correct:
-                (unknown if variant == "original" else wrong)[key] += 1
-                if variant not in ("original", "mixed_same"):
-                    others.add(key)
-            elif variant == "mixed_same":
-                same.add(key)
-        turned.update(same & others)
+            (right if correct else failed)[variant].add(key)
+        unknown.update(failed["original"])
+        for variant in MIXED:
+            wrong.update(failed[variant])
+        turned.update(right["mixed_same"] & (failed["mixed_rand"] | failed["mixed_next"]))
     return unknown, turned, wrong
 
 
@@ -316,13 +313,12 @@ def make_chooser(evidence: Evidence, with_pictures: bool) -> Chooser:
     """Collects the images to show: of the images chosen, as many as have room for pictures."""
     split, models = shown_models(evidence)
     chosen = choose_images(evidence, split, models)
-    count = len(chosen)
     rules = rules_of(summary for _, summary in evidence.comparable)
-    at_once = _AT_ONCE if with_pictures else len(chosen)
+    at_once = _AT_ONCE if with_pictures else max(1, len(chosen))
     budget = Budget(_BYTES)
     cards: list[ImageCard] = []
-    while candidates := chosen[:at_once]:
-        del chosen[:at_once]
+    for start in range(0, len(chosen), at_once):
+        candidates = chosen[start : start + at_once]
         fitting = _make_cards(evidence, split, models, candidates, budget, with_pictures)
         cards += fitting
         if len(fitting) < len(candidates):
@@ -333,7 +329,7 @@ def make_chooser(evidence: Evidence, with_pictures: bool) -> Chooser:
         models=tuple(model.name for model, _ in models),
         rules=tuple(sorted(rules, key=lambda rule: rule != evidence.rule)),
         cards=tuple(cards),
-        is_cut=len(cards) < count,
+        is_cut=len(cards) < len(chosen),
         with_pictures=with_pictures,
     )
 

@@ -6,41 +6,52 @@ pairing of each mixed version, and the authors' claims that accuracies decide.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 
 from pipeline.analyses.evaluation.baseline import chosen_baseline
 from pipeline.analyses.evaluation.differences import (
-    GAP,
     Differences,
     kinds_of,
     read_baseline,
     read_differences,
 )
-from pipeline.analyses.evaluation.headline import (
-    Headline,
-    HeadlineCell,
-    make_headline,
-    tried,
-)
-from pipeline.analyses.evaluation.tables import describe_power
+from pipeline.analyses.evaluation.tables import cells_of, describe_power
 from pipeline.display.panel import Claim, Measurement, Panel
-from pipeline.display.table import describe_chance
-from pipeline.evaluate.best import IN_BOLD
-from pipeline.evaluate.comparisons import BG_GAP, read_contributions
-from pipeline.evaluate.evidence import Evidence, ModelResults, Results
-from pipeline.evaluate.families import describe_families
-from pipeline.evaluate.published import FOOLED_BY_CLASS
+from pipeline.display.table import Cell, describe_chance
+from pipeline.evaluate.comparisons import (
+    BG_GAP,
+    COMPARISONS,
+    GAP,
+    ComparisonRow,
+    read_contributions,
+    read_rows,
+)
+from pipeline.evaluate.evidence import Evidence, ModelResults, Results, training_of
+from pipeline.evaluate.families import (
+    FAMILIES,
+    Family,
+    FamilyRow,
+    Subject,
+    describe_families,
+    subjects_of,
+    titled,
+)
+from pipeline.evaluate.published import FOOLED_BY_CLASS, PRETRAINED, TRAINED
+from pipeline.evaluate.subjects import IN_BOLD, mark_best
 from pipeline.evaluate.summaries import read_summaries
-from pipeline.evaluate.summary import Summary, without_rule
+from pipeline.evaluate.summary import Summary, rules_of, without_rule
 from transforms.estimates import Verdict, above, within
 from transforms.intervals import CONFIDENCE, holm
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
 from transforms.two_way import Floats, p_value
 
 COMMAND = "in9 evaluate --dataset . --models MODELS"
+
+Published = tuple[str, str, Mapping[str, float], float | None]
+"""(name, source, accuracy by variant, BG-Gap or None) of a model of the authors."""
 
 
 def pretrained_models(results: Results) -> Iterator[tuple[ModelResults, Summary]]:
@@ -52,14 +63,13 @@ def pretrained_models(results: Results) -> Iterator[tuple[ModelResults, Summary]
     )
 
 
-def reading(gaps: Sequence[HeadlineCell], p_values: Floats, images: str, of: str = "models") -> str:
+def reading(gaps: Sequence[Cell], p_values: Floats, images: str, of: str = "models") -> str:
     """Says in words what the intervals of BG-Gap show, of all models and families that have one.
 
     Of many p values, chance makes some small. `images` is the number of images, in words, `of`
     names what has the gaps.
     """
-    above = sum(gap.low is not None and gap.low > 0 for gap in gaps)
-    below = sum(gap.high is not None and gap.high < 0 for gap in gaps)
+    above, below = sum(gap.low > 0 for gap in gaps), sum(gap.high < 0 for gap in gaps)
     is_one, one = len(gaps) == 1, "the method" if of.startswith("families") else "the model"
     if not is_one and above < len(gaps):
         clear = np.asarray([gap.value for gap in gaps])[holm(p_values) < 1 - CONFIDENCE]
@@ -78,6 +88,135 @@ def reading(gaps: Sequence[HeadlineCell], p_values: Floats, images: str, of: str
         return f"{many} rely on the background: {all_of} intervals lie above 0."
     sides = [f"{side} 0 for at least {n}" for side, n in (("above", above), ("below", below)) if n]
     return f"BG-Gap is {' and '.join(sides)} of {len(gaps)} {of} (Holm, 5 %)."
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadlineRow:
+    """One model, or a family of models.
+
+    Attributes:
+      title: its name, and how many trainings of a method it stands for, if it is of one.
+      seeds: the rows of a family's models.
+      error: why the model has no numbers; "" if it has some.
+      smallest: the smallest BG-Gap that as many images would show; None if there is none.
+      is_power_shown: whether backgrounds tell the class, as far as that was measured.
+      warning: why the numbers should not be trusted; "" if nothing speaks against them.
+    """
+
+    name: str
+    title: str
+    cells: Mapping[str, Cell]
+    error: str = ""
+    smallest: float | None = None
+    is_power_shown: bool = True
+    warning: str = ""
+    seeds: tuple["HeadlineRow", ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Headline:
+    """A table for each label rule.
+
+    Attributes:
+      variants: the columns after BG-Gap.
+      published: the authors' models that were pretrained on ImageNet, and those trained on a
+        variant that a model here was trained on.
+      left_out: by label rule, the models that its table leaves out, and why, in words.
+    """
+
+    variants: tuple[str, ...]
+    tables: dict[str, tuple[HeadlineRow, ...]]
+    published: Sequence[Published]
+    left_out: dict[str, str]
+
+
+def make_headline(evidence: Evidence) -> Headline:
+    """Makes the tables of families and of models in none, by BG-Gap, with published figures.
+
+    A model that failed gets a row with its error.
+    """
+    summaries, figures = mark_best(
+        [summary for _, summary in evidence.models_with(Summary)],
+        read_rows(evidence.dataset, COMPARISONS, ComparisonRow),
+        read_rows(evidence.dataset, FAMILIES, FamilyRow),
+    )
+    names = {model.folder: model.name for model in evidence.models}
+    failed = [
+        HeadlineRow(model.name, model.name, {}, model.errors["evaluate"])
+        for model in evidence.models
+        if "evaluate" in model.errors
+    ]
+    rules = rules_of(summaries)
+    return Headline(
+        # Renderings stand in the table of the method.
+        variants=tuple(str(n) for n in evidence.dataset.picture_variants if not n.rendering),
+        tables={
+            rule: _by_gap(
+                [
+                    *(
+                        _row(subject, rule, figures, names)
+                        for subject in subjects_of(summaries)
+                        if rule in subject.label_rules
+                    ),
+                    *failed,
+                ]
+            )
+            for rule in rules
+        },
+        left_out={rule: without_rule(summaries, rule) for rule in rules},
+        published=_published(evidence) if evidence.dataset.is_comparable else (),
+    )
+
+
+def _by_gap(rows: Iterable[HeadlineRow]) -> tuple[HeadlineRow, ...]:
+    """Sorts models by BG-Gap, largest first; those without one keep their order, at the end."""
+    return tuple(sorted(rows, key=lambda row: -row.cells[GAP].value if GAP in row.cells else 2.0))
+
+
+def _row(
+    subject: Subject, rule: str, figures: Sequence[FamilyRow], names: Mapping[str, str]
+) -> HeadlineRow:
+    """Makes the row of a family or a model; `names` are those of models, by their folder."""
+    cells = cells_of(subject, rule, figures)
+    gap = cells.get(GAP)
+    is_near_zero = gap is not None and (gap.is_range or gap.low <= 0 <= gap.high)
+    has_power = all(power.has_power for one in subject.members for power in one.power)
+    overlap = max(one.overlap or 0 for one in subject.members)
+    name = subject.name if isinstance(subject, Family) else names[subject.folder]
+    return HeadlineRow(
+        name,
+        titled(name, subject),
+        cells,
+        smallest=gap.smallest if gap else None,
+        is_power_shown=has_power or not is_near_zero,
+        warning=f"trained on {overlap:,} of these images" if overlap else "",
+        seeds=_by_gap(_row(one, rule, (), names) for one in subject.members if subject.is_family),
+    )
+
+
+def _published(evidence: Evidence) -> list[Published]:
+    """Returns the authors' figures for the same kind of images.
+
+    For whole images (IN-9L), only table 5 of the paper has figures.
+    """
+    # The authors trained whole networks, not the last layer alone.
+    variants = {
+        training_of(model)
+        for model, _ in evidence.models_with(Summary)
+        if not (model.trained and model.trained.method == "probe")
+    }
+    trained = {
+        f"ResNet-50 trained on {name}": row for name, row in TRAINED.items() if name in variants
+    }
+    if evidence.dataset.manifest.config.segment.keeps_image_whole:
+        return [(name, "paper", {"original": row["in9l"]}, None) for name, row in trained.items()]
+    return [
+        *(
+            (name, "paper", row, row["mixed_same"] - row["mixed_rand"])
+            for name, row in trained.items()
+        ),
+        *((entry.name, entry.source, entry.accuracy, entry.gap) for entry in PRETRAINED),
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,8 +246,8 @@ class AccuracyPanel:
     images: str
     column: str
     of: str
-    shown: Sequence[tuple[str, HeadlineCell]]
-    parts: Sequence[tuple[str, HeadlineCell]]
+    shown: Sequence[tuple[str, Cell]]
+    parts: Sequence[tuple[str, Cell]]
     reading: str
     not_formed: Sequence[str]
     missing: Sequence[tuple[str, Sequence[str]]]
@@ -137,22 +276,21 @@ _PARTS = {
 
 def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | None:
     """Makes the panel's content; None if no model was tried."""
-    if not tried(evidence):
-        return None
     headline, evaluated = make_headline(evidence), evidence.models_with(Summary)
-    measured = {
-        name: one
+    if not any(headline.tables.values()):
+        return None
+    p_values = {
+        name: p_value(np.asarray(one.value), one.spread)
         for models in read_contributions(evidence.dataset, read_summaries(evidence.dataset)[0])
         for name, subject in evidence.subjects
         if subject.members[0] in models.summaries
         and (one := models.measure(BG_GAP, subject, evidence.rule))
     }
     rows = headline.tables.get(evidence.rule, ())
-    with_gap = [row for row in rows if row.name in measured or row.cells[GAP].seeds]
+    with_gap = [row for row in rows if row.name in p_values or (row.seeds and GAP in row.cells)]
     column = GAP if with_gap else next(iter(headline.variants), GAP)
-    shown = with_gap or [row for row in rows if row.cells[column].value is not None]
-    judged = [row for row in shown if row.name in measured]
-    gaps = [measured[row.name] for row in judged]
+    shown = with_gap or [row for row in rows if column in row.cells]
+    judged = [row for row in shown if row.name in p_values]
     baseline = chosen_baseline(evidence.dataset)
     counts = {one.tested_on: max(r.n for r in one.accuracy) for _, one in evaluated if one.accuracy}
     manifest = evidence.dataset.manifest
@@ -162,10 +300,6 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
         for (split, holdout), n in sorted(counts.items())
     ]
     images = f"these {max(counts.values(), default=0):,} images"
-    draws = [
-        *(row.seed_sd or 0 for _, one in evaluated for row in one.accuracy),
-        *(row.seed_sd or 0 for _, one in evaluated for row in one.gaps),
-    ]
     return AccuracyPanel(
         headline=headline,
         tested=tested if counts.keys() != {(split, 0) for split in manifest.images} else (),
@@ -176,11 +310,11 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
         parts=[
             (words, cell)
             for variant, words in _PARTS.items()
-            if len(shown) == 1 and (cell := shown[0].cells.get(variant)) and cell.value is not None
+            if len(shown) == 1 and (cell := shown[0].cells.get(variant))
         ],
         reading=reading(
             [row.cells[GAP] for row in judged],
-            np.asarray([p_value(np.asarray(one.value), one.spread) for one in gaps]),
+            np.asarray([p_values[row.name] for row in judged]),
             images,
             kinds_of(bool(row.seeds) for row in judged)
             + " with an interval" * (len(judged) < len(shown)),
@@ -190,7 +324,13 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
         not_formed=describe_families(one for _, one in evaluated),
         missing=[(model.name, one.missing) for model, one in evaluated if one.missing],
         chance=describe_chance(row.chance for _, one in evaluated for row in one.accuracy if row.n),
-        spread=max(draws, default=0),
+        spread=max(
+            [
+                0.0,
+                *(row.seed_sd or 0.0 for _, one in evaluated for row in one.accuracy),
+                *(row.seed_sd or 0.0 for _, one in evaluated for row in one.gaps),
+            ]
+        ),
         power=list(describe_power((one for _, one in evaluated), is_page=True)),
         differences=read_differences(evidence, headline.variants),
         baseline=read_baseline(evidence, headline.variants),

@@ -7,7 +7,7 @@ backgrounds. If the probe cannot, a gap near 0 says little about the model, beca
 may hold no information about the class that the model could rely on.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 import pyarrow as pa
@@ -21,22 +21,19 @@ from pipeline.analyses.evaluation.baseline import (
 )
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import (
-    INTERVAL,
-    RANGE,
     Cell,
     ShortName,
     aligned,
     interval,
     listed,
-    mean_interval,
+    names_of,
     tabular,
-    tabular_of,
 )
 from pipeline.errors import shown_bytes
-from pipeline.evaluate.best import IN_BOLD, mark_best, mark_families
 from pipeline.evaluate.comparisons import (
     BG_GAP,
     COMPARISONS,
+    GAP,
     compare_models,
     read_contributions,
     read_rows,
@@ -47,11 +44,9 @@ from pipeline.evaluate.families import (
     FamilyRow,
     Subject,
     describe_families,
-    figures_of,
     subjects_of,
     titled,
 )
-from pipeline.evaluate.family_rows import compare_families, family_rows
 from pipeline.evaluate.predictions import (
     OF_LOGITS,
     PROBED_VARIANT,
@@ -70,6 +65,7 @@ from pipeline.evaluate.results import (
     read_result,
     result_file,
 )
+from pipeline.evaluate.subjects import IN_BOLD, compare_families, family_rows, mark_best
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import (
     TABLES,
@@ -114,75 +110,86 @@ def latex_tables(
     `headline`, `decomposition` and `per_class_<variant>` are under the first label rule,
     `headline_<rule>` under each other rule, `families` under that of each family's headline.
     """
-    first, *others = rules_of(summaries)
+    rules, names = rules_of(summaries), names_of(summaries)
+    tables = {
+        "headline" if rule == rules[0] else f"headline_{rule}": headline(
+            f"Accuracy and BG-Gap in %, 95 % intervals; label rule: {rule}",
+            names,
+            [cells_of(one, rule) for one in summaries],
+            columns,
+        )
+        for rule in rules
+    }
+    with_figures = {row.family for row in of_families}
+    if families := [one for one in subjects_of(summaries) if one.name in with_figures]:
+        of_rules = ", ".join(dict.fromkeys(one.headline for one in families))
+        tables["families"] = headline(
+            "Means of trainings in %, 95 % intervals for other trainings, images and backgrounds "
+            f"(or smallest to largest), standard deviations; label rule: {of_rules}",
+            [ShortName(one.name, f"{len(one.members)} trainings") for one in families],
+            [cells_of(one, one.headline, of_families) for one in families],
+            columns,
+        )
     return {
-        "headline": headline(summaries, first, columns),
-        **{f"headline_{rule}": headline(summaries, rule, columns) for rule in others},
-        "decomposition": decomposition(summaries, first),
+        **tables,
+        "decomposition": decomposition(summaries, rules[0]),
         **{
-            f"per_class_{variant}": per_class(summaries, first, variant, class_names)
+            f"per_class_{variant}": per_class(summaries, rules[0], variant, class_names)
             for variant in ("original", "mixed_same", "mixed_rand")
         },
-        **({"families": families_table(summaries, of_families, columns)} if of_families else {}),
     }
 
 
-def headline(summaries: Sequence[Summary], rule: str, columns: Sequence[str]) -> str:
-    """Makes a `tabular` of models x variants and BG-Gap, in percent with 95 % intervals.
+def cells_of(subject: Subject, rule: str, figures: Sequence[FamilyRow] = ()) -> dict[str, Cell]:
+    """Returns the accuracies by variant, and BG-Gap, of a model or a family by a label rule.
 
-    Columns that no model has are left out. Figures of mixed variants and BG-Gap are means over
+    `figures` are the rows of families.csv. Figures of mixed variants and BG-Gap are means over
     their draws.
     """
-    rows_of_models = [
-        {
-            **{
-                row.variant: Cell(*row.estimate, is_bold=bool(row.among_best))
-                for row in summary.by_rule(summary.accuracy, rule)
-                if row.estimate
-            },
-            **({BG_GAP: Cell(*gap.estimate)} if (gap := summary.gap(rule)) else {}),
-        }
-        for summary in summaries
-    ]
-    shown = [name for name in columns if any(name in rows for rows in rows_of_models)]
-    return tabular(
-        f"Accuracy and BG-Gap in %, 95 % intervals; label rule: {rule}; {IN_BOLD}",
-        ["BG-Gap" if name == BG_GAP else PAPER_NAMES.get(name, name) for name in shown],
-        summaries,
-        [[rows.get(name) for name in shown] for rows in rows_of_models],
-    )
-
-
-def families_table(
-    summaries: Sequence[Summary], figures: Iterable[FamilyRow], columns: Sequence[str]
-) -> str:
-    """Makes a `tabular` of families x variants and BG-Gap, each family by its headline's rule.
-
-    Beneath a mean stand its interval, or the range of the trainings, and their standard deviation.
-    """
-    families = [one for one in subjects_of(summaries) if isinstance(one, Family)]
-    by_family = [
-        {
-            row.variant: Cell(
+    if isinstance(subject, Family):
+        seeds = [cells_of(one, rule) for one in subject.members]
+        return {
+            column: Cell(
                 row.mean,
                 row.lowest if row.ci_low is None else row.ci_low,
                 row.highest if row.ci_high is None else row.ci_high,
                 is_bold=bool(row.among_best),
+                is_range=row.ci_low is None,
+                seeds=tuple(one[column].value for one in seeds if column in one),
                 sd=row.sd,
-                ends=RANGE if row.ci_low is None else INTERVAL,
             )
-            for row in figures_of(family, family.headline, figures).values()
+            for row in figures
+            if (row.family, row.label_rule) == (subject.name, rule)
+            for column in [GAP if row.variant == BG_GAP else row.variant]
         }
-        for family in families
-    ]
-    shown = [name for name in columns if any(name in cells for cells in by_family)]
-    rules = ", ".join(dict.fromkeys(family.headline for family in families))
-    return tabular_of(
-        "Means of trainings in %, 95 % intervals for other trainings, images and backgrounds (or "
-        f"smallest to largest), standard deviations; label rule: {rules}; {IN_BOLD}",
-        ["BG-Gap" if name == BG_GAP else PAPER_NAMES.get(name, name) for name in shown],
-        [ShortName(one.name, f"{len(one.members)} trainings") for one in families],
-        [[cells.get(name) for name in shown] for cells in by_family],
+    cells = {
+        row.variant: Cell(*row.estimate, is_bold=bool(row.among_best))
+        for row in subject.by_rule(subject.accuracy, rule)
+        if row.estimate
+    }
+    if gap := subject.gap(rule):
+        smallest = gap.smallest_gap if gap.smallest_gap <= 1 else None
+        cells[GAP] = Cell(*gap.estimate, smallest=smallest)
+    return cells
+
+
+def headline(
+    description: str,
+    names: Sequence[ShortName],
+    rows: Sequence[Mapping[str, Cell]],
+    columns: Sequence[str],
+) -> str:
+    """Makes a `tabular` of models or families x variants and BG-Gap, without columns of no model.
+
+    `rows` has what `cells_of` returns of each.
+    """
+    wanted = [GAP if name == BG_GAP else name for name in columns]
+    shown = [name for name in wanted if any(name in cells for cells in rows)]
+    return tabular(
+        f"{description}; {IN_BOLD}",
+        [PAPER_NAMES.get(name, name) for name in shown],
+        names,
+        [[cells.get(name) for name in shown] for cells in rows],
     )
 
 
@@ -201,7 +208,7 @@ def decomposition(summaries: Sequence[Summary], rule: str) -> str:
         "its first draw; the paper's BG irrelevant is: right or wrong on both, Original and "
         "Mixed-Rand",
         [KIND_NAMES[kind] for kind in KINDS],
-        summaries,
+        names_of(summaries),
         [[rows.get(kind) for kind in KINDS] for rows in rows_of_models],
     )
 
@@ -231,7 +238,7 @@ def per_class(
         f"Accuracy on {variant} in %, 95 % intervals; label rule: {rule}; *: "
         "differs from the other classes (Benjamini-Hochberg, 5 %)",
         class_names,
-        summaries,
+        names_of(summaries),
         [[rows.get(name) for name in class_names] for rows in rows_of_models],
     )
 
@@ -344,12 +351,12 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
     summaries, stale = read_summaries(dataset)
     failed, failed_before = read_failures(store, fingerprint, "evaluate")
     # Existing tables are rewritten even if the results of all models were removed.
-    was_evaluated = summaries or failed or stale or failed_before
-    if not was_evaluated and not store.exists("results/summary.csv"):
+    has_tables = store.exists("results/summary.csv")
+    if not (summaries or failed or stale or failed_before or has_tables):
         return
     measured = read_contributions(dataset, summaries)
-    compared = list(compare_models(fingerprint, measured))
-    marked = mark_best(summaries, compared)
+    compared = [*compare_models(fingerprint, measured), *compare_families(fingerprint, measured)]
+    marked, of_families = mark_best(summaries, compared, list(family_rows(fingerprint, measured)))
     for table in TABLES:
         rows = rows_of_models(table, marked)
         if table.structs[-1] is SummaryRun:
@@ -359,9 +366,7 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
                 for failure in failures_without_results(failed, summaries)
             ]
         table.write(store, rows)
-    compared += compare_families(fingerprint, measured)
     COMPARISONS.write(store, ([row] for row in compared))
-    of_families = mark_families(family_rows(fingerprint, measured), compared)
     FAMILIES.write(store, ([row] for row in of_families))
     baseline = chosen_baseline(dataset)
     rows_of_baseline = (
@@ -415,29 +420,13 @@ def accuracy_table(subjects: Sequence[Subject], figures: Sequence[FamilyRow] = (
         for name in dict.fromkeys(row.variant for one in models for row in one.accuracy)
         if not VariantName.parse(name).rendering
     ]
-    lines: list[tuple[str, dict[str, str]]] = []
+    table = [["accuracy, %", *variants, GAP]]
     for subject in subjects:
-        if isinstance(subject, Summary):
-            lines.append((titled(subject.name, subject), _texts(subject)))
-            continue
-        means = figures_of(subject, subject.headline, figures).items()
-        lines.append((titled(subject.name, subject), {name: _mean(row) for name, row in means}))
-        lines += [(f"  {one.name}", _texts(one)) for one in subject.members]
-    cells = ([name, *(texts.get(one, "-") for one in (*variants, BG_GAP))] for name, texts in lines)
-    return aligned([["accuracy, %", *variants, "BG-Gap"], *cells])
-
-
-def _texts(summary: Summary) -> dict[str, str]:
-    """Returns a model's accuracies and BG-Gap by its headline's rule, in percent, by variant."""
-    texts = {
-        row.variant: f"{100 * row.accuracy:.1f}"
-        for row in summary.by_rule(summary.accuracy)
-        if row.accuracy is not None
-    }
-    return texts | ({BG_GAP: interval(*gap.estimate)} if (gap := summary.gap()) else {})
-
-
-def _mean(row: FamilyRow) -> str:
-    """Returns the mean of accuracies in percent, or that of BG-Gaps with its interval."""
-    gap = mean_interval(row.mean, row.ci_low, row.ci_high, (row.lowest, row.highest))
-    return gap if row.variant == BG_GAP else f"{100 * row.mean:.1f}"
+        seeds = [(f"  {one.name}", one) for one in subject.members if subject.is_family]
+        for name, one in [(titled(subject.name, subject), subject), *seeds]:
+            texts = {
+                column: str(cell) if column == GAP else f"{100 * cell.value:.1f}"
+                for column, cell in cells_of(one, one.headline, figures).items()
+            }
+            table.append([name, *(texts.get(column, "-") for column in (*variants, GAP))])
+    return aligned(table)

@@ -15,7 +15,7 @@ from pipeline.analyses.renderings.results import (
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset, open_named
 from pipeline.display.panel import Panel
-from pipeline.display.table import aligned, interval, tabular
+from pipeline.display.table import aligned, names_of, tabular
 from pipeline.errors import UsageError, refuse_first, shown_bytes
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
@@ -155,7 +155,7 @@ class RenderingsParts(Parts[RenderingsFlags]):
                     "BG-Gap of the paper's method, and differences from it, in points; common, "
                     "against: BG-Gap; 95 % intervals; *: differs (Holm, 5 %)",
                     names,
-                    results,
+                    names_of(results),
                     [
                         [row.cell if (row := one.headline.get(name)) else None for name in names]
                         for one in results
@@ -176,7 +176,7 @@ class RenderingsParts(Parts[RenderingsFlags]):
                         [
                             one.name,
                             *(
-                                interval(*row.cell[:3]) if (row := one.headline.get(name)) else "-"
+                                str(row.cell) if (row := one.headline.get(name)) else "-"
                                 for name in names
                             ),
                         ]
