@@ -119,21 +119,6 @@ class Measured:
         return float(smallest_difference(np.asarray(self.value), self.spread, confidence, limit))
 
 
-def measure(roles: Roles, n: int, *methods: Seeds, is_share: bool) -> Measured | None:
-    """Measures a quantity, maybe a share, of a method on n images, or what it exceeds a second by.
-
-    Returns None if a method has too few seeds.
-    """
-    fewest, most = (end(len(one.values) for one in methods) for end in (min, max))
-    if most > 1 and fewest < MIN_SEEDS:
-        return None
-    value = float(methods[0].values.mean()) - sum(float(one.values.mean()) for one in methods[1:])
-    # Seeds that are all right, or all wrong, say nothing of the variance.
-    trials = roles.units if most == 1 or value in (0, 1) else 0.0
-    spread, pictures = spread_of_methods(roles, *methods), len(roles.foregrounds) * most
-    return Measured(value, n, roles, spread, (trials, pictures) if is_share else None)
-
-
 _DIFFERING = 0.2
 """Share of images for which a model is taken to be right on one of two mixed variants alone, if
 nothing is known of it."""
@@ -224,11 +209,10 @@ class ModelsOnSameImages:
           the quantity's value for each model, (models,); the contribution of each picture,
           (models, pictures)).
         """
-        needed = self.draws.get(quantity, ())
         positions = [
             position
             for position, by_rule in enumerate(self.correct)
-            if all(name in by_rule.get(rule, ()) for name in needed)
+            if self.has(quantity, [by_rule.get(rule, {})])
         ]
         estimates = [self._estimate(self.correct[one][rule], quantity) for one in positions]
         return (
@@ -241,6 +225,11 @@ class ModelsOnSameImages:
         """Returns which pictures each model of a subject recognises: variant -> (n,) bool."""
         positions = map(self.summaries.index, subject.members)
         return [self.correct[position].get(rule, {}) for position in positions]
+
+    def has(self, quantity: str, answers: Iterable[Mapping[VariantName, Correct]]) -> bool:
+        """Returns whether some models have predictions of all pictures behind a quantity."""
+        needed = self.draws.get(quantity, ())
+        return bool(needed) and all(name in one for one in answers for name in needed)
 
     def measure(
         self,
@@ -255,13 +244,22 @@ class ModelsOnSameImages:
         are missing, a family has too few seeds, or it is compared with a single model.
         """
         known = [self.answers(subject, rule), *([others] if others else [])]
-        needed = self.draws.get(quantity, ())
-        is_complete = all(name in one for answers in known for one in answers for name in needed)
-        if not needed or not is_complete:
+        if not all(self.has(quantity, answers) for answers in known):
             return None
+        return self.measure_seeds(quantity, *(self.seeds(quantity, one) for one in known))
+
+    def measure_seeds(self, quantity: str, *methods: Seeds) -> Measured | None:
+        """Does the same as `measure` for the `seeds` of a method, or of two."""
+        fewest, most = (end(len(one.values) for one in methods) for end in (min, max))
+        if most > 1 and fewest < MIN_SEEDS:
+            return None
+        value, *others = (float(one.values.mean()) for one in methods)
         roles, is_share = self.roles(quantity), not others and quantity != BG_GAP
-        methods = (self.seeds(quantity, answers) for answers in known)
-        return measure(roles, len(self.images.keys), *methods, is_share=is_share)
+        # Seeds that are all right, or all wrong, say nothing of the variance.
+        trials = roles.units if most == 1 or value in (0, 1) else 0.0
+        spread, pictures = spread_of_methods(roles, *methods), len(roles.foregrounds) * most
+        of_share = (trials, pictures) if is_share else None
+        return Measured(value - sum(others), len(self.images.keys), roles, spread, of_share)
 
     def seeds(self, quantity: str, answers: Iterable[Mapping[VariantName, Correct]]) -> Seeds:
         """Returns a quantity of each of some models that have predictions of all its pictures."""
@@ -304,14 +302,15 @@ def read_contributions(dataset: Dataset, summaries: Sequence[Summary]) -> list[M
     if key not in _cached:
         _cached.clear()
         # The summaries are kept, too, so that no other object gets their identities.
-        _cached[key] = (summaries, _read(dataset, summaries))
+        _cached[key] = (summaries, on_same_images(dataset, summaries))
     return _cached[key][1]
 
 
 _cached: dict[tuple[str, tuple[int, ...]], tuple[Sequence[Summary], list[ModelsOnSameImages]]] = {}
 
 
-def _read(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameImages]:
+def on_same_images(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameImages]:
+    """Does the same as `read_contributions`, which keeps what it has read."""
     by_test_set: dict[tuple[str, float], list[Summary]] = {}
     for summary in summaries:
         by_test_set.setdefault(summary.tested_on, []).append(summary)

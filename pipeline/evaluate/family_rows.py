@@ -18,8 +18,7 @@ def family_rows(fingerprint: str, compared: Iterable[ModelsOnSameImages]) -> Ite
     """Yields the rows of families.csv, without those of missing predictions."""
     for models in compared:
         for family, (rule, quantity) in itertools.product(models.families, models.quantities):
-            answers, needed = models.answers(family, rule), models.draws[quantity]
-            if all(name in one for one in answers for name in needed):
+            if models.has(quantity, models.answers(family, rule)):
                 yield _row(fingerprint, models, family, rule, quantity)
 
 
