@@ -214,12 +214,7 @@ class ModelsOnSameImages:
             for position, by_rule in enumerate(self.correct)
             if self.has(quantity, [by_rule.get(rule, {})])
         ]
-        estimates = [self._estimate(self.correct[one][rule], quantity) for one in positions]
-        return (
-            positions,
-            np.asarray([value for value, _ in estimates]),
-            np.stack([one for _, one in estimates]) if estimates else np.empty((0, 0)),
-        )
+        return positions, *self.seeds(quantity, (self.correct[one][rule] for one in positions))
 
     def answers(self, subject: Subject, rule: str) -> list[Mapping[VariantName, Correct]]:
         """Returns which pictures each model of a subject recognises: variant -> (n,) bool."""
@@ -263,8 +258,10 @@ class ModelsOnSameImages:
 
     def seeds(self, quantity: str, answers: Iterable[Mapping[VariantName, Correct]]) -> Seeds:
         """Returns a quantity of each of some models that have predictions of all its pictures."""
-        values, r = zip(*(self._estimate(one, quantity) for one in answers), strict=True)
-        return Seeds(np.asarray(values), np.stack(r))
+        estimates = [self._estimate(one, quantity) for one in answers]
+        return Seeds(
+            np.asarray([value for value, _ in estimates]), np.asarray([r for _, r in estimates])
+        )
 
     def _estimate(
         self, correct: Mapping[VariantName, Correct], quantity: str

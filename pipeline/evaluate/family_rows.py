@@ -27,7 +27,7 @@ def _row(
 ) -> FamilyRow:
     seeds = models.seeds(quantity, models.answers(family, rule))
     bounds: dict[str, float] = {}
-    if measured := models.measure(quantity, family, rule):
+    if measured := models.measure_seeds(quantity, seeds):
         further = spread_of_further(measured.roles, seeds)
         for name, spread in (("ci", measured.spread), ("further", further)):
             low, high = dataclasses.replace(measured, spread=spread).interval()

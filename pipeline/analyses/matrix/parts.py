@@ -83,7 +83,6 @@ def make_matrices(evidence: Evidence) -> tuple[ShownMatrix, ...]:
 def _shown(matrix: Matrix) -> ShownMatrix:
     gaps = {row.train_variant: row for row in matrix.gaps}
     by_row = matrix.by_row
-    counts = [row.n for row in matrix.rows]
     return ShownMatrix(
         name=matrix.name,
         method=_describe_method(matrix),
@@ -100,7 +99,7 @@ def _shown(matrix: Matrix) -> ShownMatrix:
         ),
         gaps=describe_gaps(matrix),
         gains=matrix.gains,
-        images=(min(counts), max(counts)),
+        images=(min(row.n for row in matrix.rows), max(row.n for row in matrix.rows)),
         chance=describe_chance(row.chance for row in matrix.rows if row.n),
         overlap=max(row.overlap for row in matrix.rows),
         figures=tuple(matrix_file(matrix.name, kind) for kind in MATRIX_FIGURES),

@@ -300,7 +300,7 @@ def _compute_matrix(dataset: Dataset, rows: list[_Row]) -> Matrix:
 
 
 def _on_in9l(store: Store, rows: Sequence[_Row]) -> ModelsOnSameImages:
-    """Reads the predictions of models on IN-9L, which is not at hand."""
+    """Reads the predictions of models on IN-9L, whose own folder is not needed."""
     column = VariantName(IN9L)
     tables = [_in9l_table(store, one.run) for one in rows]
     whole = max(tables, key=len)
