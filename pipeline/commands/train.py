@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from pipeline.analyses.matrix.parts import describe_gaps, matrix_table
+from pipeline.analyses.matrix.parts import matrix_table
 from pipeline.analyses.matrix.rows import (
     MatrixPlan,
     NetworkTrainer,
@@ -26,7 +26,6 @@ from pipeline.commands.flags import flags_of
 from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset, open_named
 from pipeline.dataset.manifest import reading_store, writing_store
-from pipeline.display.table import describe_chance
 from pipeline.errors import TO_EVALUATE, JobError, UsageError, counted
 from pipeline.jobs.publish import check_publishing, describe_published, publish
 from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
@@ -274,9 +273,6 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     matrices, num_tested = make_matrices(plan, _trainers(plan, names, flags))
     for matrix in matrices:
         print(matrix_table(matrix))
-        chance = describe_chance(row.chance for row in matrix.rows if row.n)
-        for line in filter(None, (chance, describe_gaps(matrix))):
-            print(line)
     if num_tested:
         print(
             f"rows tested: {num_tested} of {len(names) * len(flags.seeds) * len(plan.names)}; "
@@ -295,8 +291,10 @@ def _trainers(plan: MatrixPlan, names: Sequence[str], flags: MatrixFlags) -> Ite
     # A generator, so that only one network is in memory at a time.
     for name in names:
         if flags.probe:
-            weights = chosen_folder(flags.weights)
-            yield ProbeTrainer(Backbone(name, plan.predict, plan.dataset.store, weights), plan)
+            backbone = Backbone(
+                name, plan.predict, plan.dataset.store, chosen_folder(flags.weights)
+            )
+            yield ProbeTrainer(backbone, plan)
         else:
             for seed in flags.seeds:
                 training = plan_from_flags(

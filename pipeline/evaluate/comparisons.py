@@ -220,6 +220,11 @@ class ModelsOnSameImages:
         positions = map(self.summaries.index, subject.members)
         return [self.correct[position].get(rule, {}) for position in positions]
 
+    def has(self, quantity: str, answers: Iterable[Mapping[VariantName, Correct]]) -> bool:
+        """Returns whether some models have predictions of all pictures behind a quantity."""
+        needed = self.draws.get(quantity, ())
+        return bool(needed) and all(name in one for one in answers for name in needed)
+
     def measure(
         self,
         quantity: str,
@@ -285,14 +290,15 @@ def read_contributions(dataset: Dataset, summaries: Sequence[Summary]) -> list[M
     if key not in _cached:
         _cached.clear()
         # The summaries are kept, too, so that no other object gets their identities.
-        _cached[key] = (summaries, _read(dataset, summaries))
+        _cached[key] = (summaries, on_same_images(dataset, summaries))
     return _cached[key][1]
 
 
 _cached: dict[tuple[str, tuple[int, ...]], tuple[Sequence[Summary], list[ModelsOnSameImages]]] = {}
 
 
-def _read(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameImages]:
+def on_same_images(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameImages]:
+    """Does the same as `read_contributions`, which keeps what it has read."""
     families, _ = families_of(summaries)
     result = []
     for test_set in dict.fromkeys(one.tested_on for one in summaries):

@@ -206,15 +206,17 @@ class _TrainingRun:
     def _describe(self, done: int) -> str:
         """Describes the training in one line; `done` is the number of complete epochs."""
         plan = self.plan
-        images = counted(len(self.training), "image")
-        text = f"{plan.arch} on {images} of {plan.train_split}, {plan.variant}; "
-        if self.validation is None:
-            text += "no validation"
-        else:
-            source = "held out" if plan.holdout else f"of {plan.eval_split}"
-            text += f"validation on {len(self.validation)} {source}"
-        text += f"; {self._learner.device.type}, {plan.precision}, seed {plan.seed}"
-        return text + (f"; resuming after epoch {done} of {plan.epochs}" if done else "")
+        source = "held out" if plan.holdout else f"of {plan.eval_split}"
+        parts = (
+            f"{plan.arch} on {counted(len(self.training), 'image')} of {plan.train_split}, "
+            f"{plan.variant}",
+            f"validation on {len(self.validation)} {source}"
+            if self.validation is not None
+            else "no validation",
+            f"{self._learner.device.type}, {plan.precision}, seed {plan.seed}",
+            f"resuming after epoch {done} of {plan.epochs}" if done else "",
+        )
+        return "; ".join(filter(None, parts))
 
     def _write(self, epochs: int, rows: list[dict[str, object]]) -> None:
         """Writes the model, the log and then the state, which makes an epoch count as complete."""

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 
-from msgspec import UNSET, UnsetType
-
-from pipeline.analyses.matrix.results import MATRIX_FIGURES, CellRow, Matrix, matrix_file
+from pipeline.analyses.matrix.results import MATRIX_FIGURES, Matrix, matrix_file
 from pipeline.display.plot import VERSIONS, Plot, heat_map
 from pipeline.display.table import shorten
 from pipeline.evaluate.evidence import Evidence
@@ -29,7 +27,7 @@ def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
         "difference, points",
     )
     for kind, title in zip(MATRIX_FIGURES, titles, strict=True):
-        shares = [[_share(cell, kind) for cell in line] for line in cells]
+        shares = [[getattr(cell, kind, None) for cell in line] for line in cells]
         if not any(share is not None for line in shares for share in line):
             continue
         starred = [[cell is not None and cell.differs for cell in line] for line in cells]
@@ -57,9 +55,3 @@ def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
                 is_signed=kind == "difference",
             ),
         )
-
-
-def _share(cell: CellRow | None, kind: str) -> float | None:
-    """Returns the figure of a cell in one of `MATRIX_FIGURES`; None if it has none."""
-    share: float | UnsetType | None = None if cell is None else getattr(cell, kind)
-    return None if share is UNSET else share

@@ -83,7 +83,6 @@ def make_matrices(evidence: Evidence) -> tuple[ShownMatrix, ...]:
 def _shown(matrix: Matrix) -> ShownMatrix:
     gaps = {row.train_variant: row for row in matrix.gaps}
     by_row = matrix.by_row
-    counts = [row.n for row in matrix.rows]
     return ShownMatrix(
         name=matrix.name,
         method=_describe_method(matrix),
@@ -100,7 +99,7 @@ def _shown(matrix: Matrix) -> ShownMatrix:
         ),
         gaps=describe_gaps(matrix),
         gains=matrix.gains,
-        images=(min(counts), max(counts)),
+        images=(min(row.n for row in matrix.rows), max(row.n for row in matrix.rows)),
         chance=describe_chance(row.chance for row in matrix.rows if row.n),
         overlap=max(row.overlap for row in matrix.rows),
         figures=tuple(matrix_file(matrix.name, kind) for kind in MATRIX_FIGURES),
@@ -108,56 +107,67 @@ def _shown(matrix: Matrix) -> ShownMatrix:
 
 
 def matrix_table(matrix: Matrix) -> str:
-    """Formats a matrix as an aligned table of accuracies in percent.
+    """Describes a matrix for the terminal: an aligned table of accuracies in percent, and notes.
 
     The table has a row for each training variant and a column for each test variant. A note below
     it gives the smallest number of test images, the longer side of the widest interval and, if they
     matter, the draws, the test images that were trained on, and the seeds.
     """
-    cells = {(row.train_variant, row.test_variant): row for row in matrix.rows}
+    by_row = matrix.by_row
     table = [
         [
             train,
             *(
                 f"{100 * cell.accuracy:.1f}{cell.in_brackets}"
-                if (cell := cells.get((train, test))) and cell.accuracy is not None
+                if (cell := by_row.get(train, {}).get(test)) and cell.accuracy is not None
                 else "-"
                 for test in matrix.columns
             ),
         ]
         for train in matrix.columns
     ]
-    estimates = filter(None, (cell.estimate for cell in cells.values()))
-    sides = [max(value - low, high - value) for value, low, high in estimates]
+    shown = [cell for cells in by_row.values() for cell in cells.values()]
+    estimates = [cell.estimate for cell in shown if cell.estimate]
+    side = max((max(value - low, high - value) for value, low, high in estimates), default=0.0)
     fewest = counted(min(row.n for row in matrix.rows), "image")
-    note = f"trained on the row, tested on the column: at least {fewest}"
-    note += f", at most ± {100 * max(sides):.1f} points (95 %)" if sides else ""
-    if matrix.replicates > 1:
-        note += f"; mixed variants: first of {matrix.replicates} draws"
-    overlap = max((row.overlap for row in matrix.rows), default=0)
-    if overlap:
-        note += f"; up to {overlap} of the images were trained on"
-    lines = [aligned([[f"{matrix.name}, %", *matrix.columns], *table]), note]
-    return "\n".join(filter(None, [*lines, describe_seeds(matrix)]))
+    overlap = max(row.overlap for row in matrix.rows)
+    notes = (
+        f"trained on the row, tested on the column: at least {fewest}"
+        + (f", at most ± {100 * side:.1f} points (95 %)" if estimates else ""),
+        f"mixed variants: first of {matrix.replicates} draws" if matrix.replicates > 1 else "",
+        f"up to {overlap} of the images were trained on" if overlap else "",
+    )
+    heading = [f"{matrix.name}, %", *matrix.columns]
+    lines = (
+        aligned([heading, *table]),
+        "; ".join(filter(None, notes)),
+        describe_seeds(matrix),
+        describe_chance(cell.chance for cell in matrix.rows),
+        describe_gaps(matrix),
+    )
+    return "\n".join(filter(None, lines))
 
 
 def describe_seeds(matrix: Matrix) -> str:
     """Says what the figures of several trainings are; "" with one."""
-    if len(matrix.trainings) < 2:
-        return ""
-    of_two = f"range; an interval needs {MIN_SEEDS} trainings"
-    shown = of_two if len(matrix.trainings) < MIN_SEEDS else "standard deviation in brackets"
     seeds = ", ".join(map(str, matrix.trainings.values()))
-    return f"each figure is the mean of the trainings with seeds {seeds}, with their {shown}"
+    shown = (
+        "standard deviation in brackets"
+        if len(matrix.trainings) >= MIN_SEEDS
+        else f"range; an interval needs {MIN_SEEDS} trainings"
+    )
+    text = f"each figure is the mean of the trainings with seeds {seeds}, with their {shown}"
+    return text if len(matrix.trainings) > 1 else ""
 
 
 def describe_gaps(matrix: Matrix) -> str:
     """Says which rows' BG-Gaps differ from 0 by their intervals; "" if no row has an interval."""
-    variants: dict[str, list[str]] = {"is above 0": [], "is below 0": [], "may be 0": []}
     known = [(row.train_variant, one) for row in matrix.gaps if (one := row.estimate)]
-    for variant, (_, low, high) in known:
-        outcome = "is above 0" if low > 0 else "is below 0" if high < 0 else "may be 0"
-        variants[outcome].append(variant)
+    variants = {
+        "is above 0": [name for name, (_, low, _) in known if low > 0],
+        "is below 0": [name for name, (*_, high) in known if high < 0],
+        "may be 0": [name for name, (_, low, high) in known if low <= 0 <= high],
+    }
     parts = [
         f"{outcome} when trained on {', '.join(rows)}" for outcome, rows in variants.items() if rows
     ]

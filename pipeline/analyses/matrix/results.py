@@ -11,32 +11,37 @@ prediction files of all its shards exist.
 With several seeds, a row has a model for each, and a cell a line for each and then their mean.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from msgspec import UNSET, Meta, Struct, UnsetType
-from numpy.typing import NDArray
+from msgspec import UNSET, Meta, Struct
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
-from pipeline.evaluate.comparisons import measure
-from pipeline.evaluate.families import Estimated
-from pipeline.evaluate.predictions import EvalImages, read_predictions
+from pipeline.evaluate.comparisons import BG_GAP, ModelsOnSameImages, measure, on_same_images
+from pipeline.evaluate.families import Estimated, Family
+from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.published import TABLE_5_NAMES, TRAINED
-from pipeline.evaluate.results import Table, Trained, pick, read_results, write_result
-from pipeline.evaluate.summary import Evaluated, MatrixRow
+from pipeline.evaluate.results import (
+    PREDICTION_SCHEMA,
+    Table,
+    Trained,
+    pick,
+    read_results,
+    write_result,
+)
+from pipeline.evaluate.summary import Evaluated, MatrixRow, Summary
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.analysis import constant_accuracy
 from transforms.estimates import Estimate, estimate_of
-from transforms.families import Seeds
 from transforms.hashing import fingerprint
-from transforms.two_way import Roles
+from transforms.scoring import PAPER_RULE
+from transforms.variants import VariantName
 
 MATRICES = "results/matrix.json"
 
@@ -51,27 +56,24 @@ class CellRow(Estimated, frozen=True, kw_only=True):
     `accuracy` has an interval as in summary.csv. What is of a single model is None for a mean.
 
     Attributes:
-      pictures: number of pictures, on a single draw of mixed variants the same as `n`.
       published: accuracy of the paper's ResNet-50 (table 5); None if it has none.
-      difference: `accuracy` minus `published`; unset without one of them.
+      difference: `accuracy` minus `published`; None without one of them.
       overlap: number of the n tested images that the model was also trained on.
     """
 
     train_variant: str
     test_variant: str
-    pictures: int
     correct: int | None = None
     accuracy: float | None
     chance: float | None
     published: float | None
-    difference: float | UnsetType = UNSET
-    difference_ci_low: float | UnsetType = UNSET
-    difference_ci_high: float | UnsetType = UNSET
+    difference: float | None = None
+    difference_ci_low: float | None = None
+    difference_ci_high: float | None = None
     train_n: int
     penalty: float | None
     overlap: int
     seed: int | None = None
-    device: str | None = None
     weights_sha256: str | None = None
     checkpoint: str | None = None
 
@@ -84,7 +86,7 @@ class CellRow(Estimated, frozen=True, kw_only=True):
     def differs(self) -> bool:
         """Whether the interval of the difference from the published figure excludes 0."""
         low, high = self.difference_ci_low, self.difference_ci_high
-        return (low is not UNSET and low > 0) or (high is not UNSET and high < 0)
+        return (low is not None and low > 0) or (high is not None and high < 0)
 
 
 class PairedDifference(Estimated, frozen=True, kw_only=True):
@@ -144,10 +146,10 @@ class Matrix(Struct, frozen=True, kw_only=True):
 
         A mean takes the place of its models, because it stands behind them.
         """
-        cells: dict[str, dict[str, CellRow]] = {}
-        for cell in self.rows:
-            cells.setdefault(cell.train_variant, {})[cell.test_variant] = cell
-        return cells
+        return {
+            row: {cell.test_variant: cell for cell in self.rows if cell.train_variant == row}
+            for row in dict.fromkeys(cell.train_variant for cell in self.rows)
+        }
 
 
 class MatrixLine(Struct, frozen=True, kw_only=True):
@@ -199,7 +201,6 @@ class MatrixLine(Struct, frozen=True, kw_only=True):
     lowest: Annotated[float | None, Meta(description="smallest of their accuracies")]
     highest: Annotated[float | None, Meta(description="largest of their accuracies")]
     precision: str
-    device: str | None
     weights_sha256: str | None
     checkpoint: Annotated[
         str | None, Meta(description="file of the trained model, as `--models` takes it")
@@ -215,73 +216,62 @@ MATRIX_TABLE = Table(
 
 
 class _Row(NamedTuple):
-    """A row of a matrix: its model, its names, and how it was trained."""
+    """A model of a row, its names, and how it was trained.
+
+    `summary` is the model as `ModelsOnSameImages` has it, without figures.
+    """
 
     run: Evaluated
     matrix: MatrixRow
     trained: Trained
-
-
-_ImageReader = Callable[[str, float], EvalImages]
-_Cells = dict[tuple[str, str, int], "MatrixCell"]
-"""(row, column, seed) -> predictions of the model, in order of the seeds."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class MatrixCell:
-    """The predictions of a row's model on the n tested images of a column.
-
-    Attributes:
-      keys: n keys of the images, sorted.
-      units: (n,) integers, unit of each image.
-      bg_units: (n,) integers, unit of each background, numbered like `units`; None if pictures have
-        their own backgrounds.
-      labels: (n,) integers, true labels.
-      correct: (n,) bool, whether each prediction is right.
-      device: types of the devices that computed the predictions, joined by `+`.
-    """
-
-    row: _Row
-    keys: tuple[str, ...]
-    units: NDArray[np.integer]
-    bg_units: NDArray[np.integer] | None
-    labels: NDArray[np.integer]
-    correct: NDArray[np.bool_]
-    device: str
+    summary: Summary
 
 
 def read_matrices(dataset: Dataset) -> list[Matrix]:
     """Computes every matrix with valid predictions, which gathers all seeds, in order of names."""
-    read_images = functools.cache(functools.partial(EvalImages.read, dataset))
     by_name: dict[str, list[_Row]] = {}
     for run in read_results(dataset.store, "model", Evaluated):
         if run.matrix and run.trained:
-            by_name.setdefault(run.matrix.name, []).append(_Row(run, run.matrix, run.trained))
+            summary = pick(
+                Summary,
+                run,
+                dataset=dataset.manifest.fingerprint,
+                label_rules=(PAPER_RULE,),
+                missing=(),
+                unanswered=0,
+            )
+            row = _Row(run, run.matrix, run.trained, summary)
+            by_name.setdefault(run.matrix.name, []).append(row)
     gathered: dict[object, list[_Row]] = {}
-    for name, models in by_name.items():
+    for name, rows in by_name.items():
         # They differ while the rows are being made again, with other settings or on other data.
-        settings, *others = {one.matrix.settings for one in models}
-        gathered.setdefault(name if others else settings or name, []).extend(models)
-    matrices = (_compute_matrix(dataset, models, read_images) for models in gathered.values())
+        settings, *others = {one.matrix.settings for one in rows}
+        gathered.setdefault(name if others else settings or name, []).extend(rows)
+    matrices = (_compute_matrix(dataset, rows) for rows in gathered.values())
     return sorted((matrix for matrix in matrices if matrix.rows), key=lambda matrix: matrix.name)
 
 
-def _compute_matrix(dataset: Dataset, models: list[_Row], read_images: _ImageReader) -> Matrix:
-    models = sorted(models, key=lambda one: one.trained.seed)
-    cells = {
-        (one.matrix.row, column, one.trained.seed): cell
-        for one in models
-        for column, cell in _cells(dataset, one, read_images)
-        if cell.keys
-    }
-    tested = ([IN9L] if one.run.evaluation.dataset else one.run.variants or () for one in models)
-    columns = sort_names(dataset, {one.matrix.row for one in models}.union(*tested))
-    first = models[0]
+def _compute_matrix(dataset: Dataset, rows: list[_Row]) -> Matrix:
+    rows = sorted(rows, key=lambda one: one.trained.seed)
+    first = rows[0]
+    tested: list[ModelsOnSameImages] = []
+    for settings in dict.fromkeys(one.run.evaluation for one in rows):
+        same = [one for one in rows if one.run.evaluation == settings]
+        if settings.dataset:
+            tested.append(_on_in9l(dataset.store, same))
+        elif settings.split in dataset.manifest.shards:
+            tested += on_same_images(dataset, [one.summary for one in same])
+    columns = sort_names(
+        dataset,
+        {one.matrix.row for one in rows}.union(
+            *([IN9L] if one.run.evaluation.dataset else one.run.variants or () for one in rows)
+        ),
+    )
     return pick(
         Matrix,
         first.run.evaluation,
         name=first.matrix.name,
-        trainings={one.matrix.name: one.trained.seed for one in models},
+        trainings={one.matrix.name: one.trained.seed for one in rows},
         arch=first.matrix.arch,
         method=first.trained.method,
         dataset=dataset.manifest.fingerprint,
@@ -289,180 +279,154 @@ def _compute_matrix(dataset: Dataset, models: list[_Row], read_images: _ImageRea
         replicates=dataset.manifest.config.compose.replicates,
         columns=columns,
         rows=tuple(
-            _cell_row(row, column, shown, dataset.is_comparable)
+            cell
             for row in columns
             for column in columns
-            for shown in _lines(_models(cells, row, column))
+            for models in tested
+            for cell in _cells(
+                models, _having(models, rows, row, column), column, dataset.is_comparable
+            )
         ),
-        gaps=tuple(gap for row in columns for gap in _gaps(cells, row)),
-        gains=tuple(gain for column in columns for gain in _gains(cells, column)),
+        gaps=tuple(
+            gap
+            for row in columns
+            for models in tested
+            for gap in _gaps(models, _having(models, rows, row, BG_GAP))
+        ),
+        gains=tuple(
+            gain for column in columns for models in tested for gain in _gains(models, rows, column)
+        ),
     )
 
 
-def _cells(
-    dataset: Dataset, row: _Row, read_images: _ImageReader
-) -> Iterator[tuple[str, MatrixCell]]:
-    """Yields (column's name, cell) for each column that has valid predictions of a row's model."""
-    if row.run.evaluation.dataset:
-        cell = _in9l_cell(dataset.store, row)
-        if cell is not None:
-            yield IN9L, cell
-        return
-    tested_on = row.run.tested_on
-    if tested_on[0] not in dataset.manifest.shards:
-        return
-    images = read_images(*tested_on)
-    model_predictions = read_predictions(dataset, images, row.run)
-    keys, device = tuple(images.keys.to_pylist()), "+".join(model_predictions.devices)
-    # A row has one output per superclass, so that its label rules agree.
-    if not model_predictions.by_rule:
-        return
-    predictions = next(iter(model_predictions.by_rule.values()))
-    for variant in predictions.predicted:
-        yield (
-            str(variant),
-            MatrixCell(
-                row=row,
-                keys=keys,
-                units=images.unit_numbers,
-                bg_units=predictions.bg_units.get(variant),
-                labels=images.labels,
-                correct=predictions.correct(variant),
-                device=device,
-            ),
-        )
+def _on_in9l(store: Store, rows: Sequence[_Row]) -> ModelsOnSameImages:
+    """Reads the predictions of models on IN-9L, whose own folder is not needed."""
+    column = VariantName(IN9L)
+    tables = [_in9l_table(store, one.run) for one in rows]
+    whole = max(tables, key=len)
+    groups = {key: name for one in rows for key, name in (one.run.groups or {}).items()}
+    keys, labels = whole["key"].to_pylist(), whole["label"].to_numpy().astype(np.int16)
+    units = [groups.get(key, key) for key in keys]
+    numbers = np.unique(np.asarray(units, object), return_inverse=True)[1]
+    names = pa.array(keys, pa.string())
+    images = EvalImages(
+        names, labels, np.full(len(keys), np.nan), names, labels, tuple(units), numbers
+    )
+    answers = [{column: table["correct"].to_numpy()} if len(table) else {} for table in tables]
+    return ModelsOnSameImages(
+        images, (column,), [one.summary for one in rows], [{PAPER_RULE: one} for one in answers], {}
+    )
 
 
-def _in9l_cell(store: Store, row: _Row) -> MatrixCell | None:
-    """Reads a row's cell in the column of IN-9L; None if any of its predictions is missing."""
-    paths = list(store.walk(f"results/{row.run.folder}/predictions"))
-    records = (read_metadata(store, path) for path in paths)
-    fingerprints = [record and record.fingerprint for record in records]
-    columns = ["label_rule", "key", "label", "correct", "device"]
-    read = functools.partial(read_table, store, columns=columns)
+def _in9l_table(store: Store, run: Evaluated) -> pa.Table:
+    """Reads a model's predictions on IN-9L by the paper's rule; none if some are missing."""
+    paths = list(store.walk(f"results/{run.folder}/predictions"))
+    records = [read_metadata(store, path) for path in paths]
+    read = functools.partial(read_table, store, columns=["label_rule", "key", "label", "correct"])
     tables = [
         table.replace_schema_metadata()
         for path in paths
         if (table := read_intact(store, path, functools.partial(read, path))) is not None
     ]
-    if fingerprint(fingerprints) != row.run.predictions or len(tables) < len(paths):
-        return None
+    of = fingerprint([record and record.fingerprint for record in records])
+    if of != run.predictions or len(tables) < len(paths):
+        return PREDICTION_SCHEMA.empty_table()
     table = pa.concat_tables(tables).unify_dictionaries()
-    rules = table["label_rule"].cast(pa.string())
-    # A row has one output per superclass, so that its label rules agree, and any of them will do.
-    table = table.filter(pc.is_in(rules, pc.unique(rules)[:1])).sort_by("key")
-    keys = tuple(table["key"].to_pylist())
-    names = [(row.run.groups or {}).get(key, key) for key in keys]
-    units = np.unique(np.asarray(names, object), return_inverse=True)[1]
-    device = "+".join(sorted(pc.unique(table["device"].cast(pa.string())).to_pylist()))
-    labels, correct = (np.asarray(table[name].to_numpy()) for name in ("label", "correct"))
-    return MatrixCell(row, keys, units, None, labels, correct, device)
+    is_of_rule = pc.equal(table["label_rule"].cast(pa.string()), PAPER_RULE)
+    return table.filter(is_of_rule).sort_by("key")
 
 
-def _models(cells: _Cells, row: str, column: str) -> list[MatrixCell]:
-    return [cell for (*place, _), cell in cells.items() if tuple(place) == (row, column)]
+def _having(
+    models: ModelsOnSameImages, rows: Iterable[_Row], row: str, quantity: str
+) -> list[_Row]:
+    """Returns a row's models with predictions of all pictures behind a quantity."""
+    return [
+        one
+        for one in rows
+        if one.matrix.row == row
+        and one.summary in models.summaries
+        and models.seeds(quantity, models.answers(one.summary, PAPER_RULE))
+    ]
 
 
-def _lines(models: list[MatrixCell]) -> list[list[MatrixCell]]:
-    """Returns what the lines of a cell are about: each model, and then, of several, all."""
-    return [*([one] for one in models), *([models] if len(models) > 1 else [])]
+def _cells(
+    models: ModelsOnSameImages, rows: list[_Row], column: str, is_comparable: bool
+) -> Iterator[CellRow]:
+    """Yields the lines of a cell: on each model of its row and, of several, on their mean.
 
-
-def _cell_row(row: str, column: str, cells: Sequence[MatrixCell], is_comparable: bool) -> CellRow:
-    """Computes a line of a cell, about one model, or the mean of several.
-
-    It has a published figure only if the paper's may be compared with accuracies on the dataset.
+    They have a published figure only if the paper's may be compared with accuracies on the dataset.
     """
-    published = TRAINED.get(row, {}).get(column) if is_comparable else None
-    accuracy, one = _estimate(cells[:1], _accuracies(cells), is_share=True)
-    differences = {
-        f"difference{end}": value - published
-        for end, value in (("", accuracy), ("_ci_low", one.ci_low), ("_ci_high", one.ci_high))
-        if value is not None and published is not None
-    }
-    first, run, trained = cells[0], cells[0].row.run, cells[0].row.trained
-    of_model = {
-        "correct": int(first.correct.sum()),
-        "seed": trained.seed,
-        "device": first.device,
-        "weights_sha256": run.weights_sha256,
-        "checkpoint": run.entry.partition("=")[2],
-    }
-    return pick(
-        CellRow,
-        one,
-        train_variant=row,
-        test_variant=column,
-        pictures=one.n,
-        accuracy=accuracy,
-        chance=constant_accuracy(first.labels),
-        published=published,
-        train_n=trained.images,
-        penalty=None if trained.penalty is UNSET else trained.penalty,
-        overlap=run.overlap or 0,
-        **differences,
-        **(of_model if len(cells) == 1 else {}),
-    )
+    for some in [*([one] for one in rows), *([rows] if len(rows) > 1 else [])]:
+        run, row, trained, _ = some[0]
+        published = TRAINED.get(row.row, {}).get(column) if is_comparable else None
+        accuracy, one = _estimate(models, column, some)
+        differences = {
+            f"difference{end}": value - published
+            for end, value in (("", accuracy), ("_ci_low", one.ci_low), ("_ci_high", one.ci_high))
+            if value is not None and published is not None
+        }
+        of_model = {
+            "correct": round(accuracy * one.n),
+            "seed": trained.seed,
+            "weights_sha256": run.weights_sha256,
+            "checkpoint": run.entry.partition("=")[2],
+        }
+        yield pick(
+            CellRow,
+            one,
+            train_variant=row.row,
+            test_variant=column,
+            accuracy=accuracy,
+            chance=constant_accuracy(models.images.labels),
+            published=published,
+            train_n=trained.images,
+            penalty=None if trained.penalty is UNSET else trained.penalty,
+            overlap=run.overlap or 0,
+            **differences,
+            **(of_model if len(some) == 1 else {}),
+        )
 
 
-def _accuracies(cells: Iterable[MatrixCell]) -> Seeds:
-    """Returns the accuracies of models on the same pictures, at least one."""
-    correct = np.stack([cell.correct for cell in cells])
-    values = correct.mean(axis=1)
-    return Seeds(values, (correct - values[:, np.newaxis]) / correct.shape[1])
+def _gaps(models: ModelsOnSameImages, rows: list[_Row]) -> Iterator[RowGap]:
+    """Yields the BG-Gap of a row, if any of its models has predictions."""
+    if rows:
+        value, one = _estimate(models, BG_GAP, rows)
+        yield pick(RowGap, one, difference=value, train_variant=rows[0].matrix.row)
 
 
-def _roles(*cells: MatrixCell) -> Roles:
-    """Returns the units of the pictures of cells, concatenated.
-
-    Either all cells have pictures on other backgrounds, or none has. The pictures of an image are
-    one paired difference.
-    """
-    backgrounds = [cell.bg_units for cell in cells if cell.bg_units is not None]
-    return Roles.from_units(
-        np.concatenate([cell.units for cell in cells]),
-        np.concatenate(backgrounds) if backgrounds else None,
-        np.tile(np.arange(len(cells[0].keys)), len(cells)),
-    )
-
-
-def _gaps(cells: _Cells, row: str) -> Iterator[RowGap]:
-    """Yields the BG-Gap of a row, once each of its models has predictions."""
-    same, rand = (_models(cells, row, name) for name in ("mixed_same", "mixed_rand"))
-    if same and [one.row for one in same] == [one.row for one in rand]:
-        first, second = _accuracies(same), _accuracies(rand)
-        gaps = Seeds(first.values - second.values, np.hstack([first.r, -second.r]))
-        value, one = _estimate([same[0], rand[0]], gaps)
-        yield pick(RowGap, one, difference=value, train_variant=row)
-
-
-def _gains(cells: _Cells, column: str) -> Iterator[Gain]:
+def _gains(models: ModelsOnSameImages, rows: list[_Row], column: str) -> Iterator[Gain]:
     """Yields the gain on a column, if models of both rows have predictions of the same images."""
-    rows = ("mixed_rand", "original")
-    first, second = (_models(cells, row, column) for row in rows)
-    if first and second and first[0].keys == second[0].keys:
-        value, one = _estimate(first[:1], _accuracies(first), _accuracies(second))
+    names = ("mixed_rand", "original")
+    first, second = (_having(models, rows, row, column) for row in names)
+    if first and second:
+        value, one = _estimate(models, column, first, second)
         # Seeds of the two rows have nothing in common, so no seed has a gain.
         none = dict.fromkeys(("sd", "lowest", "highest"))
         yield pick(
-            Gain, one, difference=value, first=rows[0], second=rows[1], test_variant=column, **none
+            Gain,
+            one,
+            difference=value,
+            first=names[0],
+            second=names[1],
+            test_variant=column,
+            **none,
         )
 
 
 def _estimate(
-    pictures: Sequence[MatrixCell], *methods: Seeds, is_share: bool = False
+    models: ModelsOnSameImages, quantity: str, *methods: Sequence[_Row]
 ) -> tuple[float, Estimated]:
-    """Computes the mean of a method's models, maybe a share, or what it exceeds a second's by.
-
-    `pictures` are cells that hold the pictures behind it.
-    """
-    n = len(pictures[0].keys)
-    measured = measure(_roles(*pictures), n, *methods, is_share=is_share)
+    """Computes the mean of a method's models, or what it exceeds a second's by."""
+    families = [Family("", tuple(one.summary for one in rows)) for rows in methods]
+    answers = (models.answers(one, PAPER_RULE) for one in families)
+    seeds = [one for each in answers if (one := models.seeds(quantity, each))]
+    roles, is_share = models.roles(quantity), len(methods) == 1 and quantity != BG_GAP
+    measured = measure(roles, len(models.images.keys), *seeds, is_share=is_share)
     low, high = measured.interval() if measured else (None, None)
-    means = [float(one.values.mean()) for one in methods]
-    values = methods[0].values
-    return means[0] - sum(means[1:]), Estimated(
-        n=n,
+    value, *others = (float(one.values.mean()) for one in seeds)
+    values = seeds[0].values
+    return value - sum(others), Estimated(
+        n=len(models.images.keys),
         ci_low=low,
         ci_high=high,
         seeds=len(values),
@@ -476,10 +440,11 @@ def write_matrix_tables(dataset: Dataset) -> list[Matrix]:
     """Rebuilds both tables if there ever was a matrix; the caller must hold the tables' lock."""
     store, matrices = dataset.store, read_matrices(dataset)
     if matrices or store.exists(MATRICES):
-        lines = (pick(MatrixLine, row, matrix) for matrix in matrices for row in matrix.rows)
-        MATRIX_TABLE.write(store, ([line] for line in lines))
-        of = dataset.manifest.fingerprint
-        write_result(store, MATRICES, {"dataset": of, "matrices": matrices})
+        MATRIX_TABLE.write(
+            store, ([pick(MatrixLine, row, matrix)] for matrix in matrices for row in matrix.rows)
+        )
+        content = {"dataset": dataset.manifest.fingerprint, "matrices": matrices}
+        write_result(store, MATRICES, content)
     return matrices
 
 

@@ -79,20 +79,6 @@ class MatrixPlan:
             return self.in9l, "original"
         return self.dataset, name
 
-    @property
-    def evaluation(self) -> Evaluation:
-        """Settings of the tests as an `Evaluation`, which lists no models."""
-        store = self.dataset.store
-        return Evaluation(
-            store=store,
-            models=(),
-            split=self.split,
-            predict=self.predict,
-            progress=Progress.for_store(store),
-            holdout=self.holdout,
-            allow_overlap=self.allow_overlap,
-        )
-
     def suffix(self) -> str:
         """Returns a suffix for matrices' names, made of training settings that are not the default.
 
@@ -253,14 +239,14 @@ class NetworkTrainer:
         training with other flags, without `overwrite`.
         """
         dataset, variant = self._plan.source(row)
-        splits = dataset.manifest.config.split
-        validates = not self._plan.holdout and self._plan.split != self._plan.train_split
+        tested, splits = self._plan.split, dataset.manifest.config.split
+        validates = not self._plan.holdout and tested != self._plan.train_split
         training = dataclasses.replace(
             self._training,
             train_split=self._plan.train_split,
             holdout=self._plan.holdout,
             variant=variant,
-            eval_split=self._plan.split if validates and self._plan.split in splits else None,
+            eval_split=tested if validates and tested in splits else None,
         )
         folder = f"{MODELS}/{self.name}/{row}" if row == IN9L else f"{MODELS}/{training.name}"
         store = self._plan.dataset.store.below(folder)
@@ -301,14 +287,15 @@ def make_matrices(plan: MatrixPlan, trainers: Iterable[Trainer]) -> tuple[list[M
     """
     store = plan.dataset.store
     new_rows = 0
-    names: list[str] = []
+    names: set[str] = set()
     for trainer in trainers:
-        names.append(trainer.name)
+        names.add(trainer.name)
         with locked(store, f"{WORK_FOLDER}/lock-matrix-{trainer.name}") as locked_store:
             current: set[str] = set()
             for row in plan.names:
                 started = time.monotonic()
                 tests, trained, is_new = make_row(trainer, plan, row)
+                free_memory()
                 current.update(test.folder for test in tests)
                 if is_new:
                     new_rows += 1
@@ -322,8 +309,8 @@ def make_matrices(plan: MatrixPlan, trainers: Iterable[Trainer]) -> tuple[list[M
                         f"{duration(time.monotonic() - started)}{suffix}"
                     )
             _remove_others(locked_store, trainer.name, current)
-    matrices = {name: one for one in _write_tables(plan.dataset) for name in one.trainings}
-    return list({matrices[name].name: matrices[name] for name in names}.values()), new_rows
+    matrices = _write_tables(plan.dataset)
+    return [one for one in matrices if not names.isdisjoint(one.trainings)], new_rows
 
 
 def make_row(
@@ -382,20 +369,26 @@ def make_row(
             groups=groups,
             power=(),
         )
-    is_new = scorer is not None
-    del scorer
-    free_memory()
-    return [run for _, run, _ in tests], trained, is_new
+    return [run for _, run, _ in tests], trained, scorer is not None
 
 
 def _tests(
     plan: MatrixPlan, model: ModelIdentity, name: str
 ) -> Iterator[tuple[Dataset, ModelRun, dict[str, str] | UnsetType]]:
     """Yields each dataset that a row is tested on, with the row's run and `Evaluated.groups`."""
-    run = plan.evaluation.describe(plan.dataset, model)
+    evaluation = Evaluation(
+        store=plan.dataset.store,
+        models=(),
+        split=plan.split,
+        predict=plan.predict,
+        progress=Progress.for_store(plan.dataset.store),
+        holdout=plan.holdout,
+        allow_overlap=plan.allow_overlap,
+    )
+    run = evaluation.describe(plan.dataset, model)
     yield plan.dataset, replace(run, model=name, variants=plan.variants), UNSET
     if plan.in9l is not None:
-        run = plan.evaluation.describe(plan.in9l, model)
+        run = evaluation.describe(plan.in9l, model)
         rows = selected_rows(plan.in9l, plan.split, plan.holdout)
         settings = replace(run.evaluation, dataset=plan.in9l.manifest.fingerprint)
         yield (
