@@ -297,17 +297,18 @@ def _densities(
     w3, w4 = mixture[3, LOG_WEIGHT], mixture[4, LOG_WEIGHT]
     for i in range(count):
         t0, t1, t2, t3, t4 = e0[i] + w0, e1[i] + w1, e2[i] + w2, e3[i] + w3, e4[i] + w4
-        top = t0 if t0 > t1 else t1
-        top = t2 if t2 > top else top
-        top = t3 if t3 > top else top
-        top = t4 if t4 > top else top
+        # The greatest term, and the other four in any order.
+        top, other1 = (t0, t1) if t0 > t1 else (t1, t0)
+        top, other2 = (top, t2) if top > t2 else (t2, top)
+        top, other3 = (top, t3) if top > t3 else (t3, top)
+        top, other4 = (top, t4) if top > t4 else (t4, top)
         tops[i] = top
         sums[i] = (
-            exp_below_zero(t0 - top)
-            + exp_below_zero(t1 - top)
-            + exp_below_zero(t2 - top)
-            + exp_below_zero(t3 - top)
-            + exp_below_zero(t4 - top)
+            1.0
+            + exp_below_zero(other1 - top)
+            + exp_below_zero(other2 - top)
+            + exp_below_zero(other3 - top)
+            + exp_below_zero(other4 - top)
         )
 
 

@@ -25,20 +25,19 @@ _ONE_LESS_SQRT_HALF = np.int64(0x3FF0000000000000 - 0x3FE6A09E667F3BCD)
 
 @contracting
 def exp_below_zero(x: float) -> float:
-    """Computes exp(x) for x <= 0, with a relative error below 1e-11; exp(-700) for x < -700."""
+    """Computes exp(x) for x <= 0, with a relative error below 1e-10; exp(-700) for x < -700."""
     x = x if x > _LOWEST else _LOWEST
     shifted = x * _LOG2_E + _ROUNDER
     whole = shifted - _ROUNDER
     r = (x - whole * _LN2_HIGH) - whole * _LN2_LOW
-    series = r / 362880 + 1 / 40320
-    series = r * series + 1 / 5040
-    series = r * series + 1 / 720
-    series = r * series + 1 / 120
-    series = r * series + 1 / 24
-    series = r * series + 1 / 6
-    series = r * series + 1 / 2
-    series = r * series + 1
-    series = r * series + 1
+    # The polynomial of degree 7 through exp at the Chebyshev nodes of [-ln 2 / 2, ln 2 / 2].
+    series = 0.00019907569963481945 * r + 0.0013948578345966051
+    series = r * series + 0.00833328353718561
+    series = r * series + 0.04166621831906842
+    series = r * series + 0.16666666786318582
+    series = r * series + 0.500000010772924
+    series = r * series + 0.9999999999955074
+    series = r * series + 0.9999999999595617
     bits = np.float64(shifted).view(np.int64)
     return series * np.int64((bits + _BIAS) << _MANTISSA_BITS).view(np.float64)
 
