@@ -34,11 +34,12 @@ collect_ignore = ["mirrored"]
 """A part of a copied checkout, not of this one."""
 
 _LONGEST = (
-    *("spread", "snippets", "evaluate", "flink", "rerun", "recipe", "faults", "page_images"),
-    *("grabcut", "attack", "benchmarks", "versions", "slurm", "kills", "report"),
-    *("object_storage", "training", "gpus", "baseline", "lock", "model_stage", "matrix"),
-    *("labels", "guard", "examples", "method", "import", "answers", "dataflow", "predict", "job"),
-    *("call", "dry_run", "portable", "new_analysis", "models_on_shards", "cli", "integrity"),
+    *("spread", "snippets", "evaluate", "flink", "recipe", "slurm", "rerun", "faults"),
+    *("analysis", "benchmarks", "family_gates", "page_images", "labels", "kills", "training"),
+    *("gpus", "leftovers", "scenes", "model_stage", "versions", "object_storage", "baseline"),
+    *("lock", "attack", "matrix", "grabcut", "report", "guard", "examples", "method", "import"),
+    *("answers", "dataflow", "predict", "job", "call", "dry_run", "portable", "new_analysis"),
+    *("models_on_shards", "cli", "integrity"),
 )
 """Test modules that take a quarter of a minute or more, the longest first."""
 
@@ -153,6 +154,26 @@ def three_draws(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """
     command = ("generate", "--input", small_sample, "--replicates", 3, *QUICK, *ONE, "--output")
     return made_once(tmp_path_factory, "draws", lambda out: run_in9(*command, out))
+
+
+@pytest.fixture(scope="session")
+def for_gaps(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 18 small pictures with the variants of the BG-Gap alone, cut along boxes.
+
+    Tests must not change it.
+    """
+    flags = ("--variants", "original,mixed_same,mixed_rand", *QUICK, *ONE, "--output")
+    command = ("generate", "--input", small_sample, *flags)
+    return made_once(tmp_path_factory, "for-gaps", lambda out: run_in9(*command, out))
+
+
+@pytest.fixture(scope="session")
+def three_models(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two draws of small pictures with results of three models. Tests must not change it."""
+    models = ",".join(f"python:tiny_models:{name}" for name in ("first", "second", "third"))
+    flags = (*QUICK, "--replicates", 2, "--pictures", "none", "--models", models, *ONE)
+    run = ("run", "--input", small_sample, *flags, "--output")
+    return made_once(tmp_path_factory, "three-models", lambda out: run_in9(*run, out))
 
 
 @pytest.fixture(scope="session")

@@ -62,12 +62,11 @@ def stored(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def composed(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def composed(for_gaps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset with one draw of the paper's method alone, and a model's results in two draws."""
 
     def make(out: Path) -> None:
-        flags = ("--variants", "original,mixed_same,mixed_rand", *QUICK, *ONE, "--output", out)
-        run_here("generate", "--input", small_sample, *flags)
+        shutil.copytree(for_gaps, out)
         run_here(*METHOD, out, "--replicates", 2)
 
     return made_once(tmp_path_factory, "method-composed", make)

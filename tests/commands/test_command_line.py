@@ -9,12 +9,7 @@ import pytest
 from gcs import BUCKET
 from runs import refusal
 
-from pipeline.commands.command_line import (
-    COMMANDS,
-    flags_as,
-    parse_command_line,
-    refuse_cleared,
-)
+from pipeline.commands.command_line import COMMANDS, flags_as, parse_command_line, refuse_cleared
 from pipeline.commands.flags import flags_of
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.inputs.layout import InputFlags

@@ -9,12 +9,7 @@ import pandas
 import pytest
 from runs import ROOT, run_in9
 
-from pipeline.commands.command_line import (
-    COMMANDS,
-    build_parser,
-    parse_command_line,
-    refuse_keys,
-)
+from pipeline.commands.command_line import COMMANDS, build_parser, parse_command_line, refuse_keys
 from pipeline.commands.flags import flags_of
 from pipeline.commands.reference import FILES, REASONS, TABLES, meaning, reference
 from transforms.filters import Reason

@@ -21,13 +21,7 @@ from pipeline.dataset.records import read_image_rows
 from pipeline.errors import JobError
 from pipeline.storage.state_files import parquet_reader
 from pipeline.storage.store import Store
-from transforms.codec import (
-    UndecodableError,
-    check_png,
-    decode_image,
-    decode_png,
-    encode_png,
-)
+from transforms.codec import UndecodableError, check_png, decode_image, decode_png, encode_png
 from transforms.variants import ORIGINAL, VariantName
 
 pytestmark = pytest.mark.usefixtures("no_figures")

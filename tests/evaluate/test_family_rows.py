@@ -9,17 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from answer_files import pictures_to_answer
 from made_results import made
-from runs import ONE, csv_rows, dataset_in, run_here, run_in9, table_of
+from runs import ONE, dataset_in, run_in9, table_of
 from scipy import stats
 from two_way_by_hand import (
     Method,
     contributions_to,
     interval_of,
+    interval_of_mean,
     singles_of,
     spread_of,
     trials_of,
-    wilson,
 )
 
 from pipeline.evaluate.comparisons import read_contributions
@@ -155,8 +156,7 @@ def output(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     All seeds of `sure` are right on each original picture.
     """
     output = Path(shutil.copytree(three_draws, tmp_path_factory.mktemp("families") / "out"))
-    run_here("export", "--dataset", output, "--layout", "answers", "--to", output.parent / "a.csv")
-    pictures = csv_rows(output.parent / "a.csv")
+    pictures = pictures_to_answer(output, output.parent / "a.csv")
     labels = {row["key"]: row["label"] for row in dataset_in(output).index("val")}
     rng, entries = np.random.default_rng(67), []
     for method, seeds in {**SEEDS, "plain": 1}.items():
@@ -238,9 +238,7 @@ def interval(of: Quantity, name: str, *, further: bool = False) -> tuple[float, 
         singles = singles_of([of.method])
         low, high = interval_of(value, rows, of.pairs, (variance, df), singles)
     else:
-        most = len(of.units) * len(of.method.values)
-        trials = min(value * (1 - value) / variance, most) if variance else df + 1
-        low, high = wilson(value, trials, t)
+        low, high = interval_of_mean(of.units, of.method, further=further)
     if further:
         lowest, reach = (-1 if name == "bg_gap" else 0), t * math.sqrt(variance)
         low, high = max(min(low, value - reach), lowest), min(max(high, value + reach), 1)

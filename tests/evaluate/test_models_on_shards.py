@@ -13,17 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from runs import (
-    ONE,
-    QUICK,
-    SHARDS,
-    TINY_MODEL,
-    dataset_in,
-    refusal,
-    run_here,
-    run_in9,
-    table_of,
-)
+from runs import ONE, QUICK, SHARDS, TINY_MODEL, dataset_in, refusal, run_here, run_in9, table_of
 from slow_storage import slow_storage
 from small_models import checkpoint
 

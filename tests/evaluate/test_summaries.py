@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_results import made
 from msgspec.structs import replace
-from runs import ONE, QUICK, dataset_in, run_in9
+from runs import dataset_in
 from two_way_by_hand import effective, share_interval
 
 from pipeline.analyses.evaluation.tables import (
@@ -57,14 +57,10 @@ KIND_OF = {  # Right on these variants -> the kind, as the paper defines it.
 }
 
 
-@pytest.fixture(scope="module")
-def told(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+@pytest.fixture
+def told(three_models: Path) -> Dataset:
     """Two draws of small pictures with results of three models. Tests must not change it."""
-    output = tmp_path_factory.mktemp("told") / "out"
-    models = ",".join(f"python:tiny_models:{name}" for name in ("first", "second", "third"))
-    flags = (*QUICK, "--replicates", 2, "--pictures", "none", "--models", models, *ONE)
-    run_in9("run", "--input", small_sample, "--output", output, *flags)
-    return dataset_in(output)
+    return dataset_in(three_models)
 
 
 RULES = tuple(LABEL_RULES)

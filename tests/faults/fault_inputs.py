@@ -14,15 +14,7 @@ from typing import Any
 import pyarrow.dataset
 import pyarrow.parquet as pq
 from fault_lab import Ended, Lab, Outcome, Trial, advises_again, contents, faults_of
-from fault_pictures import (
-    ANY,
-    Hostile,
-    encoded,
-    fitting_xml,
-    hostile_pictures,
-    picture,
-    shown,
-)
+from fault_pictures import ANY, Hostile, encoded, fitting_xml, hostile_pictures, picture, shown
 from PIL import Image
 from runs import keys
 
@@ -126,11 +118,7 @@ def batches() -> list[Trial]:
     """Returns a batch of all hostile pictures as images, and of pictures as masks and as scenes."""
     hostile = hostile_pictures()
     pictures = tuple(each for each in hostile if each.kind.startswith("pictures"))
-    return [
-        Batch("images", tuple(hostile)),
-        Batch("masks", pictures),
-        Batch("scenes", pictures),
-    ]
+    return [Batch("images", tuple(hostile)), Batch("masks", pictures), Batch("scenes", pictures)]
 
 
 def _sparse(size: int, path: Path) -> None:

@@ -152,12 +152,7 @@ class Lab:
         return victim
 
     def run(
-        self,
-        trial: Path,
-        *command: str,
-        kill: str = "",
-        foreign: str = "",
-        seconds: int = SECONDS,
+        self, trial: Path, *command: str, kill: str = "", foreign: str = "", seconds: int = SECONDS
     ) -> Ended:
         """Runs a command that may delete only in the folder of a trial.
 

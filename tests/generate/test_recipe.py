@@ -90,6 +90,10 @@ def test_what_the_maker_states_is_in_the_recipe_and_comes_back(
     shutil.copytree(quick[0], tmp_path / "stated")
     stated = keys(creator="Ann", contact="https://example.org", terms="CC BY 4.0")
     make = ("generate", "--input", small_sample, *QUICK, *SHARDS, *ONE, "--output")
+    # A recipe holds masks, and no picture.
+    run_here(*make, tmp_path / "stated", *keys(terms="masks: CC BY 4.0"))
+    of_masks = export(tmp_path / "stated", tmp_path / "of_masks") / "croissant.json"
+    assert json.loads(of_masks.read_text())["license"] == "CC BY 4.0"
     run_here(*make, tmp_path / "stated", *stated)
     recipe = export(tmp_path / "stated", tmp_path / "recipe")
     card = (recipe / "README.md").read_text()
@@ -98,11 +102,6 @@ def test_what_the_maker_states_is_in_the_recipe_and_comes_back(
     croissant = json.loads((recipe / "croissant.json").read_text())
     assert (croissant["creator"]["name"], croissant["license"]) == ("Ann", "CC BY 4.0")
     checked = mlcroissant.Dataset(jsonld=str(recipe / "croissant.json"))
-    # A recipe holds masks, and no picture.
-    run_here(*make, tmp_path / "stated", *keys(terms="masks: CC BY 4.0"))
-    of_masks = export(tmp_path / "stated", tmp_path / "of_masks") / "croissant.json"
-    assert json.loads(of_masks.read_text())["license"] == "CC BY 4.0"
-    run_here(*make, tmp_path / "stated", *stated)
     assert checked.metadata.issues.errors == set()
     again(recipe, small_sample, tmp_path / "out")
     assert results_of(tmp_path / "out") == results_of(tmp_path / "stated")
@@ -275,17 +274,8 @@ def test_objects_splits_and_replicates(tiny_input: Path, tmp_path: Path, layers:
     shutil.copy(first, others[-1].parent / first.name)
     for folder in ("", "Annotations"):
         shutil.copytree(tiny_input / folder / "val", tiny_input / folder / "train")
-    flags = (
-        *QUICK,
-        *keys(images_per_shard=3),
-        "--split",
-        "val,train",
-        "--objects",
-        "each",
-        "--replicates",
-        2,
-    )
-    flags = (*flags, "--layers", layers, "--per_class", 1, "--own_background")
+    flags = (*QUICK, *keys(images_per_shard=3), "--split", "val,train", "--objects", "each")
+    flags += ("--replicates", 2, "--layers", layers, "--per_class", 1, "--own_background")
     run_here("generate", "--input", tiny_input, "--output", tmp_path / "out", *flags, *ONE)
     statuses = {row["status"] for row in index_of(tmp_path / "out")}
     assert {"accepted", "duplicate_key", "undecodable"} <= statuses

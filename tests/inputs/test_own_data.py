@@ -284,9 +284,7 @@ def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None
         listed(path, split="test")
 
 
-def test_broken_boxes_are_left_to_the_image_and_entries_of_coco_are_not(
-    tmp_path: Path,
-) -> None:
+def test_broken_boxes_are_left_to_the_image_and_entries_of_coco_are_not(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png", 0)
     head = "image,class,xmin,ymin,xmax,ymax\n"
 

@@ -26,11 +26,7 @@ from pipeline.errors import UsageError
 from pipeline.generate.cut_source import Cutter, SourceBytes
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import FORMATS, find_layout, list_images
-from pipeline.inputs.location import (
-    Location,
-    read_location,
-    reads_ahead,
-)
+from pipeline.inputs.location import Location, read_location, reads_ahead
 from pipeline.inputs.source_images import Checksums, Content, SourceImage
 from pipeline.storage.store import Store
 from transforms.annotations import (
@@ -430,10 +426,7 @@ def test_an_object_is_what_its_listing_told(bucket: str) -> None:
     assert told is not None
     store.write("a.JPEG", b"A PICTURE")
     span = Location(path, (2, 3))
-    for part in (
-        Content(Location(path), None, told.md5),
-        Content(span, None, None, told.md5),
-    ):
+    for part in (Content(Location(path), None, told.md5), Content(span, None, None, told.md5)):
         with pytest.raises(OSError, match="has changed while it was read"):
             Checksums(store, "val", 0).read(part)
 

@@ -12,7 +12,7 @@ import msgspec
 import pyarrow.parquet as pq
 import pytest
 from made_results import made
-from runs import ONE, QUICK, dataset_in, everything, refusal, run_here, table_of, write_all
+from runs import ONE, dataset_in, everything, refusal, run_here, table_of, write_all
 
 from pipeline.analyses.evaluation.baseline import (
     choose_baseline,
@@ -48,19 +48,10 @@ MODELS = FIRST, SECOND, THIRD = [
 ]
 
 
-@pytest.fixture(scope="module")
-def compared(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of three models on small pictures. Tests must not change it."""
-    output = tmp_path_factory.mktemp("compared") / "out"
-    flags = (*QUICK, "--pictures", "none", *ONE, "--models", ",".join(MODELS))
-    run_here("run", "--input", small_sample, "--output", output, *flags)
-    return output
-
-
 @pytest.fixture
-def copied(compared: Path, tmp_path: Path) -> Path:
-    """A copy of `compared` that a test may change."""
-    return Path(shutil.copytree(compared, tmp_path / "out"))
+def copied(three_models: Path, tmp_path: Path) -> Path:
+    """A copy of `three_models` that a test may change."""
+    return Path(shutil.copytree(three_models, tmp_path / "out"))
 
 
 def test_models_are_compared_with_a_baseline(copied: Path) -> None:
@@ -115,9 +106,9 @@ def test_a_baseline_that_fails_in_a_job_is_compared_with_nothing_until_it_succee
 
 
 @pytest.fixture
-def production(compared: Path, tmp_path: Path) -> tuple[Path, Summary]:
+def production(three_models: Path, tmp_path: Path) -> tuple[Path, Summary]:
     """A copy of the results in another folder, and the first of its models."""
-    folder = Path(shutil.copytree(compared, tmp_path / "production"))
+    folder = Path(shutil.copytree(three_models, tmp_path / "production"))
     (first,) = [one for one in read_summaries(dataset_in(folder))[0] if "first" in one.model]
     return folder, first
 
@@ -222,7 +213,7 @@ def test_a_job_is_judged_by_a_label_under_its_own_settings(
         printed = capsys.readouterr()
         assert "--fail_if bg_gap>baseline+1 does not hold for x holdout0.7: " in printed.out
         assert "--fail_if bg_gap<=baseline+1 holds for x holdout0.7: " in printed.err
-        assert "points above the baseline prod holdout0.7, 9" in printed.out
+        assert "points below the baseline prod holdout0.7, 9" in printed.out
         assert "for prod holdout0.7: " not in printed.out + printed.err
         assert (
             f"not compared with the baseline: {THIRD}, as it was tested on all of split "
@@ -254,13 +245,13 @@ def test_a_kept_baseline_is_the_same_run_under_other_settings_of_a_job(
     assert json.loads((copied / "results" / "baseline.json").read_text()) == chosen
 
 
-def test_the_best_models_are_marked(compared: Path) -> None:
+def test_the_best_models_are_marked(three_models: Path) -> None:
     pairs = {
         (frozenset((row["first"], row["second"])), row["label_rule"], row["variant"]): row
-        for row in table_of(compared, "comparisons")
+        for row in table_of(three_models, "comparisons")
     }
     figures: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for row in table_of(compared, "summary"):
+    for row in table_of(three_models, "summary"):
         figures.setdefault((row["label_rule"], row["variant"]), []).append(row)
     for figure, rows in figures.items():
         best = max(rows, key=lambda row: float(row["accuracy"]))
@@ -296,9 +287,9 @@ def test_a_model_that_differs_from_the_best_or_was_never_compared_is_not_marked(
 
 
 def test_the_same_predictions_count_once_whatever_path_leads_to_them(
-    compared: Path, tmp_path: Path
+    three_models: Path, tmp_path: Path
 ) -> None:
-    own = shutil.copytree(compared, tmp_path / "own")
+    own = shutil.copytree(three_models, tmp_path / "own")
     (tmp_path / "link").symlink_to(own)
     shutil.copytree(own, tmp_path / "linked files", copy_function=os.link)
     shutil.copytree(own, tmp_path / "copy")
@@ -348,9 +339,9 @@ class Labs:
 
 
 @pytest.fixture
-def labs(compared: Path, tmp_path: Path) -> Labs:
+def labs(three_models: Path, tmp_path: Path) -> Labs:
     own, lab, other, changed = (
-        Path(shutil.copytree(compared, tmp_path / name))
+        Path(shutil.copytree(three_models, tmp_path / name))
         for name in ("own", "lab", "other", "changed")
     )
     folders = {one.name: one.folder for one in read_summaries(dataset_in(own))[0]}

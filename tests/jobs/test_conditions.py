@@ -22,13 +22,7 @@ from pipeline.analyses.evaluation.baseline import Baseline
 from pipeline.errors import UsageError
 from pipeline.evaluate.comparisons import Measured, ModelsOnSameImages
 from pipeline.evaluate.summary import Summary
-from pipeline.jobs.conditions import (
-    MIN_IMAGES,
-    Gate,
-    Judgement,
-    judge_models,
-    outcome,
-)
+from pipeline.jobs.conditions import MIN_IMAGES, Gate, Judgement, judge_models, outcome
 from pipeline.jobs.fail_if import Condition, parse_conditions
 from pipeline.storage.store import Store
 from transforms.estimates import Verdict, decide

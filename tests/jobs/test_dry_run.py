@@ -226,10 +226,7 @@ def test_what_is_done_is_not_to_be_done_again(told: Told) -> None:
         told.first[3].removesuffix(", or more, if others are rejected"),
     ]
     assert told.again[4] == "dataset: up to date"
-    assert told.again[7:] == [
-        f"{MODEL}: evaluated already",
-        "dry run: nothing was written",
-    ]
+    assert told.again[7:] == [f"{MODEL}: evaluated already", "dry run: nothing was written"]
     assert told.changed[2] == "val: 15 segmented already, 1 to segment"
     # Another seed leaves nothing to segment, but everything to compose.
     seed = ("generate", *told.flags[1:-2], "--dry_run", "--seed", 1)

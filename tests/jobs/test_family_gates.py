@@ -1,17 +1,17 @@
 """Tests --fail_if and --baseline with families: what is judged, and what it is compared with."""
 
-import csv
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from answer_files import answer_files, entries, entry
 from judged_models import RULES, answers, models_of
-from numpy.typing import NDArray
-from runs import ONE, csv_rows, dataset_in, index_of, refusal, run_here, table_of
+from runs import ONE, dataset_in, refusal, run_here, table_of
+from two_way_by_hand import Method, spread_of
 
 from pipeline.analyses.evaluation.baseline import Baseline, chosen_baseline
 from pipeline.analyses.evaluation.parts import compare_accuracies, describe_models
@@ -56,36 +56,12 @@ def verdicts(
     return {(one.model, one.condition): one for one in judged}
 
 
-def by_hand(*families: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Returns mean, variance and degrees of freedom of an accuracy, or a difference of two.
-
-    Families are (seeds, images) of 0 and 1; each image is its own unit.
-    """
-    n = families[0].shape[1]
-
-    def one_way(r: NDArray[np.float64]) -> float:
-        return float((r**2).sum() * n / (n - 1))
-
-    means = [one.mean(axis=0) for one in families]
-    value = means[0] - (means[1] if len(means) > 1 else 0)
-    of_images = one_way((value - value.mean()) / n)
-    of_seeds, noise, terms = 0.0, 0.0, 0.0
-    for one, mean in zip(families, means, strict=True):
-        k, figures = len(one), one.mean(axis=1)
-        of_seeds += figures.var(ddof=1) / k
-        terms += (figures.var(ddof=1) / k) ** 2 / (k - 1)
-        deviations = [(row - row.mean() - mean + mean.mean()) / n for row in one]
-        noise += sum(map(one_way, deviations)) / (k - 1) / k
-    common = max(0.0, of_images - noise)
-    variance = max(of_images, common + of_seeds)
-    df = min(n - 1, variance**2 / (common**2 / (n - 1) + terms))
-    return float(value.mean()), variance, df
-
-
-def original_of(models: ModelsOnSameImages, family: str) -> NDArray[np.float64]:
+def original_of(models: ModelsOnSameImages, family: str) -> Method:
+    """Returns the accuracies of a family's seeds, and what each image contributes to them."""
     positions = [i for i, label in enumerate(FAMILIES) if label.startswith(f"{family}#")]
-    rows = [models.correct[position][RULES[0]][ORIGINAL] for position in positions]
-    return np.stack(rows).astype(np.float64)
+    right = np.stack([models.correct[i][RULES[0]][ORIGINAL] for i in positions])
+    shares = right.mean(axis=1)
+    return Method(shares.tolist(), ((right - shares[:, np.newaxis]) / right.shape[1]).tolist())
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -93,7 +69,10 @@ def test_verdicts_of_families_are_by_images_and_trainings(seed: int) -> None:
     models = drawn(seed)
     baseline = baseline_of(models, "b")
     judged = verdicts(models, ["original>baseline"], baseline)["a", "original>baseline"]
-    value, variance, df = by_hand(original_of(models, "a"), original_of(models, "b"))
+    methods = [original_of(models, name) for name in ("a", "b")]
+    # Each image is its own unit.
+    variance, df = spread_of([(str(i), None) for i in range(120)], methods)
+    value = np.mean(methods[0].values) - np.mean(methods[1].values)
     others = [one[RULES[0]] for one in baseline.correct]
     measured = models.measure("original", subjects_of(models.summaries)[0], RULES[0], others)
     assert isinstance(measured, Measured)
@@ -117,7 +96,8 @@ def test_members_are_neither_judged_nor_counted() -> None:
     assert tested["c"].verdict is None
     reason = "--fail_if original>0.1 is not tested: c has 2 trainings, and an interval needs 3"
     assert tested["c"].line == reason
-    assert tested["a"].value == pytest.approx(original_of(drawn(), "a").mean(), abs=1e-12)
+    mean = np.mean(original_of(drawn(), "a").values)
+    assert tested["a"].value == pytest.approx(mean, abs=1e-12)
 
 
 def test_an_open_condition_on_a_family_names_no_number_of_images() -> None:
@@ -137,38 +117,17 @@ def test_an_open_condition_on_a_family_names_no_number_of_images() -> None:
     assert "decided at" not in family.line
 
 
-@pytest.mark.parametrize(
-    ("baseline", "compared", "reasons"),
-    [
-        (
-            "a",
-            ["b"],
-            {
-                "c": "c has 2 trainings, and an interval needs 3",
-                "single": "a single model is one training, and a family several",
-            },
-        ),
-        (
-            "single",
-            [],
-            dict.fromkeys("abc", "a single model is one training, and a family several"),
-        ),
-        # A seed may be the baseline of single models.
-        (
-            "a#1",
-            ["single"],
-            dict.fromkeys("abc", "a single model is one training, and a family several"),
-        ),
-        (
-            "c",
-            [],
-            {
-                **dict.fromkeys("ab", "c has 2 trainings, and an interval needs 3"),
-                "single": "a single model is one training, and a family several",
-            },
-        ),
-    ],
-)
+KINDS = "a single model is one training, and a family several"
+TOO_FEW = "c has 2 trainings, and an interval needs 3"
+
+
+@pytest.mark.parametrize(("baseline", "compared", "reasons"), [
+    ("a", ["b"], {"c": TOO_FEW, "single": KINDS}),
+    ("single", [], dict.fromkeys("abc", KINDS)),
+    # A seed may be the baseline of single models.
+    ("a#1", ["single"], dict.fromkeys("abc", KINDS)),
+    ("c", [], {**dict.fromkeys("ab", TOO_FEW), "single": KINDS}),
+])  # fmt: skip
 def test_families_and_single_models_are_not_compared(
     baseline: str, compared: list[str], reasons: dict[str, str]
 ) -> None:
@@ -183,54 +142,25 @@ def test_families_and_single_models_are_not_compared(
     assert {name for name, _ in judged} == {*compared, *reasons}
 
 
+OFF = ("--pictures", "none")
+STORED = ("good#0", "good#1", "good#2", "bad#0", "bad#1", "bad#2", "pair#0", "pair#1", "odd")
+SHARES = {"good": 0.97, "bad": 0.1, "late": 0.1}
+"""The share of right answers of each method, if it is not a half."""
+
+
 @pytest.fixture(scope="module")
-def exported(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(for_gaps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of 18 pictures beside files of answers, of which some have results.
 
     `good`, `bad` and `pair` are families of three, three and two seeds; `odd` is a single model.
     `late` is a further training of `bad`, and `one` a family's first, that are not evaluated.
     """
     root = tmp_path_factory.mktemp("families")
-    output = Path(shutil.copytree(three_draws, root / "out"))
-    run_here("export", "--dataset", output, "--layout", "answers", "--to", root / "table.csv")
-    rng = np.random.default_rng(0)
-    for name, share in SHARES.items():
-        write_answers(root, name, share, rng)
+    output = Path(shutil.copytree(for_gaps, root / "out"))
+    names = (*STORED, "late", "one")
+    answer_files(output, root, {name: SHARES.get(name.partition("#")[0], 0.5) for name in names})
     run_here("evaluate", "--dataset", output, *OFF, "--models", entries(root, STORED), *ONE)
     return output
-
-
-SHARES = {
-    **{f"good{seed}": 0.97 for seed in range(3)},
-    **{f"bad{seed}": 0.1 for seed in range(3)},
-    "pair0": 0.5,
-    "pair1": 0.5,
-    "odd": 0.5,
-    "late": 0.1,
-    "one": 0.5,
-}
-OFF = ("--pictures", "none")
-STORED = ("good#0", "good#1", "good#2", "bad#0", "bad#1", "bad#2", "pair#0", "pair#1", "odd")
-
-
-def write_answers(root: Path, name: str, share: float, rng: np.random.Generator) -> None:
-    """Writes a file of answers, of which about this share is right."""
-    truth = {row["key"]: row["label"] for row in index_of(root / "out")}
-    with (root / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["key", "variant", "dataset", "label"])
-        for row in csv_rows(root / "table.csv"):
-            label = (truth[row["key"]] + (rng.random() >= share)) % 9
-            writer.writerow([row["key"], row["variant"], row["dataset"], label])
-
-
-def entry(root: Path, label: str) -> str:
-    return f"answers:{root / label.replace('#', '')}.csv"
-
-
-def entries(root: Path, labels: Iterable[str]) -> str:
-    """Returns a value of `--models` with labels."""
-    return ",".join(f"{label}:={entry(root, label)}" for label in labels)
 
 
 @pytest.fixture
@@ -244,46 +174,37 @@ def test_a_job_ends_by_the_verdicts_on_its_families(
 ) -> None:
     root = exported.parent
 
-    def job(labels: str, *conditions: str, code: int) -> tuple[str, str]:
+    def job(labels: str, *conditions: str) -> tuple[str, str]:
         models = entries(root, labels.split())
         flags = ("--models", models, "--fail_if", ",".join(conditions), *ONE)
-        run_here("evaluate", "--dataset", output, *OFF, *flags, code=code)
+        run_here("evaluate", "--dataset", output, *OFF, *flags, code=3)
         printed = capsys.readouterr()
         return printed.out, printed.err
 
-    good, bad = "good#0 good#1 good#2", "bad#0 bad#1 bad#2"
-    _, err = job(good, "original>0.5", code=3)
     mean = np.mean([figure(output, f"good#{seed}") for seed in range(3)])
-    assert f"--fail_if original>0.5 holds for good: {mean:.3f}, 95 % interval [" in err
-    assert "good#" not in err
-    out, _ = job(good, "original<0.5", code=0)
-    assert "--fail_if original<0.5 does not hold for good: " in out
+    # The job names one seed, and the stored ones are of the same family.
+    for labels in ("good#0 good#1 good#2", "good#2"):
+        _, err = job(labels, "original>0.5")
+        assert f"--fail_if original>0.5 holds for good: {mean:.3f}, 95 % interval [" in err
+        assert "good#" not in err
     # Two families, a single model and two conditions are six.
-    out, err = job(f"{good} {bad} odd", "original>0.5", "original<0.01", code=3)
+    out, err = job(f"{' '.join(STORED[:6])} odd", "original>0.5", "original<0.01")
+    assert "--fail_if original<0.01 does not hold for good: " in out
     for name in ("good", "bad", "odd"):
         assert f" for {name}: " in out + err
     assert out.count("99.17 % interval") + err.count("99.17 % interval") == 6
-    inside = f"original<{mean:.3f}"
-    out, _ = job(good, inside, code=0)
-    assert f"--fail_if {inside} is open for good: " in out
-    job(good, inside, code=0)
-    run_here("report", "--dataset", output, *OFF, "--fail_if", inside, "--if_open", "fail", code=3)
-    capsys.readouterr()
-    _, err = job("pair#0 pair#1", "original>0.01", code=1)
-    assert "is not tested: pair has 2 trainings, and an interval needs 3" in err
-    # The job names one seed, and the stored ones are of the same family.
-    _, err = job("good#2", "original>0.5", code=3)
-    assert f"holds for good: {mean:.3f}, 95 % interval [" in err
 
 
 def test_an_open_condition_on_a_family_may_fail_the_job(
     exported: Path, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mean = np.mean([figure(output, f"bad#{seed}") for seed in range(3)])
-    models = entries(exported.parent, [f"bad#{seed}" for seed in range(3)])
-    flags = ("--models", models, "--fail_if", f"original<{mean:.3f}", "--if_open", "fail", *ONE)
-    run_here("evaluate", "--dataset", output, *OFF, *flags, code=4)
-    assert "more images or trainings may decide it" in capsys.readouterr().err
+    flags = ("--models", entries(exported.parent, STORED[3:6]), "--fail_if", f"original<{mean:.3f}")
+    for more, code in (((), 0), (("--if_open", "fail"), 4)):
+        run_here("evaluate", "--dataset", output, *OFF, *flags, *more, *ONE, code=code)
+        printed = capsys.readouterr()
+        assert f"--fail_if original<{mean:.3f} is open for bad: " in printed.out + printed.err
+        assert "more images or trainings may decide it" in printed.out + printed.err
 
 
 def figure(output: Path, model: str) -> float:
@@ -302,14 +223,14 @@ def test_a_family_is_not_judged_without_a_training_that_failed(
     (tmp_path / "junk.pth").write_bytes(b"junk")
     root = exported.parent
     junk = f"good#3:=resnet18={tmp_path / 'junk.pth'}"
-    models = f"{entries(root, ['good#0', 'good#1', 'good#2'])},{junk}"
+    models = f"{entries(root, STORED[:3])},{junk}"
     flags = ("--models", models, "--fail_if", "original>0.5", *ONE)
     run_here("evaluate", "--dataset", output, *OFF, *flags, code=1)
     printed = capsys.readouterr()
     assert "--fail_if original>0.5 is not tested: " in printed.err
     assert "for good: " not in printed.out
     # What is compared with the rest of a family passes no gate.
-    models += f",{entries(root, ['bad#0', 'bad#1', 'bad#2'])}"
+    models += f",{entries(root, STORED[3:6])}"
     flags = ("--models", models, "--fail_if", "original>baseline+1", "--baseline", "good", *ONE)
     run_here("evaluate", "--dataset", output, *OFF, *flags, code=1)
     printed = capsys.readouterr()
@@ -358,7 +279,7 @@ def test_a_family_is_the_baseline_of_later_commands(
     exported: Path, output: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = exported.parent
-    models = entries(root, [f"{name}#{seed}" for name in ("good", "bad") for seed in range(3)])
+    models = entries(root, STORED[:6])
     flags = ("--dataset", output, *OFF)
     condition = ("--fail_if", "original < baseline + 0.6")
     run_here("evaluate", *flags, "--models", models, *condition, "--baseline", "good", *ONE, code=3)
@@ -486,20 +407,18 @@ def test_seeds_of_a_family_are_one_row_of_what_has_changed(
     exported: Path, output: Path, tmp_path: Path
 ) -> None:
     after = Path(shutil.copytree(output, tmp_path / "after"))
-    rng = np.random.default_rng(1)
     changed = ("good#0", "good#1")
     # The same entries have other answers, and a seed is new.
-    kept = {label: Path(f"{exported.parent / label.replace('#', '')}.csv") for label in changed}
-    before = {label: path.read_bytes() for label, path in kept.items()}
+    kept = [exported.parent / f"{label}.csv" for label in changed]
+    before = [path.read_bytes() for path in kept]
     try:
-        for label in changed:
-            write_answers(exported.parent, label.replace("#", ""), 0.6, rng)
+        answer_files(output, exported.parent, dict.fromkeys(changed, 0.6), 1)
         models = f"{entries(exported.parent, changed)},good#3:={entry(exported.parent, 'late')}"
         flags = ("--models", models, "--overwrite", "weights", *ONE)
         run_here("evaluate", "--dataset", after, *OFF, *flags)
     finally:
-        for label, path in kept.items():
-            path.write_bytes(before[label])
+        for path, content in zip(kept, before, strict=True):
+            path.write_bytes(content)
     found, new = compare_accuracies(dataset_in(output), dataset_in(after), [])
     assert new == ["good#3"]
     by_name = {one.model: one for one in found}

@@ -27,9 +27,7 @@ from runs import (
 from soundness import assert_sound
 
 from in9 import open_dataset
-from pipeline.analyses.evaluation.parts import (
-    compare_accuracies,
-)
+from pipeline.analyses.evaluation.parts import compare_accuracies
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import (
     MANIFEST,
@@ -39,9 +37,7 @@ from pipeline.dataset.manifest import (
     writing_store,
 )
 from pipeline.errors import JobError, UsageError
-from pipeline.jobs.changes import (
-    describe_changes,
-)
+from pipeline.jobs.changes import describe_changes
 from pipeline.jobs.publish import PublishPlan, check_publishing, describe_published, publish
 from pipeline.storage.files import LocalFiles
 from pipeline.storage.gcs_files import GcsFiles

@@ -1,30 +1,18 @@
 """Tests families of models: labels with `#`, wildcards for seeds, and what is refused."""
 
-import math
 import re
 import shutil
-import statistics
 import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
-import numpy as np
 import onnx
-import pyarrow as pa
-import pyarrow.csv
 import pytest
+from answer_files import answer_files, entry
 from gcs import BUCKET
 from hypothesis import given
 from hypothesis import strategies as st
-from runs import (
-    ONE,
-    QUICK,
-    csv_rows,
-    refusal,
-    run_here,
-    run_in9,
-    table_of,
-)
+from runs import ONE, QUICK, refusal, run_here, run_in9, table_of
 from small_models import checkpoint, export, network, vit
 
 import in9
@@ -142,90 +130,45 @@ def test_a_star_that_names_no_seeds_is_refused(line: str, says: str, tmp_path: P
 
 
 @pytest.fixture
-def output(three_draws: Path, tmp_path: Path) -> Path:
+def output(for_gaps: Path, tmp_path: Path) -> Path:
     """A dataset of 18 pictures that a test may evaluate models on."""
-    return Path(shutil.copytree(three_draws, tmp_path / "out"))
+    return Path(shutil.copytree(for_gaps, tmp_path / "out"))
 
 
-@pytest.fixture
-def answers(output: Path, tmp_path: Path) -> list[Path]:
-    """Five files of answers, of which about 7 in 10 are right, in seed1, 2, 3, 10 and 20."""
-    table = tmp_path / "table.csv"
-    run_here("export", "--dataset", output, "--layout", "answers", "--to", table)
-    labels = {meta["key"]: label for _, label, meta in in9.open_dataset(output)}
-    files = []
-    for seed in (1, 2, 3, 10, 20):
-        random = np.random.default_rng(seed)
-        rows = [
-            {
-                **{name: row[name] for name in ("key", "variant", "dataset")},
-                "label": labels[row["key"]] if random.random() < 0.7 else int(random.integers(9)),
-            }
-            for row in csv_rows(table)
-        ]
-        files.append(tmp_path / "runs" / f"seed{seed}" / "answers.csv")
-        files[-1].parent.mkdir(parents=True)
-        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), files[-1])
-    return files
-
-
-def accuracies(output: Path, file: Path) -> dict[str, float]:
-    """Returns by hand a file's accuracy on each variant, the mean over draws, and its BG-Gap."""
-    labels = {meta["key"]: label for _, label, meta in in9.open_dataset(output)}
-    by_variant: dict[str, list[bool]] = {}
-    for row in csv_rows(file):
-        is_right = int(row["label"]) == labels[row["key"]]
-        variant = re.sub(r"_r\d$", "", row["variant"])  # One of three draws.
-        by_variant.setdefault(variant, []).append(is_right)
-    found = {variant: math.fsum(right) / len(right) for variant, right in by_variant.items()}
-    return found | {"bg_gap": found["mixed_same"] - found["mixed_rand"]}
-
-
-@pytest.mark.parametrize("where", ["local", "gs"])
-def test_five_files_of_answers_are_a_family(
-    where: str, answers: list[Path], output: Path, request: pytest.FixtureRequest, tmp_path: Path
+def test_files_of_answers_in_a_bucket_are_a_family(
+    output: Path, tmp_path: Path, server: str
 ) -> None:
-    by_hand = [accuracies(output, file) for file in answers]
-    root = str(tmp_path / "runs")
-    if where == "gs":
-        request.getfixturevalue("server")
-        root = f"gs://{BUCKET}/{tmp_path.name}"
-        for file in answers:
-            Store.at(root).write(f"{file.parent.name}/answers.csv", file.read_bytes())
-    command = ("evaluate", "--dataset", output, *ONE, "--models")
-    run_in9(*command, f"gpt#*:=answers:{root}/seed*/answers.csv")
-    rows = {row["variant"]: row for row in table_of(output, "families")}
-    assert rows.keys() == by_hand[0].keys()
-    for variant, row in rows.items():
-        values = [one[variant] for one in by_hand]
-        assert (row["family"], row["label_rule"]) == ("gpt", CLOSED_CHOICE)
-        members = {f"gpt#{seed}" for seed in (1, 2, 3, 10, 20)}
-        assert {*row["members"].split("; ")} == members
-        assert float(row["mean"]) == pytest.approx(math.fsum(values) / 5, abs=1e-12)
-        assert float(row["sd"]) == pytest.approx(statistics.stdev(values), abs=1e-12)
-        ends = float(row["lowest"]), float(row["highest"])
-        assert ends == pytest.approx((min(values), max(values)), abs=1e-12)
-        assert float(row["ci_low"]) < float(row["mean"]) < float(row["ci_high"])
+    root, seeds = f"gs://{BUCKET}/{tmp_path.name}", ("1", "3", "20")
+    answer_files(output, tmp_path, dict.fromkeys(seeds, 0.7))
+    for seed in seeds:
+        content = (tmp_path / f"{seed}.csv").read_bytes()
+        Store.at(root).write(f"seed{seed}/answers.csv", content)
+    every = f"gpt#*:=answers:{root}/seed*/answers.csv"
+    run_here("evaluate", "--dataset", output, *ONE, "--models", every)
+    rows = table_of(output, "families")
+    assert {(row["family"], row["label_rule"]) for row in rows} == {("gpt", CLOSED_CHOICE)}
+    assert {row["members"] for row in rows} == {"gpt#1; gpt#20; gpt#3"}
+    assert all(row["ci_low"] for row in rows)
 
 
-def test_a_mark_is_in_no_name_of_a_file(answers: list[Path], output: Path, tmp_path: Path) -> None:
+def test_a_mark_is_in_no_name_of_a_file(output: Path, tmp_path: Path) -> None:
     """Checks also every kind of entry, each as a seed of a family of two."""
+    answer_files(output, tmp_path, {"0": 0.7, "1": 0.7})
     vit(tmp_path / "vit", num_labels=9, id2label=dict(enumerate(IN9_NAMES)))
     pairs = {
-        "a": [f"answers:{file}" for file in answers[:2]],
+        "a": [entry(tmp_path, seed) for seed in ("0", "1")],
         "b": ["python:tiny_models:first", "python:tiny_models:second"],
         "c": [export(tmp_path / f"{seed}.onnx", network(9, seed), 64, {0: "n"}) for seed in (0, 1)],
         "d": [checkpoint(tmp_path / f"{seed}.safetensors", seed=seed) for seed in (0, 1)],
         "e": [f"hf:{tmp_path / 'vit'}", "efficientnet_lite0"],
     }
     listed = tmp_path / "models.txt"
-    listed.write_text(
-        "".join(
-            f"{family} {family}#{seed}:={entry}  # a training\n"
-            for family, entries in pairs.items()
-            for seed, entry in enumerate(entries)
-        )
+    lines = (
+        f"{family} {family}#{seed}:={one}  # a training\n"
+        for family, seeds in pairs.items()
+        for seed, one in enumerate(seeds)
     )
+    listed.write_text("".join(lines))
     run_in9("evaluate", "--dataset", output, *ONE, "--models", f"@{listed}", figures=True)
     families = {
         row["family"]: {*row["members"].split("; ")} for row in table_of(output, "families")
@@ -242,36 +185,32 @@ def test_a_mark_is_in_no_name_of_a_file(answers: list[Path], output: Path, tmp_p
     assert r"a a\#0" in (output / "results" / "latex" / "headline.tex").read_text()
 
 
-def test_tasks_that_evaluate_a_seed_each_end_with_the_family(
-    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_commands_that_evaluate_a_seed_each_end_with_the_family(
+    output: Path, tmp_path: Path
 ) -> None:
-    for seed in (0, 1, 2):
-        entry = checkpoint(tmp_path / f"{seed}.pth", seed=seed)
-        run_here("evaluate", "--dataset", output, "--models", f"erm#{seed}:={entry}", *ONE)
-        members = {row["members"] for row in table_of(output, "families")}
-        seeds = "; ".join(f"erm#{one}" for one in range(seed + 1))
-        assert members == ({seeds} if seed else set())
+    for seed, members in enumerate((set(), {"erm#0; erm#1"})):
+        one = checkpoint(tmp_path / f"{seed}.pth", seed=seed)
+        run_here("evaluate", "--dataset", output, "--models", f"erm#{seed}:={one}", *ONE)
+        assert {row["members"] for row in table_of(output, "families")} == members
     # Nothing is left to do for a command that names all of them.
     before = {path: path.stat().st_mtime_ns for path in output.glob("results/*/predictions/*")}
     every = f"erm#*:=mobilenetv3_small_050={tmp_path}/*.pth"
     run_here("evaluate", "--dataset", output, "--models", every, *ONE)
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    capsys.readouterr()
 
 
 def test_all_commands_take_a_star(
-    output: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for seed in (3, 20):
         checkpoint(tmp_path / f"seed{seed}.pth", seed=seed)
-    every = f"erm#*:=mobilenetv3_small_050={tmp_path}/seed*.pth"
+    every, output = f"erm#*:=mobilenetv3_small_050={tmp_path}/seed*.pth", tmp_path / "out"
+    run_here("run", "--input", small_sample, *QUICK, "--output", output, "--models", every, *ONE)
+    assert {row["family"] for row in table_of(output, "families")} == {"erm"}
     for flags in (("attack", "--grid", 3), ("saliency", "--maps", 1)):
         run_here(*flags, "--dataset", output, "--models", every, *ONE)
     for table in ("attack", "saliency"):
         assert {row["model"] for row in table_of(output, table)} == {"erm#3", "erm#20"}
-    made = ("--input", small_sample, "--output", tmp_path / "new", *QUICK, *ONE)
-    run_here("run", *made, "--models", every)
-    assert {row["family"] for row in table_of(tmp_path / "new", "families")} == {"erm"}
     weights = tmp_path / "weights"
     run_here("models", "fetch", "--models", every, "--to", weights)
     assert len([*weights.glob("*.safetensors")]) == 2
@@ -318,27 +257,29 @@ EQUAL = "{0}#0 and {0}#1 have equal weights, or answers; name different training
 
 
 def test_seeds_with_equal_files_are_refused_before_any_work(
-    answers: list[Path], output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     evaluate = ("evaluate", "--dataset", output, *ONE, "--models")
-    for family, entry in (
-        ("a", export(tmp_path / "net.onnx", network(9), 64, {0: "n"})),
-        ("b", checkpoint(tmp_path / "net.pth")),
-        ("c", f"answers:{answers[0]}"),
-    ):
-        kind, _, path = entry.partition("/")
-        first, second = (tmp_path / f"{family}{seed}{Path(path).suffix}" for seed in (0, 1))
-        for copied in (first, second):
-            shutil.copy(f"/{path}", copied)
-        every = f"{family}#*:={kind}{str(first).replace('0.', '*.')}"
-        assert EQUAL.format(family) in refusal(capsys, *evaluate, every)
-        # Also if only one of them is known. In two families, they may be equal.
-        run_here(*evaluate, f"{family}#0:={kind}{first}")
-        capsys.readouterr()
-        assert EQUAL.format(family) in refusal(capsys, *evaluate, every)
-        both = f"{family}#0:={kind}{first},{family}{family}#0:={kind}{second}"
-        run_here(*evaluate, both)
-        capsys.readouterr()
+    answer_files(output, tmp_path, {"c0": 0.7})
+    first = {
+        "a": export(tmp_path / "a0.onnx", network(9), 64, {0: "n"}),
+        "b": checkpoint(tmp_path / "b0.pth"),
+        "c": entry(tmp_path, "c0"),
+    }
+    for family, suffix in (("a", "onnx"), ("b", "pth"), ("c", "csv")):
+        shutil.copy(tmp_path / f"{family}0.{suffix}", tmp_path / f"{family}1.{suffix}")
+    every = {
+        name: f"{name}#*:={one.replace(f'{name}0.', f'{name}*.')}" for name, one in first.items()
+    }
+    for family in first:
+        assert EQUAL.format(family) in refusal(capsys, *evaluate, every[family])
+    # Also if only one of them is known. In two families, they may be equal.
+    second = (f"{name * 2}#0:={one.replace('0.', '1.')}" for name, one in first.items())
+    labels = (f"{name}#0:={one}" for name, one in first.items())
+    run_here(*evaluate, ",".join((*labels, *second)))
+    capsys.readouterr()
+    for family in first:
+        assert EQUAL.format(family) in refusal(capsys, *evaluate, every[family])
 
 
 def test_seeds_that_were_loaded_before_are_refused_by_their_tensors(

@@ -198,13 +198,7 @@ def test_what_runs_in_the_background_gives_its_items_its_error_and_ends() -> Non
     *(st.booleans(), st.integers(0, 2), st.integers(1, 100), st.integers(0, 2**32 - 1)),
 )
 def test_pixels_are_those_of_pillow(
-    height: int,
-    width: int,
-    form: str,
-    progressive: bool,
-    subsampling: int,
-    quality: int,
-    seed: int,
+    height: int, width: int, form: str, progressive: bool, subsampling: int, quality: int, seed: int
 ) -> None:
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     mode, kind = form.split()

@@ -106,8 +106,7 @@ def test_each_model_is_one_graph_for_batches_of_all_sizes(monkeypatch: pytest.Mo
     for seed in range(10):
         eager, compiled = (
             Predictor(
-                model(module=network(9, seed)),
-                PredictConfig("cpu", compile=compile, batch_size=8),
+                model(module=network(9, seed)), PredictConfig("cpu", compile=compile, batch_size=8)
             )
             for compile in (False, True)
         )

@@ -1,15 +1,14 @@
 """Runs whose page tests open in a browser, and the browser."""
 
-import csv
-import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from answer_files import answer_files, entries
 from report_page import REPORT, TINY, Opened, add_model
-from runs import QUICK, csv_rows, made_once, run_in9, write_all
+from runs import QUICK, made_once, run_in9, write_all
 
 
 @pytest.fixture(scope="session")
@@ -79,30 +78,19 @@ def seen(browser: Any, report_run: Path) -> Iterator[Opened]:
 
 SEEDS = {"erm": 4, "dfr": 3, "jtt": 2, "lone": 1}
 """Number of trainings of each method in `families_run`."""
-IN_NO_FAMILY = ("single", "other")
 
 
 @pytest.fixture(scope="session")
-def families_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def families_run(for_gaps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Families of four, three and two models, and models in none. Tests must not write into it."""
     names = [f"{method}#{seed}" for method, number in SEEDS.items() for seed in range(number)]
+    names += ("single", "other")
 
     def make(output: Path) -> None:
+        shutil.copytree(for_gaps, output)
         files = tmp_path_factory.mktemp("answers")
-        run_in9("generate", "--input", small_sample, "--output", output, *QUICK)
-        run_in9("export", "--dataset", output, "--layout", "answers", "--to", files / "a.csv")
-        pictures = csv_rows(files / "a.csv")
-        for name in (*names, *IN_NO_FAMILY):
-            of_rand = 0.3 if name.startswith("erm") else 0.7
-            with (files / f"{name}.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, [*pictures[0], "label"])
-                writer.writeheader()
-                for row in pictures:
-                    luck = random.Random(f"{name} {row['key']} {row['variant']}").random()
-                    is_wrong = luck > (of_rand if row["variant"] == "mixed_rand" else 0.8)
-                    label = int(Path(row["path"]).parent.name[:2])
-                    writer.writerow({**row, "label": (label + is_wrong) % 9})
-        models = ",".join(f"{one}:=answers:{files}/{one}.csv" for one in (*names, *IN_NO_FAMILY))
-        run_in9("evaluate", "--dataset", output, "--models", models)
+        answer_files(output, files, dict.fromkeys(names[:4], 0.8), mixed_rand=0.3)
+        answer_files(output, files, dict.fromkeys(names[4:], 0.8), mixed_rand=0.7)
+        run_in9("evaluate", "--dataset", output, "--models", entries(files, names))
 
     return made_once(tmp_path_factory, "families", make)

@@ -40,18 +40,6 @@ def figures_of(output: Path, method: str) -> dict[str, np.ndarray]:
     return found | {"bg_gap": found["mixed_same"] - found["mixed_rand"]}
 
 
-def test_families_have_the_means_and_the_scatter_of_their_trainings(families_run: Path) -> None:
-    rows = {(row["family"], row["variant"]): row for row in table_of(families_run, "families")}
-    for method, seeds in (("erm", 4), ("dfr", 3), ("jtt", 2)):
-        for name, values in figures_of(families_run, method).items():
-            row = rows[method, name]
-            assert len(values) == int(row["seeds"]) == seeds
-            assert float(row["mean"]) == pytest.approx(sum(values) / seeds, abs=1e-12)
-            around = sum((value - sum(values) / seeds) ** 2 for value in values)
-            assert float(row["sd"]) == pytest.approx((around / (seeds - 1)) ** 0.5, abs=1e-12)
-            assert bool(row["ci_low"]) == (seeds > 2)
-
-
 @pytest.mark.usefixtures("no_figures")
 def test_the_terminal_has_a_row_for_each_family_above_its_trainings(
     families_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -19,15 +19,7 @@ import yaml
 from fault_documents import fields, with_value
 from made_results import made, of_model
 from report_page import MODELS, REPORT, column
-from runs import (
-    dataset_in,
-    keys,
-    manifest_of,
-    run_here,
-    run_in9,
-    run_python,
-    write_all,
-)
+from runs import dataset_in, keys, manifest_of, run_here, run_in9, run_python, write_all
 
 from pipeline.analyses import ANALYSES
 from pipeline.analyses.attack.parts import _BYTES as BACKGROUND_BYTES

@@ -30,13 +30,7 @@ from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.identity import PredictConfig
 from pipeline.runners.dataflow import DISK_GB, Gpu
 from pipeline.runtime.dataflow_jobs import is_over
-from pipeline.runtime.lock import (
-    DATASET_LOCK,
-    acquire,
-    is_held,
-    release,
-    this_process,
-)
+from pipeline.runtime.lock import DATASET_LOCK, acquire, is_held, release, this_process
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 
@@ -75,11 +69,7 @@ class Cloud:
 def cloud(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
     files = tmp_path_factory.mktemp("cloud") / "files"
     shutil.copytree(small_sample, files / "input")
-    with (
-        object_store(files),
-        DataflowStub() as dataflow,
-        pytest.MonkeyPatch.context() as patch,
-    ):
+    with object_store(files), DataflowStub() as dataflow, pytest.MonkeyPatch.context() as patch:
         credentials = files.with_name("credentials.json")
         write_credentials(credentials, f"{dataflow.url}/token")
         patch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(credentials))

@@ -78,9 +78,7 @@ def test_what_is_known_to_be_over_is_taken_over_at_once(store: Store) -> None:
 
 
 @pytest.mark.usefixtures("short")
-def test_what_is_known_to_be_alive_is_not_taken_over_without_a_sign_of_life(
-    tmp_path: Path,
-) -> None:
+def test_what_is_known_to_be_alive_is_not_taken_over_without_a_sign_of_life(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     acquire(store, DATASET_LOCK, "0" * 32, lock.this_process())
     assert_refused(store, "is at work", wait=1.0)

@@ -73,12 +73,7 @@ class Flink(Machines):
     """
 
     def __init__(
-        self,
-        stack: contextlib.ExitStack,
-        folder: Path,
-        *,
-        jars: Path = JARS,
-        delay: str = "6 s",
+        self, stack: contextlib.ExitStack, folder: Path, *, jars: Path = JARS, delay: str = "6 s"
     ) -> None:
         super().__init__(stack, folder)
         self.folder, self._jars = folder, jars

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from scipy.stats import t
+
 from transforms.intervals import t_quantile
 
 Pictures = Iterable[tuple[str, str | None, float]]
@@ -33,7 +35,7 @@ def interval_of(
     if df < 1:
         return -1.0, 1.0
     square, trials, rest = trials_of(estimate, rows, pairs, (variance, df), singles)
-    t = t_quantile(df, 0.95)
+    quantile = t_quantile(df, 0.95)
 
     def is_inside(value: float) -> bool:
         plus, minus = (trials * (square + sign * estimate) / 2 for sign in (1, -1))
@@ -43,7 +45,7 @@ def interval_of(
         c = -minus * abs(value) * (1 - abs(value))
         rarer = (math.sqrt(max(b**2 - 8 * trials * c, 0)) - b) / (4 * trials)
         at_value = (2 * rarer + abs(value) * (1 - abs(value))) / trials + rest
-        return (value - estimate) ** 2 <= t**2 * max(at_value, 0)
+        return (value - estimate) ** 2 <= quantile**2 * max(at_value, 0)
 
     def end(inside: float, outside: float) -> float:
         while abs(outside - inside) > 1e-10:
@@ -168,6 +170,17 @@ def spread_of(
     return variance, min(df, df_of_images)
 
 
+def interval_of_mean(
+    units: Sequence[tuple[str, str | None]], method: Method, *, further: bool = False
+) -> tuple[float, float]:
+    """Returns the interval of the mean of a method's accuracies; arguments as of `spread_of`."""
+    value = sum(method.values) / len(method.values)
+    variance, df = spread_of(units, [method], further=further)
+    most = len(units) * len(method.values)
+    trials = min(value * (1 - value) / variance, most) if variance else df + 1
+    return wilson(value, trials, float(t.ppf(0.975, df)))
+
+
 def variance_of(rows: list[tuple[str, str | None, float]]) -> tuple[float, float]:
     """Returns the variance and its degrees of freedom."""
     by_fg: Counter[str] = Counter()
@@ -197,8 +210,7 @@ def effective(units: Iterable[object]) -> float:
 
 
 def flip_interval(
-    pairs: Iterable[tuple[object, str, tuple[str, str], bool]],
-    pictures: Iterable[tuple[str, str]],
+    pairs: Iterable[tuple[object, str, tuple[str, str], bool]], pictures: Iterable[tuple[str, str]]
 ) -> tuple[float, float, float]:
     """Returns the share of pairs of pictures whose predictions differ, and its interval.
 

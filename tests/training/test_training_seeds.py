@@ -18,8 +18,8 @@ FAMILY = "test_resnet-mixed_rand-2ep-holdout0.5"
 
 
 @pytest.fixture
-def copied(three_draws: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(three_draws, tmp_path / "out of trainings"))
+def copied(for_gaps: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(for_gaps, tmp_path / "out of trainings"))
 
 
 def test_what_it_prints_is_what_evaluate_takes_and_a_family(
@@ -61,15 +61,15 @@ def test_with_an_output_each_seed_has_a_folder_and_goes_on_where_it_was_stopped(
     copied: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "runs"
-    flags = ("--dataset", copied, "--output", output, *TRAIN, "--epochs", 40)
+    flags = ("--dataset", copied, "--output", output, *TRAIN, "--epochs", 12)
     running = start_in9("train", *flags, "--seeds", "5,6")
     wait_until((output / "seed6" / "state.pth").exists, running)
     os.killpg(running.pid, signal.SIGKILL)
     running.communicate(timeout=60)
     first = (output / "seed5" / "model.safetensors").read_bytes()
     printed = run_in9("train", *flags, "--seeds", "5,6").stdout
-    assert printed.count("nothing to do: all 40 epochs have been trained") == 1
-    assert re.search(r"seed 6; resuming after epoch \d+ of 40", printed)
+    assert printed.count("nothing to do: all 12 epochs have been trained") == 1
+    assert re.search(r"seed 6; resuming after epoch \d+ of 12", printed)
     assert sorted(path.name for path in output.iterdir()) == ["seed5", "seed6"]
     assert (output / "seed5" / "model.safetensors").read_bytes() == first
     alone = tmp_path / "alone"
@@ -116,8 +116,8 @@ def test_a_seed_is_refused_with_the_name_of_the_flag(
 def test_a_common_seed_is_that_of_pairing(copied: Path, tmp_path: Path) -> None:
     file = tmp_path / "flags.toml"
     file.write_text("seed = 7\n[matrix]\nseeds = [4]\n")
-    run_in9("train", "--dataset", copied, *TRAIN, "--config", file)
+    run_here("train", "--dataset", copied, *TRAIN, "--config", file)
     file.write_text("seed = 7\n[train]\nseeds = [1, 2]\n")
-    run_in9("train", "--dataset", copied, *TRAIN, "--config", file)
+    run_here("train", "--dataset", copied, *TRAIN, "--config", file)
     names = sorted(path.name for path in (copied / "models").iterdir())
     assert names == [f"{FAMILY}-seed{seed}" for seed in range(3)]

@@ -87,10 +87,7 @@ def test_the_order_of_the_pool_does_not_matter() -> None:
 
 def test_who_is_alone_with_another_in_a_bucket_gets_that() -> None:
     pool = Pool(
-        np.zeros(2, np.int64),
-        np.asarray([10, 11], np.uint64),
-        {0: np.arange(2)},
-        np.arange(2),
+        np.zeros(2, np.int64), np.asarray([10, 11], np.uint64), {0: np.arange(2)}, np.arange(2)
     )
     assert pair(pool, np.arange(2), ["a", "b"], VariantName("mixed_same"), seed=0).tolist() == [
         1,

@@ -154,12 +154,7 @@ def test_intervals_stay_what_they_were() -> None:
     assert (low[0], high[0]) == (0.007403381642512085, 0.22360943728562155)
 
 
-@given(
-    st.floats(-0.5, 1.5),
-    *[st.floats(0, 0.5)] * 4,
-    st.floats(-0.2, 0.8),
-    st.floats(0, 0.5),
-)
+@given(st.floats(-0.5, 1.5), *[st.floats(0, 0.5)] * 4, st.floats(-0.2, 0.8), st.floats(0, 0.5))
 def test_a_wider_interval_never_decides(
     value: float, down: float, up: float, more_down: float, more_up: float, at: float, wide: float
 ) -> None:
