@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from pipeline.evaluate.results import ModelRun, RunSettings, Table, pick
 from pipeline.evaluate.summary import Summary
+from pipeline.models.expand import natural_order
 from transforms.families import MIN_SEEDS
 
 
@@ -97,15 +98,19 @@ def planned_subjects(
 def families_of(summaries: Iterable[Summary]) -> tuple[list[Family], list[str]]:
     """Forms families of models; also returns a line on each that cannot be formed.
 
-    They are in the order of their first seeds. The seeds of a family differ in their weights alone.
+    They are in the order of their first seeds, and seeds in that of their names. The seeds of a
+    family differ in their weights alone.
     """
     models, families, lines = list(summaries), [], []
     for family in dict.fromkeys(one.family for one in models if one.family):
         seeds = [one for one in models if one.family == family]
+        seeds.sort(key=lambda one: natural_order(one.title))
         runs = named_subjects(seeds)
         # All seeds may have been run twice, with different settings.
         is_whole = len({frozenset(one.title for one in run) for run in runs.values()}) == 1
-        fault = next(filter(None, map(_fault, runs.values() if is_whole else [seeds])), "")
+        clash = f"a model is called {family}, too" * any(one.title == family for one in models)
+        faults = map(_fault, runs.values() if is_whole else [seeds])
+        fault = clash or next(filter(None, faults), "")
         if fault:
             lines.append(f"no family {family}: {fault}")
         else:

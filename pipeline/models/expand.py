@@ -123,7 +123,7 @@ def _seeds(line: str) -> list[str]:
     family, kind, path = found.groups()
     start, _, end = absolute(path).partition("*")
     try:
-        seeds = sorted(files_between(start, end), key=_natural)
+        seeds = sorted(files_between(start, end), key=natural_order)
     except OSError as error:
         raise UsageError(f"--models {line}: {error}") from error
     if not seeds:
@@ -160,7 +160,7 @@ def _matches(pattern: str) -> list[str]:
         # A packaged name means the package even if timm has a model of that name.
         known = {name: full_name(name) for name in timm.list_models() if is_for_imagenet(name)}
         known |= {name: name for name in PACKAGED.catalogue() if PACKAGED.has_package(name)}
-        names = [known[name] for name in sorted(fnmatch.filter(known, pattern), key=_natural)]
+        names = [known[name] for name in sorted(fnmatch.filter(known, pattern), key=natural_order)]
     if not names:
         raise UsageError(
             f"--models {pattern}: no name with weights for ImageNet matches; "
@@ -169,6 +169,6 @@ def _matches(pattern: str) -> list[str]:
     return names
 
 
-def _natural(name: str) -> list[tuple[str, int]]:
+def natural_order(name: str) -> list[tuple[str, int]]:
     """Returns a sort key that puts resnet9 before resnet10."""
     return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]

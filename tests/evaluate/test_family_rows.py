@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from answer_files import pictures_to_answer
 from made_results import made
+from msgspec.structs import replace
 from runs import ONE, dataset_in, run_in9, table_of
 from scipy import stats
 from two_way_by_hand import (
@@ -23,9 +24,10 @@ from two_way_by_hand import (
     trials_of,
 )
 
-from pipeline.evaluate.comparisons import read_contributions
-from pipeline.evaluate.families import families_of, subjects_of
+from pipeline.evaluate.comparisons import ComparisonRow, read_contributions
+from pipeline.evaluate.families import FamilyRow, describe_families, families_of, subjects_of
 from pipeline.evaluate.predictions import prediction_file
+from pipeline.evaluate.subjects import mark_best
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
@@ -51,13 +53,13 @@ def named(summaries: list[Summary]) -> dict[str, list[str]]:
 
 
 def test_families_have_the_order_of_their_first_seeds_and_models_in_none_follow() -> None:
-    labels = ("b#1", "plain", "a#0", "b#0", "lone#0", "a#x y", "b#2", "c#", "#0")
+    labels = ("b#10", "plain", "a#0", "b#0", "lone#0", "a#x y", "b#2", "c#", "#0")
     models = [seed(label) for label in labels]
     # Only a label names a method, or the name of a model that `in9.evaluate_model` has evaluated.
     models += [made(Summary, model=f"answers:d#{i}.csv", evaluation=HOW) for i in range(2)]
     called = [made(Summary, model=f"call:e#{i}", evaluation=HOW, weights_sha256=i) for i in "12"]
     assert named(models + called) == {
-        "b": ["b#1", "b#0", "b#2"],
+        "b": ["b#0", "b#2", "b#10"],
         "a": ["a#0", "a#x y"],
         "call:e": ["call:e#1", "call:e#2"],
     }
@@ -69,6 +71,14 @@ def test_families_have_the_order_of_their_first_seeds_and_models_in_none_follow(
         "",
         "a has 2 trainings, and an interval needs 3",
     ]
+
+
+def test_a_family_and_a_model_never_share_a_name() -> None:
+    called = [
+        made(Summary, model=f"call:{name}", evaluation=HOW, weights_sha256=name)
+        for name in ("e", "e#1", "e#2")
+    ]
+    assert families_of(called) == ([], ["no family call:e: a model is called call:e, too"])
 
 
 def test_seeds_of_several_labs_are_several_families() -> None:
@@ -352,3 +362,47 @@ def test_a_method_needs_three_seeds_and_is_measured_against_methods_alone(output
         measure("erm", rule=PAPER_RULE),
     ):
         assert nothing is None
+
+
+def trained(label: str, accuracy: float, **more: Any) -> Summary:
+    row = {"label_rule": "r", "variant": "original", "accuracy": accuracy, "n": 400}
+    fields = {"label": label, "label_rules": ("r",), "weights_sha256": label, "evaluation": HOW}
+    return made(Summary, model=label, accuracy=(row,), **fields | more)
+
+
+def test_bold_is_among_families_and_among_models_in_none() -> None:
+    seeds = [trained(f"erm#{seed}", 0.9) for seed in range(3)]
+    pair = {"first": "a", "second": "b", "label_rule": "r", "variant": "original"}
+    compared = [made(ComparisonRow, **pair, p_adjusted=0.2)]
+    models = [trained("a", 0.5), trained("b", 0.4), trained("c", 0.4)]
+    marks = {
+        one.name: one.accuracy[0].among_best for one in mark_best([*seeds, *models], compared)[0]
+    }
+    assert [marks[one.name] for one in seeds] == [None] * 3
+    assert [marks[name] for name in "abc"] == [True, True, False]
+    common = {"label_rule": "r", "variant": "original", "n": 400, "split": "val"}
+    rows = [
+        made(FamilyRow, **common, family=name, mean=mean, ci_low=low)
+        for name, mean, low in (
+            ("a", 0.5, 0.1),
+            ("b", 0.4, 0.1),
+            ("c", 0.3, 0.1),
+            ("two", 0.9, None),
+        )
+    ]
+
+    def marks_of(rows: list[FamilyRow]) -> list[bool | None]:
+        return [row.among_best for row in mark_best([], compared, rows)[1]]
+
+    assert marks_of(rows) == [True, True, False, None]
+    assert marks_of(rows[:1]) == [None]
+    assert marks_of([replace(row, variant="no_fg") for row in rows]) == [None] * 4
+
+
+def test_a_line_says_why_a_family_has_no_interval_or_was_not_formed() -> None:
+    other = {"evaluation": {**HOW, "precision": "bf16"}}
+    seeds = [trained("erm#0", 0.9), trained("erm#1", 0.9), trained("dfr#0", 0.9)]
+    assert describe_families([*seeds, trained("dfr#1", 0.9, **other)]) == [
+        "no interval: erm has 2 trainings, and an interval needs 3",
+        "no family dfr: dfr#0 and dfr#1 bf16 differ in precision",
+    ]

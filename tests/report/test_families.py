@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_results import made
-from msgspec.structs import replace
 from report_page import PHONE, TOO_WIDE, WIDE, open_all
 from runs import dataset_in, run_here, table_of, write_all
 
@@ -19,10 +17,6 @@ from pipeline.analyses.evaluation.differences import Differences
 from pipeline.analyses.evaluation.figures import forest_figure, make_plots
 from pipeline.analyses.evaluation.panel import reading
 from pipeline.display.table import Cell
-from pipeline.evaluate.comparisons import ComparisonRow
-from pipeline.evaluate.families import FamilyRow, describe_families
-from pipeline.evaluate.subjects import mark_best
-from pipeline.evaluate.summary import Summary
 from pipeline.report.write import gather
 from transforms.taxonomy import imagenet9
 
@@ -243,48 +237,7 @@ def test_sentences_count_families_and_models_in_none() -> None:
     assert differences.of_gaps.endswith("of 4 families or models")
 
 
-def trained(label: str, accuracy: float, **more: Any) -> Summary:
-    row = {"label_rule": "r", "variant": "original", "accuracy": accuracy, "n": 400}
-    fields = {"label": label, "label_rules": ("r",), "weights_sha256": label, "evaluation": HOW}
-    return made(Summary, model=label, accuracy=(row,), **fields | more)
-
-
-def test_bold_is_among_families_and_among_models_in_none() -> None:
-    seeds = [trained(f"erm#{seed}", 0.9) for seed in range(3)]
-    pair = {"first": "a", "second": "b", "label_rule": "r", "variant": "original"}
-    compared = [made(ComparisonRow, **pair, p_adjusted=0.2)]
-    models = [trained("a", 0.5), trained("b", 0.4), trained("c", 0.4)]
-    marks = {
-        one.name: one.accuracy[0].among_best for one in mark_best([*seeds, *models], compared)[0]
-    }
-    assert [marks[one.name] for one in seeds] == [None] * 3
-    assert [marks[name] for name in "abc"] == [True, True, False]
-    common = {"label_rule": "r", "variant": "original", "n": 400, "split": "val"}
-    rows = [
-        made(FamilyRow, **common, family=name, mean=mean, ci_low=low)
-        for name, mean, low in (
-            ("a", 0.5, 0.1),
-            ("b", 0.4, 0.1),
-            ("c", 0.3, 0.1),
-            ("two", 0.9, None),
-        )
-    ]
-
-    def marks_of(rows: list[FamilyRow]) -> list[bool | None]:
-        return [row.among_best for row in mark_best([], compared, rows)[1]]
-
-    assert marks_of(rows) == [True, True, False, None]
-    assert marks_of(rows[:1]) == [None]
-    assert marks_of([replace(row, variant="no_fg") for row in rows]) == [None] * 4
-
-
-def test_a_line_says_why_a_family_has_no_interval_or_was_not_formed() -> None:
-    other = {"evaluation": {**HOW, "precision": "bf16"}}
-    seeds = [trained("erm#0", 0.9), trained("erm#1", 0.9), trained("dfr#0", 0.9)]
-    assert describe_families([*seeds, trained("dfr#1", 0.9, **other)]) == [
-        "no interval: erm has 2 trainings, and an interval needs 3",
-        "no family dfr: dfr#0 and dfr#1 bf16 differ in precision",
-    ]
+def test_a_cell_says_whether_it_has_an_interval_or_a_range() -> None:
     assert str(Cell(0.1, 0.05, 0.15, is_range=True)) == "10.0 (range 5.0 to 15.0)"
     assert str(Cell(0.1, 0.0, 0.2)) == "10.0 [0.0, 20.0]"
 
