@@ -168,6 +168,16 @@ def for_gaps(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
+def quick_shards(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 18 small pictures in several shards, cut along boxes. Tests must not change it.
+
+    It is made by one worker.
+    """
+    command = ("generate", "--input", small_sample, *QUICK, *SHARDS, *ONE, "--output")
+    return made_once(tmp_path_factory, "quick-shards", lambda out: run_in9(*command, out))
+
+
+@pytest.fixture(scope="session")
 def three_models(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two draws of small pictures with results of three models. Tests must not change it."""
     models = ",".join(f"python:tiny_models:{name}" for name in ("first", "second", "third"))

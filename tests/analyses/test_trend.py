@@ -207,7 +207,7 @@ def test_shards_of_a_listing_hold_every_image_once() -> None:
 
 @pytest.fixture(scope="module")
 def measured(
-    one_worker: Path, tiny_imagenet: Path, tmp_path_factory: pytest.TempPathFactory
+    quick_shards: Path, tiny_imagenet: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
     """A dataset with top-1 of one of three models, and what the command said.
 
@@ -215,7 +215,7 @@ def measured(
     not change the dataset.
     """
     root = tmp_path_factory.mktemp("measured")
-    output, broken = Path(shutil.copytree(one_worker, root / "out")), root / "broken.pth"
+    output, broken = Path(shutil.copytree(quick_shards, root / "out")), root / "broken.pth"
     broken.write_bytes(b"junk")
     models = f"efficientnet_lite0,{checkpoint(root / 'nine.pth')},resnet18={broken}"
     flags = ("--models", models, "--imagenet", tiny_imagenet, "--pictures", "none", *ONE)
@@ -276,10 +276,10 @@ def test_the_table_of_the_trend_has_both_accuracies_of_each_model(
 
 
 def test_a_broken_picture_of_imagenet_ends_the_job(
-    one_worker: Path, tiny_imagenet: Path, tmp_path: Path
+    quick_shards: Path, tiny_imagenet: Path, tmp_path: Path
 ) -> None:
     imagenet = Path(shutil.copytree(tiny_imagenet, tmp_path / "imagenet"))
-    store = Store(str(shutil.copytree(one_worker, tmp_path / "out")))
+    store = Store(str(shutil.copytree(quick_shards, tmp_path / "out")))
     models, progress = ("python:tiny_models:first",), Progress.for_store(store)
     evaluation = Evaluation(store, models, "val", PredictConfig(), progress)
     broken = imagenet / "val" / "n02123045" / "n02123045_broken.JPEG"

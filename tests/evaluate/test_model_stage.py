@@ -28,7 +28,7 @@ TINY = "python:tiny_models:first"
 MADE = {
     "predictions/val-00001.parquet": "evaluate_chunks_made",
     "imagenet/val-00000.parquet": "imagenet_chunks_made",
-    "attack/14x4-early_stop/val-00000.parquet": "attack_chunks_made",
+    "attack/18x4-early_stop/val-00000.parquet": "attack_chunks_made",
     "saliency/val-00001.parquet": "saliency_chunks_made",
 }
 """Some result files of a model, and for each the counter of its creation."""
@@ -79,9 +79,11 @@ def results_of(output: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def looked(one_worker: Path, small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def looked(
+    quick_shards: Path, small_sample: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A dataset with all results, from a job with resource hints for its models."""
-    output = Path(shutil.copytree(one_worker, tmp_path_factory.mktemp("looked") / "out"))
+    output = Path(shutil.copytree(quick_shards, tmp_path_factory.mktemp("looked") / "out"))
     counters = run_stages(output, small_sample)
     assert counters["models_on_device"] == 4
     assert counters["attack_pictures"] > 0
@@ -89,9 +91,9 @@ def looked(one_worker: Path, small_sample: Path, tmp_path_factory: pytest.TempPa
 
 
 def test_asking_for_machines_changes_no_result(
-    looked: Path, one_worker: Path, small_sample: Path, tmp_path: Path
+    looked: Path, quick_shards: Path, small_sample: Path, tmp_path: Path
 ) -> None:
-    plain = Path(shutil.copytree(one_worker, tmp_path / "out"))
+    plain = Path(shutil.copytree(quick_shards, tmp_path / "out"))
     run_stages(plain, small_sample, hints=())
     assert results_of(looked) == results_of(plain)
 

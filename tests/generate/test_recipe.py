@@ -60,12 +60,9 @@ def recipe(one_worker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def quick(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def quick(quick_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A small dataset that is made quickly, and its recipe. Tests must not change them."""
-    folder = tmp_path_factory.mktemp("quick")
-    command = ("generate", "--input", small_sample, *QUICK, *SHARDS, *ONE, "--output")
-    run_here(*command, folder / "out")
-    return folder / "out", export(folder / "out", folder / "recipe")
+    return quick_shards, export(quick_shards, tmp_path_factory.mktemp("quick") / "recipe")
 
 
 def test_every_file_is_the_same_without_segmenting(

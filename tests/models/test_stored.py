@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import refusal, run_here, run_in9
+from runs import ONE, refusal, run_here
 from small_models import checkpoint, export, logits, network, pictures, vit
 
 from pipeline.errors import JobError, UsageError
@@ -103,13 +103,13 @@ def test_tampered_and_missing_weights_are_refused(tmp_path: Path, my_models: str
 
 
 def test_evaluation_takes_weights_from_the_folder(
-    one_worker: Path,
+    for_gaps: Path,
     tmp_path: Path,
     my_models: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    output = shutil.copytree(one_worker, tmp_path / "out")
+    output = shutil.copytree(for_gaps, tmp_path / "out")
     names = tmp_path / "models.txt"
     spec = checkpoint(tmp_path / "net.pth")
     names.write_text(f"{spec}\npython:{my_models}:plain # ours\n")
@@ -117,11 +117,11 @@ def test_evaluation_takes_weights_from_the_folder(
     folder = tmp_path / "weights"
     run_here("models", "fetch", "--models", f"@{names}", "--to", folder)
     (tmp_path / "net.pth").unlink()
-    flags = ("evaluate", "--dataset", output, "--models", f"@{names}")
+    flags = ("evaluate", "--dataset", output, "--models", f"@{names}", *ONE)
     run_here(*flags, code=2)
     assert "there is no file" in capsys.readouterr().err
     monkeypatch.setenv("IN9_WEIGHTS", str(folder))
-    run_in9(*flags)
+    run_here(*flags)
     summaries = [json.loads(p.read_text()) for p in output.glob("results/*/model.json")]
     assert {summary["model"] for summary in summaries} == {spec, f"python:{my_models}:plain"}
     assert digest in {summary["weights_sha256"] for summary in summaries}

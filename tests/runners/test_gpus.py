@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions
 from engine_jobs import listened_at
-from runs import ONE, SHARDS, run_in9, start_in9
+from runs import ONE, QUICK, SHARDS, run_in9, start_in9
 from spread_steps import Sleep, outputs_of
 
 from pipeline.errors import JobError
@@ -56,7 +56,7 @@ def noted(folder: Path) -> dict[str, dict[str, set[int]]]:
 
 
 def test_a_process_runs_all_models_and_stages_of_its_gpu(
-    one_worker: Path, small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    quick_shards: Path, small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "seen.py").write_text(SEEN)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
@@ -64,8 +64,9 @@ def test_a_process_runs_all_models_and_stages_of_its_gpu(
     # The test pretends that the machine has three GPUs.
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "6,7,9")
     models = ("--models", "python:seen:first,python:seen:second", "--attack", 2)
-    run = ("run", "--input", small_sample, *models, *SHARDS, "--pictures", "none", "--output")
-    several, one = (Path(shutil.copytree(one_worker, tmp_path / name)) for name in ("a", "b"))
+    made = ("--input", small_sample, *QUICK, *SHARDS)
+    run = ("run", *made, *models, "--pictures", "none", "--output")
+    several, one = (Path(shutil.copytree(quick_shards, tmp_path / name)) for name in ("a", "b"))
     running = start_in9(*run, several, "--gpus", 2)
     assert listened_at(running) == set()
     assert running.returncode == 0, running.communicate()
