@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from made_results import made
-from msgspec.structs import replace
 from report_page import PHONE, TOO_WIDE, WIDE, open_all
 from runs import dataset_in, run_here, table_of, write_all
 
@@ -20,9 +19,7 @@ from pipeline.analyses.evaluation.figures import forest_figure, make_plots
 from pipeline.analyses.evaluation.headline import HeadlineCell
 from pipeline.analyses.evaluation.panel import reading
 from pipeline.display.table import mean_interval
-from pipeline.evaluate.best import mark_best, mark_families
-from pipeline.evaluate.comparisons import ComparisonRow
-from pipeline.evaluate.families import FamilyRow, describe_families
+from pipeline.evaluate.families import describe_families
 from pipeline.evaluate.summary import Summary
 from pipeline.report.write import gather
 from transforms.taxonomy import imagenet9
@@ -247,30 +244,6 @@ def trained(label: str, accuracy: float, **more: Any) -> Summary:
     row = {"label_rule": "r", "variant": "original", "accuracy": accuracy, "n": 400}
     fields = {"label": label, "label_rules": ("r",), "weights_sha256": label, "evaluation": HOW}
     return made(Summary, model=label, accuracy=(row,), **fields | more)
-
-
-def test_bold_is_among_families_and_among_models_in_none() -> None:
-    seeds = [trained(f"erm#{seed}", 0.9) for seed in range(3)]
-    pair = {"first": "a", "second": "b", "label_rule": "r", "variant": "original"}
-    compared = [made(ComparisonRow, **pair, p_adjusted=0.2)]
-    models = [trained("a", 0.5), trained("b", 0.4), trained("c", 0.4)]
-    marks = {one.name: one.accuracy[0].among_best for one in mark_best([*seeds, *models], compared)}
-    assert [marks[one.name] for one in seeds] == [None] * 3
-    assert [marks[name] for name in "abc"] == [True, True, False]
-    common = {"label_rule": "r", "variant": "original", "n": 400, "split": "val"}
-    rows = [
-        made(FamilyRow, **common, family=name, mean=mean, ci_low=low)
-        for name, mean, low in (
-            ("a", 0.5, 0.1),
-            ("b", 0.4, 0.1),
-            ("c", 0.3, 0.1),
-            ("two", 0.9, None),
-        )
-    ]
-    assert [row.among_best for row in mark_families(rows, compared)] == [True, True, False, None]
-    assert [row.among_best for row in mark_families(rows[:1], compared)] == [None]
-    hidden = [replace(row, variant="no_fg") for row in rows]
-    assert [row.among_best for row in mark_families(hidden, compared)] == [None] * 4
 
 
 def test_a_line_says_why_a_family_has_no_interval_or_was_not_formed() -> None:
