@@ -76,6 +76,6 @@ def _spread(roles: Roles, methods: tuple[Seeds, ...], further: int) -> EstimateS
     within = sum(np.square(roles.paired(each)).sum() / len(each) for each in deviations)
     scatter = np.asarray(of_images.scatter + of_images.pairs * within)
     # As many differences of single seeds have the variance of a mean whose pictures share no unit.
-    more = float(scatter / of_images.scatter) if of_images.scatter else 1.0
+    more = float(scatter / of_images.scatter) if of_images.scatter > _NONE else 1.0
     units = min(df, of_images.units - 1) + 1
     return EstimateSpread(np.asarray(variance), scatter, of_images.pairs * more, units)

@@ -1,5 +1,6 @@
 """Tests which models are seeds of a method, and the figures of methods against plain loops."""
 
+import dataclasses
 import itertools
 import math
 import shutil
@@ -27,7 +28,7 @@ from two_way_by_hand import (
 from pipeline.evaluate.comparisons import ComparisonRow, read_contributions
 from pipeline.evaluate.families import FamilyRow, describe_families, families_of, subjects_of
 from pipeline.evaluate.predictions import prediction_file
-from pipeline.evaluate.subjects import mark_best
+from pipeline.evaluate.subjects import family_rows, mark_best
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
@@ -138,6 +139,35 @@ def test_seeds_with_equal_weights_are_no_family() -> None:
         ["no family erm: erm#0 and erm#2 have equal weights, or answers"],
     )
     assert subjects_of(models) == models
+
+
+def with_accuracy(label: str, accuracy: float) -> Summary:
+    row = {"label_rule": "r", "variant": "original", "accuracy": accuracy, "n": 400}
+    return seed(label, label_rules=("r",), accuracy=(row,))
+
+
+def test_bold_is_among_families_and_among_models_in_none() -> None:
+    seeds = [with_accuracy(f"erm#{seed}", 0.9) for seed in range(3)]
+    pair = {"first": "a", "second": "b", "label_rule": "r", "variant": "original"}
+    compared = [made(ComparisonRow, **pair, p_adjusted=0.2)]
+    models = [with_accuracy("a", 0.5), with_accuracy("b", 0.4), with_accuracy("c", 0.4)]
+    marks = {one.name: one.accuracy[0].among_best for one in mark_best([*seeds, *models], compared)}
+    assert [marks[one.name] for one in seeds] == [None] * 3
+    assert [marks[name] for name in "abc"] == [True, True, False]
+    common = {"label_rule": "r", "variant": "original", "n": 400, "split": "val"}
+    rows = [
+        made(FamilyRow, **common, family=name, mean=mean, ci_low=low)
+        for name, mean, low in (
+            ("a", 0.5, 0.1),
+            ("b", 0.4, 0.1),
+            ("c", 0.3, 0.1),
+            ("two", 0.9, None),
+        )
+    ]
+    assert [row.among_best for row in mark_families(rows, compared)] == [True, True, False, None]
+    assert [row.among_best for row in mark_families(rows[:1], compared)] == [None]
+    hidden = [replace(row, variant="no_fg") for row in rows]
+    assert [row.among_best for row in mark_families(hidden, compared)] == [None] * 4
 
 
 SEEDS = {"erm": 3, "dro": 4, "sure": 3, "two": 2, "lone": 1}
@@ -362,6 +392,17 @@ def test_a_method_needs_three_seeds_and_is_measured_against_methods_alone(output
         measure("erm", rule=PAPER_RULE),
     ):
         assert nothing is None
+    # A family with missing predictions has no row of what is missing.
+    position = [one.name for one in summaries].index("erm#1")
+    correct = [*models.correct]
+    correct[position] = {
+        rule: {name: right for name, right in by_variant.items() if str(name) != "only_fg"}
+        for rule, by_variant in correct[position].items()
+    }
+    lacking = dataclasses.replace(models, correct=correct)
+    known = {(row.family, row.variant) for row in family_rows("f", [lacking])}
+    every = {(row.family, row.variant) for row in family_rows("f", [models])}
+    assert every - known == {("erm", "only_fg")}
 
 
 def trained(label: str, accuracy: float, **more: Any) -> Summary:

@@ -76,7 +76,7 @@ def trials_of(
 
     of_singles = [scatter(r) for r in singles or [own]]
     seen = sum(of_singles) / len(of_singles)
-    most = n * seen / scatter(own) if scatter(own) else n
+    most = n * seen / scatter(own) if scatter(own) > 1e-24 else n
     square = max(seen + estimate**2, abs(estimate))
     width = square - estimate**2
     trials = min(max(width / variance, (df + 1) / 4), most) if variance > 1e-24 else df + 1

@@ -1,6 +1,7 @@
 """Tests the variance of a method's mean over its seeds against plain loops and laws."""
 
 import math
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,10 +96,11 @@ def test_paired_differences_are_those_of_single_seeds(of: Drawn) -> None:
 
 
 @given(drawn, st.randoms())
-def test_the_order_of_seeds_does_not_matter(of: Drawn, random: Any) -> None:
+@example(Drawn(1, 6, (4, 4), 1.0), random.Random(1))  # Both means are equal, but for rounding.
+def test_the_order_of_seeds_does_not_matter(of: Drawn, chance: Any) -> None:
     first, second = of.methods
     order = list(range(len(first.values)))
-    random.shuffle(order)
+    chance.shuffle(order)
     shuffled = Seeds(first.values[order], first.r[order])
     for one, other in (
         (spread_of_methods(of.roles, first), spread_of_methods(of.roles, shuffled)),
