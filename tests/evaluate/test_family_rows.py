@@ -3,13 +3,17 @@
 import dataclasses
 import itertools
 import math
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from answer_files import pictures_to_answer
 from made_results import made
 from msgspec.structs import replace
-from runs import dataset_in, table_of
+from runs import ONE, dataset_in, run_in9, table_of
 from scipy import stats
 from two_way_by_hand import (
     Method,
@@ -23,10 +27,12 @@ from two_way_by_hand import (
 
 from pipeline.evaluate.comparisons import ComparisonRow, read_contributions
 from pipeline.evaluate.families import FamilyRow, describe_families, families_of, subjects_of
+from pipeline.evaluate.predictions import prediction_file
 from pipeline.evaluate.subjects import family_rows, mark_best
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
+from transforms.variants import VariantName
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -133,6 +139,109 @@ def test_seeds_with_equal_weights_are_no_family() -> None:
         ["no family erm: erm#0 and erm#2 have equal weights, or answers"],
     )
     assert subjects_of(models) == models
+
+
+def with_accuracy(label: str, accuracy: float) -> Summary:
+    row = {"label_rule": "r", "variant": "original", "accuracy": accuracy, "n": 400}
+    return seed(label, label_rules=("r",), accuracy=(row,))
+
+
+def test_bold_is_among_families_and_among_models_in_none() -> None:
+    seeds = [with_accuracy(f"erm#{seed}", 0.9) for seed in range(3)]
+    pair = {"first": "a", "second": "b", "label_rule": "r", "variant": "original"}
+    compared = [made(ComparisonRow, **pair, p_adjusted=0.2)]
+    models = [with_accuracy("a", 0.5), with_accuracy("b", 0.4), with_accuracy("c", 0.4)]
+    marked, _ = mark_best([*seeds, *models], compared)
+    marks = {one.name: one.accuracy[0].among_best for one in marked}
+    assert [marks[one.name] for one in seeds] == [None] * 3
+    assert [marks[name] for name in "abc"] == [True, True, False]
+    common = {"label_rule": "r", "variant": "original", "n": 400, "split": "val"}
+    rows = [
+        made(FamilyRow, **common, family=name, mean=mean, ci_low=low)
+        for name, mean, low in (
+            ("a", 0.5, 0.1),
+            ("b", 0.4, 0.1),
+            ("c", 0.3, 0.1),
+            ("two", 0.9, None),
+        )
+    ]
+
+    def marks_of(rows: list[FamilyRow]) -> list[bool | None]:
+        return [row.among_best for row in mark_best([], compared, rows)[1]]
+
+    assert marks_of(rows) == [True, True, False, None]
+    assert marks_of(rows[:1]) == [None]
+    assert marks_of([replace(row, variant="no_fg") for row in rows]) == [None] * 4
+
+
+SEEDS = {"erm": 3, "dro": 4, "sure": 3, "two": 2, "lone": 1}
+"""Number of seeds of each method of the stored predictions."""
+QUANTITIES = ("original", "only_fg", "mixed_same", "mixed_rand", "mixed_next", "bg_gap")
+Row = dict[str, str]
+
+
+class Shown(NamedTuple):
+    """A picture: the variant and its draw, the foreground, and the background if it is another."""
+
+    variant: str
+    draw: int
+    fg: str
+    bg: str | None
+
+
+Seed = dict[Shown, bool]
+"""Whether a seed is right on each picture."""
+
+
+@pytest.fixture(scope="module")
+def output(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 18 pictures with answers of methods with several seeds, and of a single model.
+
+    All seeds of `sure` are right on each original picture.
+    """
+    output = Path(shutil.copytree(three_draws, tmp_path_factory.mktemp("families") / "out"))
+    pictures = pictures_to_answer(output, output.parent / "a.csv")
+    labels = {row["key"]: row["label"] for row in dataset_in(output).index("val")}
+    rng, entries = np.random.default_rng(67), []
+    for method, seeds in {**SEEDS, "plain": 1}.items():
+        skill, common = rng.uniform(0.5, 0.8), rng.random(len(pictures))
+        for number in range(seeds):
+            own = rng.random(len(pictures))
+            is_right = np.where(own < 0.5, common, rng.random(len(pictures))) < skill
+            path = output.parent / f"{method}-{number}.csv"
+            lines = ["key,variant,label"]
+            for row, right in zip(pictures, is_right.tolist(), strict=True):
+                is_sure = method == "sure" and row["variant"] == "original"
+                answer = (labels[row["key"]] + (not right and not is_sure)) % 9
+                lines.append(f"{row['key']},{row['variant']},{answer}")
+            path.write_text("\n".join(lines))
+            entries.append(
+                f"answers:{path}" if method == "plain" else f"{method}#{number}:=answers:{path}"
+            )
+    run_in9("evaluate", "--dataset", output, "--models", ",".join(entries), *ONE)
+    return output
+
+
+@pytest.fixture(scope="module")
+def right(output: Path) -> dict[str, list[Seed]]:
+    """What the seeds of each method are right on, by the stored predictions."""
+    by_method: dict[str, list[Seed]] = {}
+    for summary in read_summaries(dataset_in(output))[0]:
+        seed: Seed = {}
+        for row in pq.read_table(output / prediction_file(summary, 0)).to_pylist():
+            name = VariantName.parse(row["variant"])
+            bg = row["bg_key"] if name.is_mixed else None
+            seed[Shown(name.base, name.draw, row["fg_key"], bg)] = row["correct"]
+        by_method.setdefault(summary.family or summary.name, []).append(seed)
+    return {method: by_method[method] for method in SEEDS}
+
+
+class Quantity(NamedTuple):
+    """A quantity of the seeds of a method: pictures, their paired differences, estimates."""
+
+    units: list[tuple[str, str | None]]
+    pairs: list[object]
+    method: Method
 
 
 def quantity_of(seeds: list[Seed], name: str) -> Quantity:
@@ -300,45 +409,10 @@ def test_a_method_needs_three_seeds_and_is_measured_against_methods_alone(output
     assert every - known == {("erm", "only_fg")}
 
 
-def trained(label: str, accuracy: float, **more: Any) -> Summary:
-    row = {"label_rule": "r", "variant": "original", "accuracy": accuracy, "n": 400}
-    fields = {"label": label, "label_rules": ("r",), "weights_sha256": label, "evaluation": HOW}
-    return made(Summary, model=label, accuracy=(row,), **fields | more)
-
-
-def test_bold_is_among_families_and_among_models_in_none() -> None:
-    seeds = [trained(f"erm#{seed}", 0.9) for seed in range(3)]
-    pair = {"first": "a", "second": "b", "label_rule": "r", "variant": "original"}
-    compared = [made(ComparisonRow, **pair, p_adjusted=0.2)]
-    models = [trained("a", 0.5), trained("b", 0.4), trained("c", 0.4)]
-    marks = {
-        one.name: one.accuracy[0].among_best for one in mark_best([*seeds, *models], compared)[0]
-    }
-    assert [marks[one.name] for one in seeds] == [None] * 3
-    assert [marks[name] for name in "abc"] == [True, True, False]
-    common = {"label_rule": "r", "variant": "original", "n": 400, "split": "val"}
-    rows = [
-        made(FamilyRow, **common, family=name, mean=mean, ci_low=low)
-        for name, mean, low in (
-            ("a", 0.5, 0.1),
-            ("b", 0.4, 0.1),
-            ("c", 0.3, 0.1),
-            ("two", 0.9, None),
-        )
-    ]
-
-    def marks_of(rows: list[FamilyRow]) -> list[bool | None]:
-        return [row.among_best for row in mark_best([], compared, rows)[1]]
-
-    assert marks_of(rows) == [True, True, False, None]
-    assert marks_of(rows[:1]) == [None]
-    assert marks_of([replace(row, variant="no_fg") for row in rows]) == [None] * 4
-
-
 def test_a_line_says_why_a_family_has_no_interval_or_was_not_formed() -> None:
-    other = {"evaluation": {**HOW, "precision": "bf16"}}
-    seeds = [trained("erm#0", 0.9), trained("erm#1", 0.9), trained("dfr#0", 0.9)]
-    assert describe_families([*seeds, trained("dfr#1", 0.9, **other)]) == [
+    other = {"how": {"precision": "bf16"}}
+    seeds = [seed("erm#0"), seed("erm#1"), seed("dfr#0")]
+    assert describe_families([*seeds, seed("dfr#1", **other)]) == [
         "no interval: erm has 2 trainings, and an interval needs 3",
         "no family dfr: dfr#0 and dfr#1 bf16 differ in precision",
     ]
