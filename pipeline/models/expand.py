@@ -1,12 +1,14 @@
 """Expands the entries of `--models`: wildcards, seeds, and files that list one entry per line."""
 
 import fnmatch
+import glob
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.errors import UsageError
 from pipeline.models.identity import ModelIdentity
-from pipeline.storage.files import absolute, files_between, files_of
+from pipeline.storage.files import absolute, files_of, is_remote, parent
 
 _WILD = re.compile(r"[*?\[]")
 _LABEL = re.compile(r"(?!.*(#.*#|\s#|#\s|#\*$))[^,=:/#\s]([^,=:/]*[^,=:/#\s])?")
@@ -123,7 +125,7 @@ def _seeds(line: str) -> list[str]:
     family, kind, path = found.groups()
     start, _, end = absolute(path).partition("*")
     try:
-        seeds = sorted(files_between(start, end), key=natural_order)
+        seeds = sorted(_files_between(start, end), key=natural_order)
     except OSError as error:
         raise UsageError(f"--models {line}: {error}") from error
     if not seeds:
@@ -132,6 +134,24 @@ def _seeds(line: str) -> list[str]:
             "folder"
         )
     return [f"{family}{seed}:={kind}{path.replace('*', seed)}" for seed in seeds]
+
+
+def _files_between(start: str, end: str) -> list[str]:
+    """Lists, in any order, what `*` stands for in the absolute paths START*END of files.
+
+    That is a part of the name of a file or folder, also behind links on this machine. Raises
+    OSError if it cannot be listed.
+    """
+    paths = (
+        (file.path for file in files_of(start).walk(parent(start)))
+        if is_remote(start)
+        else filter(os.path.isfile, glob.iglob(f"{glob.escape(start)}*{glob.escape(end)}"))
+    )
+    return [
+        found[1]
+        for path in paths
+        if (found := re.fullmatch(f"{re.escape(start)}([^/]+){re.escape(end)}", path))
+    ]
 
 
 def _is_wild(entry: str) -> bool:

@@ -17,7 +17,6 @@ another process may replace the file after it was looked at and before it is rem
 import contextlib
 import errno
 import functools
-import glob
 import os
 import posixpath
 import re
@@ -468,24 +467,6 @@ def is_below(path: str, folder: str) -> bool:
 def files_of(path: str) -> Files:
     """Returns the storage that a path belongs to."""
     return _remote_files() if is_remote(path) else _LOCAL
-
-
-def files_between(start: str, end: str) -> list[str]:
-    """Lists, in any order, what `*` stands for in the absolute paths START*END of files.
-
-    That is a part of the name of a file or folder, also behind links on this machine. Raises
-    OSError if it cannot be listed.
-    """
-    paths = (
-        (file.path for file in files_of(start).walk(parent(start)))
-        if is_remote(start)
-        else filter(os.path.isfile, glob.iglob(f"{glob.escape(start)}*{glob.escape(end)}"))
-    )
-    return [
-        found[1]
-        for path in paths
-        if (found := re.fullmatch(f"{re.escape(start)}([^/]+){re.escape(end)}", path))
-    ]
 
 
 def arrow_source(path: str) -> str | BinaryIO:
