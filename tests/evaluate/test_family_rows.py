@@ -23,15 +23,19 @@ from two_way_by_hand import (
     singles_of,
     spread_of,
     trials_of,
+    wilson,
 )
 
-from pipeline.evaluate.comparisons import ComparisonRow, read_contributions
+from pipeline.evaluate.comparisons import ComparisonRow, measure, read_contributions
 from pipeline.evaluate.families import FamilyRow, describe_families, families_of, subjects_of
 from pipeline.evaluate.predictions import prediction_file
 from pipeline.evaluate.subjects import family_rows, mark_best
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary
+from transforms.families import Seeds
+from transforms.intervals import t_quantile
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
+from transforms.two_way import Roles
 from transforms.variants import VariantName
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -416,3 +420,17 @@ def test_a_line_says_why_a_family_has_no_interval_or_was_not_formed() -> None:
         "no interval: erm has 2 trainings, and an interval needs 3",
         "no family dfr: dfr#0 and dfr#1 bf16 differ in precision",
     ]
+
+
+def test_trainings_that_differ_much_make_an_accuracy_less_certain_than_its_units() -> None:
+    """Takes seeds whose accuracies are 0.1, 0.5 and 0.9 on 20 images without shared pairs."""
+    right = np.arange(20) < np.asarray([[2], [10], [18]])
+    shares = right.mean(axis=1)
+    seeds = Seeds(shares, (right - shares[:, np.newaxis]) / 20)
+    rows = Method(shares.tolist(), seeds.r.tolist())
+    variance, df = spread_of([(str(image), None) for image in range(20)], [rows])
+    assert 0.25 / variance < 5
+    measured = measure(Roles.from_units(np.arange(20)), 20, seeds, is_share=True)
+    assert measured is not None
+    expected = wilson(0.5, 0.25 / variance, t_quantile(df, 0.95))
+    assert measured.interval() == pytest.approx(expected, abs=1e-9)
