@@ -54,11 +54,12 @@ class Site:
         there = found and start < len(self.content)
         body = self.content[start:] if there else b"no such file"
         status = (206 if self.takes_ranges else 200) if there else 416 if found else 404
+        # Before the answer: who has it may read this at once.
+        self.sent.append(len(body[: self.cut]))
         request.send_response(status)
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         request.wfile.write(body[: self.cut])
-        self.sent.append(len(body[: self.cut]))
 
 
 @pytest.fixture(scope="module")
