@@ -44,6 +44,16 @@ _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"
 _CROP_MODES = ("center", "squash", "border")
 
 
+PROBE, KNN = "probe:", "knn:"
+"""Beginnings of entries of `--models` that wrap the entry of a frozen encoder."""
+
+
+def encoder_of(entry: str) -> str:
+    """Returns the entry of the encoder that a probe's or kNN's entry wraps; "" for any other."""
+    inner = entry.removeprefix(PROBE).removeprefix(KNN)
+    return inner if entry.startswith((PROBE, KNN)) else ""
+
+
 def is_nine_way(num_outputs: int, taxonomy: Taxonomy) -> bool:
     """Returns whether a head has one output per superclass of ImageNet-9."""
     return num_outputs == len(IN9_NAMES) and taxonomy.names == IN9_NAMES
@@ -160,6 +170,7 @@ class ModelIdentity:
       weights_sha256: SHA-256 of all named parameters and buffers. It does not depend on the file
         format.
       answers: what it answers a picture with.
+      features: which of its outputs are the features of an encoder; "" for any other model.
     """
 
     name: str
@@ -169,6 +180,7 @@ class ModelIdentity:
     preprocessing: Preprocessing
     num_outputs: int
     answers: AnswerKind = dataclasses.field(default="scores", kw_only=True)
+    features: str = dataclasses.field(default="", kw_only=True)
 
 
 CPU_BATCH = 32
