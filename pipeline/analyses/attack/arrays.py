@@ -11,14 +11,14 @@ the dataset's pictures in pixels.
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.analyses.attack.results import AttackGrid, GridAxis
+from pipeline.analyses.attack.results import GridAxis
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import BrokenPictureError
@@ -96,21 +96,19 @@ def put_on(
 def stream_cutouts(
     dataset: Dataset,
     split: str,
-    grid: AttackGrid,
-    chunks: Sequence[int],
+    foregrounds: GridAxis,
+    counts: Iterable[int],
     device: torch.device,
 ) -> Generator[Cutouts, None, None]:
-    """Decodes the foregrounds of chunks, in rising order, one chunk at a time.
+    """Decodes foregrounds one chunk at a time; `counts` are the numbers of those of each chunk.
 
     Raises JobError or OSError, for the reasons of `load_backgrounds`.
     """
-    foregrounds = grid.foregrounds.take([at for chunk in chunks for at in grid.positions(chunk)])
     with (
         contextlib.closing(_samples(dataset, split, ORIGINAL, foregrounds)) as originals,
         contextlib.closing(_samples(dataset, split, MASK, foregrounds)) as mask_samples,
     ):
-        for chunk in chunks:
-            count = len(grid.positions(chunk))
+        for count in counts:
             images = list(_decoded(itertools.islice(originals, count), decode_image))
             masks = list(_decoded(itertools.islice(mask_samples, count), decode_mask))
             yield Cutouts.from_arrays(np.stack(images), np.stack(masks), device)
@@ -139,6 +137,47 @@ def _decoded(samples: Iterator[Sample], decode: Callable[[bytes], T]) -> Iterato
     return (result for _, result in decoded)
 
 
+def forward_pairs(
+    predictor: Predictor, backgrounds: torch.Tensor, cutouts: Cutouts, *pairs: torch.Tensor
+) -> torch.Tensor:
+    """Runs a model on n pairs, (n,) int64 positions each: (n, outputs) float32, on the device.
+
+    Raises ModelError if the model fails.
+    """
+
+    def run(*some: torch.Tensor) -> torch.Tensor:
+        return predictor.forward_once(put_on(backgrounds, cutouts.holes, cutouts.pixels, *some))
+
+    return torch.cat(predictor.in_fitting_batches(run, *pairs))
+
+
+@torch.inference_mode()
+def encode_all(
+    predictor: Predictor,
+    dataset: Dataset,
+    split: str,
+    foregrounds: GridAxis,
+    backgrounds: GridAxis,
+) -> NDArray[np.float32]:
+    """Runs an encoder on all pairs of few foregrounds and backgrounds: (F, B, width) float32.
+
+    Raises:
+      ModelError: the model fails, or features are not numbers.
+      JobError: for the reasons of `load_backgrounds`.
+    """
+    shape, device = (len(foregrounds), len(backgrounds)), predictor.device
+    on_device = load_backgrounds(dataset, split, backgrounds, device)
+    (cutouts,) = stream_cutouts(dataset, split, foregrounds, shape[:1], device)
+    batches = torch.arange(shape[0] * shape[1], device=device).split(predictor.batch_size)
+    features = [
+        forward_pairs(predictor, on_device, cutouts, batch // shape[1], batch % shape[1])
+        for batch in batches
+    ]
+    fetched = Fetched(torch.cat(features)).wait()
+    refuse_broken(fetched.isfinite().all(dim=1), "features")
+    return fetched.numpy().reshape(*shape, -1)
+
+
 class GridModel:
     """A model that predicts composites under every label rule.
 
@@ -164,12 +203,7 @@ class GridModel:
         device. The functions in `LABEL_RULES` would give the same labels. Among equal outputs, the
         first wins.
         """
-
-        def run(*pairs: torch.Tensor) -> torch.Tensor:
-            pictures = put_on(self._backgrounds, cutouts.holes, cutouts.pixels, *pairs)
-            return self.predictor.forward_once(pictures)
-
-        logits = torch.cat(self.predictor.in_fitting_batches(run, foreground, background))
+        logits = forward_pairs(self.predictor, self._backgrounds, cutouts, foreground, background)
         labels = self._rules.labels(logits).to(torch.int16)
         return labels.masked_fill(~are_numbers(logits), _BROKEN)
 
