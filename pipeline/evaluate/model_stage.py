@@ -200,7 +200,9 @@ class RunModels(_Step):
             try:
                 with timed(work.stage):
                     model = stack.enter_context(
-                        in_memory(entry, evaluation, work.taxonomy, block.number)
+                        in_memory(
+                            entry, evaluation, work.taxonomy, block.number, encodes=work.encodes
+                        )
                     )
                 name = model.name
                 return [self._run(block, model, chunks)]

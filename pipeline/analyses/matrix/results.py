@@ -35,6 +35,7 @@ from pipeline.evaluate.results import (
     write_result,
 )
 from pipeline.evaluate.summary import Evaluated, MatrixRow, Summary
+from pipeline.models.identity import encoder_of
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.analysis import constant_accuracy
@@ -369,7 +370,7 @@ def _cells(
             "correct": round(accuracy * one.n),
             "seed": trained.seed,
             "weights_sha256": run.weights_sha256,
-            "checkpoint": run.entry.partition("=")[2],
+            "checkpoint": encoder_of(run.entry) or run.entry.partition("=")[2],
         }
         yield pick(
             CellRow,
