@@ -30,7 +30,7 @@ from pipeline.dataset.reading import DatasetReader
 from pipeline.dataset.records import write_table
 from pipeline.display.table import interval
 from pipeline.errors import JobError, UsageError, one_line, refuse_first
-from pipeline.evaluate.features import Features, HeadPlan, encode, features_in
+from pipeline.evaluate.features import HeadPlan, encode, features_in
 from pipeline.evaluate.planned import Evaluation, refuse_no_fit, split_to_fit
 from pipeline.evaluate.predict_shards import PredictShards, RowsScorer, Scorer, ShardPictures
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, predictions_in_table
@@ -241,7 +241,9 @@ def evaluate_model(
         trained = None
         if plan:
             of_fit = ask(plan.sets(), advance=lambda _: None, taxonomy=None)
-            features = Features(tuple(plan.pictures), of_fit.on("original", [*plan.pictures]))
+            features = dict(
+                zip(plan.pictures, of_fit.on("original", [*plan.pictures]), strict=True)
+            )
             trained = plan.trained_on(identity.name, identity, evaluation.predict)
             state, trained = fit_head(plan, trained, features)
             scores = answers.values @ state["weight"].numpy().T + state["bias"].numpy()
@@ -475,8 +477,7 @@ def _on_device(
         trained = None
         if plan:
             with contextlib.closing(Predictor(model, evaluation.predict, block=gpu)) as encoder:
-                sets = plan.sets()
-                features = Features.concatenate(features_in(encode(encoder, one)) for one in sets)
+                features = plan.read(lambda pictures: features_in(encode(encoder, pictures)))
             fitted_on = plan.trained_on(name, model, evaluation.predict)
             state, trained = fit_head(plan, fitted_on, features)
             model = attach(model, state, dataset.taxonomy.num_labels)

@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -34,27 +34,8 @@ if TYPE_CHECKING:
     from pipeline.models.predict import Predictor
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Features:
-    """Features of n pictures: (n,) keys, and (n, width) float32 values."""
-
-    keys: tuple[str, ...]
-    values: NDArray[np.float32]
-
-    def select(self, keys: Iterable[str]) -> Self:
-        """Selects images by key, in the given order. Raises KeyError for an unknown key."""
-        row_of = {key: row for row, key in enumerate(self.keys)}
-        rows = np.asarray([row_of[key] for key in keys], np.int64)
-        return type(self)(tuple(self.keys[i] for i in rows), self.values[rows])
-
-    @classmethod
-    def concatenate(cls, several: Iterable[Self]) -> Self:
-        """Joins several `Features`, in order; those of no pictures have no width."""
-        several = [features for features in several if features.keys]
-        return cls(
-            tuple(key for features in several for key in features.keys),
-            np.concatenate([features.values for features in several]),
-        )
+Features = Mapping[str, NDArray[np.float32]]
+"""The features of pictures, (width,) float32 each, by key."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +123,8 @@ def encode(
 
 
 def features_in(table: pa.Table) -> Features:
-    return Features(tuple(table["key"].to_pylist()), values_of(table))
+    """Returns the features in a table of `encode`."""
+    return dict(zip(table["key"].to_pylist(), values_of(table), strict=True))
 
 
 HEAD_VERSION = 3
@@ -226,6 +208,10 @@ class HeadPlan:
         """Yields all pictures."""
         for shard in self.dataset.shards(self.split):
             yield from self.of_shard(shard)
+
+    def read(self, read: Callable[[ShardPictures], Features]) -> Features:
+        """Reads the features of all pictures."""
+        return {key: value for one in self.sets() for key, value in read(one).items()}
 
 
 def is_fitted(store: Store, path: str, trained: TrainedOn) -> bool:

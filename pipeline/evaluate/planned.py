@@ -233,6 +233,8 @@ def refuse_no_fit(name: str, fit: tuple[str, float] | None) -> tuple[str, float]
     return fit
 
 
+ENCODING = "features"
+"""The stage that fits the heads of frozen encoders."""
 _PICTURES_OF_BLOCK = 1 << 13
 """Pictures in a block, unless `--gpus` says otherwise: about those of an output shard of the
 default size in the paper's variants. Each block loads its model anew."""

@@ -31,7 +31,7 @@ def fit_head(plan: HeadPlan, trained: TrainedOn, features: Features) -> tuple[St
 
     Raises JobError for the reasons of `fit_probes`.
     """
-    values = features.select(trained.keys).values
+    values = np.stack([features[key] for key in trained.keys])
     rows = {row["key"]: row for row in selected_rows(plan.dataset, plan.split)}
     labels = np.asarray([rows[key]["label"] for key in trained.keys], np.int64)
     if trained.method == "knn":
@@ -93,8 +93,8 @@ class Encoder:
         path, of = path or self.path_of(plan), self.model
         trained = plan.trained_on(of.name, of, self._files.predict)
         if not is_fitted(store, path, trained):
-            of_sets = (self.features(pictures, plan.part) for pictures in plan.sets())
-            state, trained = fit_head(plan, trained, Features.concatenate(of_sets))
+            features = plan.read(functools.partial(self.features, part=plan.part))
+            state, trained = fit_head(plan, trained, features)
             save_checkpoint(store, path, state, trained)
         return store.path(path)
 

@@ -19,14 +19,19 @@ from typing_extensions import override
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.features import (
     FeatureFiles,
-    Features,
     HeadPlan,
     encode,
     feature_column,
     is_fitted,
     values_of,
 )
-from pipeline.evaluate.planned import AnalysisOfModel, ChunkOutput, NoteDone, PlannedAnalysis
+from pipeline.evaluate.planned import (
+    ENCODING,
+    AnalysisOfModel,
+    ChunkOutput,
+    NoteDone,
+    PlannedAnalysis,
+)
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.results import ModelRun, pick, read_result, result_file, write_result
 from pipeline.models.checkpoint import TrainedOn, head_file
@@ -54,7 +59,7 @@ class EncodedChunks(NamedTuple):
 class PlannedFeatures(PlannedAnalysis):
     """The stage that runs encoders without their heads, and then fits these."""
 
-    stage = "features"
+    stage = ENCODING
     encodes = True
 
     _encoded: dict[str, EncodedChunks] = dataclasses.field(default_factory=dict, init=False)
@@ -100,7 +105,7 @@ class PlannedFeatures(PlannedAnalysis):
         from pipeline.training.probe_fit import fit_head
 
         store, work = dataset.store, self._chunks(dataset, run)
-        features = Features.concatenate(map(work.files.read, work.encoded.pictures.values()))
+        features = work.encoded.plan.read(work.files.read)
         if not is_fitted(store, work.head, work.trained):
             state, trained = fit_head(work.encoded.plan, work.trained, features)
             save_checkpoint(store, work.head, state, trained)

@@ -213,8 +213,8 @@ class ProbeTrainer:
 
         @torch.inference_mode()
         def logits(pictures: ShardPictures, keys: list[str]) -> NDArray[np.float32]:
-            features = self._encoder.features(pictures, "-test").select(keys)
-            outputs = head(torch.from_numpy(features.values))
+            features = self._encoder.features(pictures, "-test")
+            outputs = head(torch.from_numpy(np.stack([features[key] for key in keys])))
             refuse_broken(are_numbers(outputs))
             return np.asarray(outputs)
 
