@@ -255,7 +255,12 @@ def sd_of_draws(correct: Correct | Floats, is_same: Correct, draws: Counts) -> F
     of_draws = [draws == draw for draw in np.unique(draws)]
     if len(of_draws) < 2:
         return None
-    gaps = [gaps_of_pictures(correct[..., one], is_same[one])[0] for one in of_draws]
+    # Unlike indexing, `compress` gives contiguous rows, so sums are rounded as those of one row.
+    gaps = [
+        np.compress(one & is_same, correct, axis=-1).mean(axis=-1)
+        - np.compress(one & ~is_same, correct, axis=-1).mean(axis=-1)
+        for one in of_draws
+    ]
     return np.asarray(np.stack(gaps, axis=-1).std(axis=-1, ddof=1), np.float64)
 
 
