@@ -174,8 +174,8 @@ class FindDone(_Step):
         if encoder_of(entry) and not work.encodes:
             dataset = self.dataset().manifest.fingerprint
             failed, _ = read_failures(evaluation.store, dataset, ENCODING)
-            for name, error in errors_by_model(failed, [escaped_line(entry)]).items():
-                return FailedModel(block.order, entry, name, error)
+            for name, why in errors_by_model(failed, [escaped_line(entry)]).items():
+                return FailedModel(block.order, entry, name, why)
         model = KnownModels(evaluation.store, evaluation.weights, work.taxonomy).load(entry)
         if model is None:
             return None

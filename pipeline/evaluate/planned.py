@@ -30,7 +30,7 @@ from pipeline.models.answers import (
     refuse_other_dataset,
     refuse_unfit,
 )
-from pipeline.models.checkpoint import TrainedOn, head_file, metadata_of_entry
+from pipeline.models.checkpoint import TrainedOn, encoder_of_head, head_file, metadata_of_entry
 from pipeline.models.identity import PROBE, ModelIdentity, PredictConfig, encoder_of
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress
@@ -174,7 +174,7 @@ class Evaluation:
 
     def head(self, model: str) -> str:
         """Returns the path of the head of a frozen encoder, by the model's name."""
-        if metadata_of_entry(model) or not self.fit:
+        if encoder_of_head(model) or not self.fit:
             return encoder_of(model)
         return self.store.path(head_file(model, *self.fit))
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
-from pipeline.models.identity import PROBE, Preprocessing, encoder_of
+from pipeline.models.identity import Preprocessing, encoder_of
 from pipeline.storage.files import files_of
 from pipeline.storage.store import FileDigest, Store
 from transforms.hashing import fingerprint, text_bytes
@@ -190,12 +190,12 @@ def metadata_of_entry(entry: str) -> TrainedOn | None:
 
 
 def encoder_of_head(entry: str) -> str:
-    """Returns the encoder's entry, `probe:ENTRY`, of a head in a file, `probe:FILE`; "" for others.
+    """Returns the entry of the encoder whose head is in a file, `probe:FILE`; "" for other entries.
 
     Raises the errors of `read_metadata`.
     """
     trained = metadata_of_entry(entry) if encoder_of(entry) else None
-    return f"{PROBE}{trained.pretrained}" if trained else ""
+    return trained.pretrained or "" if trained and trained.method != "train" else ""
 
 
 def head_file(model: str, split: str, holdout: float, variant: str = "original") -> str:

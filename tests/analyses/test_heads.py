@@ -27,7 +27,7 @@ BOTH = ("--models", f"probe:{NAME},knn:{NAME}", "--holdout", 0.5, "--pictures", 
 
 @pytest.fixture(scope="module")
 def evaluated(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset on which a probe and nearest neighbours were evaluated. Tests must not change it."""
+    """A dataset on which a probe and neighbours were evaluated. Tests must not change it."""
     output = Path(shutil.copytree(three_draws, tmp_path_factory.mktemp("heads") / "out"))
     run_in9("evaluate", "--dataset", output, *BOTH)
     return output
@@ -120,14 +120,14 @@ def test_a_second_run_does_nothing_and_a_lost_head_is_fitted_from_stored_feature
     before = {name: head_in(copied, name) for name in ("probe", "knn")}
     command = ("evaluate", "--dataset", copied, *BOTH)
     run_here(*command)
-    assert "0 pictures" in capsys.readouterr().out
+    assert "nothing to do: everything is up to date" in capsys.readouterr().out
     for file in copied.glob("models/*/original.safetensors"):
         file.unlink()
     run_here(*command)
     for name, head in before.items():
         assert all((head_in(copied, name)[key] == value).all() for key, value in head.items())
     # Features of the fit and of the grid are kept, and so are predictions.
-    assert "0 pictures" in capsys.readouterr().out
+    assert "nothing to do: everything is up to date" in capsys.readouterr().out
 
 
 def test_the_head_of_train_is_that_of_evaluate(copied: Path) -> None:
@@ -190,6 +190,6 @@ def test_an_encoder_in_memory_gives_the_figures_of_the_command(evaluated: Path) 
     }
     for encoder in (network, features_of):
         found = in9.evaluate_model(evaluated, encoder, name="e", probe=True, holdout=0.5)
-        assert {name: of.value for name, of in found.accuracy.items()} == pytest.approx(figures)
+        assert {name: of[0] for name, of in found.accuracy.items()} == pytest.approx(figures)
         assert found.summary.trained
         assert found.summary.trained.method == "probe"
