@@ -122,6 +122,8 @@ setup(
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.11",
+            # A reference for nearest neighbours.
+            "scikit-learn>=1.4",
             "webdataset>=1.0.2",
             *sorted({line for lines in EXTRAS.values() for line in lines}),
         ],

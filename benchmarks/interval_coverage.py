@@ -122,6 +122,7 @@ class Design:
             pairs=PicturePairs.from_units(
                 everyone,
                 both.reshape(2 * draws, images),
+                np.ones((2 * draws, images), bool),
                 list(itertools.product(range(draws), range(draws, 2 * draws))),
             ),
             alone=Roles.from_units(

@@ -205,10 +205,10 @@ class Gap:
     """BG-Gap: the accuracy on mixed_same less the accuracy on mixed_rand.
 
     Attributes:
-      gap: mean gap over replicates, a fraction in [-1, 1].
+      gap: gap over the pictures of all replicates, a fraction in [-1, 1].
       low, high: two-way 95 % interval of the gap, over foregrounds, or their groups, and
         backgrounds.
-      mixed_same, mixed_rand: mean accuracies over replicates, fractions.
+      mixed_same, mixed_rand: accuracies on the pictures of all replicates, fractions.
       seed_sd: standard deviation of the replicates' gaps, which shows the effect of the pairing's
         seed; None with one replicate.
       smallest: smallest true gap whose interval excludes 0 in 8 of 10 draws of images
@@ -242,37 +242,47 @@ def gaps_of_pictures(correct: Correct | Floats, is_same: Correct) -> tuple[Float
     return same - rand, (correct - means) / np.where(is_same, is_same.sum(), -(~is_same).sum())
 
 
-def bg_gap(mixed_same: Correct, mixed_rand: Correct, roles: Roles) -> Gap:
+def sd_of_draws(correct: Correct | Floats, is_same: Correct, draws: Counts) -> Floats | None:
+    """Computes BG-Gap's standard deviation over draws of backgrounds: (...) float64.
+
+    The arguments are those of `gaps_of_pictures`, and (p,) int64, the draw of each picture; each
+    draw has pictures of both variants. None with one draw.
+
+    >>> is_same, draws = np.asarray([True, False, True, False]), np.asarray([0, 0, 1, 1])
+    >>> sd_of_draws(np.asarray([1.0, 0.0, 0.5, 0.5]), is_same, draws).round(4)
+    np.float64(0.7071)
+    """
+    of_draws = [draws == draw for draw in np.unique(draws)]
+    if len(of_draws) < 2:
+        return None
+    # Unlike indexing, `compress` gives contiguous rows, so sums are rounded as those of one row.
+    gaps = [
+        np.compress(one & is_same, correct, axis=-1).mean(axis=-1)
+        - np.compress(one & ~is_same, correct, axis=-1).mean(axis=-1)
+        for one in of_draws
+    ]
+    return np.asarray(np.stack(gaps, axis=-1).std(axis=-1, ddof=1), np.float64)
+
+
+def bg_gap(correct: Correct, is_same: Correct, draws: Counts, roles: Roles) -> Gap:
     """Computes BG-Gap with its interval (paper section 3).
 
     Args:
-      mixed_same, mixed_rand: (replicates, n) bool, whether each foreground is recognised on its
-        background of that replicate.
-      roles: units of all these pictures' foregrounds and backgrounds, and their paired differences:
-        mixed_same first, then mixed_rand, replicate after replicate.
-
-    Raises:
-      ValueError: arrays have different shapes.
+      correct, is_same, draws: those of `sd_of_draws`, with (p,) answers.
+      roles: units of the pictures' foregrounds and backgrounds, and their paired differences.
     """
-    pictures = mixed_same.size + mixed_rand.size
-    if mixed_same.shape != mixed_rand.shape or pictures != len(roles.foregrounds):
-        raise ValueError(
-            f"{mixed_same.shape} and {mixed_rand.shape} answers for {len(roles.foregrounds)} "
-            "pictures"
-        )
-    correct = np.concatenate([mixed_same, mixed_rand]).ravel()
-    gap, contributions = gaps_of_pictures(correct, np.arange(pictures) < mixed_same.size)
+    gap, contributions = gaps_of_pictures(correct, is_same)
     spread = roles.spread(contributions)
     low, high = difference_interval(gap, spread)
-    by_replicate = mixed_same.mean(axis=1) - mixed_rand.mean(axis=1)
+    seed_sd = sd_of_draws(correct, is_same, draws)
     return Gap(
         gap=float(gap),
         low=float(low),
         high=float(high),
         smallest=float(smallest_difference(gap, spread)),
-        mixed_same=float(mixed_same.mean()),
-        mixed_rand=float(mixed_rand.mean()),
-        seed_sd=float(by_replicate.std(ddof=1)) if len(mixed_same) > 1 else None,
+        mixed_same=float(correct[is_same].mean()),
+        mixed_rand=float(correct[~is_same].mean()),
+        seed_sd=None if seed_sd is None else float(seed_sd),
     )
 
 
@@ -324,18 +334,6 @@ def compare_gaps(correct: Correct | Floats, is_same: Correct, roles: Roles) -> C
         difference_high=high[1, 1:],
         p_adjusted=holm(p_value(estimates, spread)[1, 1:]),
     )
-
-
-def sd_of_draws(correct: Correct | Floats) -> Floats:
-    """Computes BG-Gap's standard deviation over at least two draws of backgrounds: (k,) float64.
-
-    `correct` is (k, 2 * draws, n) of k renderings, in which the draws of `mixed_same` come first.
-
-    >>> sd_of_draws(np.asarray([[[1.0, 1.0], [0.5, 0.5], [0.0, 0.0], [0.5, 0.5]]])).round(4)
-    array([0.7071])
-    """
-    same, rand = np.split(correct.mean(axis=-1), 2, axis=1)
-    return np.asarray((same - rand).std(axis=1, ddof=1), np.float64)
 
 
 def thirds(values: Floats) -> NDArray[np.int64]:

@@ -44,20 +44,25 @@ class PicturePairs:
 
     @classmethod
     def from_units(
-        cls, foregrounds: Units, backgrounds: Units, draws: Sequence[tuple[int, int]]
+        cls,
+        foregrounds: Units,
+        backgrounds: Units,
+        usable: NDArray[np.bool_],
+        draws: Sequence[tuple[int, int]],
     ) -> PicturePairs:
         """Pairs up the pictures of each foreground.
 
         Args:
           foregrounds: (n,) unit of each image whose foreground is shown.
           backgrounds: (draws, n) unit of the background that each foreground has in each draw.
+          usable: (draws, n) bool, whether each picture may be paired.
           draws: the pairs of draws to compare. Two pictures whose backgrounds belong to the same
             unit are not paired, because the same picture drawn twice would always count as a stable
             prediction.
         """
         draw_pairs = np.asarray(draws, np.int64).reshape(-1, 2)
         differ = backgrounds[draw_pairs[:, 0]] != backgrounds[draw_pairs[:, 1]]
-        images, compared = np.nonzero(differ.T)
+        images, compared = np.nonzero((differ & usable[draw_pairs].all(axis=1)).T)
         chosen = draw_pairs[compared].T
         n = len(foregrounds)
         counts = np.bincount(images, minlength=n)

@@ -116,15 +116,17 @@ def bootstrap_means(
 
     Args:
       sums: (units, columns) sum of each unit's values, with a column for each quantity.
-      sizes: (units,) number of values in each sum.
+      sizes: number of values in each sum: (units,) if it is the same in all columns, else (units,
+        columns).
       hashes: (units,) uint64, keyed hashes that decide how often each unit is drawn.
 
     Returns:
-      (resamples, columns) float64, the means. Resamples that draw no unit at all are left out. The
+      (resamples, columns) float64, the means. Resamples that draw no value of a column are left
+      out. The
       memory for weights does not grow with the number of units.
     """
     # The sizes are summed like the other columns, because they divide the sums.
-    values = np.column_stack([sums, sizes])
+    values, columns = np.column_stack([sums, sizes]), sums.shape[1]
     totals = np.zeros((resamples, values.shape[1]))
     units = max(1, min(len(hashes), _BLOCK // 16))
     rows = _BLOCK // units
@@ -134,8 +136,8 @@ def bootstrap_means(
             block = slice(unit, unit + units)
             weights = poisson_weights(substreams(hashes[block], chosen))
             totals[chosen.start : chosen.stop] += weights @ values[block]
-    drawn = totals[totals[:, -1] > 0]
-    return drawn[:, :-1] / drawn[:, -1:]
+    drawn = totals[(totals[:, columns:] > 0).all(axis=1)]
+    return drawn[:, :columns] / drawn[:, columns:]
 
 
 def bootstrap_interval(
@@ -151,17 +153,23 @@ def bootstrap_interval(
     88 % with 20 and 67 % with 10.
 
     Args:
-      values: (n, columns) values, such as differences of two models on the same pictures.
+      values: (n, columns) values, such as differences of two models on the same pictures; NaN for
+        one that is not known. Each column has some.
       units: (n,) unit of each row; rows of one unit are resampled together.
 
     Returns:
       (low, high), with an entry for each column. They are the mean if it is the same in all units.
     """
     names, unit_of = np.unique(np.asarray(units, object), return_inverse=True)
-    sums = np.stack([np.bincount(unit_of, column, len(names)) for column in values.T], axis=1)
-    sizes = np.bincount(unit_of, minlength=len(names)).astype(np.float64)
+    known = ~np.isnan(values)
+    sums, sizes = (
+        np.stack([np.bincount(unit_of, column, len(names)) for column in each.T], axis=1).astype(
+            np.float64
+        )
+        for each in (np.where(known, values, 0.0), known[:, :1] if known.all() else known)
+    )
     hashes = keyed_hashes(0, "bootstrap", names)
-    means = bootstrap_means(sums.astype(np.float64), sizes, hashes, resamples=resamples)
+    means = bootstrap_means(sums, sizes, hashes, resamples=resamples)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     return low, high
 

@@ -14,7 +14,7 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +30,14 @@ from pipeline.dataset.reading import DatasetReader
 from pipeline.dataset.records import write_table
 from pipeline.display.table import interval
 from pipeline.errors import JobError, UsageError, one_line, refuse_first
-from pipeline.evaluate.planned import Evaluation
-from pipeline.evaluate.predict_shards import PredictShards, RowsScorer, Scorer
+from pipeline.evaluate.features import HeadPlan, encode, features_in
+from pipeline.evaluate.planned import Evaluation, refuse_no_fit, split_to_fit
+from pipeline.evaluate.predict_shards import PredictShards, RowsScorer, Scorer, ShardPictures
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, predictions_in_table
 from pipeline.evaluate.summaries import summarize
 from pipeline.evaluate.summary import TABLES, Summary
 from pipeline.models.answers import AS_STORED, CALLED, AnswersWriter, GivenAnswers
+from pipeline.models.checkpoint import TrainedOn
 from pipeline.models.identity import CPU_BATCH, ModelIdentity, PredictConfig
 from pipeline.report.write import write_results
 from pipeline.runtime.custom_functions import call_own
@@ -133,6 +135,8 @@ def evaluate_model(
     preprocessing: Mapping[str, object] | None = None,
     batch_size: int | None = None,
     store: bool = False,
+    probe: bool = False,
+    holdout: float = 0.0,
 ) -> EvaluatedModel:
     """Evaluates a model on all pictures of a dataset, without Beam.
 
@@ -156,11 +160,14 @@ def evaluate_model(
       batch_size: number of pictures in a batch, at least 1; None for that of `in9 evaluate`.
       store: whether to store predictions, as the model `call:NAME`, in place of an earlier one of
         the name, and to write tables and page. If that fails, the call warns, and returns.
+      probe: whether `predict` is a frozen encoder, which returns (n, width) features. A linear
+        probe is then fitted on them, on the split train or on what `holdout` leaves.
+      holdout: share of the images to test on, as for `in9 evaluate`; 0 for all.
 
     Raises:
-      UsageError: the folder holds no finished dataset, the split no pictures, an argument has a
-        value that is not allowed, `predict` returns something else or is a function with
-        `preprocessing`, or the module cannot be copied.
+      UsageError: the folder holds no finished dataset, the split no pictures, or none to fit a
+        probe on, an argument has a value that is not allowed, `predict` returns something else
+        or is a function with `preprocessing`, or the module cannot be copied.
       TypeError: `predict` is neither a function nor a module.
       ValueError: the number of outputs fits neither the classes nor the superclasses.
       JobError, ModelError: a picture cannot be decoded, a setting of `preprocessing` is wrong, or
@@ -179,14 +186,17 @@ def evaluate_model(
     )
     folder = reader.dataset.store
     opened = Dataset.open(writing_store("dataset", folder.root) if store else folder)
-    total = sum(opened.pictures(reader.split, shard) for shard in opened.shards(reader.split))
     evaluation = Evaluation(
         store=opened.store,
         models=(CALLED + name,),
         split=reader.split,
         predict=PredictConfig(batch_size=batch_size),
         progress=Progress.for_store(opened.store),
+        holdout=holdout,
+        fit=split_to_fit(opened.config.split, reader.split, holdout),
     )
+    total = len(evaluation.rows(opened)) * len(evaluated_variants(opened))
+    plan = HeadPlan(opened, "original", *refuse_no_fit(name, evaluation.fit)) if probe else None
     refuse_first(
         {
             f"batch_size={batch_size!r} must be a whole number of at least 1": batch_size
@@ -199,19 +209,26 @@ def evaluate_model(
                 preprocessing, Mapping | None
             ),
             f"the split {reader.split} has no pictures": not total,
+            f"holdout={holdout!r} must be at least 0 and less than 1": not 0 <= holdout < 1,
         }
     )
     torch = sys.modules.get("torch")
     with live_bar(CALLED + name, total, "pictures") as advance:
+        if plan:
+            from pipeline.training.probe_fit import fit_head
         if torch and isinstance(predict, torch.nn.Module):
-            with _on_device(predict, preprocessing or {}, opened, evaluation) as (
-                identity,
-                predictor,
-            ):
-                return _evaluate(opened, evaluation, identity, predictor, advance, store=store)
+            with _on_device(predict, preprocessing or {}, opened, evaluation, plan) as on_device:
+                return _evaluate(opened, evaluation, *on_device, advance, store=store)
         if preprocessing is not None:
             raise UsageError("preprocessing is of modules; a function gets pictures as stored")
-        answers = _ask_all(predict, outputs, opened, evaluation, advance)
+        ask = partial(_ask_all, predict, outputs, evaluation=evaluation)
+        taxonomy, tested = opened.taxonomy, frozenset(row["key"] for row in evaluation.rows(opened))
+        pictures = [
+            ShardPictures(opened, reader.split, shard, variant, tested)
+            for shard in opened.shards(reader.split)
+            for variant in evaluated_variants(opened)
+        ]
+        answers = ask(pictures, advance=advance, taxonomy=None if plan else taxonomy)
         identity = ModelIdentity(
             name=answers.path,
             architecture=getattr(predict, "__name__", type(predict).__name__),
@@ -221,10 +238,22 @@ def evaluate_model(
             num_outputs=answers.num_outputs,
             answers=answers.kind,
         )
+        trained = None
+        if plan:
+            of_fit = ask(plan.sets(), advance=lambda _: None, taxonomy=None)
+            features = dict(
+                zip(plan.pictures, of_fit.on("original", [*plan.pictures]), strict=True)
+            )
+            trained = plan.trained_on(identity.name, identity, evaluation.predict)
+            state, trained = fit_head(plan, trained, features)
+            scores = answers.values @ state["weight"].numpy().T + state["bias"].numpy()
+            answers = dataclasses.replace(answers, values=scores)
+            identity = dataclasses.replace(identity, num_outputs=taxonomy.num_labels)
         return _evaluate(
             opened,
             evaluation,
             identity,
+            trained,
             RowsScorer(lambda pictures, keys: answers.on(str(pictures.variant), keys)),
             lambda _: None,
             store=store,
@@ -235,13 +264,15 @@ def _evaluate(
     dataset: Dataset,
     evaluation: Evaluation,
     identity: ModelIdentity,
+    trained: TrainedOn | None,
     scorer: Scorer,
     advance: Callable[[int], None],
     *,
     store: bool,
 ) -> EvaluatedModel:
     """Computes all statistics of a model's answers; also stores predictions if asked to."""
-    run, chunks = evaluation.describe(dataset, identity), dataset.shards(evaluation.split)
+    run = evaluation.describe(dataset, identity, trained)
+    chunks = dataset.shards(evaluation.split)
     work = PredictShards(dataset, run, reuse=False)
     outputs = work.run(scorer, chunks, chunks, lambda _, new, __: advance(new))
     tables = {one.chunk: one.table for one in outputs if one.is_complete}
@@ -280,28 +311,34 @@ def _evaluate(
 def _ask_all(
     predict: Predict,
     outputs: str | None,
-    dataset: Dataset,
+    pictures: Iterable[ShardPictures],
     evaluation: Evaluation,
     advance: Callable[[int], None],
+    *,
+    taxonomy: Taxonomy | None,
 ) -> GivenAnswers:
-    """Asks a function about all pictures, in the batches of `in9 evaluate` on a CPU."""
+    """Asks a function about pictures, in the batches of `in9 evaluate` on a CPU.
+
+    Answers are those of a model with this taxonomy; without one, they are features.
+    """
     writer, size = AnswersWriter(), evaluation.predict.batch_size or CPU_BATCH
-    shards = dataset.shards(evaluation.split)
-    for shard, variant in itertools.product(shards, evaluated_variants(dataset)):
-        with contextlib.closing(dataset.samples(evaluation.split, shard, variant)) as samples:
-            while batch := list(itertools.islice(samples, size)):
+    for one in pictures:
+        dataset, variant = one.dataset, str(one.variant)
+        with contextlib.closing(dataset.samples(one.split, one.shard, one.variant)) as samples:
+            wanted = (each for each in samples if one.keys is None or each.key in one.keys)
+            while batch := list(itertools.islice(wanted, size)):
                 pixels = np.stack([decode_image(sample.image) for sample in batch])
-                answers = _ask(predict, outputs, dataset.taxonomy, pixels)
-                writer.add(str(variant), [sample.key for sample in batch], answers)
+                answers = _ask(predict, outputs, taxonomy, pixels)
+                writer.add(variant, [sample.key for sample in batch], answers)
                 advance(len(batch))
     kind: AnswerKind = "scores" if answers.ndim == 2 else "output" if outputs else "label"
-    return writer.finish(evaluation.models[0], kind, dataset.taxonomy)
+    return writer.finish(evaluation.models[0], kind, taxonomy or imagenet9())
 
 
 def _ask(
     predict: Predict,
     outputs: str | None,
-    taxonomy: Taxonomy,
+    taxonomy: Taxonomy | None,
     pixels: NDArray[np.uint8],
 ) -> NDArray[Any]:
     """Asks a function, and returns its answers as `AnswersWriter.add` takes them.
@@ -325,11 +362,17 @@ def _ask(
         and len(answers) == len(pixels)
         and np.can_cast(answers.dtype, np.float32, "same_kind")
     ):
-        labels_of_outputs(answers.shape[1], taxonomy)
+        if taxonomy:
+            labels_of_outputs(answers.shape[1], taxonomy)
         scores = answers.astype(np.float32)
         if not np.isfinite(scores.max(axis=1)).all():
             raise UsageError("predict returned scores that are NaN or infinity as float32")
         return scores
+    if taxonomy is None:
+        raise UsageError(
+            f"predict returned {form} for {len(pixels)} pictures; a probe needs (n, width) real "
+            "features"
+        )
     # A duration is an integer to `np.issubdtype`.
     if answers.shape != (len(pixels),) or answers.dtype.kind not in "iu":
         raise UsageError(
@@ -403,10 +446,16 @@ def _on_device(
     preprocessing: Mapping[str, object],
     dataset: Dataset,
     evaluation: Evaluation,
-) -> Iterator[tuple[ModelIdentity, Predictor]]:
-    """Brings a copy of a module to its device, the module's own GPU or else the first."""
+    plan: HeadPlan | None,
+) -> Iterator[tuple[ModelIdentity, TrainedOn | None, Predictor]]:
+    """Brings a copy of a module to its device, the module's own GPU or else the first.
+
+    With a plan, the module is an encoder, and a probe is fitted on its features.
+    """
+    from pipeline.models.heads import attach
     from pipeline.models.predict import Predictor
     from pipeline.models.source import check_head, measured_model
+    from pipeline.training.probe_fit import fit_head
 
     (name,) = evaluation.models
     first = next(itertools.chain(module.parameters(), module.buffers()), None)
@@ -425,6 +474,13 @@ def _on_device(
             weights=name,
             module=copied,
         )
+        trained = None
+        if plan:
+            with contextlib.closing(Predictor(model, evaluation.predict, block=gpu)) as encoder:
+                features = plan.read(lambda pictures: features_in(encode(encoder, pictures)))
+            fitted_on = plan.trained_on(name, model, evaluation.predict)
+            state, trained = fit_head(plan, fitted_on, features)
+            model = attach(model, state, dataset.taxonomy.num_labels)
         check_head(model, dataset.taxonomy)
         with contextlib.closing(Predictor(model, evaluation.predict, block=gpu)) as predictor:
-            yield model.identity, predictor
+            yield model.identity, trained, predictor

@@ -100,7 +100,7 @@ def _list_sources(weights: str | None) -> None:
         print(f"  {name:<20}{'package installed' if PACKAGED.has_package(name) else advice}")
     print(f"{TIMM.text}: {len(TIMM.catalogue())} names with ImageNet weights")
     print(f"  {TIMM.form}")
-    for source in SOURCES.values():
+    for source in dict.fromkeys(SOURCES.values()):
         missing = " ".join(source.missing())
         state = f"pip install {missing}" if missing else "installed"
         print(f"{source.text} ({state})" if source.libraries else source.text)

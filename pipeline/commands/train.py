@@ -27,10 +27,11 @@ from pipeline.dataset.card import notes_of
 from pipeline.dataset.folder import Dataset, open_named
 from pipeline.dataset.manifest import reading_store, writing_store
 from pipeline.errors import TO_EVALUATE, JobError, UsageError, counted
+from pipeline.evaluate.features import HeadPlan
 from pipeline.jobs.publish import check_publishing, describe_published, publish
-from pipeline.models.checkpoint import SUFFIX, is_trained_here, read_metadata
+from pipeline.models.checkpoint import MODELS, SUFFIX, is_trained_here, read_metadata
 from pipeline.models.expand import DEFAULT_MODEL
-from pipeline.models.identity import PredictConfig, chosen_folder
+from pipeline.models.identity import PROBE, PredictConfig, chosen_folder
 from pipeline.models.registry import check_model
 from pipeline.report.write import describe_report, write_report
 from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused
@@ -40,7 +41,7 @@ from pipeline.storage.files import join
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.loop import LOG, MODEL, STATE, read_resumed, read_state_file, train
 from pipeline.training.network import check_architecture
-from pipeline.training.probe_fit import MODELS, Backbone, ProbePlan, fit_variant, probe_file
+from pipeline.training.probe_fit import Encoder
 from pipeline.training.train_plan import (
     TrainingFlags,
     TrainPlan,
@@ -152,21 +153,21 @@ def default_workers(device: str) -> int:
 def _fit_probe(flags: TrainFlags, dataset: Dataset, split: str, _: str | None) -> str:
     """Fits a linear probe; returns the entry of `--models` that evaluates it."""
     device, weights = choose_device(flags)[0], chosen_folder(flags.weights)
-    check_model(flags.arch, weights, needs_network=True)
+    check_model(PROBE + flags.arch, weights)
     torch.set_num_threads(usable_cores())
     started = time.monotonic()
-    backbone = Backbone(flags.arch, PredictConfig(device), dataset.store, weights)
-    plan = ProbePlan(dataset, flags.variant, split, flags.holdout)
-    folder, _, name = probe_file(backbone, plan).rpartition("/")
+    encoder = Encoder(flags.arch, PredictConfig(device), dataset.store, weights)
+    plan = HeadPlan(dataset, flags.variant, split, flags.holdout)
+    folder, _, name = encoder.path_of(plan).rpartition("/")
     with _locked_folder(flags.output, dataset, folder, [name]) as store:
-        checkpoint = fit_variant(backbone, plan, store, name)
+        checkpoint = encoder.fit(plan, store, name)
     if trained := read_metadata(checkpoint):
         print(
             f"{counted(len(trained.keys), 'picture')} of {flags.variant} in {split}; "
             f"penalty {describe_penalty(trained.settings['penalty'])}; "
             f"time: {duration(time.monotonic() - started)}"
         )
-    return f"{backbone.architecture}={checkpoint}"
+    return f"{PROBE}{checkpoint}"
 
 
 def plan_from_flags(
@@ -261,7 +262,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     names = flags.arch or (DEFAULT_MODEL if flags.probe else "resnet50",)
     for name in names:
         if flags.probe:
-            check_model(name, weights, needs_network=True)
+            check_model(PROBE + name, weights)
         else:
             check_architecture(name, pretrained=flags.pretrained, weights=weights)
     for note in notes_of(dataset.manifest):
@@ -291,10 +292,8 @@ def _trainers(plan: MatrixPlan, names: Sequence[str], flags: MatrixFlags) -> Ite
     # A generator, so that only one network is in memory at a time.
     for name in names:
         if flags.probe:
-            backbone = Backbone(
-                name, plan.predict, plan.dataset.store, chosen_folder(flags.weights)
-            )
-            yield ProbeTrainer(backbone, plan)
+            encoder = Encoder(name, plan.predict, plan.dataset.store, chosen_folder(flags.weights))
+            yield ProbeTrainer(encoder, plan)
         else:
             for seed in flags.seeds:
                 training = plan_from_flags(

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from pipeline.errors import LINE, escaped_line
 from pipeline.evaluate.results import Named
+from pipeline.models.identity import encoder_of
 from transforms.estimates import estimate_of
 
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -90,18 +91,20 @@ def names_of(models: Sequence[Named]) -> list[ShortName]:
 
 def _name(named: Named, *, with_folders: bool) -> ShortName:
     model = named.model
-    settings = named.name.removeprefix(model).strip()
+    entry = encoder_of(model) or model
+    # The head of an encoder is shown like a setting.
+    settings = f"{model.removesuffix(entry).rstrip(':')}{named.name.removeprefix(model)}".strip()
     if not named.title.startswith(model):  # It has a label.
         return ShortName(named.title, " ".join(named.evaluation.names))
-    kind, colon, name = model.partition(":")
-    if "=" in (kind if colon else model):
-        first, _, rest = model.partition("=")
+    kind, colon, name = entry.partition(":")
+    if "=" in (kind if colon else entry):
+        first, _, rest = entry.partition("=")
         rest = rest if with_folders else rest.rpartition("/")[2]
     elif colon:
         is_file = kind in ("onnx", "answers") and not with_folders
         first, rest = name.rpartition("/")[2] if is_file else name, kind
     else:
-        first, _, rest = model.partition(".")
+        first, _, rest = entry.partition(".")
     return ShortName(first, " ".join(filter(None, (rest, settings))))
 
 

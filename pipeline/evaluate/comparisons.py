@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import NormalDist
-from typing import Annotated, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from msgspec import Meta, Struct
@@ -35,7 +35,7 @@ from transforms.two_way import (
     share_interval,
     smallest_difference,
 )
-from transforms.variants import VariantName, draws_of
+from transforms.variants import MIXED, VariantName, draws_of
 
 BG_GAP = "bg_gap"
 """Name of BG-Gap in lists that otherwise hold variant names."""
@@ -49,30 +49,71 @@ _Row = TypeVar("_Row", bound=Struct)
 def gap_draws(
     variants: Iterable[VariantName],
 ) -> tuple[tuple[VariantName, ...], tuple[VariantName, ...]]:
-    """Returns the draws of `mixed_same` and those of `mixed_rand`, each empty if it has none."""
+    """Returns the draws of `mixed_same` and those of `mixed_rand` that are draws of both."""
     draws = draws_of(variants)
-    return draws.get("mixed_same", ()), draws.get("mixed_rand", ())
-
-
-def picture_roles(
-    bg_units: Mapping[VariantName, NDArray[np.int64]],
-    images: EvalImages,
-    variants: Iterable[VariantName],
-) -> Roles:
-    """Returns the sampling unit of each picture's foreground and background, by `bg_units`.
-
-    The variants are concatenated in order; the draws of each stand together. Pictures of an image
-    in the same draw of different variants are one paired difference.
-    """
-    names = list(variants)
-    foregrounds = np.tile(images.unit_numbers, len(names))
-    backgrounds = [bg_units[name] for name in names if name in bg_units]
-    differences = [np.arange(len(of) * len(images.keys)) for of in draws_of(names).values()]
-    return Roles.from_units(
-        foregrounds,
-        np.concatenate(backgrounds) if backgrounds else None,
-        np.concatenate(differences),
+    same, rand = draws.get("mixed_same", ()), draws.get("mixed_rand", ())
+    of_both = {name.draw for name in same} & {name.draw for name in rand}
+    return (
+        tuple(name for name in same if name.draw in of_both),
+        tuple(name for name in rand if name.draw in of_both),
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pictures:
+    """The p pictures behind a quantity: those of some variants, draws included, that count.
+
+    Pictures of an image in the same draw of different variants are one paired difference, which
+    counts if each of them does (`EvalImages.counts`).
+
+    Attributes:
+      names: the variants; their pictures are concatenated in this order.
+      chosen: (p,) int64, positions of the pictures that count among all.
+      images: (p,) int64, position of the image whose foreground each picture shows.
+      n: number of these images.
+      draws: (p,) int64, number of each picture's draw.
+      is_same: (p,) bool, whether each picture is of `mixed_same`.
+      roles: units of the pictures' foregrounds and backgrounds, and their paired differences.
+    """
+
+    names: tuple[VariantName, ...]
+    chosen: NDArray[np.int64]
+    images: NDArray[np.int64]
+    n: int
+    draws: NDArray[np.int64]
+    is_same: NDArray[np.bool_]
+    roles: Roles
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[VariantName],
+        images: EvalImages,
+        bg_units: Mapping[VariantName, NDArray[np.int64]],
+    ) -> Self:
+        """Finds the pictures of the tested images that count, by `Predictions.bg_units`."""
+        n = len(images.keys)
+        differences = np.concatenate([name.draw * n + np.arange(n) for name in names])
+        counts = np.concatenate([images.counts(name, bg_units) for name in names])
+        chosen = np.flatnonzero(~np.isin(differences, differences[~counts]))
+        backgrounds = [bg_units[name] for name in names if name in bg_units]
+        return cls(
+            tuple(names),
+            chosen,
+            images=chosen % n,
+            n=len(np.unique(chosen % n)),
+            draws=np.repeat([name.draw for name in names], n)[chosen],
+            is_same=np.repeat([name.base == "mixed_same" for name in names], n)[chosen],
+            roles=Roles.from_units(
+                np.tile(images.unit_numbers, len(names))[chosen],
+                np.concatenate(backgrounds)[chosen] if backgrounds else None,
+                differences[chosen],
+            ),
+        )
+
+    def of_variants(self, values: Mapping[VariantName, NDArray[Any]]) -> NDArray[Any]:
+        """Returns the values of the pictures, (p,), from (n,) values of each variant."""
+        return np.concatenate([values[name] for name in self.names])[self.chosen]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -169,6 +210,13 @@ class Sample(NamedTuple):
             share * min(images, roles.units),
         )
 
+    def with_pairs(self, holdout: float, variants: Iterable[VariantName]) -> Self:
+        """Expects the images with a pair of pictures for BG-Gap that counts under a holdout."""
+        share = 1 - (1 - holdout**2) ** len(gap_draws(variants)[0]) if holdout else 1.0
+        return type(self)(
+            share * self.images, self.groups and round(share * self.groups), share * self.units
+        )
+
     def __str__(self) -> str:
         images = counted(round(self.images), "image")
         return f"{images} in {counted(self.groups, 'group')}" if self.groups else images
@@ -178,6 +226,25 @@ class Sample(NamedTuple):
         images, scatter = round(self.images), np.asarray(_DIFFERING)
         spread = EstimateSpread(scatter / images, scatter, images, min(images, self.units))
         return float(smallest_difference(np.zeros(()), spread, confidence))
+
+
+def describe_counted(
+    holdout: float, counted: Iterable[tuple[str, int]], every: int, more: str = ""
+) -> Iterator[str]:
+    """Yields a line that says how many pictures, and pairs of them, count under a holdout.
+
+    `counted` are their numbers by quantity, of which those of mixed variants and BG-Gap are told.
+    """
+    numbers = {name: n for name, n in counted if name in (*MIXED, BG_GAP)}
+    parts = [
+        f"{n} of {every} " + (f"pairs of {GAP}" if name == BG_GAP else f"of {name}")
+        for name, n in numbers.items()
+    ]
+    if holdout and parts:
+        yield (
+            f"--holdout {holdout:g}: a mixed picture counts if its background is held out, too: "
+            f"{', '.join(parts)}{more}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -200,30 +267,25 @@ class ModelsOnSameImages:
     families: Sequence[Family] = ()
 
     @functools.cached_property
-    def draws(self) -> dict[str, tuple[VariantName, ...]]:
-        """The draws whose pictures enter each quantity, which is a variant or `bg_gap`."""
+    def pictures(self) -> dict[str, Pictures]:
+        """The pictures behind each quantity, which is a variant or `bg_gap`, if they count."""
         same, rand = gap_draws(self.variants)
-        return draws_of(self.variants) | ({BG_GAP: same + rand} if same and rand else {})
+        names = draws_of(self.variants) | ({BG_GAP: same + rand} if same and rand else {})
+        return {
+            quantity: Pictures.of(each, self.images, self.bg_units)
+            for quantity, each in names.items()
+        }
 
     @functools.cached_property
     def quantities(self) -> list[tuple[str, str]]:
         """(label rule, variant or `bg_gap`) of each quantity to compare; draws are pooled."""
         rules = dict.fromkeys(rule for one in self.summaries for rule in one.label_rules)
-        return [(rule, name) for rule in rules for name in self.draws]
-
-    def roles(self, quantity: str) -> Roles:
-        """Returns the units of the pictures behind a quantity, draws concatenated in order."""
-        return picture_roles(self.bg_units, self.images, self.draws.get(quantity, ()))
+        return [(rule, name) for rule in rules for name in self.pictures]
 
     def answers(self, subject: Subject, rule: str) -> list[Mapping[VariantName, Correct]]:
         """Returns which pictures each model of a subject recognises: variant -> (n,) bool."""
         positions = map(self.summaries.index, subject.members)
         return [self.correct[position].get(rule, {}) for position in positions]
-
-    def has(self, quantity: str, answers: Iterable[Mapping[VariantName, Correct]]) -> bool:
-        """Returns whether some models have predictions of all pictures behind a quantity."""
-        needed = self.draws.get(quantity, ())
-        return bool(needed) and all(name in one for one in answers for name in needed)
 
     def measure(
         self,
@@ -241,28 +303,30 @@ class ModelsOnSameImages:
         methods = [seeds for answers in known if (seeds := self.seeds(quantity, answers))]
         if len(methods) < len(known):
             return None
-        roles, is_share = self.roles(quantity), not others and quantity != BG_GAP
-        return measure(roles, len(self.images.keys), *methods, is_share=is_share)
+        pictures, is_share = self.pictures[quantity], not others and quantity != BG_GAP
+        return measure(pictures.roles, pictures.n, *methods, is_share=is_share)
 
     def seeds(
         self, quantity: str, answers: Sequence[Mapping[VariantName, Correct]]
     ) -> Seeds | None:
         """Returns a quantity of each of some models; None if one lacks predictions of it."""
-        needed = self.draws.get(quantity, ())
-        if not needed or not all(name in one for one in answers for name in needed):
+        pictures = self.pictures.get(quantity)
+        if pictures is None or not pictures.n:
             return None
-        values, r = zip(*(self._estimate(one, quantity) for one in answers), strict=True)
+        if not all(name in one for one in answers for name in pictures.names):
+            return None
+        values, r = zip(*(_estimate(one, pictures, quantity) for one in answers), strict=True)
         return Seeds(np.asarray(values), np.stack(r))
 
-    def _estimate(
-        self, correct: Mapping[VariantName, Correct], quantity: str
-    ) -> tuple[float | Floats, Floats]:
-        """Returns a quantity of a model, and the contribution of each picture."""
-        pooled = np.concatenate([correct[name] for name in self.draws[quantity]])
-        if quantity == BG_GAP:
-            of_same = len(gap_draws(self.variants)[0]) * len(self.images.keys)
-            return gaps_of_pictures(pooled, np.arange(len(pooled)) < of_same)
-        return pooled.mean(), (pooled - pooled.mean()) / len(pooled)
+
+def _estimate(
+    correct: Mapping[VariantName, Correct], pictures: Pictures, quantity: str
+) -> tuple[float | Floats, Floats]:
+    """Returns a quantity of a model, and the contribution of each picture."""
+    answers = pictures.of_variants(correct)
+    if quantity == BG_GAP:
+        return gaps_of_pictures(answers, pictures.is_same)
+    return answers.mean(), (answers - answers.mean()) / len(answers)
 
 
 def correct_by_rule(
@@ -377,7 +441,7 @@ def compare_models(
                         label_rule=rule,
                         variant=variant,
                         **by_pair[pair],
-                        n=len(models.images.keys),
+                        n=models.pictures[variant].n,
                         split=first.evaluation.split,
                         dataset=fingerprint,
                     )
@@ -413,7 +477,7 @@ def _differences(
     if len(known) < 2:
         return {}
     figures, contributions = map(np.concatenate, zip(*known.values(), strict=True))
-    roles = models.roles(quantity)
+    roles = models.pictures[quantity].roles
     sums, paired = roles.corrected(contributions), roles.paired(contributions)
     difference = np.concatenate([figure - figures[i + 1 :] for i, figure in enumerate(figures)])
     spreads = [

@@ -29,9 +29,16 @@ import apache_beam as beam
 from pipeline.dataset.folder import Dataset, refuse_empty_test
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError, UsageError, escaped_line
-from pipeline.evaluate.planned import AnalysisOfModel, PlannedAnalysis
-from pipeline.evaluate.results import FailedModel, ModelRun, note_failures, result_folder
-from pipeline.models.identity import KnownModels
+from pipeline.evaluate.planned import ENCODING, AnalysisOfModel, PlannedAnalysis
+from pipeline.evaluate.results import (
+    FailedModel,
+    ModelRun,
+    errors_by_model,
+    note_failures,
+    read_failures,
+    result_folder,
+)
+from pipeline.models.identity import KnownModels, encoder_of
 from pipeline.runtime.lock import locked, model_lock
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Tally, count, count_bytes, count_written, timed
@@ -164,6 +171,11 @@ class FindDone(_Step):
                 evaluation.refuse_unfit(self.dataset(), entry)
             except UsageError as error:
                 return FailedModel(block.order, entry, entry, str(error))
+        if encoder_of(entry) and not work.encodes:
+            dataset = self.dataset().manifest.fingerprint
+            failed, _ = read_failures(evaluation.store, dataset, ENCODING)
+            for name, why in errors_by_model(failed, [escaped_line(entry)]).items():
+                return FailedModel(block.order, entry, name, why)
         model = KnownModels(evaluation.store, evaluation.weights, work.taxonomy).load(entry)
         if model is None:
             return None
@@ -200,7 +212,9 @@ class RunModels(_Step):
             try:
                 with timed(work.stage):
                     model = stack.enter_context(
-                        in_memory(entry, evaluation, work.taxonomy, block.number)
+                        in_memory(
+                            entry, evaluation, work.taxonomy, block.number, encodes=work.encodes
+                        )
                     )
                 name = model.name
                 return [self._run(block, model, chunks)]

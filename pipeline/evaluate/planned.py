@@ -30,8 +30,8 @@ from pipeline.models.answers import (
     refuse_other_dataset,
     refuse_unfit,
 )
-from pipeline.models.checkpoint import TrainedOn, metadata_of_entry
-from pipeline.models.identity import ModelIdentity, PredictConfig
+from pipeline.models.checkpoint import TrainedOn, encoder_of_head, head_file, metadata_of_entry
+from pipeline.models.identity import PROBE, ModelIdentity, PredictConfig, encoder_of
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import convert
@@ -98,6 +98,7 @@ class Evaluation:
     hints: tuple[tuple[str, str], ...] = ()
     has_machines: bool = False
     holdout: float = 0.0
+    fit: tuple[str, float] | None = None
     pixel_cache: int | None = None
     allow_overlap: bool = False
     missing_answers: str = MISSING_ANSWERS[0]
@@ -171,16 +172,33 @@ class Evaluation:
                 missing=self.missing_answers,
             )
 
-    def describe(self, dataset: Dataset, model: ModelIdentity) -> ModelRun:
-        """Returns a printable description of a model and how it is run, which results record."""
+    def head(self, model: str) -> str:
+        """Returns the path of the head of a frozen encoder, by the model's name."""
+        if encoder_of_head(model) or not self.fit:
+            return encoder_of(model)
+        return self.store.path(head_file(model, *self.fit))
+
+    def describe(
+        self, dataset: Dataset, model: ModelIdentity, trained: TrainedOn | None = None
+    ) -> ModelRun:
+        """Returns a printable description of a model and how it is run, which results record.
+
+        Without `trained`, its checkpoint or that of its head says how it was trained.
+        """
         is_resized = model.preprocessing.fixed_size or self.predict.eval_input == "native"
         stored_size = dataset.manifest.config.segment.image_size
         input_size = model.preprocessing.input_size if is_resized else stored_size
-        trained = metadata_of_entry(model.name)
+        is_encoder = bool(encoder_of(model.name))
+        # A head that is still to be fitted has no metadata.
+        entry = PROBE + self.head(model.name) if is_encoder else model.name
+        trained = trained or metadata_of_entry(entry)
         run = pick(
             ModelRun,
             model,
             model=model.name,
+            num_outputs=dataset.taxonomy.num_labels if is_encoder else model.num_outputs,
+            features=model.features or UNSET,
+            fit=trained.fit if is_encoder and trained else UNSET,
             label=self.labels.get(model.name, UNSET),
             evaluate_version=EVALUATE_VERSION,
             evaluation=pick(EvaluationSettings, self.settings, input_size=input_size),
@@ -198,6 +216,25 @@ class Evaluation:
         return convert(escaped_texts(to_builtins(run)), ModelRun)
 
 
+def split_to_fit(splits: Sequence[str], split: str, holdout: float) -> tuple[str, float] | None:
+    """Returns `Evaluation.fit` for a test on a split, or on the share that is held out of it."""
+    if holdout:
+        return split, holdout
+    return ("train", 0.0) if "train" in splits and split != "train" else None
+
+
+def refuse_no_fit(name: str, fit: tuple[str, float] | None) -> tuple[str, float]:
+    """Returns `Evaluation.fit`; raises UsageError if it is None, because a model needs it."""
+    if fit is None:
+        raise UsageError(
+            f"{name}: its head must be fitted on pictures that are not tested: give --holdout 0.5, "
+            "or test on another split than train of a dataset that has one"
+        )
+    return fit
+
+
+ENCODING = "features"
+"""The stage that fits the heads of frozen encoders."""
 _PICTURES_OF_BLOCK = 1 << 13
 """Pictures in a block, unless `--gpus` says otherwise: about those of an output shard of the
 default size in the paper's variants. Each block loads its model anew."""
@@ -257,11 +294,13 @@ class PlannedAnalysis(abc.ABC):
       stage: name of the stage, under which time, progress, failures and counters are recorded.
       refuses_overlap: whether models that were trained on the tested images are refused.
       needs_network: whether the stage runs networks, so that answers in a file do not suffice.
+      encodes: whether frozen encoders run without their heads.
     """
 
     stage: ClassVar[str]
     refuses_overlap: ClassVar[bool] = False
     needs_network: ClassVar[bool] = True
+    encodes: ClassVar[bool] = False
 
     evaluation: Evaluation
     taxonomy: Taxonomy

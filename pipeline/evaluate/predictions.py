@@ -11,7 +11,7 @@ This module does not import Beam, so that readers of predictions start fast.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self, TypeVar
 
 import numpy as np
@@ -164,6 +164,7 @@ class EvalImages:
       units: n strings, the unit of resampling of each tested image: its group, or its key if it has
         no group.
       background_units: (m,) int64, the unit of each selected image, as a number.
+      held_out_units: the numbers of units that are held out; None if all images are tested.
     """
 
     keys: pa.Array
@@ -173,6 +174,7 @@ class EvalImages:
     background_labels: NDArray[np.int16]
     units: tuple[str, ...]
     background_units: NDArray[np.int64]
+    held_out_units: NDArray[np.int64] | None = None
 
     @classmethod
     def read(cls, dataset: Dataset, split: str, holdout: float = 0.0) -> Self:
@@ -189,6 +191,7 @@ class EvalImages:
         units = [group or key for group, key in zip(groups, keys, strict=True)]
         tested = held_out(units, holdout) if holdout else np.ones(len(units), np.bool_)
         labels = pool["label"].to_numpy().astype(np.int16)
+        numbers = np.unique(np.asarray(units, object), return_inverse=True)[1]
         return cls(
             keys=pa.array(keys, pa.string()),
             labels=labels,
@@ -196,7 +199,8 @@ class EvalImages:
             background_keys=pa.array(keys, pa.string()),
             background_labels=labels,
             units=tuple(units),
-            background_units=np.unique(np.asarray(units, object), return_inverse=True)[1],
+            background_units=numbers,
+            held_out_units=numbers[tested] if holdout else None,
         ).select(tested)
 
     def select(self, chosen: NDArray[np.bool_]) -> Self:
@@ -213,6 +217,21 @@ class EvalImages:
     def unit_numbers(self) -> NDArray[np.int64]:
         """(n,) int64, the unit of each tested image, numbered as in `background_units`."""
         return self.background_units[_positions(self.keys, self.background_keys)]
+
+    def counts(
+        self, variant: VariantName, bg_units: Mapping[VariantName, NDArray[np.int64]]
+    ) -> NDArray[np.bool_]:
+        """Returns which of a variant's pictures count, (n,) bool, by `Predictions.bg_units`.
+
+        All do, except under a holdout: a model may have been trained on the other images, so a
+        mixed picture counts only if its background, as its foreground, is held out. One that an
+        imported dataset does not name may be any.
+        """
+        return (
+            np.ones(len(self.keys), np.bool_)
+            if self.held_out_units is None or not variant.is_mixed
+            else np.isin(bg_units[variant], self.held_out_units)
+        )
 
     def positions(self, keys: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
         """Returns each key's position among the tested images; -1 for null or an unknown key."""

@@ -14,7 +14,8 @@ from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predict_shards import RowsScorer
 from pipeline.evaluate.results import ModelRun, read_results, result_file
-from pipeline.models.identity import KnownModels
+from pipeline.models.heads import with_head
+from pipeline.models.identity import KnownModels, encoder_of
 from pipeline.models.loader import PixelCache
 from pipeline.models.predict import Predictor, device_of, is_out_of_memory
 from pipeline.models.registry import load_model, source_of
@@ -41,12 +42,18 @@ _SHARED = threading.Event()
 
 @contextlib.contextmanager
 def in_memory(
-    entry: str, evaluation: Evaluation, taxonomy: Taxonomy, block: int = 0
+    entry: str,
+    evaluation: Evaluation,
+    taxonomy: Taxonomy,
+    block: int = 0,
+    *,
+    encodes: bool = False,
 ) -> Iterator[LoadedModel]:
     """Loads a model as soon as there is room for it; drops it when the context ends.
 
-    The block's number decides the device. Raises ModelError if the model cannot be loaded, or must
-    not be used, for example if its weights are not those of the dataset's earlier results.
+    The block's number decides the device. A frozen encoder gets its head, unless it `encodes`.
+    Raises ModelError if the model cannot be loaded, or must not be used, for example if its weights
+    are not those of the dataset's earlier results.
     """
     with _IN_MEMORY[_device(evaluation, block)], contextlib.ExitStack() as stack:
         # Frees the previous model, whose caller held it until its context ended.
@@ -56,14 +63,18 @@ def in_memory(
         try:
             with _LOADING:
                 model = load_model(entry, evaluation.weights, taxonomy)
+            identity = model.identity
+            if encoder_of(entry) and not encodes:
+                model = with_head(model, evaluation.head(model.name), taxonomy.num_labels)
             stack.callback(_drop, model)
-            check_head(model, taxonomy)
+            if not encodes:
+                check_head(model, taxonomy)
             if not evaluation.accept_new_weights:
                 _check_weights(model, evaluation)
         except (UsageError, JobError) as error:
             raise ModelError(str(error)) from error
         known = KnownModels(evaluation.store, evaluation.weights, taxonomy)
-        known.store_identity(entry, model.identity, source_of(entry).origin(entry, model))
+        known.store_identity(entry, identity, source_of(entry).origin(entry, model))
         yield model
 
 

@@ -150,6 +150,8 @@ class ModelRun(Named, frozen=True, kw_only=True):
         pictures of the dataset.
       label: the name that its user gave it, which tables show in place of its own.
       lab: whose results they are, if they are shown beside those of another of its name.
+      features: which outputs of a frozen encoder are its features.
+      fit: fingerprint of what the head of a frozen encoder was fitted on, and how.
     """
 
     evaluation: EvaluationSettings
@@ -165,6 +167,8 @@ class ModelRun(Named, frozen=True, kw_only=True):
     answers: AnswerKind = "scores"
     label: str | UnsetType = UNSET
     lab: str | UnsetType = UNSET
+    features: str | UnsetType = UNSET
+    fit: str | UnsetType = UNSET
 
     @property
     @override
@@ -184,9 +188,10 @@ class ModelRun(Named, frozen=True, kw_only=True):
         return super().folder + (f"+{safe_name(f'in {self.lab}')}" if self.lab else "")
 
     @property
-    def identity(self) -> tuple[str, str, dict[str, Any]]:
-        """Name, weights and preprocessing of the model, for the fingerprints of its results."""
-        return self.model, self.weights_sha256, dataclasses.asdict(self.preprocessing)
+    def identity(self) -> list[object]:
+        """Name, weights, preprocessing and fit of the model, for fingerprints of its results."""
+        fit = [self.fit] if self.fit else []
+        return [self.model, self.weights_sha256, dataclasses.asdict(self.preprocessing), *fit]
 
 
 class PicturesResult(ModelRun, frozen=True, kw_only=True):

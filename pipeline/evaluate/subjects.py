@@ -60,7 +60,7 @@ def family_rows(fingerprint: str, compared: Iterable[ModelsOnSameImages]) -> Ite
                 ci_high=high,
                 further_low=further_low,
                 further_high=further_high,
-                n=len(models.images.keys),
+                n=models.pictures[quantity].n,
                 members="; ".join(one.name for one in family.members),
                 dataset=fingerprint,
             )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.comparisons import gap_draws, picture_roles
+from pipeline.evaluate.comparisons import Pictures, gap_draws
 from pipeline.evaluate.predictions import (
     PROBED_VARIANT,
     EvalImages,
@@ -86,19 +86,17 @@ def summary_rows(
 class _PooledDraws:
     """The predictions on all draws (replicates) of a variant, concatenated.
 
-    There are p pictures, one for each tested image and draw.
-
     Attributes:
-      images: (p,) int64, position of the image whose foreground each picture shows.
+      draws: number of draws.
+      pictures: the p pictures that count.
       labels, predicted: (p,) int16, true and predicted labels.
     """
 
     variant: str
-    draws: tuple[VariantName, ...]
-    images: NDArray[np.int64]
+    draws: int
+    pictures: Pictures
     labels: NDArray[np.int16]
     predicted: NDArray[np.int16]
-    roles: Roles
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -108,47 +106,34 @@ class _PooledDraws:
     def accuracy(
         self, chosen: NDArray[np.bool_] | NDArray[np.int64], confidence: float = CONFIDENCE
     ) -> Accuracy:
-        """Computes the accuracy on pictures chosen by a mask or by positions."""
-        roles = self.roles.select(chosen)
-        return measure_accuracy(self.correct[chosen], roles, self.images[chosen], confidence)
+        """Computes the accuracy, its interval, and the numbers of images and pictures.
+
+        The pictures, which may share foregrounds or backgrounds, are chosen by a mask or positions.
+        """
+        correct, roles = self.correct[chosen], self.pictures.roles.select(chosen)
+        pictures, hits = len(correct), int(correct.sum())
+        low, high = wilson_of_pictures(correct, roles, confidence)
+        return Accuracy(
+            n=len(np.unique(self.pictures.images[chosen])),
+            pictures=pictures,
+            correct=hits,
+            accuracy=hits / pictures if pictures else None,
+            ci_low=low,
+            ci_high=high,
+        )
 
 
 def _pool_draws(predictions: Predictions, images: EvalImages) -> Iterator[_PooledDraws]:
     """Returns the pooled draws of each variant that has predictions."""
-    return (
-        _PooledDraws(
-            variant=variant,
-            draws=draws,
-            images=np.tile(np.arange(len(predictions.labels)), len(draws)),
-            labels=np.tile(predictions.labels, len(draws)),
-            predicted=np.concatenate([predictions.predicted[name] for name in draws]),
-            roles=picture_roles(predictions.bg_units, images, draws),
+    for variant, draws in draws_of(predictions.predicted).items():
+        pictures = Pictures.of(draws, images, predictions.bg_units)
+        yield _PooledDraws(
+            variant,
+            len(draws),
+            pictures,
+            labels=predictions.labels[pictures.images],
+            predicted=pictures.of_variants(predictions.predicted),
         )
-        for variant, draws in draws_of(predictions.predicted).items()
-    )
-
-
-def measure_accuracy(
-    correct: NDArray[np.bool_],
-    roles: Roles,
-    images: NDArray[np.integer],
-    confidence: float = CONFIDENCE,
-) -> Accuracy:
-    """Computes an accuracy, its interval, and the numbers of images and pictures.
-
-    `correct`, (p,) bool, is whether each prediction is right, and `images`, (p,) integers, the
-    image whose foreground each picture shows. Pictures may share foregrounds or backgrounds.
-    """
-    pictures, hits = len(correct), int(correct.sum())
-    low, high = wilson_of_pictures(correct, roles, confidence)
-    return Accuracy(
-        n=len(np.unique(images)),
-        pictures=pictures,
-        correct=hits,
-        accuracy=hits / pictures if pictures else None,
-        ci_low=low,
-        ci_high=high,
-    )
 
 
 def _accuracy(
@@ -156,14 +141,17 @@ def _accuracy(
 ) -> Iterator[AccuracyRow]:
     for pooled in _pool_draws(predictions, images):
         confusion = confusion_matrix(pooled.labels, pooled.predicted, taxonomy.num_labels)
-        by_draw = [predictions.correct(name).mean() for name in pooled.draws if len(pooled.labels)]
+        by_draw = [
+            pooled.correct[pooled.pictures.draws == draw].mean()
+            for draw in np.unique(pooled.pictures.draws)
+        ]
         yield pick(
             AccuracyRow,
             pooled.accuracy(np.arange(len(pooled.labels))),
             label_rule=rule,
             variant=pooled.variant,
             chance=constant_accuracy(pooled.labels),
-            replicates=len(pooled.draws),
+            replicates=pooled.draws,
             seed_sd=float(np.std(by_draw, ddof=1)) if len(by_draw) > 1 else None,
             class_mean_accuracy=class_mean_accuracy(confusion) if confusion.any() else None,
             outside=int(confusion[:, -1].sum()),
@@ -174,26 +162,25 @@ def _gaps(
     rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
 ) -> Iterator[GapRow]:
     same_draws, rand_draws = gap_draws(predictions.predicted)
-    if not same_draws or not rand_draws or not len(images.keys):
+    if not same_draws or not rand_draws:
         return
-    same, rand = (
-        np.stack([predictions.correct(name) for name in draws])
-        for draws in (same_draws, rand_draws)
-    )
-    roles = picture_roles(predictions.bg_units, images, [*same_draws, *rand_draws])
-    gap = bg_gap(same, rand, roles)
+    pictures = Pictures.of([*same_draws, *rand_draws], images, predictions.bg_units)
+    if not pictures.n:
+        return
+    correct = pictures.of_variants(predictions.predicted) == predictions.labels[pictures.images]
+    gap = bg_gap(correct, pictures.is_same, pictures.draws, pictures.roles)
     yield GapRow(
         label_rule=rule,
         gap=gap.gap,
         ci_low=gap.low,
         ci_high=gap.high,
         smallest_gap=gap.smallest,
-        n=len(images.keys),
+        n=pictures.n,
         mixed_same=gap.mixed_same,
         mixed_rand=gap.mixed_rand,
-        replicates=len(same),
+        replicates=len(same_draws),
         seed_sd=gap.seed_sd,
-        units=roles.units,
+        units=pictures.roles.units,
     )
 
 
@@ -214,7 +201,8 @@ def _flips(
         if not draw_pairs:
             continue
         bg_units = np.stack([predictions.bg_units[name] for name in names])
-        pairs = PicturePairs.from_units(images.unit_numbers, bg_units, draw_pairs)
+        counts = np.stack([images.counts(name, predictions.bg_units) for name in names])
+        pairs = PicturePairs.from_units(images.unit_numbers, bg_units, counts, draw_pairs)
         flips = flip_rate(np.stack([predictions.predicted[name] for name in names]), pairs)
         if flips is not None:
             yield FlipRow(
@@ -257,7 +245,7 @@ def _per_class(
 ) -> Iterator[ClassRow]:
     for pooled in _pool_draws(predictions, images):
         confusion = confusion_matrix(pooled.labels, pooled.predicted, taxonomy.num_labels)
-        adjusted = class_p_values(pooled.labels, pooled.correct, pooled.roles)
+        adjusted = class_p_values(pooled.labels, pooled.correct, pooled.pictures.roles)
         for label, row in enumerate(confusion):
             if row.any():
                 yield pick(
@@ -294,19 +282,20 @@ def _decomposition(
     # As in the paper, each image belongs to exactly one kind, so only the first draw of mixed_rand
     # is used.
     needed = (ORIGINAL, VariantName("mixed_rand"), ONLY_BG_T)
-    total = len(images.keys)
-    if not total or not all(variant in predictions.predicted for variant in needed):
+    if not all(variant in predictions.predicted for variant in needed):
         return
-    kinds = decompose(*(predictions.correct(variant) for variant in needed))
-    roles = picture_roles(predictions.bg_units, images, needed[1:2])
+    pictures = Pictures.of(needed[1:2], images, predictions.bg_units)
+    if not pictures.n:
+        return
+    kinds = decompose(*(predictions.correct(variant)[pictures.images] for variant in needed))
     for kind, n in zip(KINDS, np.bincount(kinds, minlength=len(KINDS)).tolist(), strict=True):
-        low, high = wilson_of_pictures(kinds == KINDS.index(kind), roles)
+        low, high = wilson_of_pictures(kinds == KINDS.index(kind), pictures.roles)
         yield DecompositionRow(
             label_rule=rule,
             kind=kind,
             n=n,
-            images=total,
-            share=n / total,
+            images=pictures.n,
+            share=n / pictures.n,
             ci_low=low,
             ci_high=high,
         )
@@ -318,7 +307,7 @@ def _groups(
     for pooled in _pool_draws(predictions, images):
         if pooled.variant not in MIXED:
             continue
-        bg_labels = np.concatenate([predictions.bg_labels[name] for name in pooled.draws])
+        bg_labels = pooled.pictures.of_variants(predictions.bg_labels)
         all_groups = groups(pooled.labels, bg_labels, taxonomy.num_labels)
         accuracies = [pooled.accuracy(group.pictures) for group in all_groups]
         # A group has pictures, so that it has an accuracy.
@@ -353,11 +342,12 @@ def _sizes(
     buckets = np.full(len(known), -1, np.int64)
     buckets[known] = size_buckets(images.fg_fraction[known])
     for pooled in _pool_draws(predictions, images):
-        for bucket in np.unique(buckets[known]).tolist():
+        of_pictures = buckets[pooled.pictures.images]
+        for bucket in np.unique(of_pictures[of_pictures >= 0]).tolist():
             low, high = SIZE_EDGES[bucket], SIZE_EDGES[bucket + 1]
             yield pick(
                 SizeRow,
-                pooled.accuracy(buckets[pooled.images] == bucket),
+                pooled.accuracy(of_pictures == bucket),
                 label_rule=rule,
                 variant=pooled.variant,
                 bucket=f"{low:g}-{high:g}",

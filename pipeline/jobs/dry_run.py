@@ -25,7 +25,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import ACCEPTED, ShardCounts
 from pipeline.errors import JobError, counted
-from pipeline.evaluate.comparisons import Sample
+from pipeline.evaluate.comparisons import BG_GAP, Sample
 from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.evaluate.predict_shards import Scorer, ShardPictures
 from pipeline.evaluate.predictions import EvalImages
@@ -389,8 +389,13 @@ def _print_analyses(
         )
     elif gate and gate.conditions:
         level = level_of(max(1, len(gate.subjects) * len(gate.conditions)))
+        judged = (
+            sample.with_pairs(evaluation.holdout, dataset.variants)
+            if any(one.measure == BG_GAP for one in gate.conditions)
+            else sample
+        )
         print(
-            f"--fail_if: true values within about {100 * sample.smallest(level):.1f} points of a "
+            f"--fail_if: true values within about {100 * judged.smallest(level):.1f} points of a "
             f"limit will often stay open, with {100 * level:.4g} % intervals"
         )
     pictures = {}

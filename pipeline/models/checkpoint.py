@@ -17,10 +17,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError
-from pipeline.models.identity import Preprocessing
+from pipeline.models.identity import Preprocessing, encoder_of
 from pipeline.storage.files import files_of
 from pipeline.storage.store import FileDigest, Store
-from transforms.hashing import text_bytes
+from transforms.hashing import fingerprint, text_bytes
 from transforms.limits import load_json
 from transforms.taxonomy import Taxonomy
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 FORMAT = "imagenet9 checkpoint"
 FORMAT_VERSION = 1
 SUFFIX = ".safetensors"
+MODELS = "models"
+"""Folder of a dataset that holds the checkpoints trained on it."""
 
 _NOTE, _KEYS = "in9", "in9_keys"
 _LENGTH_BYTES = 8
@@ -46,15 +48,17 @@ class TrainedOn:
     """Training metadata of a checkpoint.
 
     Attributes:
-      architecture: timm's name of the architecture, as in `--models ARCH=FILE`.
+      architecture: timm's name of the architecture, as in `--models ARCH=FILE`; that of the encoder
+        if the checkpoint is a head.
       variant: variant that the model was trained on, or `in9l`.
       classes: `digest_of_classes` of the taxonomy, which gives the outputs their meaning.
       keys: keys of the training images, sorted; a mixed picture counts by the key of its
         foreground.
-      method: `train` or `probe`.
-      epochs: number of epochs, None for a probe.
+      method: `train`, or for a head `probe` or `knn`.
+      epochs: number of epochs, None for a head.
       holdout: share of the split that was held out, 0 if nothing was.
-      pretrained: weights that the training started from, None for random weights.
+      pretrained: weights that the training started from, None for random weights; for a head the
+        encoder's entry of `--models`.
       settings: further settings of the method, JSON-serialisable.
     """
 
@@ -77,6 +81,15 @@ class TrainedOn:
     def keys_digest(self) -> str:
         """Hexadecimal SHA-256 of the keys, joined by newlines."""
         return hashlib.sha256(_joined(self.keys)).hexdigest()
+
+    @property
+    def fit(self) -> str:
+        """Fingerprint of what decides a head: all but its dataset's other pictures."""
+        settings = {name: value for name, value in self.settings.items() if name != "penalty"}
+        return fingerprint(
+            dataclasses.asdict(dataclasses.replace(self, dataset="", keys=(), settings=settings)),
+            self.keys_digest,
+        )
 
 
 def digest_of_classes(taxonomy: Taxonomy) -> str:
@@ -166,14 +179,33 @@ def is_trained_here(path: str) -> bool:
 
 
 def metadata_of_entry(entry: str) -> TrainedOn | None:
-    """Reads the training metadata of an `ARCH=FILE` entry of `--models`.
+    """Reads the training metadata of an entry of `--models`, `ARCH=FILE` or `probe:FILE`.
 
     Returns None for other entries, or if the file is missing or has no metadata. Raises the errors
     of `read_metadata`.
     """
     architecture, equals, path = entry.partition("=")
-    is_checkpoint = equals and ":" not in architecture and path.endswith(SUFFIX)
-    return read_metadata(path) if is_checkpoint and files_of(path).info(path) else None
+    path = path if equals and ":" not in architecture else encoder_of(entry)
+    return read_metadata(path) if path.endswith(SUFFIX) and files_of(path).info(path) else None
+
+
+def encoder_of_head(entry: str) -> str:
+    """Returns the entry of the encoder whose head is in a file, `probe:FILE`; "" for other entries.
+
+    Raises the errors of `read_metadata`.
+    """
+    trained = metadata_of_entry(entry) if encoder_of(entry) else None
+    return trained.pretrained or "" if trained and trained.method != "train" else ""
+
+
+def head_file(model: str, split: str, holdout: float, variant: str = "original") -> str:
+    """Returns the path, in a dataset's folder, of a head that was fitted on a part of a split.
+
+    `model` is the entry of the encoder, with `probe:` or `knn:` before it.
+    """
+    parts = [model.replace(":", "-").replace("/", "_"), split]
+    parts += [f"holdout{holdout:g}"] if holdout else []
+    return f"{MODELS}/{'-'.join(parts)}-seed0/{variant}{SUFFIX}"
 
 
 def refuse_compressed(path: str) -> None:

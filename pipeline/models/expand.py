@@ -7,13 +7,15 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.errors import UsageError
-from pipeline.models.identity import ModelIdentity
+from pipeline.models.identity import ModelIdentity, encoder_of
 from pipeline.storage.files import absolute, files_of, is_remote, parent
 
 _WILD = re.compile(r"[*?\[]")
 _LABEL = re.compile(r"(?!.*(#.*#|\s#|#\s|#\*$))[^,=:/#\s]([^,=:/]*[^,=:/#\s])?")
 """A name, or `FAMILY#SEED`."""
-_OF_SEEDS = re.compile(r"([^:]*#)\*:=((?:answers|onnx):|[^:=]+=)([^*]*\*[^*]*)")
+_OF_SEEDS = re.compile(
+    r"([^:]*#)\*:=((?:(?:probe|knn):)?(?:(?:answers|onnx):|[^:=]+=))([^*]*\*[^*]*)"
+)
 """A line of seeds: the beginning of their labels and entries, and a path with a `*`."""
 _OF_FAMILIES = (
     "; one of a family is FAMILY#SEED, or FAMILY#* before one * in the path of ARCH=FILE, "
@@ -156,6 +158,7 @@ def _files_between(start: str, end: str) -> list[str]:
 
 def _is_wild(entry: str) -> bool:
     """Returns whether an entry is a wildcard, rather than a path that contains `*`, `?` or `[`."""
+    entry = encoder_of(entry) or entry
     if "=" in entry or not _WILD.search(entry):
         return False
     from pipeline.models.registry import SOURCES
@@ -164,26 +167,30 @@ def _is_wild(entry: str) -> bool:
     return not colon or (prefix in SOURCES and SOURCES[prefix].has_catalogue)
 
 
-def _matches(pattern: str) -> list[str]:
+def _matches(pattern: str, *, headless: bool = False) -> list[str]:
+    """Lists the entries that a wildcard stands for, `headless` ones with any outputs or none."""
+    if inner := encoder_of(pattern):
+        return [pattern.removesuffix(inner) + one for one in _matches(inner, headless=True)]
     import timm
 
     from pipeline.models.library_names import is_for_imagenet
-    from pipeline.models.registry import PACKAGED, SOURCES, TIMM, full_name
+    from pipeline.models.registry import PACKAGED, SOURCES, full_name
 
+    is_known: Callable[[str], bool] = timm.is_model_pretrained if headless else is_for_imagenet
     prefix, colon, _ = pattern.partition(":")
     if colon:
         SOURCES[prefix].check_installed(pattern)
         names = fnmatch.filter(SOURCES[prefix].catalogue(), pattern)
     elif "." in pattern:
-        names = fnmatch.filter(TIMM.catalogue(), pattern)
+        names = [one for one in fnmatch.filter(timm.list_pretrained(), pattern) if is_known(one)]
     else:
         # A packaged name means the package even if timm has a model of that name.
-        known = {name: full_name(name) for name in timm.list_models() if is_for_imagenet(name)}
+        known = {name: full_name(name) for name in timm.list_models() if is_known(name)}
         known |= {name: name for name in PACKAGED.catalogue() if PACKAGED.has_package(name)}
         names = [known[name] for name in sorted(fnmatch.filter(known, pattern), key=natural_order)]
     if not names:
         raise UsageError(
-            f"--models {pattern}: no name with weights for ImageNet matches; "
+            f"--models {pattern}: no name with weights{' for ImageNet' * (not headless)} matches; "
             "see: in9 models list PATTERN"
         )
     return names

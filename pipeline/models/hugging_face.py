@@ -1,8 +1,12 @@
-"""Hugging Face image classifiers, from the hub or a local folder: `hf:microsoft/resnet-50`."""
+"""Hugging Face image classifiers, from the hub or a local folder: `hf:microsoft/resnet-50`.
+
+Without their head, or trained without one, they are encoders.
+"""
 
 import glob
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,26 +24,55 @@ from transforms.taxonomy import Taxonomy, imagenet9
 _PREFIX = "hf:"
 
 
-class _Logits(torch.nn.Module):
-    """A wrapper of a transformers classifier that maps pictures to logits.
+_FEATURES: Mapping[str, Callable[[Any], torch.Tensor]] = {
+    "pooler_output": lambda outputs: outputs.pooler_output,
+    "normalised class token": lambda outputs: outputs.last_hidden_state[:, 0],
+    "mean of patch tokens": lambda outputs: outputs.last_hidden_state.mean(dim=1),
+}
+"""What may be the features among the outputs of an encoder, best first."""
+_CLASS_TOKEN = re.compile(r"\b(cls_token|class_embedding)$")
+"""Ends of the names that transformers gives to the parameter of a class token."""
+
+
+class _Network(torch.nn.Module):
+    """A wrapper of a transformers model that maps pictures to logits, or to features.
 
     Args:
-      model: the classifier; takes `pixel_values` and returns an object with `logits`.
-      skipped: number of outputs before the first class, which are cut off.
-      flipped: whether the classifier takes BGR; the wrapper always takes RGB.
+      model: takes `pixel_values`; a classifier returns an object with `logits`.
+      flipped: whether the model takes BGR; the wrapper always takes RGB.
+      skipped: number of outputs before a classifier's first class, which are cut off.
+      features: one of `_FEATURES`, "" for a classifier.
     """
 
-    def __init__(self, model: torch.nn.Module, skipped: int, flipped: bool) -> None:
+    def __init__(self, model: Any, flipped: bool, skipped: int = 0, features: str = "") -> None:
         super().__init__()
-        self.model = model
-        self._skipped = skipped
+        self.model = _tower(model) if features else model
         self._flipped = flipped
+        self._skipped = skipped
+        self._features = features
+        if model.config.model_type == "vit_mae":
+            model.embeddings.random_masking = _unmasked
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         if self._flipped:
             pictures = pictures.flip(1)
-        logits: torch.Tensor = self.model(pixel_values=pictures).logits
+        outputs = self.model(pixel_values=pictures)
+        if self._features:
+            features = _FEATURES[self._features](outputs)
+            # Convolutional networks keep the axes of height and width.
+            return features.flatten(1) if features.shape[2:].numel() == 1 else features
+        logits: torch.Tensor = outputs.logits
         return logits[:, self._skipped :]
+
+
+def _tower(model: Any) -> Any:
+    """Returns the vision tower of a model that has several, else the model."""
+    return getattr(model, "vision_model", model)
+
+
+def _unmasked(patches: torch.Tensor, noise: None) -> tuple[torch.Tensor, None, None]:
+    """Keeps all patches, where a masked autoencoder would keep a random quarter."""
+    return patches, None, None
 
 
 class HuggingFace(Source):
@@ -67,35 +100,40 @@ class HuggingFace(Source):
                 "hf:microsoft/resnet-50"
             ) from error
 
-    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
-        from transformers import AutoImageProcessor, AutoModelForImageClassification
+    def load(self, spec: str, taxonomy: Taxonomy, *, encoder: bool = False) -> LoadedModel:
+        from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification
         from transformers.utils import logging
 
         # Otherwise transformers would print into the output of the command line.
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         identifier = spec.removeprefix(_PREFIX)
+        maker = AutoModel if encoder else AutoModelForImageClassification
         for path in glob.glob(os.path.join(glob.escape(identifier), "*.bin")):
             refuse_compressed(path)
         try:
-            model, loading_info = AutoModelForImageClassification.from_pretrained(
+            model, loading_info = maker.from_pretrained(
                 identifier, dtype=torch.float32, output_loading_info=True
             )
             processor = AutoImageProcessor.from_pretrained(identifier)
         except Exception as error:  # Network, a missing file, another kind of model, broken bytes.
             raise JobError(
-                f"{spec} could not be loaded as an image classifier with its image processor "
+                f"{spec} could not be loaded as an image {'encoder' if encoder else 'classifier'} "
+                "with its image processor "
                 f"({type(error).__name__}: {one_line(error)}). On a machine that cannot reach the "
                 "hub, give a folder, or bring the weights along: in9 models fetch"
             ) from error
         missing = sorted(loading_info["missing_keys"])
-        if missing:
+        if missing and not encoder:
             raise JobError(
                 f"{spec} has no weights for {len(missing)} of its tensors ({missing[0]}): "
                 "it was not trained as a classifier"
             )
-        skipped = _check_classes(spec, model.config.id2label, taxonomy)
+        skipped = 0 if encoder else _check_classes(spec, model.config.id2label, taxonomy)
         settings, flipped = _measure_processor(spec, processor)
+        recipe: dict[str, Any] = {"skipped": skipped, "flipped": flipped}
+        if encoder:
+            recipe["features"] = _choose_features(spec, model, missing, settings["input_size"])
         commit = getattr(model.config, "_commit_hash", None)
         return measured_model(
             settings,
@@ -104,12 +142,9 @@ class HuggingFace(Source):
             name=spec,
             architecture=type(model).__name__,
             weights=f"{identifier}@{commit}" if commit else identifier,
-            module=_Logits(model, skipped, flipped),
-            recipe={
-                "config": load_json(model.config.to_json_string(use_diff=False)),
-                "skipped": skipped,
-                "flipped": flipped,
-            },
+            module=_Network(model, **recipe),
+            recipe={"config": load_json(model.config.to_json_string(use_diff=False)), **recipe},
+            features=recipe.get("features", ""),
         )
 
     def origin(self, spec: str, model: LoadedModel) -> Origin | None:
@@ -118,11 +153,11 @@ class HuggingFace(Source):
         return Origin("hub", spec.removeprefix(_PREFIX))
 
     def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
-        from transformers import AutoConfig, AutoModelForImageClassification
+        from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
-        config = AutoConfig.for_model(**recipe["config"])
-        model = AutoModelForImageClassification.from_config(config)
-        return _Logits(model.float(), recipe["skipped"], recipe["flipped"])
+        maker = AutoModel if "features" in recipe else AutoModelForImageClassification
+        model = maker.from_config(AutoConfig.for_model(**recipe["config"])).float()
+        return _Network(model, **{key: recipe[key] for key in recipe if key != "config"})
 
     def path(self, spec: str) -> str:
         identifier = spec.removeprefix(_PREFIX)
@@ -131,6 +166,48 @@ class HuggingFace(Source):
 
     def needs_hub(self, spec: str) -> bool:
         return not os.path.isdir(spec.removeprefix(_PREFIX))
+
+
+@torch.enable_grad()
+def _choose_features(spec: str, model: Any, missing: Collection[str], side: int) -> str:
+    """Chooses the first of an encoder's features that use none of the missing tensors.
+
+    Those are named as in the model, and set to 0, because random values would be part of the hash
+    of the weights. `side` is that of the model's pictures. Raises JobError if all features use a
+    missing tensor.
+    """
+    model.requires_grad_(True)
+    absent = {
+        name: torch.nn.init.zeros_(value)
+        for name, value in model.named_parameters()
+        if name in missing
+    }
+    # No gradient would tell whether statistics of batches are used.
+    floats = {name for name, value in model.named_buffers() if value.is_floating_point()}
+    tower = _tower(model)
+    outputs = tower(pixel_values=torch.zeros(1, 3, side, side))
+    pooled, token, mean = _FEATURES
+    has_token = any(_CLASS_TOKEN.search(name) for name, _ in tower.named_parameters())
+    choices = [token if has_token else mean]
+    if getattr(outputs, pooled, None) is not None:
+        choices.insert(0, pooled)
+    for features in choices:
+        used = sorted(floats.intersection(missing)) + _used(_FEATURES[features](outputs), absent)
+        if not used:
+            return features
+    raise JobError(
+        f"{spec} has no weights for {len(used)} of the tensors that its features are made of "
+        f"({used[0]}): it was not trained as an encoder"
+    )
+
+
+def _used(features: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Lists the names of the weights that features depend on."""
+    tensors = [*weights.values()]
+    gradients = tensors and torch.autograd.grad(
+        features.sum(), tensors, retain_graph=True, allow_unused=True
+    )
+    return [name for name, found in zip(weights, gradients, strict=True) if found is not None]
 
 
 def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -> int:

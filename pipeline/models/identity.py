@@ -50,8 +50,8 @@ PROBE, KNN = "probe:", "knn:"
 
 def encoder_of(entry: str) -> str:
     """Returns the entry of the encoder that a probe's or kNN's entry wraps; "" for any other."""
-    inner = entry.removeprefix(PROBE).removeprefix(KNN)
-    return inner if entry.startswith((PROBE, KNN)) else ""
+    prefix, colon, inner = entry.partition(":")
+    return inner if prefix + colon in (PROBE, KNN) else ""
 
 
 def is_nine_way(num_outputs: int, taxonomy: Taxonomy) -> bool:

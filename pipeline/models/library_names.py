@@ -26,6 +26,7 @@ from pipeline.models.source import (
     Recipe,
     Source,
     closest,
+    count_outputs,
     downloaded,
     is_installed,
     loaded_model,
@@ -42,7 +43,17 @@ EFFICIENTNETS = {f"efficientnet_lite{size}": f"tf_efficientnet_lite{size}" for s
 """Maps each entry of `--models` to timm's name of its architecture."""
 
 
-class Packaged(Source):
+class _OfTimm(Source):
+    """Models whose modules timm makes."""
+
+    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
+        module: torch.nn.Module = timm.create_model(
+            recipe["architecture"], num_classes=recipe["num_classes"]
+        )
+        return module
+
+
+class Packaged(_OfTimm):
     """`efficientnet_lite0`, `efficientnet_lite1` and `efficientnet_lite2`."""
 
     form = ", ".join(EFFICIENTNETS)
@@ -60,7 +71,7 @@ class Packaged(Source):
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
         return len(imagenet9().wnids)
 
-    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy, *, encoder: bool = False) -> LoadedModel:
         locator = f"EfficientnetLite{spec[-1]}ModelFile"
         path = getattr(import_module(_package(spec)), locator).get_model_file_path()
         # The package has timm's tensors in timm's order, but under other names.
@@ -73,14 +84,10 @@ class Packaged(Source):
         module = module_with(spec, make, dict(zip(names, values, strict=True)))
         package = distribution(spec)
         weights = f"{package} {metadata.version(package)}: {os.path.basename(path)}"
-        return timm_model(spec, module, weights, taxonomy)
+        return timm_model(spec, module, weights, taxonomy, encoder=encoder)
 
     def origin(self, spec: str, model: LoadedModel) -> Origin:
         return Origin("package", distribution(spec))
-
-    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
-        module: torch.nn.Module = timm.create_model(EFFICIENTNETS[name])
-        return module
 
     def catalogue(self) -> list[str]:
         return list(EFFICIENTNETS)
@@ -96,7 +103,7 @@ def _package(name: str) -> str:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TimmNames(Source):
+class TimmNames(_OfTimm):
     """`NAME`, `NAME.TAG` and `ARCH=FILE`: `resnet50`, `resnet50.a1_in1k`, `resnet50=FILE`.
 
     Attributes:
@@ -148,17 +155,19 @@ class TimmNames(Source):
                 raise UsageError(f"--models {spec}: {path} {_TENSORS_ALONE}") from error
             return None
 
-    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy, *, encoder: bool = False) -> LoadedModel:
         architecture, equals, path = spec.partition("=")
         if equals:
             state = read_state(path)
             shapes = {key: value.shape for key, value in state.items()}
-            outputs = _head_size(architecture, shapes, path)
+            outputs = _head_size(architecture, shapes, path, needed=not encoder)
             make = functools.partial(timm.create_model, architecture, num_classes=outputs)
             module = module_with(spec, make, state)
             trained = read_metadata(path) if path.endswith(SUFFIX) else None
             preprocessing = trained.preprocessing if trained else None
-            return timm_model(spec, module, os.path.basename(path), taxonomy, preprocessing)
+            return timm_model(
+                spec, module, os.path.basename(path), taxonomy, preprocessing, encoder=encoder
+            )
         config = get_pretrained_cfg(spec)
         try:
             if config and config.url and not config.hf_hub_id:
@@ -172,7 +181,7 @@ class TimmNames(Source):
             ) from error
         used: dict[str, Any] = module.pretrained_cfg
         weights = str(used.get("hf_hub_id") or used.get("url") or "timm")
-        return timm_model(_full_tag(module), module, weights, taxonomy)
+        return timm_model(_full_tag(module), module, weights, taxonomy, encoder=encoder)
 
     def origin(self, spec: str, model: LoadedModel) -> Origin | None:
         if "=" in spec:
@@ -180,12 +189,6 @@ class TimmNames(Source):
         if "://" in model.weights:
             return downloaded(model.weights)
         return Origin("hub", model.weights) if "/" in model.weights else None
-
-    def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
-        module: torch.nn.Module = timm.create_model(
-            recipe["architecture"], num_classes=recipe["num_classes"]
-        )
-        return module
 
     def full_name(self, spec: str) -> str:
         if "=" in spec or "." in spec or not timm.is_model(spec):
@@ -232,8 +235,10 @@ def timm_model(
     weights: str,
     taxonomy: Taxonomy,
     preprocessing: Preprocessing | None = None,
+    *,
+    encoder: bool = False,
 ) -> LoadedModel:
-    """Makes a `LoadedModel` from a timm module with loaded weights.
+    """Makes a `LoadedModel` from a timm module with loaded weights, an `encoder` without its head.
 
     The preprocessing defaults to timm's configuration, except that a model with one output per
     superclass of ImageNet-9 gets `IN9_MEAN` and `IN9_STD`.
@@ -241,17 +246,22 @@ def timm_model(
     num_outputs = int(module.num_classes)  # type: ignore[arg-type]
     settings = own_settings(module, num_outputs, taxonomy)
     settings["fixed_size"] = module.pretrained_cfg.get("fixed_input_size", False)  # type: ignore[operator,union-attr]
+    preprocessing = preprocessing or Preprocessing.from_settings(
+        settings, num_outputs=num_outputs, where=name, taxonomy=taxonomy
+    )
+    if encoder:
+        if num_outputs:
+            module.reset_classifier(0)  # type: ignore[operator]
+        num_outputs = count_outputs(name, module.eval(), preprocessing.input_size, "features")
     return loaded_model(
         name=name,
         architecture=_full_tag(module),
         weights=weights,
         module=module,
-        preprocessing=preprocessing
-        or Preprocessing.from_settings(
-            settings, num_outputs=num_outputs, where=name, taxonomy=taxonomy
-        ),
+        preprocessing=preprocessing,
         num_outputs=num_outputs,
-        recipe={"architecture": _full_tag(module), "num_classes": num_outputs},
+        recipe={"architecture": _full_tag(module), "num_classes": 0 if encoder else num_outputs},
+        features="output with num_classes=0" * encoder,
     )
 
 
@@ -321,14 +331,21 @@ def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
     return cleaned
 
 
-def _head_size(architecture: str, shapes: Mapping[str, Sequence[int]], path: str) -> int:
-    """Returns the number of outputs, which is the first size of the classifier's weight tensor."""
+def _head_size(
+    architecture: str, shapes: Mapping[str, Sequence[int]], path: str, *, needed: bool = True
+) -> int:
+    """Returns the number of outputs, which is the first size of the classifier's weight tensor.
+
+    It is 0 without a classifier, which raises JobError if one is `needed`.
+    """
     config = get_pretrained_cfg(architecture)
     classifier = (config and config.classifier) or "fc"
     name = classifier if isinstance(classifier, str) else classifier[0]
-    if f"{name}.weight" not in shapes:
+    if f"{name}.weight" in shapes:
+        return int(shapes[f"{name}.weight"][0])
+    if needed:
         raise JobError(f"{path} has no {name}.weight: not a checkpoint of {architecture}")
-    return int(shapes[f"{name}.weight"][0])
+    return 0
 
 
 _PREFIX = "torchvision:"
@@ -346,7 +363,7 @@ class TorchvisionNames(Source):
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
         return len(_weights(spec).meta["categories"])
 
-    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy, *, encoder: bool = False) -> LoadedModel:
         weights = _weights(spec)
         name = self.full_name(spec)
         architecture = name.split(":")[1]
@@ -368,6 +385,7 @@ class TorchvisionNames(Source):
             "interpolation": preset.interpolation.value,
             "crop_pct": preset.crop_size[0] / preset.resize_size[0],
         }
+        recipe = {"head": _remove_head(name, module, preset.crop_size[0])} if encoder else {}
         return measured_model(
             settings,
             where=name,
@@ -376,6 +394,8 @@ class TorchvisionNames(Source):
             architecture=f"{_PREFIX}{architecture}",
             weights=os.path.basename(weights.url),
             module=module,
+            recipe=recipe,
+            features="input of the last linear layer" * encoder,
         )
 
     def origin(self, spec: str, model: LoadedModel) -> Origin:
@@ -393,6 +413,8 @@ class TorchvisionNames(Source):
         elif architecture.startswith("vit_"):
             arguments = {"image_size": weights.meta["min_size"][0]}
         module: torch.nn.Module = models.get_model(architecture, weights=None, **arguments)
+        if "head" in recipe:
+            module.set_submodule(recipe["head"], torch.nn.Identity())
         return module
 
     def full_name(self, spec: str) -> str:
@@ -407,6 +429,24 @@ class TorchvisionNames(Source):
             for name in models.list_models(module=models)
             for weights in models.get_model_weights(name)
         ]
+
+
+@torch.inference_mode()
+def _remove_head(name: str, module: torch.nn.Module, side: int) -> str:
+    """Replaces the last linear layer of a classifier by the identity; returns the layer's path.
+
+    Raises JobError if the layer does not make the logits.
+    """
+    layers = [each for each in module.named_modules() if isinstance(each[1], torch.nn.Linear)]
+    if layers:
+        path, layer = layers[-1]
+        picture = torch.linspace(-1, 1, 3 * side * side).view(1, 3, side, side)
+        logits = module.eval()(picture)
+        module.set_submodule(path, torch.nn.Identity())
+        features = module(picture)
+        if features.shape[-1] == layer.in_features and torch.allclose(layer(features), logits):
+            return str(path)
+    raise JobError(f"{name} does not end in a linear layer, whose input would be its features")
 
 
 def _weights(spec: str) -> Any:

@@ -44,27 +44,31 @@ Prompts = tuple[Sequence[str], Sequence[Callable[[str], str]]]
 
 
 class ZeroShot(torch.nn.Module):
-    """A CLIP image tower with a fixed text direction for each class.
+    """A CLIP image tower with a fixed text direction for each class, or without a head.
 
     Args:
       visual: maps (n, 3, S, S) pictures to (n, width) features, or to a tuple whose first item are
         the features.
       head: (classes, width), the text directions times the logit scale. A picture's logits are the
-        product of the head and the picture's normalised features.
+        product of the head and the picture's normalised features. None gives the features.
     """
 
-    def __init__(self, visual: torch.nn.Module, head: torch.Tensor) -> None:
+    head: torch.Tensor | None
+
+    def __init__(self, visual: torch.nn.Module, head: torch.Tensor | None) -> None:
         super().__init__()
         self.visual = visual
         self.register_buffer("head", head)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        features = self.visual(pictures)
+        features: torch.Tensor | tuple[torch.Tensor, ...] = self.visual(pictures)
         if isinstance(features, tuple):
             features = features[0]
+        if self.head is None:
+            return features
         with torch.autocast(pictures.device.type, enabled=False):
             directions = functional.normalize(features.float(), dim=-1)
-            return directions @ self.head.T  # type: ignore[operator]
+            return directions @ self.head.T
 
 
 class OpenClip(Source):
@@ -105,11 +109,11 @@ class OpenClip(Source):
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
         return len(class_prompts(taxonomy)[0])
 
-    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy, *, encoder: bool = False) -> LoadedModel:
         import open_clip
 
         try:
-            prompts = class_prompts(taxonomy)
+            names, templates = ([], []) if encoder else class_prompts(taxonomy)
         except ValueError as error:
             raise JobError(f"{spec}: {error}") from error
         architecture, pretrained = _parse(spec)
@@ -127,7 +131,7 @@ class OpenClip(Source):
                 force_quick_gelu=bool(tag.get("quick_gelu", False)),
             )
             config = open_clip.get_model_config(architecture)
-            tokenizer = open_clip.get_tokenizer(architecture)
+            tokenizer = None if encoder else open_clip.get_tokenizer(architecture)
         except Exception as error:  # Network, a missing file, another model, broken bytes.
             raise JobError(
                 f"{spec} could not be loaded ({type(error).__name__}: {one_line(error)}). On a "
@@ -138,15 +142,15 @@ class OpenClip(Source):
         # The hash leaves out the head, because it is computed here, and its last bits depend on the
         # machine. What it is computed from counts. The place of a folder does not: its
         # configuration says what the network is.
-        names, templates = prompts
         quick_gelu = bool(config.get("quick_gelu", False) or tag.get("quick_gelu", False))
         texts = [template("{}") for template in templates]
         built = [architecture if pretrained else "", config, quick_gelu, [*names], texts]
-        digest = text_digest(json.dumps([state_hash(model.state_dict()), *built], sort_keys=True))
+        weights = state_hash((model.visual if encoder else model).state_dict())
+        digest = text_digest(json.dumps([weights, *built], sort_keys=True))
         preprocess = dict(model.visual.preprocess_cfg)
-        head = _kept_head(digest, functools.partial(_head, spec, model, tokenizer, prompts))
-        module = ZeroShot(model.visual, head)
-        del model
+        compute = functools.partial(_head, spec, model, tokenizer, (names, templates))
+        module = ZeroShot(model.visual, None if encoder else _kept_head(digest, compute))
+        del model, compute
         return measured_model(
             _settings(preprocess),
             where=spec,
@@ -162,6 +166,7 @@ class OpenClip(Source):
                 "classes": len(names),
             },
             weights_sha256=digest,
+            features="encode_image" * encoder,
         )
 
     def origin(self, spec: str, model: LoadedModel) -> Origin | None:
@@ -187,7 +192,8 @@ class OpenClip(Source):
             text_cfg={"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1},
             quick_gelu=recipe["quick_gelu"],
         )
-        return ZeroShot(model.visual, torch.zeros(recipe["classes"], recipe["embed_dim"]))
+        head = torch.zeros(recipe["classes"], recipe["embed_dim"]) if recipe["classes"] else None
+        return ZeroShot(model.visual, head)
 
     def path(self, spec: str) -> str:
         identifier = spec.removeprefix(_PREFIX)

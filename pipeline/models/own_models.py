@@ -40,7 +40,7 @@ class PythonFunctions(Source):
     def check(self, spec: str) -> None:
         _import(spec)
 
-    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy, *, encoder: bool = False) -> LoadedModel:
         module, settings = _call(spec)
         model = measured_model(
             settings,
@@ -50,6 +50,7 @@ class PythonFunctions(Source):
             architecture=type(module).__name__,
             weights=spec.removeprefix(PREFIX),
             module=module.float(),
+            features=_FEATURES * encoder,
         )
         return dataclasses.replace(model, is_shared=True)
 
@@ -86,6 +87,7 @@ def _call(spec: str) -> tuple[torch.nn.Module, dict[str, Any]]:
     return module, settings
 
 
+_FEATURES = "its output"
 _PREFIX = "onnx:"
 _TYPES: dict[str, type[np.floating[Any]]] = {
     "tensor(float)": np.float32,
@@ -229,7 +231,7 @@ class OnnxFiles(Source):
         if files_of(path).info(path) is None:
             raise UsageError(f"--models {spec}: there is no file {path}")
 
-    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy, *, encoder: bool = False) -> LoadedModel:
         path = spec.removeprefix(_PREFIX)
         graph = _read_graph(path)
         module = OnnxModule().eval()
@@ -253,10 +255,11 @@ class OnnxFiles(Source):
             architecture="onnx",
             weights=os.path.basename(path),
             module=module,
+            features=_FEATURES * encoder,
         )
         side = model.preprocessing.input_size
         trial = module(torch.zeros(1, 3, side, side))
-        module.probabilities = bool(
+        module.probabilities = not encoder and bool(
             (trial >= 0).all() and torch.allclose(trial.sum(), torch.ones(()), atol=1e-3)
         )
         return dataclasses.replace(model, recipe={"probabilities": module.probabilities})
@@ -295,7 +298,7 @@ class AnswerFiles(Source):
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int:
         return answers.read_answers(spec, taxonomy).num_outputs
 
-    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy, *, encoder: bool = False) -> LoadedModel:
         given = answers.read_answers(spec, taxonomy)
         return LoadedModel(
             name=spec,

@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 
 from pipeline.errors import JobError, UsageError, one_line
 from pipeline.models.answers import has_network, refuse_answers
+from pipeline.models.encoders import FrozenEncoder
 from pipeline.models.hugging_face import HuggingFace
 from pipeline.models.identity import StoredModel, WeightsFolder
 from pipeline.models.library_names import Packaged, TimmNames, TorchvisionNames
@@ -79,21 +80,12 @@ def load_stored(source: Source, folder: WeightsFolder, stored: StoredModel) -> L
         num_outputs=stored.num_outputs,
         recipe=stored.recipe,
         weights_sha256=stored.weights_sha256,
+        features=stored.features,
     )
 
 
 PACKAGED = Packaged()
 TIMM = TimmNames(similar=PACKAGED.catalogue())
-
-SOURCES: dict[str, Source] = {
-    "torchvision": TorchvisionNames(),
-    "hf": HuggingFace(),
-    "onnx": OnnxFiles(),
-    "open_clip": OpenClip(),
-    "python": PythonFunctions(),
-    "answers": AnswerFiles(),
-}
-"""Maps the prefix of an entry, before the colon, to the entry's source."""
 
 
 def source_of(spec: str) -> Source:
@@ -113,6 +105,20 @@ def source_of(spec: str) -> Source:
             f"--models {spec}: there is no source {prefix!r}{hint}; see: in9 models list"
         )
     return SOURCES[prefix]
+
+
+_ENCODERS = FrozenEncoder(source_of)
+SOURCES: dict[str, Source] = {
+    "torchvision": TorchvisionNames(),
+    "hf": HuggingFace(),
+    "onnx": OnnxFiles(),
+    "open_clip": OpenClip(),
+    "python": PythonFunctions(),
+    "answers": AnswerFiles(),
+    "probe": _ENCODERS,
+    "knn": _ENCODERS,
+}
+"""Maps the prefix of an entry, before the colon, to the entry's source."""
 
 
 def full_name(spec: str) -> str:
@@ -154,7 +160,9 @@ def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None
     source = source_of(spec)
     stored = WeightsFolder.from_path(weights).find(full_name(spec)) if weights else None
     try:
-        outputs = stored.num_outputs if stored else source.outputs(spec, taxonomy)
+        outputs = (
+            stored.num_outputs if stored and not stored.features else source.outputs(spec, taxonomy)
+        )
         if outputs is not None:
             labels_of_outputs(outputs, taxonomy)
     except ValueError as error:

@@ -70,6 +70,7 @@ def loaded_model(
     num_outputs: int,
     recipe: Recipe | None = None,
     weights_sha256: str | None = None,
+    features: str = "",
 ) -> LoadedModel:
     """Makes a `LoadedModel` from a module with loaded weights, and prepares it for evaluation.
 
@@ -86,6 +87,7 @@ def loaded_model(
         preprocessing=preprocessing,
         num_outputs=num_outputs,
         recipe=recipe or {},
+        features=features,
     )
 
 
@@ -100,6 +102,7 @@ def measured_model(
     module: torch.nn.Module,
     recipe: Recipe | None = None,
     weights_sha256: str | None = None,
+    features: str = "",
 ) -> LoadedModel:
     """Makes a `LoadedModel` from a module.
 
@@ -113,8 +116,10 @@ def measured_model(
     # Parsed twice: the size is checked before a forward pass, which tells the number of outputs,
     # which decides the default mean and std.
     side = parse({**own_settings(module, 0, taxonomy), **settings}, num_outputs=0).input_size
-    num_outputs = count_outputs(name, module.eval(), side)
-    settings = {**own_settings(module, num_outputs, taxonomy), **settings}
+    num_outputs = count_outputs(name, module.eval(), side, "features" if features else "logits")
+    # Features are no superclasses, even if there are nine.
+    classes = 0 if features else num_outputs
+    settings = {**own_settings(module, classes, taxonomy), **settings}
     if "fixed_size" not in settings:
         settings = {**settings, "fixed_size": not takes_other_sizes(module, side)}
     return loaded_model(
@@ -122,10 +127,11 @@ def measured_model(
         architecture=architecture,
         weights=weights,
         module=module,
-        preprocessing=parse(settings, num_outputs=num_outputs),
+        preprocessing=parse(settings, num_outputs=classes),
         num_outputs=num_outputs,
         recipe=recipe,
         weights_sha256=weights_sha256,
+        features=features,
     )
 
 
@@ -160,10 +166,11 @@ def module_with(
 
 
 @torch.inference_mode()
-def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
+def count_outputs(name: str, module: torch.nn.Module, side: int, kind: str = "logits") -> int:
     """Determines the size of a model's head by a forward pass on a picture of `side` pixels.
 
-    Raises JobError if the module fails, or does not map a picture to a row of logits.
+    `kind` says what its outputs are. Raises JobError if the module fails, or does not map a picture
+    to a row of them.
     """
     try:
         outputs = call_own(module, torch.zeros(1, 3, side, side))
@@ -175,7 +182,7 @@ def count_outputs(name: str, module: torch.nn.Module, side: int) -> int:
             f"({type(error).__name__}: {one_line(error)})"
         ) from error
     if other := unlike_logits(outputs, 1):
-        raise JobError(f"{name} must return real logits of shape (pictures, outputs), not {other}")
+        raise JobError(f"{name} must return real {kind} of shape (pictures, outputs), not {other}")
     return int(outputs.shape[1])
 
 
@@ -242,10 +249,11 @@ class Source(abc.ABC):
         """Raises UsageError for an invalid entry, without loading weights."""
 
     @abc.abstractmethod
-    def load(self, spec: str, taxonomy: Taxonomy) -> LoadedModel:
+    def load(self, spec: str, taxonomy: Taxonomy, *, encoder: bool = False) -> LoadedModel:
         """Loads a checked entry, whose outputs must fit the classes.
 
-        A source that knows the names of its models' classes compares them with the taxonomy's.
+        A source that knows the names of its models' classes compares them with the taxonomy's. With
+        `encoder`, the model has no head, and its outputs are the features that a head would get.
         Raises JobError if the weights cannot be fetched or read, or do not fit the architecture.
         """
 

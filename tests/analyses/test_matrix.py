@@ -29,12 +29,13 @@ from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.errors import UsageError
 from pipeline.evaluate.evidence import Results
+from pipeline.evaluate.features import HeadPlan
 from pipeline.evaluate.published import TRAINED
 from pipeline.models.identity import PredictConfig
 from pipeline.report.page import _environment
 from pipeline.runtime.lock import DATASET_LOCK, locked
 from pipeline.storage.store import Store
-from pipeline.training.probe_fit import Backbone, ProbePlan, fit_variant
+from pipeline.training.probe_fit import Encoder
 from pipeline.training.train_plan import TrainPlan, describe_penalty
 
 SHOWN = ("mixed_rand", "mixed_same", "only_bg_t", "original")
@@ -55,7 +56,7 @@ def plan_of(store: Store, **how: Any) -> MatrixPlan:
 
 def checkpoint(output: Path, variant: str) -> str:
     """Returns the `--models` entry of a probe."""
-    return f"tf_efficientnet_lite0={output}/models/{NAME}-seed0/{variant}.safetensors"
+    return f"probe:{output}/models/{NAME}-seed0/{variant}.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +238,7 @@ def test_tests_on_trained_images_are_refused_and_marked(
     store = Store(str(output))
     plan = plan_of(store, train_split="val", share=0, allow_overlap=True)
     strict = dataclasses.replace(plan, allow_overlap=False)
-    trainer = ProbeTrainer(Backbone("efficientnet_lite0", plan.predict, store), strict)
+    trainer = ProbeTrainer(Encoder("efficientnet_lite0", plan.predict, store), strict)
     with pytest.raises(UsageError, match=r"were trained on \(row original\)"):
         make_row(trainer, strict, "original")
     page = (evaluated / "report.html").read_text()
@@ -332,7 +333,7 @@ def test_a_network_stays_on_its_device_for_the_next_probe(
     three_draws: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(str(shutil.copytree(three_draws, tmp_path / "out")))
-    backbone = Backbone("efficientnet_lite0", PredictConfig("cpu"), store)
+    encoder = Encoder("efficientnet_lite0", PredictConfig("cpu"), store)
     moved: list[torch.nn.Module] = []
 
     def cpu(module: torch.nn.Module) -> torch.nn.Module:
@@ -340,7 +341,7 @@ def test_a_network_stays_on_its_device_for_the_next_probe(
         return module
 
     monkeypatch.setattr(torch.nn.Module, "cpu", cpu)
-    fit_variant(backbone, ProbePlan(Dataset.open(store), "original", "val", 0.5), store)
+    encoder.fit(HeadPlan(Dataset.open(store), "original", "val", 0.5), store)
     assert not moved
 
 

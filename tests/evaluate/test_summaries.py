@@ -1,6 +1,7 @@
 """Tests summaries of stored predictions, comparisons of two models, and published figures."""
 
 import dataclasses
+import functools
 import itertools
 import shutil
 from collections import Counter
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from made_results import made
 from msgspec.structs import replace
 from runs import dataset_in
-from two_way_by_hand import effective, share_interval
+from two_way_by_hand import effective, interval_of, share_interval
 
 from pipeline.analyses.evaluation.tables import (
     accuracy_table,
@@ -241,7 +242,7 @@ class Picture(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """Answers to pictures of n images, by variant, and the rows that sum them up."""
+    """Answers to the pictures of n images that count, by variant, and the rows that sum them up."""
 
     n: int
     pictures: dict[str, list[Picture]]
@@ -262,7 +263,9 @@ def drawn(draw: st.DrawFn) -> Drawn:
     # The size of some foregrounds is unknown, or an edge of a bucket.
     sizes = np.choose(rng.integers(0, 3, n), [np.nan, rng.choice(SIZE_EDGES, n), rng.random(n)])
     unit_numbers = np.unique(np.asarray(units, object), return_inverse=True)[1]
-    images = predictions.EvalImages(keys, labels, sizes, keys, labels, units, unit_numbers)
+    held_out = draw(st.none() | st.sets(st.integers(0, 7)))
+    held = None if held_out is None else np.asarray(sorted(held_out), np.int64)
+    images = predictions.EvalImages(keys, labels, sizes, keys, labels, units, unit_numbers, held)
     right = rng.random((len(VARIANTS), n)) < 0.4
     answers = dict(zip(VARIANTS, np.where(right, labels, numbers[::2]), strict=True))
     grounds = dict(zip(VARIANTS, numbers[1::2], strict=True))
@@ -274,7 +277,11 @@ def drawn(draw: st.DrawFn) -> Drawn:
         own = bg_units[name].tolist() if name.is_mixed else [None] * n
         columns = (labels, grounds[name], sizes, answers[name])
         rows = zip(range(n), units, own, *(column.tolist() for column in columns), strict=True)
-        pictures.setdefault(name.base, []).extend(Picture(name, *row) for row in rows)
+        pictures.setdefault(name.base, []).extend(
+            picture
+            for picture in itertools.starmap(functools.partial(Picture, name), rows)
+            if not name.is_mixed or held_out is None or picture.bg in held_out
+        )
     return Drawn(n, pictures, summary_rows(by_rule, images, imagenet9()))
 
 
@@ -331,7 +338,7 @@ def test_accuracies_have_what_classes_and_draws_say_of_them(of: Drawn) -> None:
     for row in of.parts["accuracy"]:
         pictures = of.pictures[row.variant]
         assert row.replicates == 1 + row.variant.startswith("mixed")
-        if not of.n:
+        if not pictures:
             assert row.accuracy is row.chance is row.seed_sd is row.class_mean_accuracy is None
             continue
         counts = Counter(picture.label for picture in pictures)
@@ -341,12 +348,16 @@ def test_accuracies_have_what_classes_and_draws_say_of_them(of: Drawn) -> None:
         sd = np.std(by_draw, ddof=1) if len(by_draw) > 1 else None
         assert row.seed_sd == (sd if sd is None else pytest.approx(sd))
     # Each image is of the kind that its first pictures show.
-    first = zip(*(of.pictures[name][: of.n] for name in KIND_VARIANTS), strict=True)
-    kinds = Counter(KIND_OF[tuple(picture.is_right for picture in each)] for each in first)
+    first = [
+        {p.image: p.is_right for p in of.pictures[name] if not p.draw.draw}
+        for name in KIND_VARIANTS
+    ]
+    kinds = Counter(KIND_OF[tuple(each[image] for each in first)] for image in first[1])
     assert {row.kind: row.n for row in of.parts["decomposition"]} == (
-        {kind: kinds[kind] for kind in KINDS} if of.n else {}
+        {kind: kinds[kind] for kind in KINDS} if kinds else {}
     )
-    assert all(row.share == row.n / row.images == row.n / of.n for row in of.parts["decomposition"])
+    for row in of.parts["decomposition"]:
+        assert row.share == row.n / row.images == row.n / len(first[1])
 
 
 @settings(max_examples=40)
@@ -364,7 +375,8 @@ def test_each_variant_has_one_worst_group_and_tables_have_dashes_without_images(
         else:
             assert bounds == (None, None)
     summary = made(Summary, model="m", label_rules=(PAPER_RULE,), **of.parts)
-    assert ("-" in accuracy_table([summary]).splitlines()[1].split()) == (of.n == 0)
+    is_whole = all(of.pictures.values()) and of.parts["gaps"]
+    assert ("-" in accuracy_table([summary]).splitlines()[1].split()) == (not is_whole)
     headline = latex_tables([summary], imagenet9().names)["headline"]
     assert ("No figures in this table" in headline) == (of.n == 0)
 
@@ -372,16 +384,23 @@ def test_each_variant_has_one_worst_group_and_tables_have_dashes_without_images(
 @settings(max_examples=40)
 @given(drawn())
 def test_gaps_and_flips_are_of_the_pictures_and_of_their_rarer_role(of: Drawn) -> None:
-    assert len(of.parts["gaps"]) == (of.n > 0)
+    # In a gap are the images that have a picture of both variants in a draw that counts.
+    every = itertools.product(of.pictures["mixed_same"], of.pictures["mixed_rand"])
+    paired = [(a, b) for a, b in every if (a.image, a.draw.draw) == (b.image, b.draw.draw)]
+    assert len(of.parts["gaps"]) == bool(paired)
     for gap in of.parts["gaps"]:
-        beside = {row.variant: row.accuracy for row in of.parts["accuracy"]}
-        assert gap.gap == pytest.approx(beside["mixed_same"] - beside["mixed_rand"])
-        for variant in ("mixed_same", "mixed_rand"):
-            assert getattr(gap, variant) == pytest.approx(beside[variant])
-        pictures = of.pictures["mixed_same"] + of.pictures["mixed_rand"]
-        roles = ([getattr(picture, role) for picture in pictures] for role in ("fg", "bg"))
+        means, rows = [], []
+        for sign, pictures in zip((1, -1), zip(*paired, strict=True), strict=True):
+            means.append(float(np.mean([picture.is_right for picture in pictures])))
+            each = sign / len(pictures)
+            rows += [(p.fg, p.bg, each * (p.is_right - means[-1])) for p in pictures]
+        assert (gap.mixed_same, gap.mixed_rand) == pytest.approx(means)
+        assert gap.gap == pytest.approx(means[0] - means[1])
+        expected = interval_of(gap.gap, rows, 2 * [*range(len(paired))])
+        assert (gap.ci_low, gap.ci_high) == pytest.approx(expected, abs=1e-6)
+        roles = ([row[role] for row in rows] for role in (0, 1))
         assert gap.units == pytest.approx(min(map(effective, roles)))
-        assert gap.replicates == 2
+        assert (gap.n, gap.replicates) == (len({a.image for a, _ in paired}), 2)
     for row in of.parts["flips"]:
         # Only pictures in a pair on two different backgrounds of an image count.
         first, second = of.pictures[row.variant], of.pictures[row.other_variant]

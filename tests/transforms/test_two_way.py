@@ -336,7 +336,9 @@ def drawn(draw: st.DrawFn) -> tuple[Array, Array, Array, list[tuple[int, int]]]:
 
 
 def rate_of(units: Array, grounds: Array, answers: Array, draws: Any) -> FlipRate | None:
-    return flip_rate(answers, PicturePairs.from_units(units, grounds, draws))
+    return flip_rate(
+        answers, PicturePairs.from_units(units, grounds, np.ones_like(grounds, bool), draws)
+    )
 
 
 @given(drawn())

@@ -377,7 +377,7 @@ def compare_with(
     """
     rows, subjects = [], subjects_of(summaries)
     for models in read_contributions(dataset, summaries):
-        for quantity in models.draws:
+        for quantity in models.pictures:
             measured = [
                 (subject, rule, difference)
                 for subject in subjects

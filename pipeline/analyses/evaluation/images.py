@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.analyses.evaluation.patterns import PATTERNS, Pattern, VersionAnswer, patterns_of
-from pipeline.dataset.folder import Dataset
+from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.records import Row
 from pipeline.dataset.sinks import Sample
 from pipeline.display.panel import Budget, Panel, data_uri, find_samples
@@ -74,9 +74,17 @@ def choose_images(
     Reads one shard at a time, and only the columns that tell which predictions are right.
     """
     dataset = evidence.dataset
+    wanted = [
+        (
+            model[0],
+            _wanted(dataset, split, model, ("original", *MIXED))
+            & (pc.field("label_rule") == model[1].headline),
+        )
+        for model in models
+    ]
     best: dict[int, list[Candidate]] = {}
     for shard in dataset.shards(split):
-        unknown, turned, wrong = _failures(dataset.store, split, shard, models)
+        unknown, turned, wrong = _failures(dataset.store, split, shard, wanted)
         for row in dataset.index_of_shard(split, shard):
             if not row["selected"]:
                 continue
@@ -93,23 +101,20 @@ def choose_images(
 
 
 def _failures(
-    store: Store, split: str, shard: int, models: Iterable[Evaluated]
+    store: Store, split: str, shard: int, wanted: Iterable[tuple[ModelResults, pc.Expression]]
 ) -> tuple[Counter[str], Counter[str], Counter[str]]:
     """Counts for each key the models wrong on `original`, those turned, and wrong predictions.
 
     A turned model is right on `mixed_same` and wrong on another mixed version. Wrong predictions
-    are counted on all mixed versions. Versions whose predictions are outdated or incomplete
-    (`Summary.missing`) do not count.
+    are counted on all mixed versions. Only the predictions that are wanted of a model count.
     """
     unknown, turned, wrong = Counter[str](), Counter[str](), Counter[str]()
-    for model in models:
-        variants = _current(("original", *MIXED), model)
-        wanted = (pc.field("label_rule") == model[1].headline) & pc.field("variant").isin(variants)
-        path = result_shard(model[0].folder, "predictions", split, shard)
+    for model, of_model in wanted:
+        path = result_shard(model.folder, "predictions", split, shard)
         if not store.exists(path):
             continue
         columns = ["variant", "key", "correct"]
-        table = read_table(store, path, columns=columns, filters=wanted)
+        table = read_table(store, path, columns=columns, filters=of_model)
         right, failed = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
         for variant, key, correct in zip(
             *(table[column].to_pylist() for column in columns), strict=True
@@ -122,22 +127,33 @@ def _failures(
     return unknown, turned, wrong
 
 
-def _current(variants: Iterable[str], model: Evaluated) -> pa.Array:
-    """Returns the variants on which a model has complete predictions that are up to date."""
-    return pa.array([name for name in variants if name not in model[1].missing], pa.string())
+def _wanted(
+    dataset: Dataset, split: str, model: Evaluated, variants: Iterable[str]
+) -> pc.Expression:
+    """Returns which of a model's predictions on variants to read: those up to date that count.
+
+    Those on variants whose predictions are outdated or incomplete (`Summary.missing`) do not, nor
+    those on pictures with the background of an image that is not held out (`EvalImages.counts`).
+    """
+    holdout, variants = model[1].evaluation.holdout, set(variants).difference(model[1].missing)
+    wanted = pc.field("variant").isin(pa.array(variants, pa.string()))
+    if holdout:
+        own = [name for name in variants if not VariantName.parse(name).is_mixed]
+        tested = [row["key"] for row in selected_rows(dataset, split, holdout)]
+        wanted &= pc.field("variant").isin(pa.array(own, pa.string())) | pc.field("bg_key").isin(
+            pa.array(tested, pa.string())
+        )
+    return wanted
 
 
 def read_predictions_of(
     dataset: Dataset, split: str, model: Evaluated, keys: Sequence[str]
 ) -> Iterator[Row]:
-    """Reads a model's predictions on some images, by all label rules.
-
-    Versions whose predictions are incomplete or outdated are left out.
-    """
+    """Reads a model's predictions on some images that are `_wanted`, by all label rules."""
     store = dataset.store
-    variants = _current(map(str, dataset.picture_variants), model)
     columns = ["label_rule", "variant", "key", "prediction", "output", "correct", "top1_score"]
-    wanted = pc.field("key").isin(list(keys)) & pc.field("variant").isin(variants)
+    wanted = _wanted(dataset, split, model, map(str, dataset.picture_variants))
+    wanted &= pc.field("key").isin(list(keys))
     for shard in sorted({dataset.shard_of(split, key) for key in keys}):
         path = result_shard(model[0].folder, "predictions", split, shard)
         if store.exists(path):

@@ -18,7 +18,7 @@ from pipeline.analyses.evaluation.differences import (
     read_baseline,
     read_differences,
 )
-from pipeline.analyses.evaluation.tables import cells_of, describe_power
+from pipeline.analyses.evaluation.tables import cells_of, describe_holdouts, describe_power
 from pipeline.display.panel import Claim, Measurement, Panel
 from pipeline.display.table import Cell, describe_chance
 from pipeline.evaluate.comparisons import (
@@ -237,7 +237,7 @@ class AccuracyPanel:
       missing: (name of the model, variants that it must be evaluated on again).
       chance: accuracies by chance, in words; "" if nothing was measured.
       spread: largest standard deviation of one draw of backgrounds, a fraction; 0 without draws.
-      power: whether backgrounds tell the class, in words.
+      notes: whether backgrounds tell the class, and what counts under `--holdout`, in words.
       lost_baseline: why the baseline cannot be read; "" if it can, or none was chosen.
     """
 
@@ -253,7 +253,7 @@ class AccuracyPanel:
     missing: Sequence[tuple[str, Sequence[str]]]
     chance: str
     spread: float
-    power: Sequence[str]
+    notes: Sequence[str]
     differences: Differences
     baseline: Differences
     lost_baseline: str
@@ -331,7 +331,10 @@ def _make_accuracy(evidence: Evidence, with_pictures: bool) -> AccuracyPanel | N
                 *(row.seed_sd or 0.0 for _, one in evaluated for row in one.gaps),
             ]
         ),
-        power=list(describe_power((one for _, one in evaluated), is_page=True)),
+        notes=[
+            *describe_power((one for _, one in evaluated), is_page=True),
+            *describe_holdouts(evidence.dataset, read_summaries(evidence.dataset)[0]),
+        ],
         differences=read_differences(evidence, headline.variants),
         baseline=read_baseline(evidence, headline.variants),
         lost_baseline=baseline if isinstance(baseline, str) else "",

@@ -4,7 +4,7 @@ Accuracies of two states are compared over the images that both states have.
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,14 +28,13 @@ from pipeline.dataset.manifest import read_manifest
 from pipeline.evaluate.comparisons import (
     BG_GAP,
     COMPARISONS,
-    Correct,
+    ModelsOnSameImages,
     Sample,
-    correct_by_rule,
     gap_draws,
+    on_same_images,
 )
 from pipeline.evaluate.families import FAMILIES, Subject, families_of
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
-from pipeline.evaluate.predictions import EvalImages
 from pipeline.evaluate.results import errors_by_model, read_failures
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import TABLES, Summary
@@ -74,9 +73,10 @@ class EvaluationParts(Parts[Flags]):
         self, work: PlannedAnalysis, sample: Sample, variants: Sequence[VariantName]
     ) -> Iterator[str]:
         """Yields the smallest BG-Gap that the dataset would show, if it has one."""
+        evaluation, manifest = work.evaluation, read_manifest(work.evaluation.store)
+        sample = sample.with_pairs(evaluation.holdout, variants)
         if sample.images < 2 or not all(gap_draws(variants)):
             return
-        evaluation, manifest = work.evaluation, read_manifest(work.evaluation.store)
         stored = read_summaries(Dataset(evaluation.store, manifest))[0] if manifest else []
         known = [
             (
@@ -261,41 +261,51 @@ def _differences(
 
     Values are means over the models.
     """
-    old_images = EvalImages.read(before, *was[0].tested_on)
-    new_images = EvalImages.read(after, *now[0].tested_on)
-    old, new = (
-        _values(
-            [correct_by_rule(dataset, images, one)[0].get(now[0].headline, {}) for one in models]
-        )
-        for dataset, images, models in ((before, old_images, was), (after, new_images, now))
-    )
+    measured = [*on_same_images(before, was), *on_same_images(after, now)]
+    if len(measured) < 2:
+        return 0, []
+    old_images, new_images = (models.images for models in measured)
+    old, new = (_values(models, now[0].headline) for models in measured)
     positions = old_images.positions(new_images.keys)
     shared = np.flatnonzero(positions >= 0)
-    names = [name for name in new if name in old]
-    if not len(shared) or not names:
+    changes = {
+        name: new[name][shared] - old[name][positions[shared]] for name in new if name in old
+    }
+    changes = {name: change for name, change in changes.items() if not np.isnan(change).all()}
+    if not changes:
         return 0, []
-    first = np.column_stack([old[name][positions[shared]] for name in names])
-    second = np.column_stack([new[name][shared] for name in names])
-    estimate = (second - first).mean(axis=0)
-    low, high = bootstrap_interval(second - first, [new_images.units[i] for i in shared])
-    columns = (estimate.tolist(), low.tolist(), high.tolist())
-    return len(shared), [AccuracyChange(*row) for row in zip(names, *columns, strict=True)]
+    table = np.column_stack([*changes.values()])
+    low, high = bootstrap_interval(table, [new_images.units[i] for i in shared])
+    columns = (np.nanmean(table, axis=0).tolist(), low.tolist(), high.tolist())
+    return len(shared), [AccuracyChange(*row) for row in zip(changes, *columns, strict=True)]
 
 
-def _values(correct: Sequence[Mapping[VariantName, Correct]]) -> dict[str, Floats]:
+def _values(models: ModelsOnSameImages, rule: str) -> dict[str, Floats]:
     """Computes for each variant, and for BG-Gap, an array with a value for each image.
 
-    The value is the share of the image's draws that the models, of which `correct` is variant ->
-    (n,) bool, classified correctly, or the gap between two such shares.
+    The value is the share of the image's draws that the models classified correctly, or the gap
+    between two such shares. Pictures that do not count are left out; it is NaN if none of them do.
     """
-    known = [name for name in correct[0] if all(name in one for one in correct)]
-    values: dict[str, Floats] = {
-        variant: np.mean([one[name] for one in correct for name in draws], axis=0)
-        for variant, draws in draws_of(known).items()
+    answers = [one.get(rule, {}) for one in models.correct]
+    known = [name for name in models.variants if all(name in one for one in answers)]
+    right = {
+        name: np.where(
+            models.images.counts(name, models.bg_units),
+            np.mean([one[name] for one in answers], axis=0),
+            np.nan,
+        )
+        for name in known
     }
-    if "mixed_same" in values and "mixed_rand" in values:
-        values[BG_GAP] = values["mixed_same"] - values["mixed_rand"]
-    return values
+    by_draw = {variant: [right[name] for name in of] for variant, of in draws_of(known).items()}
+    # The draws of both variants are in the same order.
+    by_draw[BG_GAP] = [
+        right[one] - right[other] for one, other in zip(*gap_draws(known), strict=True)
+    ]
+    return {
+        quantity: np.ma.masked_invalid(draws).mean(axis=0).filled(np.nan)
+        for quantity, draws in by_draw.items()
+        if draws
+    }
 
 
 PARTS = EvaluationParts()

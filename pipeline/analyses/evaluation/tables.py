@@ -35,6 +35,7 @@ from pipeline.evaluate.comparisons import (
     COMPARISONS,
     GAP,
     compare_models,
+    describe_counted,
     read_contributions,
     read_rows,
 )
@@ -389,7 +390,27 @@ def describe_summaries(dataset: Dataset, summaries: Sequence[Summary]) -> Iterat
     yield accuracy_table(subjects_of(summaries), read_rows(dataset, FAMILIES, FamilyRow))
     yield from describe_families(summaries)
     yield from describe_power(summaries)
+    yield from describe_holdouts(dataset, summaries)
     yield from describe_baseline(dataset, summaries)
+
+
+def describe_holdouts(dataset: Dataset, summaries: Sequence[Summary]) -> Iterator[str]:
+    """Yields a line on the images of each holdout, which says how many pictures count."""
+    draws = dataset.manifest.config.compose.replicates
+    for models in read_contributions(dataset, summaries):
+        unnamed = sum((models.bg_units[one] < 0).sum() for one in models.variants if one.is_mixed)
+        yield from describe_counted(
+            models.summaries[0].evaluation.holdout,
+            # A pair is two pictures.
+            (
+                (name, one.chosen.size // (1 + (name == BG_GAP)))
+                for name, one in models.pictures.items()
+            ),
+            draws * len(models.images.keys),
+            f"; the dataset does not name the backgrounds of {unnamed}"
+            if unnamed
+            else " (in9 generate --replicates 4 gives more)" * (draws == 1),
+        )
 
 
 def describe_stale(dataset: Dataset, stale: Sequence[str]) -> Iterator[str]:

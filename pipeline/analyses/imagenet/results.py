@@ -403,7 +403,7 @@ def _line(
         line = len(points) >= MIN_MODELS and fit_line(
             [top1 for top1, _ in points],
             [seeds.values.mean() for _, seeds in points],
-            compared.roles(variant).corrected(
+            compared.pictures[variant].roles.corrected(
                 np.stack([seeds.r.mean(axis=0) for _, seeds in points])
             ),
         )

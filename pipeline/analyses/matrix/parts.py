@@ -35,6 +35,7 @@ from pipeline.display.panel import (
 )
 from pipeline.display.table import aligned, describe_chance
 from pipeline.errors import counted
+from pipeline.evaluate.comparisons import BG_GAP, describe_counted
 from pipeline.evaluate.evidence import Evidence, Results, models_trained_on
 from pipeline.evaluate.summary import AccuracyRow, GapRow, Summary
 from pipeline.training.train_plan import describe_penalty
@@ -144,6 +145,14 @@ def matrix_table(matrix: Matrix) -> str:
         describe_seeds(matrix),
         describe_chance(cell.chance for cell in matrix.rows),
         describe_gaps(matrix),
+        *describe_counted(
+            matrix.holdout,
+            [
+                *((cell.test_variant, cell.n) for cell in shown),
+                *((BG_GAP, gap.n) for gap in matrix.gaps),
+            ],
+            max(cell.n for cell in shown),
+        ),
     )
     return "\n".join(filter(None, lines))
 

@@ -35,6 +35,7 @@ from pipeline.evaluate.results import (
     write_result,
 )
 from pipeline.evaluate.summary import Evaluated, MatrixRow, Summary
+from pipeline.models.identity import encoder_of
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.analysis import constant_accuracy
@@ -369,7 +370,7 @@ def _cells(
             "correct": round(accuracy * one.n),
             "seed": trained.seed,
             "weights_sha256": run.weights_sha256,
-            "checkpoint": run.entry.partition("=")[2],
+            "checkpoint": encoder_of(run.entry) or run.entry.partition("=")[2],
         }
         yield pick(
             CellRow,
@@ -377,7 +378,7 @@ def _cells(
             train_variant=row.row,
             test_variant=column,
             accuracy=accuracy,
-            chance=constant_accuracy(models.images.labels),
+            chance=constant_accuracy(models.images.labels[models.pictures[column].images]),
             published=published,
             train_n=trained.images,
             penalty=None if trained.penalty is UNSET else trained.penalty,
@@ -420,13 +421,13 @@ def _estimate(
     families = [Family("", tuple(one.summary for one in rows)) for rows in methods]
     answers = (models.answers(one, PAPER_RULE) for one in families)
     seeds = [one for each in answers if (one := models.seeds(quantity, each))]
-    roles, is_share = models.roles(quantity), len(methods) == 1 and quantity != BG_GAP
-    measured = measure(roles, len(models.images.keys), *seeds, is_share=is_share)
+    pictures, is_share = models.pictures[quantity], len(methods) == 1 and quantity != BG_GAP
+    measured = measure(pictures.roles, pictures.n, *seeds, is_share=is_share)
     low, high = measured.interval() if measured else (None, None)
     value, *others = (float(one.values.mean()) for one in seeds)
     values = seeds[0].values
     return value - sum(others), Estimated(
-        n=len(models.images.keys),
+        n=pictures.n,
         ci_low=low,
         ci_high=high,
         seeds=len(values),

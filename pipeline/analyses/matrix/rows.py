@@ -25,13 +25,21 @@ from pipeline.analyses.matrix.results import IN9L, Matrix, sort_names, write_mat
 from pipeline.dataset.folder import Dataset, refuse_empty_test, selected_rows
 from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
+from pipeline.evaluate.features import HeadPlan
 from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predict_shards import PredictShards, RowsScorer, Scorer, ShardPictures
 from pipeline.evaluate.resident import free_memory
 from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.evaluate.summary import Evaluated, MatrixRow
-from pipeline.models.checkpoint import TrainedOn, digest_of_classes, read_metadata
-from pipeline.models.identity import ModelIdentity, PredictConfig
+from pipeline.models.checkpoint import (
+    MODELS,
+    TrainedOn,
+    digest_of_classes,
+    metadata_of_entry,
+    read_metadata,
+)
+from pipeline.models.heads import head_of
+from pipeline.models.identity import PROBE, ModelIdentity, PredictConfig, encoder_of
 from pipeline.models.library_names import read_state
 from pipeline.models.predict import Predictor, are_numbers, refuse_broken
 from pipeline.models.registry import load_model
@@ -40,7 +48,7 @@ from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, locked
 from pipeline.runtime.progress import Progress, duration
 from pipeline.storage.store import WORK_FOLDER, Store
 from pipeline.training.loop import MODEL, holds_other_training, train
-from pipeline.training.probe_fit import MODELS, Backbone, ProbePlan, fit_variant
+from pipeline.training.probe_fit import Encoder
 from pipeline.training.train_plan import TrainPlan, describe_penalty
 from transforms.hashing import fingerprint
 
@@ -180,34 +188,33 @@ class ProbeTrainer:
 
     settings = UNSET
 
-    def __init__(self, backbone: Backbone, plan: MatrixPlan) -> None:
-        self._backbone, self._plan = backbone, plan
-        self.arch = backbone.model.name
+    def __init__(self, encoder: Encoder, plan: MatrixPlan) -> None:
+        self._encoder, self._plan = encoder, plan
+        self.arch = encoder_of(encoder.model.name)
         self.name = f"probe-{self.arch.replace('/', '_')}{plan.suffix()}"
 
     def train(self, row: str) -> str:
-        """Trains on a row's pictures, unless it did so before; returns the checkpoint's path."""
+        """Fits a probe on a row's pictures, unless it did so before; returns its `--models`."""
         dataset, variant = self._plan.source(row)
-        return fit_variant(
-            self._backbone,
-            ProbePlan(dataset, variant, self._plan.train_split, self._plan.holdout, row),
-            self._plan.dataset.store,
-        )
+        split, holdout = self._plan.train_split, self._plan.holdout
+        plan = HeadPlan(dataset, variant, split, holdout, row)
+        return PROBE + self._encoder.fit(plan, self._plan.dataset.store)
+
+    def identity(self, entry: str, trained: TrainedOn) -> ModelIdentity:
+        """Returns what results record of a row's model, by its entry."""
+        return dataclasses.replace(self._encoder.model.identity, name=entry)
 
     def scorer(self, entry: str) -> RowsScorer:
-        """Loads a checkpoint, `ARCH=FILE`, to compute logits from the frozen network's features.
+        """Loads a head, `probe:FILE`, to compute logits from the frozen encoder's features.
 
         Features that are stored need no forward pass.
         """
-        backbone, state = self._backbone, read_state(entry.partition("=")[2])
-        names = {id(value): name for name, value in backbone.model.module.named_parameters()}
-        weight, bias = (state[names[id(one)]] for one in backbone.layer.parameters())
+        head = head_of(read_state(encoder_of(entry)), self._plan.dataset.taxonomy.num_labels)
 
         @torch.inference_mode()
         def logits(pictures: ShardPictures, keys: list[str]) -> NDArray[np.float32]:
-            features = backbone.shard_features(dataclasses.replace(pictures, keys=None))
-            values = torch.from_numpy(features.select(keys).values)
-            outputs = torch.nn.functional.linear(values, weight, bias)
+            features = self._encoder.features(pictures, "-test")
+            outputs = head(torch.from_numpy(np.stack([features[key] for key in keys])))
             refuse_broken(are_numbers(outputs))
             return np.asarray(outputs)
 
@@ -233,7 +240,7 @@ class NetworkTrainer:
         )
 
     def train(self, row: str) -> str:
-        """Trains on a row's pictures, unless it did so before; returns the checkpoint's path.
+        """Trains on a row's pictures, unless it did so before; returns its entry of `--models`.
 
         It resumes a training that was stopped. Raises UsageError if the row's folder holds a
         training with other flags, without `overwrite`.
@@ -260,8 +267,20 @@ class NetworkTrainer:
             overwrite = is_stale or (
                 self._overwrite and holds_other_training(dataset, training, store)
             )
-            train(dataset, training, store, overwrite=overwrite)
-        return path
+            entry, _ = train(dataset, training, store, overwrite=overwrite)
+        return entry
+
+    def identity(self, entry: str, trained: TrainedOn) -> ModelIdentity:
+        """Returns what results record of a row's model, by its entry."""
+        path = entry.partition("=")[2]
+        return ModelIdentity(
+            name=entry,
+            architecture=trained.architecture,
+            weights=os.path.basename(path),
+            weights_sha256=state_hash(read_state(path)),
+            preprocessing=trained.preprocessing,
+            num_outputs=self._plan.dataset.taxonomy.num_labels,
+        )
 
     def scorer(self, entry: str) -> Predictor:
         """Loads a checkpoint, `ARCH=FILE`, to compute logits by forward passes of the network."""
@@ -322,20 +341,11 @@ def make_row(
     any predictions are new. Raises UsageError if it would be tested on images that it was trained
     on, and the plan does not allow that.
     """
-    path = trainer.train(row)
-    trained = read_metadata(path)
+    entry = trainer.train(row)
+    trained = metadata_of_entry(entry)
     if trained is None:
-        raise JobError(f"{path} does not say what it was trained on")
-    store = plan.dataset.store
-    entry = f"{trained.architecture.partition('.')[0]}={path}"
-    model = ModelIdentity(
-        name=entry,
-        architecture=trained.architecture,
-        weights=os.path.basename(path),
-        weights_sha256=state_hash(read_state(path)),
-        preprocessing=trained.preprocessing,
-        num_outputs=plan.dataset.taxonomy.num_labels,
-    )
+        raise JobError(f"{entry} does not say what it was trained on")
+    store, model = plan.dataset.store, trainer.identity(entry, trained)
     tests = list(_tests(plan, model, f"{trainer.name}-{row}"))
     overlap = max(run.overlap or 0 for _, run, _ in tests)
     if overlap and not plan.allow_overlap:
@@ -362,7 +372,7 @@ def make_row(
             numbers,
             run,
             # Relative to the dataset's folder, so that it stays valid if the folder is moved.
-            entry=entry.replace(f"={store.root}/", "=", 1),
+            entry=entry.replace(f"{store.root}/", "", 1),
             matrix=MatrixRow(
                 name=trainer.name, row=row, arch=trainer.arch, settings=trainer.settings
             ),

@@ -17,7 +17,7 @@ from msgspec import UNSET, Meta, Struct
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.display.table import Cell
 from pipeline.errors import JobError
-from pipeline.evaluate.comparisons import gap_draws, picture_roles
+from pipeline.evaluate.comparisons import Pictures, gap_draws
 from pipeline.evaluate.predictions import (
     COLUMNS,
     EvalImages,
@@ -262,8 +262,7 @@ def rendering_rows(
         ]
         for each in renderings
     ]
-    shares = _shares_of_holes(dataset, runs[0].evaluation.split, tables[0], first, images)
-    third_of, is_same = thirds(shares), np.arange(len(shares)) < len(shares) // 2
+    holes = _shares_of_holes(dataset, runs[0].evaluation.split, tables[0], first, images)
     models = [
         predictions_in_table(
             table, images, [name for each in names for name in each], tuple(LABEL_RULES)
@@ -271,24 +270,28 @@ def rendering_rows(
         for table in tables
     ]
     for rule, predictions in models[0].by_rule.items():
-        # By rendering, draw and image.
+        pictures = Pictures.of(first, images, predictions.bg_units)
+        shares, is_same = holes[pictures.chosen], pictures.is_same
+        third_of = thirds(shares)
+        # By rendering and picture.
         correct = np.mean(
             [
-                [[one.by_rule[rule].correct(name) for name in each] for each in names]
+                [
+                    np.concatenate([one.by_rule[rule].correct(name) for name in each])
+                    for each in names
+                ]
                 for one in models
             ],
             axis=0,
-        )
-        seed_sd = sd_of_draws(correct) if replicates > 1 else None
-        pictures, roles = (
-            correct.reshape(len(names), -1),
-            picture_roles(predictions.bg_units, images, first),
-        )
+        )[:, pictures.chosen]
+        seed_sd = sd_of_draws(correct, is_same, pictures.draws)
         for third, hole in enumerate(HOLES, start=-1):
             chosen = (third_of == third) | (third < 0)
             if len(np.unique(is_same[chosen])) < 2:
                 continue
-            compared = compare_gaps(pictures[:, chosen], is_same[chosen], roles.select(chosen))
+            compared = compare_gaps(
+                correct[:, chosen], is_same[chosen], pictures.roles.select(chosen)
+            )
             # The first is not compared.
             columns = {
                 column: [*[None] * (len(names) - len(values)), *values.tolist()]

@@ -28,6 +28,7 @@ from pipeline.analyses.saliency.results import (
     write_map,
 )
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import Row
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.evaluate.planned import (
@@ -91,6 +92,14 @@ class PlannedSaliency(PlannedAnalysis):
     num_maps: int = 9
     _shown: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict, init=False)
 
+    def rows(self, dataset: Dataset, shard: int | None = None) -> list[Row]:
+        """Returns the index rows of the images whose pictures count (`EvalImages.counts`)."""
+        rows, variant = self.evaluation.rows(dataset, shard), self.variant
+        if self.evaluation.holdout and variant.is_mixed:
+            tested = {row["key"] for row in self.evaluation.rows(dataset)}
+            rows = [row for row in rows if row[f"{variant.pairs}_bg_key"] in tested]
+        return rows
+
     def shown_images(self, dataset: Dataset) -> dict[str, int]:
         """Chooses the images to draw maps of; reads the index only once for all models.
 
@@ -99,7 +108,7 @@ class PlannedSaliency(PlannedAnalysis):
         """
         split, of = self.evaluation.split, dataset.manifest.fingerprint
         if of not in self._shown:
-            rows = self.evaluation.rows(dataset)
+            rows = self.rows(dataset)
             if not rows:
                 raise UsageError(
                     f"the dataset has no images in {split}: there is nothing to explain"
@@ -115,7 +124,7 @@ class PlannedSaliency(PlannedAnalysis):
     @override
     def size(self, dataset: Dataset, chunk: int) -> int:
         if self.evaluation.holdout:
-            return len(self.evaluation.rows(dataset, chunk))
+            return len(self.rows(dataset, chunk))
         files = dataset.shard_files(self.evaluation.split, chunk, (self.variant,))
         return sum(file.samples or 0 for file in files)
 
@@ -165,7 +174,7 @@ class SaliencyShards(AnalysisOfModel):
         """Sorted keys of the tested images of all shards."""
         # Cached, because the fingerprint of every shard includes all these keys, and collecting
         # them reads the whole index.
-        return sorted(row["key"] for row in self.plan.evaluation.rows(self.dataset))
+        return sorted(row["key"] for row in self.plan.rows(self.dataset))
 
     @override
     def fingerprint(self, chunk: int) -> str:
@@ -256,7 +265,7 @@ class SaliencyShards(AnalysisOfModel):
         split = self.plan.evaluation.split
         pictures = self.dataset.samples(split, shard, self.plan.variant)
         masks = self.dataset.samples(split, shard, MASK)
-        tested = {row["key"] for row in self.plan.evaluation.rows(self.dataset, shard)}
+        tested = {row["key"] for row in self.plan.rows(self.dataset, shard)}
         for picture, mask in zip(pictures, masks, strict=True):
             if picture.key in tested:
                 yield picture, mask

@@ -1,0 +1,195 @@
+"""Tests heads on frozen encoders: the fit, its place in a job, and what users get of it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from numpy.typing import NDArray
+from runs import ONE, dataset_in, refusal, run_here, run_in9, table_of
+from safetensors.numpy import load_file
+from sklearn.neighbors import KNeighborsClassifier
+
+import in9
+from pipeline.dataset.folder import training_pictures
+from pipeline.models.heads import NEIGHBOURS, TEMPERATURE, Neighbours
+from pipeline.models.registry import load_model
+from transforms.codec import decode_image
+
+NAME = "efficientnet_lite0"
+BOTH = ("--models", f"probe:{NAME},knn:{NAME}", "--holdout", 0.5, "--pictures", "none", *ONE)
+
+
+@pytest.fixture(scope="module")
+def evaluated(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset on which a probe and neighbours were evaluated. Tests must not change it."""
+    output = Path(shutil.copytree(three_draws, tmp_path_factory.mktemp("heads") / "out"))
+    run_in9("evaluate", "--dataset", output, *BOTH)
+    return output
+
+
+@pytest.fixture
+def copied(evaluated: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(evaluated, tmp_path / "out"))
+
+
+def pixels_of(output: Path, variant: str) -> dict[str, NDArray[np.uint8]]:
+    dataset = dataset_in(output)
+    name = next(one for one in dataset.variants if str(one) == variant)
+    return {one.key: decode_image(one.image) for one in dataset.samples("val", 0, name)}
+
+
+def features_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Computes what EfficientNet-Lite0 gives its last layer, by timm alone."""
+    packaged = load_model(NAME).module
+    network: Any = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
+    network.load_state_dict(packaged.state_dict(), strict=False)
+    config = packaged.pretrained_cfg
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        return np.asarray(network((pictures - mean) / std))
+
+
+def head_in(output: Path, kind: str) -> dict[str, NDArray[Any]]:
+    (file,) = output.glob(f"models/{kind}-{NAME}-val-holdout0.5-*/original.safetensors")
+    return load_file(file)
+
+
+def answers_of(output: Path, kind: str, variant: str) -> dict[str, int]:
+    (folder,) = output.glob(f"results/{kind}_{NAME}*/predictions")
+    rows = pq.read_table(folder, partitioning=None).to_pylist()
+    return {
+        row["fg_key"]: row["output"]
+        for row in rows
+        if (row["variant"], row["label_rule"]) == (variant, "argmax_then_map")
+    }
+
+
+def test_both_heads_answer_as_by_hand(evaluated: Path) -> None:
+    dataset = dataset_in(evaluated)
+    chosen = [*training_pictures(dataset, "val", "original", 0.5)]
+    original, mixed = (pixels_of(evaluated, name) for name in ("original", "mixed_rand"))
+    labels = {row["key"]: row["label"] for row in dataset.index("val")}
+    bank = features_of(np.stack([original[key] for key in chosen]))
+    tested = answers_of(evaluated, "probe", "mixed_rand")
+    assert tested
+    assert not set(tested) & set(chosen)
+    values = features_of(np.stack([mixed[key] for key in tested]))
+    head = head_in(evaluated, "probe")
+    scores = values @ head["weight"].T + head["bias"]
+    assert [*tested.values()] == scores.argmax(axis=1).tolist()
+    stored = head_in(evaluated, "knn")
+    assert np.allclose(np.sort(stored["features"], axis=0), np.sort(bank, axis=0), atol=1e-4)
+    nearest = answers_of(evaluated, "knn", "mixed_rand")
+    unit, seen = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (bank, values))
+    votes = np.exp(seen @ unit.T / TEMPERATURE) @ np.eye(9)[[labels[key] for key in chosen]]
+    assert [nearest[key] for key in tested] == votes.argmax(axis=1).tolist()
+
+
+def test_neighbours_are_those_of_numpy_and_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    bank, queries = rng.normal(size=(60, 8)), rng.normal(size=(40, 8))
+    labels = rng.integers(0, 7, 60)
+    head = Neighbours(torch.from_numpy(bank).float(), torch.from_numpy(labels), 9)
+    shares = head(torch.from_numpy(queries).float()).exp().numpy()
+    unit, seen = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (bank, queries))
+    by_hand = np.zeros((40, 9))
+    for row, cosines in enumerate(seen @ unit.T):
+        for neighbour in np.argsort(-cosines)[:NEIGHBOURS]:
+            by_hand[row, labels[neighbour]] += np.exp(cosines[neighbour] / TEMPERATURE)
+    by_hand /= by_hand.sum(axis=1, keepdims=True)
+    assert np.allclose(shares, by_hand, atol=1e-5)
+    # The squared distance of unit vectors is 2 - 2 cos.
+    known = KNeighborsClassifier(
+        NEIGHBOURS, weights=lambda distances: np.exp((1 - distances**2 / 2) / TEMPERATURE)
+    ).fit(unit, labels)
+    assert np.allclose(shares[:, :7], known.predict_proba(seen), atol=1e-5)
+    few = Neighbours(torch.eye(3), torch.arange(3), 9)(torch.eye(3)).exp()
+    assert few.argmax(dim=1).tolist() == [0, 1, 2]
+
+
+def test_a_second_run_does_nothing_and_a_lost_head_is_fitted_from_stored_features(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {name: head_in(copied, name) for name in ("probe", "knn")}
+    command = ("evaluate", "--dataset", copied, *BOTH)
+    run_here(*command)
+    assert "nothing to do: everything is up to date" in capsys.readouterr().out
+    for file in copied.glob("models/*/original.safetensors"):
+        file.unlink()
+    run_here(*command)
+    for name, head in before.items():
+        assert all((head_in(copied, name)[key] == value).all() for key, value in head.items())
+    # Features of the fit and of the grid are kept, and so are predictions.
+    assert "nothing to do: everything is up to date" in capsys.readouterr().out
+
+
+def test_the_head_of_train_is_that_of_evaluate(copied: Path) -> None:
+    flags = ("--probe", "--holdout", 0.5, "--arch", NAME, "--output", copied / "own")
+    printed = run_in9("train", "--dataset", copied, *flags).stdout
+    (entry,) = (word for word in printed.split() if word.startswith("probe:"))
+    own = load_file(entry.removeprefix("probe:"))
+    assert all((own[key] == value).all() for key, value in head_in(copied, "probe").items())
+    few = ("--pictures", "none", *ONE)
+    refused = run_in9("evaluate", "--dataset", copied, "--models", entry, *few, check=2).stderr
+    assert "of the images to test on" in refused
+    run_in9("evaluate", "--dataset", copied, "--models", entry, "--holdout", 0.5, *few)
+    rows = [row for row in table_of(copied, "summary") if row["label_rule"] == "argmax_then_map"]
+    figures = {(row["model"], row["variant"]): row["accuracy"] for row in rows}
+    for (model, variant), accuracy in figures.items():
+        if model == f"probe:{NAME}":
+            assert figures[entry, variant] == accuracy
+
+
+def test_what_was_fitted_on_is_not_tested_unless_that_is_allowed(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("evaluate", "--dataset", copied, "--models", f"probe:{NAME}")
+    assert "--holdout 0.5" in refusal(capsys, *command)
+    run_here(*command, "--holdout", 0.5, "--allow_overlap", "--pictures", "none", *ONE)
+    rows = [
+        row
+        for row in table_of(copied, "summary")
+        if (row["model"], row["label_rule"]) == (f"probe:{NAME}", "argmax_then_map")
+    ]
+    strict, marked = (
+        {row["variant"]: row for row in rows if bool(float(row["holdout"])) is held}
+        for held in (True, False)
+    )
+    assert {row["overlap"] for row in strict.values()} == {"0"}
+    fitted = len(training_pictures(dataset_in(copied), "val", "original", 0.5))
+    assert {row["overlap"] for row in marked.values()} == {str(fitted)}
+    assert {row["n"] for row in marked.values()} == {"18"}
+    # Half of the foregrounds were in the fit.
+    assert float(marked["only_fg"]["accuracy"]) > float(strict["only_fg"]["accuracy"])
+
+
+def test_an_attack_and_saliency_run_on_a_probe(copied: Path) -> None:
+    few = ("--dataset", copied, "--models", f"probe:{NAME}", "--holdout", 0.5, *ONE)
+    run_in9("attack", *few, "--pictures", "none")
+    run_in9("saliency", *few, "--pictures", "none", "--maps", 1)
+    for name in ("attack", "saliency"):
+        (file,) = copied.glob(f"results/probe_*/{name}.json")
+        assert json.loads(file.read_text())["trained"]["method"] == "probe"
+
+
+def test_an_encoder_in_memory_gives_the_figures_of_the_command(evaluated: Path) -> None:
+    network: Any = timm.create_model("tf_efficientnet_lite0", num_classes=0)
+    network.load_state_dict(load_model(NAME).module.state_dict(), strict=False)
+    network.pretrained_cfg = load_model(NAME).module.pretrained_cfg
+    figures = {
+        row["variant"]: float(row["accuracy"])
+        for row in table_of(evaluated, "summary")
+        if (row["model"], row["label_rule"]) == (f"probe:{NAME}", "argmax_then_map")
+    }
+    for encoder in (network, features_of):
+        found = in9.evaluate_model(evaluated, encoder, name="e", probe=True, holdout=0.5)
+        assert {name: of[0] for name, of in found.accuracy.items()} == pytest.approx(figures)
+        assert found.summary.trained
+        assert found.summary.trained.method == "probe"
