@@ -11,14 +11,14 @@ the dataset's pictures in pixels.
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.analyses.attack.results import GridAxis
+from pipeline.analyses.attack.results import AttackGrid, GridAxis
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.sinks import Sample
 from pipeline.errors import BrokenPictureError
@@ -47,8 +47,8 @@ def load_backgrounds(
     """
     side = dataset.manifest.config.segment.image_size
     pixels = np.empty((len(backgrounds), side, side, 3), np.uint8)
-    samples = _samples(dataset, split, ONLY_BG_T, backgrounds)
-    for position, picture in enumerate(_decoded(samples, decode_image)):
+    samples = axis_samples(dataset, split, ONLY_BG_T, backgrounds)
+    for position, picture in enumerate(decoded(samples, decode_image)):
         pixels[position] = picture
     return torch.from_numpy(pixels).to(device)
 
@@ -96,25 +96,27 @@ def put_on(
 def stream_cutouts(
     dataset: Dataset,
     split: str,
-    foregrounds: GridAxis,
-    counts: Iterable[int],
+    grid: AttackGrid,
+    chunks: Sequence[int],
     device: torch.device,
 ) -> Generator[Cutouts, None, None]:
-    """Decodes foregrounds one chunk at a time; `counts` are the numbers of those of each chunk.
+    """Decodes the foregrounds of chunks, in rising order, one chunk at a time.
 
     Raises JobError or OSError, for the reasons of `load_backgrounds`.
     """
+    foregrounds = grid.foregrounds.take([at for chunk in chunks for at in grid.positions(chunk)])
     with (
-        contextlib.closing(_samples(dataset, split, ORIGINAL, foregrounds)) as originals,
-        contextlib.closing(_samples(dataset, split, MASK, foregrounds)) as mask_samples,
+        contextlib.closing(axis_samples(dataset, split, ORIGINAL, foregrounds)) as originals,
+        contextlib.closing(axis_samples(dataset, split, MASK, foregrounds)) as mask_samples,
     ):
-        for count in counts:
-            images = list(_decoded(itertools.islice(originals, count), decode_image))
-            masks = list(_decoded(itertools.islice(mask_samples, count), decode_mask))
+        for chunk in chunks:
+            count = len(grid.positions(chunk))
+            images = list(decoded(itertools.islice(originals, count), decode_image))
+            masks = list(decoded(itertools.islice(mask_samples, count), decode_mask))
             yield Cutouts.from_arrays(np.stack(images), np.stack(masks), device)
 
 
-def _samples(
+def axis_samples(
     dataset: Dataset, split: str, variant: VariantName, axis: GridAxis
 ) -> Generator[Sample, None, None]:
     """Yields a variant's samples of the images on an axis, in its order, which is the dataset's."""
@@ -124,7 +126,7 @@ def _samples(
             yield from samples
 
 
-def _decoded(samples: Iterator[Sample], decode: Callable[[bytes], T]) -> Iterator[T]:
+def decoded(samples: Iterator[Sample], decode: Callable[[bytes], T]) -> Iterator[T]:
     """Decodes samples in threads, and yields the results in order."""
 
     def decode_sample(sample: Sample) -> T:
@@ -135,47 +137,6 @@ def _decoded(samples: Iterator[Sample], decode: Callable[[bytes], T]) -> Iterato
 
     decoded = read_ahead(decode_sample, samples, torch.get_num_threads())
     return (result for _, result in decoded)
-
-
-def forward_pairs(
-    predictor: Predictor, backgrounds: torch.Tensor, cutouts: Cutouts, *pairs: torch.Tensor
-) -> torch.Tensor:
-    """Runs a model on n pairs, (n,) int64 positions each: (n, outputs) float32, on the device.
-
-    Raises ModelError if the model fails.
-    """
-
-    def run(*some: torch.Tensor) -> torch.Tensor:
-        return predictor.forward_once(put_on(backgrounds, cutouts.holes, cutouts.pixels, *some))
-
-    return torch.cat(predictor.in_fitting_batches(run, *pairs))
-
-
-@torch.inference_mode()
-def encode_all(
-    predictor: Predictor,
-    dataset: Dataset,
-    split: str,
-    foregrounds: GridAxis,
-    backgrounds: GridAxis,
-) -> NDArray[np.float32]:
-    """Runs an encoder on all pairs of few foregrounds and backgrounds: (F, B, width) float32.
-
-    Raises:
-      ModelError: the model fails, or features are not numbers.
-      JobError: for the reasons of `load_backgrounds`.
-    """
-    shape, device = (len(foregrounds), len(backgrounds)), predictor.device
-    on_device = load_backgrounds(dataset, split, backgrounds, device)
-    (cutouts,) = stream_cutouts(dataset, split, foregrounds, shape[:1], device)
-    batches = torch.arange(shape[0] * shape[1], device=device).split(predictor.batch_size)
-    features = [
-        forward_pairs(predictor, on_device, cutouts, batch // shape[1], batch % shape[1])
-        for batch in batches
-    ]
-    fetched = Fetched(torch.cat(features)).wait()
-    refuse_broken(fetched.isfinite().all(dim=1), "features")
-    return fetched.numpy().reshape(*shape, -1)
 
 
 class GridModel:
@@ -203,7 +164,12 @@ class GridModel:
         device. The functions in `LABEL_RULES` would give the same labels. Among equal outputs, the
         first wins.
         """
-        logits = forward_pairs(self.predictor, self._backgrounds, cutouts, foreground, background)
+
+        def run(*pairs: torch.Tensor) -> torch.Tensor:
+            pictures = put_on(self._backgrounds, cutouts.holes, cutouts.pixels, *pairs)
+            return self.predictor.forward_once(pictures)
+
+        logits = torch.cat(self.predictor.in_fitting_batches(run, foreground, background))
         labels = self._rules.labels(logits).to(torch.int16)
         return labels.masked_fill(~are_numbers(logits), _BROKEN)
 

@@ -187,9 +187,7 @@ class AttackChunks(AnalysisOfModel):
         backgrounds = load_backgrounds(self.dataset, split, grid.backgrounds, device)
         composed = GridModel(predictor, outputs, backgrounds)
         strengths = Strengths(len(grid.backgrounds))
-        positions = [grid.positions(chunk) for chunk in missing]
-        foregrounds = grid.foregrounds.take([at for each in positions for at in each])
-        stream = stream_cutouts(self.dataset, split, foregrounds, map(len, positions), device)
+        stream = stream_cutouts(self.dataset, split, grid, missing, device)
 
         def foregrounds_of(chunk: int) -> GridAxis:
             return grid.foregrounds.take(grid.positions(chunk))

@@ -8,22 +8,19 @@ from pipeline.display.plot import Plot, Series, rows_figure, spoken
 from pipeline.display.table import shorten
 from pipeline.evaluate.evidence import Evidence
 
-_NAMES = {"class": "class, of the background"}
+_NAMES = ("foreground", "background", "interaction", "of the background's: its class")
 
 
 def make_plots(evidence: Evidence) -> Iterator[Plot]:
     """Makes the figure if there are results."""
-    shown = evidence.models_with(FeaturesResult)[:COMPARED]
-    if shown:
-        names = [shorten(model.name, 22) for model, _ in shown]
-        series = [
-            Series(_NAMES.get(share, share), tuple(result.shares[share] for _, result in shown))
-            for share in SHARES
-        ]
-        title = "What features consist of"
+    results = evidence.models_with(FeaturesResult)[:COMPARED]
+    if results:
+        names = [shorten(model.name, 22) for model, _ in results]
+        estimates = zip(*(one.shares.values() for _, one in results), strict=True)
+        series = [Series(*one) for one in zip(_NAMES, estimates, strict=True)]
         yield Plot(
             "features",
             "features.svg",
             f"Shares of the variance of features. {spoken(series, names)}",
-            rows_figure(title, names, series, "share, %"),
+            rows_figure("What features consist of", names, series, "share of the variance, %"),
         )

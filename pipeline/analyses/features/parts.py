@@ -1,4 +1,4 @@
-"""The parts of the analysis of features. Evaluating an encoder runs it, and it has no flags."""
+"""The parts of the analysis of features."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,15 +6,16 @@ from typing_extensions import override
 
 from pipeline.analyses.features.results import (
     FEATURES_TABLE,
+    FeatureRow,
     FeaturesResult,
     describe_features,
     read_features,
-    write_features_table,
 )
 from pipeline.analyses.parts import Flags, Found, Parts
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Panel
 from pipeline.evaluate.planned import PlannedAnalysis
+from pipeline.evaluate.results import pick
 
 
 class FeaturesParts(Parts[Flags]):
@@ -40,7 +41,13 @@ class FeaturesParts(Parts[Flags]):
 
     @override
     def write(self, dataset: Dataset, columns: Sequence[str]) -> None:
-        write_features_table(dataset)
+        results, of = read_features(dataset), dataset.manifest.fingerprint
+        if results or dataset.store.exists("results/features.csv"):
+            rows = (
+                pick(FeatureRow, one, one.evaluation, model=one.title, dataset=of, **one.columns)
+                for one in results
+            )
+            FEATURES_TABLE.write(dataset.store, ([row] for row in rows))
 
     @override
     def lines(self, dataset: Dataset, work: PlannedAnalysis | None) -> Iterator[str]:

@@ -4,66 +4,71 @@ results/<model>/features.json   the shares of an encoder
 results/features.csv            table of all encoders
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from msgspec import Meta, Struct
+from numpy.typing import NDArray
 
 from pipeline.analyses.attack.results import ATTACK_VARIANTS
+from pipeline.analyses.features.grid import FeatureGrid
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.predictions import read_current_results, split_fingerprint
-from pipeline.evaluate.results import PicturesResult, Table, pick
+from pipeline.evaluate.predictions import read_current_results
+from pipeline.evaluate.results import PicturesResult, Table
 from pipeline.storage.state_files import Name
 from transforms.estimates import Estimate
-from transforms.feature_shares import AT_MOST
-from transforms.variants import ORIGINAL
-
-_Share = Literal["foreground", "background", "interaction", "class"]
+from transforms.feature_shares import AT_MOST, feature_shares
 
 
 class FeaturesResult(PicturesResult, frozen=True, kw_only=True):
-    """features.json: the shares of the variance of an encoder's features, as `feature_shares` says.
+    """features.json: the shares of the variance of an encoder's features (`feature_shares`).
 
     Attributes:
-      features: which of the encoder's outputs they are.
       foregrounds, backgrounds, classes: numbers of these in the grid.
-      fit_split: the split by whose pictures of `original` features are standardised; with a
-        holdout, by those of them that are not held out.
-      fit_of: `split_fingerprint` of these pictures.
+      fit_split: the split by whose pictures of the fit features are standardised.
+      made_from: fingerprint of the encoder, the fit and the grid.
     """
 
-    features: str
     foregrounds: int
     backgrounds: int
     classes: int
     fit_split: Name
-    fit_of: str
-    shares: dict[_Share, Estimate | None]
+    made_from: str
+    shares: dict[Literal["foreground", "background", "interaction", "class"], Estimate | None]
+
+    @property
+    def columns(self) -> dict[str, float | None]:
+        """The shares and the ends of their intervals, by the names of their columns."""
+        return {
+            f"{share}_share{end}": value
+            for share, estimate in self.shares.items()
+            for end, value in zip(("", "_ci_low", "_ci_high"), estimate or [None] * 3, strict=True)
+        }
 
 
 class FeatureRow(Struct, frozen=True, kw_only=True):
     """A row of features.csv: an encoder."""
 
     model: str
-    features: Annotated[str, Meta(description="which output of the encoder its features are")]
+    features: Annotated[str, Meta(description="which outputs of the encoder are its features")]
     foreground_share: Annotated[
-        float | None,
-        Meta(description="share of the features' variance that is the foreground's"),
+        float, Meta(description="share of the features' variance that is the foreground's")
     ]
-    foreground_share_ci_low: float | None
-    foreground_share_ci_high: float | None
+    foreground_share_ci_low: float
+    foreground_share_ci_high: float
     background_share: Annotated[
-        float | None, Meta(description="share of the variance that is the background's")
+        float, Meta(description="share of the variance that is the background's")
     ]
-    background_share_ci_low: float | None
-    background_share_ci_high: float | None
+    background_share_ci_low: float
+    background_share_ci_high: float
     interaction_share: Annotated[
-        float | None, Meta(description="share of the variance that is neither's alone")
+        float, Meta(description="share of the variance that is neither's alone")
     ]
-    interaction_share_ci_low: float | None
-    interaction_share_ci_high: float | None
+    interaction_share_ci_low: float
+    interaction_share_ci_high: float
     class_share: Annotated[
         float | None,
-        Meta(description="share of the background's variance that its class explains"),
+        Meta(description="share of the background's variance that is its class's"),
     ]
     class_share_ci_low: float | None
     class_share_ci_high: float | None
@@ -71,7 +76,7 @@ class FeatureRow(Struct, frozen=True, kw_only=True):
     backgrounds: int
     classes: Annotated[int, Meta(description="number of classes in the grid")]
     fit_split: Annotated[
-        str, Meta(description="split by whose `original` features are standardised")
+        str, Meta(description="split by whose `original` pictures features are standardised")
     ]
     split: str
     precision: str
@@ -82,40 +87,35 @@ class FeatureRow(Struct, frozen=True, kw_only=True):
 FEATURES_TABLE = Table(
     "features",
     (FeatureRow,),
-    "shares of the variance of an encoder's [features](results.md#features), with jackknife "
-    "intervals",
+    "shares of the variance of an encoder's [features](results.md#features), with intervals by a "
+    "jackknife",
 )
+
+
+def summarize_grid(
+    features: NDArray[np.float32], fitted: NDArray[np.float32], grid: FeatureGrid
+) -> dict[str, Any]:
+    """Computes fields of `FeaturesResult`, by name.
+
+    Args:
+      features: (pictures, width), of the pictures of the grid, in order.
+      fitted: (n, width), of the pictures of the fit, by which features are standardised. One that
+        is constant in them is divided by 1.
+    """
+    deviations = fitted.std(axis=0, dtype=np.float64)
+    labels = grid.backgrounds.labels
+    by_pair = features.reshape(len(grid.foregrounds), len(labels), -1)
+    return {
+        "foregrounds": len(by_pair),
+        "backgrounds": len(labels),
+        "classes": len(np.unique(labels)),
+        "shares": feature_shares(by_pair / np.where(deviations > 0, deviations, 1), labels),
+    }
 
 
 def read_features(dataset: Dataset) -> list[FeaturesResult]:
     """Reads each encoder's features.json, in order of folders, if it is of the present pictures."""
-    results, _ = read_current_results(
-        dataset, "features", FeaturesResult, lambda _: ATTACK_VARIANTS
-    )
-    splits = {split: split_fingerprint(dataset, split, (ORIGINAL,)) for split in dataset.manifest.shards}
-    return [result for result in results if splits.get(result.fit_split) == result.fit_of]
-
-
-def write_features_table(dataset: Dataset) -> None:
-    """Rebuilds features.csv if there ever were results; the caller must hold the tables' lock."""
-    results, of = read_features(dataset), dataset.manifest.fingerprint
-    if results or dataset.store.exists("results/features.csv"):
-        rows = (
-            pick(
-                FeatureRow,
-                one,
-                one.evaluation,
-                model=one.title,
-                dataset=of,
-                **{
-                    f"{name}_share{end}": value
-                    for name, estimate in one.shares.items()
-                    for end, value in zip(("", "_ci_low", "_ci_high"), estimate or [None] * 3)
-                },
-            )
-            for one in results
-        )
-        FEATURES_TABLE.write(dataset.store, ([row] for row in rows))
+    return read_current_results(dataset, "features", FeaturesResult, lambda _: ATTACK_VARIANTS)[0]
 
 
 def describe_features(name: str, result: FeaturesResult) -> str:
@@ -131,6 +131,5 @@ def describe_features(name: str, result: FeaturesResult) -> str:
 def _said(estimate: Estimate | None) -> str:
     if estimate is None:
         return "-"
-    value, low, high = (100 * share for share in estimate)
-    few = value < 100 * AT_MOST
-    return f"at most {high:.0f} %" if few else f"{value:.0f} % [{low:.0f}, {high:.0f}]"
+    value, low, high = (f"{100 * share:.0f}" for share in estimate)
+    return f"at most {high} %" if estimate[0] < AT_MOST else f"{value} % [{low}, {high}]"
