@@ -71,19 +71,20 @@ def _odds(x: Floats) -> tuple[Floats, Floats]:
         for axes, count in (((1, 2), b), (0, a), ((0, 2), a * per_class), ((), 1))
     )
     rest = max(total - of_foregrounds - of_backgrounds, 0) / ((a - 1) * (b - 1))
-    within = (of_backgrounds - of_classes) / max(b - classes, 1)
-    noise = np.array([rest / b, rest / a, 0, within / (a * per_class)])
+    between = of_classes / (classes - 1) / (a * per_class)
+    within = (of_backgrounds - of_classes) / max(b - classes, 1) / a
+    noise = np.array([rest / b, rest / a, 0, within / per_class])
     mean_squares = np.array(
         [
-            of_foregrounds / ((a - 1) * b),
-            of_backgrounds / ((b - 1) * a),
+            of_foregrounds / (a - 1) / b,
+            between + within * (per_class - 1) / per_class,
             rest,
-            of_classes / ((classes - 1) * a * per_class),
+            between,
         ]
     )
     variances = np.maximum(mean_squares - noise, 0)[:3]
     others = np.maximum(
-        np.append(variances.sum() - variances, max(within - rest, 0) / a),
+        np.append(variances.sum() - variances, max(within - rest / a, 0)),
         np.maximum(_LEAST * mean_squares, 1e-300),
     )
     return np.maximum(mean_squares, _LEAST * others) / others, noise / others
