@@ -7,6 +7,7 @@ from pipeline.analyses.analysis import Analysis
 ANALYSES: tuple[Analysis, ...] = tuple(
     pkgutil.resolve_name(f"{__name__}.{name}")
     for name in (
+        "features:FEATURES",
         "evaluation:EVALUATION",
         "renderings:RENDERINGS",
         "imagenet:IMAGENET",

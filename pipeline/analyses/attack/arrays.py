@@ -47,8 +47,8 @@ def load_backgrounds(
     """
     side = dataset.manifest.config.segment.image_size
     pixels = np.empty((len(backgrounds), side, side, 3), np.uint8)
-    samples = _samples(dataset, split, ONLY_BG_T, backgrounds)
-    for position, picture in enumerate(_decoded(samples, decode_image)):
+    samples = axis_samples(dataset, split, ONLY_BG_T, backgrounds)
+    for position, picture in enumerate(decoded(samples, decode_image)):
         pixels[position] = picture
     return torch.from_numpy(pixels).to(device)
 
@@ -106,17 +106,17 @@ def stream_cutouts(
     """
     foregrounds = grid.foregrounds.take([at for chunk in chunks for at in grid.positions(chunk)])
     with (
-        contextlib.closing(_samples(dataset, split, ORIGINAL, foregrounds)) as originals,
-        contextlib.closing(_samples(dataset, split, MASK, foregrounds)) as mask_samples,
+        contextlib.closing(axis_samples(dataset, split, ORIGINAL, foregrounds)) as originals,
+        contextlib.closing(axis_samples(dataset, split, MASK, foregrounds)) as mask_samples,
     ):
         for chunk in chunks:
             count = len(grid.positions(chunk))
-            images = list(_decoded(itertools.islice(originals, count), decode_image))
-            masks = list(_decoded(itertools.islice(mask_samples, count), decode_mask))
+            images = list(decoded(itertools.islice(originals, count), decode_image))
+            masks = list(decoded(itertools.islice(mask_samples, count), decode_mask))
             yield Cutouts.from_arrays(np.stack(images), np.stack(masks), device)
 
 
-def _samples(
+def axis_samples(
     dataset: Dataset, split: str, variant: VariantName, axis: GridAxis
 ) -> Generator[Sample, None, None]:
     """Yields a variant's samples of the images on an axis, in its order, which is the dataset's."""
@@ -126,7 +126,7 @@ def _samples(
             yield from samples
 
 
-def _decoded(samples: Iterator[Sample], decode: Callable[[bytes], T]) -> Iterator[T]:
+def decoded(samples: Iterator[Sample], decode: Callable[[bytes], T]) -> Iterator[T]:
     """Decodes samples in threads, and yields the results in order."""
 
     def decode_sample(sample: Sample) -> T:

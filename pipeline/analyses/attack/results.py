@@ -18,6 +18,7 @@ import pyarrow as pa
 from msgspec import Meta, Struct
 
 from pipeline.dataset.folder import Dataset
+from pipeline.dataset.records import Row
 from pipeline.display.table import TIMES, aligned, percent_interval
 from pipeline.errors import UsageError
 from pipeline.evaluate.families import named_subjects
@@ -64,6 +65,16 @@ class GridAxis:
     labels: Labels
     wnids: tuple[str, ...]
     shards: tuple[int, ...]
+
+    @classmethod
+    def from_rows(cls, dataset: Dataset, split: str, rows: Sequence[Row]) -> Self:
+        """Makes an axis of images, given by their index rows in the order of the dataset."""
+        return cls(
+            keys=tuple(row["key"] for row in rows),
+            labels=np.asarray([row["label"] for row in rows], np.int64),
+            wnids=tuple(row["wnid"] for row in rows),
+            shards=tuple(dataset.shard_of(split, row["key"]) for row in rows),
+        )
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -130,14 +141,9 @@ def open_grid(
     """
     check_variants(dataset.variants)
     split = evaluation.split
-    rows = [
-        (row["key"], row["label"], row["wnid"], dataset.shard_of(split, row["key"]))
-        for row in evaluation.rows(dataset)
-    ]
-    if not rows:
+    images = GridAxis.from_rows(dataset, split, evaluation.rows(dataset))
+    if not images:
         raise UsageError(f"the dataset has no images in {split}: there is nothing to attack")
-    keys, labels, wnids, shards = zip(*rows, strict=True)
-    images = GridAxis(keys, np.asarray(labels, np.int64), wnids, shards)
     fg_axis = images.sample(foregrounds, "attack foreground")
     bg_axis = images.sample(backgrounds, "attack background")
     tested = EvalImages.read(dataset, split)

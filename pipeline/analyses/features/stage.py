@@ -11,17 +11,17 @@ import functools
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import pyarrow as pa
-from pipeline.analyses.features.grid import FeatureGrid
-from pipeline.analyses.features.results import FeaturesResult, summarize_grid
+import numpy as np
 from typing_extensions import override
 
+from pipeline.analyses.attack.results import ATTACK_VARIANTS
+from pipeline.analyses.features.grid import FeatureGrid
+from pipeline.analyses.features.results import FeaturesResult, summarize_grid
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.features import (
     FeatureFiles,
     HeadPlan,
     encode,
-    feature_column,
     is_fitted,
     values_of,
 )
@@ -33,6 +33,7 @@ from pipeline.evaluate.planned import (
     PlannedAnalysis,
 )
 from pipeline.evaluate.predict_shards import ShardPictures
+from pipeline.evaluate.predictions import split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, read_result, result_file, write_result
 from pipeline.models.checkpoint import TrainedOn, head_file
 from pipeline.storage.state_files import read_table
@@ -46,12 +47,12 @@ class EncodedChunks(NamedTuple):
     """What the chunks of all models are.
 
     Attributes:
-      pictures: the pictures of the fit, by output shard.
+      sets: the pictures of each chunk.
       grid: the composites, which are the last chunk; None if the dataset has none.
     """
 
     plan: HeadPlan
-    pictures: Mapping[int, ShardPictures]
+    sets: Mapping[int, ShardPictures | FeatureGrid]
     grid: FeatureGrid | None
 
 
@@ -70,27 +71,27 @@ class PlannedFeatures(PlannedAnalysis):
         if of not in self._encoded:
             assert self.evaluation.fit  # Without, nothing was planned.
             plan = HeadPlan(dataset, "original", *self.evaluation.fit)
-            pictures = {one.shard: one for one in plan.sets()}
             grid = FeatureGrid.choose(dataset, self.evaluation)
-            self._encoded = {of: EncodedChunks(plan, pictures, grid)}
+            sets = {one.shard: one for one in plan.sets()}
+            last = {len(dataset.shards(plan.split)): grid} if grid else {}
+            self._encoded = {of: EncodedChunks(plan, {**sets, **last}, grid)}
         return self._encoded[of]
 
     @override
     def chunks(self, dataset: Dataset) -> Sequence[int]:
-        plan, pictures, grid = self.encoded(dataset)
-        return [*pictures, *([len(dataset.shards(plan.split))] if grid else [])]
+        return list(self.encoded(dataset).sets)
 
     @override
     def size(self, dataset: Dataset, chunk: int) -> int:
-        _, pictures, grid = self.encoded(dataset)
-        return pictures[chunk].count if chunk in pictures else grid.count if grid else 0
+        return self.encoded(dataset).sets[chunk].count
 
     @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> ChunkFeatures | None:
         """Returns None if the head is fitted, and the shares are computed."""
         work = self._chunks(dataset, run)
         known = read_result(dataset.store, result_file(run.folder, "features"), FeaturesResult)
-        has_shares = not work.encoded.grid or (known is not None and known.of == work.of_shares)
+        is_present = known is not None and known.made_from == work.of_shares
+        has_shares = not work.encoded.grid or is_present
         is_done = has_shares and is_fitted(dataset.store, work.head, work.trained)
         return None if is_done else work
 
@@ -110,9 +111,15 @@ class PlannedFeatures(PlannedAnalysis):
             state, trained = fit_head(work.encoded.plan, work.trained, features)
             save_checkpoint(store, work.head, state, trained)
         if grid := work.encoded.grid:
-            of_grid = values_of(read_table(store, work.path(-1)))
-            shares = summarize_grid(of_grid, features.values, grid)
-            content = pick(FeaturesResult, shares, run, of=work.of_shares)
+            values = values_of(read_table(store, work.path(max(work.encoded.sets))))
+            content = pick(
+                FeaturesResult,
+                run,
+                of=split_fingerprint(dataset, grid.split, ATTACK_VARIANTS),
+                fit_split=work.encoded.plan.split,
+                made_from=work.of_shares,
+                **summarize_grid(values, np.stack([*features.values()]), grid),
+            )
             write_result(store, result_file(run.folder, "features"), content)
 
 
@@ -144,32 +151,27 @@ class ChunkFeatures(AnalysisOfModel):
     @property
     def of_shares(self) -> str:
         """Fingerprint of what the shares are computed from."""
-        return fingerprint(self.trained.fit, self.fingerprint(-1))
+        return fingerprint(self.trained.fit, self.fingerprint(max(self.encoded.sets)))
 
     @override
     def path(self, chunk: int) -> str:
-        if pictures := self.encoded.pictures.get(chunk):
-            return self.files.path(pictures)
-        return f"{self.files.folder}/grid/{self.planned.evaluation.split}.parquet"
+        pictures = self.encoded.sets[chunk]
+        if isinstance(pictures, FeatureGrid):
+            return f"{self.files.folder}/grid/{pictures.split}.parquet"
+        return self.files.path(pictures)
 
     @override
     def fingerprint(self, chunk: int) -> str:
-        pictures, grid = self.encoded.pictures.get(chunk), self.encoded.grid
-        return self.files.fingerprint(pictures.name if pictures else grid and grid.identity)
+        return self.files.fingerprint(self.encoded.sets[chunk].name)
 
     @override
     def run(
         self, predictor: Predictor, chunks: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[ChunkOutput, None, None]:
         for chunk in missing:
-            if pictures := self.encoded.pictures.get(chunk):
-                advance = functools.partial(_note_batch, note, chunk)
-                yield ChunkOutput(chunk, encode(predictor, pictures, advance))
-            elif grid := self.encoded.grid:
-                values = grid.run(predictor, self.encoded.plan.dataset)
-                note(chunk, grid.count, grid.count)
-                table = pa.table({"features": feature_column(values.reshape(grid.count, -1))})
-                yield ChunkOutput(chunk, table)
+            advance = functools.partial(_note_batch, note, chunk)
+            pictures, dataset = self.encoded.sets[chunk], self.encoded.plan.dataset
+            yield ChunkOutput(chunk, encode(predictor, pictures, dataset, advance))
 
 
 def _note_batch(note: NoteDone, chunk: int, count: int) -> None:

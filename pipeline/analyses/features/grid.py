@@ -1,0 +1,105 @@
+"""The grid of an encoder: few foregrounds, each put on each of few other images' backgrounds."""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Generator
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.analyses.attack.results import ATTACK_VARIANTS, GridAxis
+from pipeline.dataset.folder import Dataset
+from pipeline.evaluate.planned import Evaluation
+from transforms.codec import decode_image, decode_mask, encode_png
+from transforms.feature_shares import FEWEST
+from transforms.hashing import fingerprint, keyed_hash
+from transforms.renderings import composite
+from transforms.selection import lowest_hashes
+from transforms.variants import MASK, ONLY_BG_T, ORIGINAL
+
+SIDE, MOST_CLASSES = 27, 9
+"""The most foregrounds, backgrounds, and classes of a grid. Nine classes have three of each."""
+_PURPOSE = "feature grid"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FeatureGrid:
+    """Composites of all foregrounds with all backgrounds: a `pipeline.models.loader.PictureSet`.
+
+    Classes have as many foregrounds and backgrounds each. No two of these are of one group.
+    """
+
+    dataset: Dataset
+    split: str
+    foregrounds: GridAxis
+    backgrounds: GridAxis
+
+    @classmethod
+    def choose(cls, dataset: Dataset, evaluation: Evaluation) -> Self | None:
+        """Chooses images among those that are tested, by hashes of their keys.
+
+        Returns None if the dataset lacks a variant that composites are made of, or has images for
+        fewer than `FEWEST` foregrounds and backgrounds.
+        """
+        if not set(ATTACK_VARIANTS).issubset(dataset.variants):
+            return None
+        split, rows = evaluation.split, evaluation.rows(dataset)
+        falling = sorted(rows, key=lambda row: keyed_hash(0, _PURPOSE, row["key"]), reverse=True)
+        # The image with the lowest hash of a group stands for the group.
+        of_groups = {row.get("group") or row["key"]: row for row in falling}.values()
+        counts = Counter(row["label"] for row in of_groups)
+        classes = sorted(
+            (label for label, count in counts.items() if count > 1),
+            key=lambda label: keyed_hash(0, _PURPOSE, str(label)),
+        )[:MOST_CLASSES]
+        each = min([SIDE // max(1, len(classes)), *(counts[label] // 2 for label in classes)])
+        if each * len(classes) < FEWEST:
+            return None
+        kept = {row["key"] for row in of_groups if row["label"] in classes}
+        images = GridAxis.from_rows(dataset, split, [row for row in rows if row["key"] in kept])
+        first, both = (
+            lowest_hashes(images.keys, images.labels, count, seed=0, purpose=_PURPOSE)
+            for count in (each, 2 * each)
+        )
+        roles = (np.flatnonzero(role).tolist() for role in (first, both & ~first))
+        return cls(dataset, split, *map(images.take, roles))
+
+    @property
+    def name(self) -> str:
+        """Fingerprint of the pictures."""
+        return fingerprint(
+            self.foregrounds.keys,
+            self.backgrounds.keys,
+            [
+                file.sha256
+                for shard in sorted({*self.foregrounds.shards, *self.backgrounds.shards})
+                for file in self.dataset.shard_files(self.split, shard, ATTACK_VARIANTS)
+            ],
+        )
+
+    @property
+    def count(self) -> int:
+        return len(self.foregrounds) * len(self.backgrounds)
+
+    def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
+        """Yields a table for each foreground.
+
+        Raises JobError or OSError, for the reasons of `Dataset.samples`, or if a stored picture
+        cannot be decoded.
+        """
+        # Imported here, so that only machines that run encoders wait for torch.
+        from pipeline.analyses.attack.arrays import axis_samples, decoded
+
+        samples = functools.partial(axis_samples, self.dataset, self.split)
+        originals = decoded(samples(ORIGINAL, self.foregrounds), decode_image)
+        masks = decoded(samples(MASK, self.foregrounds), decode_mask)
+        backgrounds = list(decoded(samples(ONLY_BG_T, self.backgrounds), decode_image))
+        for key, original, mask in zip(self.foregrounds.keys, originals, masks, strict=True):
+            images = [
+                encode_png(composite(original, mask, background)) if columns else b""
+                for background in backgrounds
+            ]
+            keys = [f"{key}+{background}" for background in self.backgrounds.keys]
+            yield pa.table({"key": keys, "image": pa.array(images, pa.binary())})
