@@ -17,7 +17,8 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
     if results:
         names = [shorten(model.name, 22) for model, _ in results]
         estimates = zip(*(one.shares.values() for _, one in results), strict=True)
-        series = [Series(*one) for one in zip(_NAMES, estimates, strict=True)]
+        named = zip(_NAMES, estimates, strict=True)
+        series = [Series(name, values) for name, values in named if any(values)]
         yield Plot(
             "features",
             "features.svg",
