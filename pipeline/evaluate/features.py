@@ -65,9 +65,11 @@ class FeatureFiles:
 
     def fingerprint(self, *pictures: object) -> str:
         """Returns a fingerprint of the encoder, the settings, and what tells pictures apart."""
-        settings = self.predict.identity, EVALUATE_VERSION
-        preprocessing = dataclasses.asdict(self.model.preprocessing)
-        return fingerprint(self.model.weights_sha256, preprocessing, *settings, *pictures)
+        model, settings = self.model, (self.predict.identity, EVALUATE_VERSION)
+        # Weights alone do not tell what is done with them.
+        of = model.weights_sha256, model.architecture, model.features or ""
+        preprocessing = dataclasses.asdict(model.preprocessing)
+        return fingerprint(*of, preprocessing, *settings, *pictures)
 
     def is_done(self, pictures: ShardPictures) -> bool:
         """Returns whether the present features of pictures exist."""
@@ -205,6 +207,7 @@ class HeadPlan:
             settings={
                 "head_version": HEAD_VERSION,
                 "weights_sha256": model.weights_sha256,
+                "features": model.features or "",
                 "predict": predict.identity,
                 "pictures": fingerprint(files),
             },

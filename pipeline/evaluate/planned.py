@@ -151,7 +151,9 @@ class Evaluation:
         UsageError if it was trained on some of them, and `allow_overlap` is not set; or it is a
         file whose answers are not those to the dataset's pictures.
         """
-        trained = None if self.allow_overlap else metadata_of_entry(entry)
+        # An encoder may have been trained here, too.
+        entries = () if self.allow_overlap else (entry, encoder_of(entry))
+        trained = next(filter(None, map(metadata_of_entry, entries)), None)
         if trained and (count := self.overlap(dataset, trained)):
             remedy = (
                 f"it was trained with --holdout {trained.holdout:g}; test with the same"

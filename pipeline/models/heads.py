@@ -41,23 +41,36 @@ class Neighbours(torch.nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         bank, votes = self.get_buffer("features"), self.get_buffer("votes")
-        with torch.autocast(features.device.type, enabled=False):
-            cosines, nearest = (functional.normalize(features.float(), dim=1) @ bank.T).topk(
-                min(NEIGHBOURS, len(bank)), dim=1
-            )
-            shares = (cosines / TEMPERATURE).softmax(dim=1)[..., None] * votes[nearest]
-            return shares.sum(dim=1).clamp_min(_LEAST_SHARE).log()
+        cosines = functional.normalize(features, dim=1) @ bank.T
+        nearest = cosines.topk(min(NEIGHBOURS, len(bank)), dim=1)
+        weights = (nearest.values / TEMPERATURE).softmax(dim=1)
+        shares = (weights[..., None] * votes[nearest.indices]).sum(dim=1)
+        return shares.clamp_min(_LEAST_SHARE).log()
+
+
+class Linear(torch.nn.Module):
+    """A linear head. Its tensors are buffers, which nothing converts to another precision."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return functional.linear(features, self.get_buffer("weight"), self.get_buffer("bias"))
 
 
 class WithHead(torch.nn.Module):
-    """An encoder, which maps pictures to (n, width) features, and a head, which takes float32."""
+    """An encoder, which maps pictures to (n, width) features, and a head, always in float32."""
 
     def __init__(self, encoder: torch.nn.Module, head: torch.nn.Module) -> None:
         super().__init__()
         self.encoder, self.head = encoder, head
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        outputs: torch.Tensor = self.head(self.encoder(pictures).float())
+        features = self.encoder(pictures)
+        with torch.autocast(pictures.device.type, enabled=False):
+            outputs: torch.Tensor = self.head(features.float())
         return outputs
 
 
@@ -65,9 +78,7 @@ def head_of(state: Mapping[str, torch.Tensor], classes: int) -> torch.nn.Module:
     """Makes a head from its stored tensors."""
     if "features" in state:
         return Neighbours(state["features"], state["labels"], classes)
-    head = torch.nn.Linear(state["weight"].shape[1], classes)
-    head.load_state_dict(dict(state))
-    return head
+    return Linear(state["weight"], state["bias"])
 
 
 def attach(encoder: LoadedModel, state: Mapping[str, torch.Tensor], classes: int) -> LoadedModel:

@@ -6,7 +6,7 @@ Without their head, or trained without one, they are encoders.
 import glob
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,8 @@ _PREFIX = "hf:"
 
 _FEATURES: Mapping[str, Callable[[Any], torch.Tensor]] = {
     "pooler_output": lambda outputs: outputs.pooler_output,
-    "normalised class token": lambda outputs: outputs.last_hidden_state[:, 0],
-    "mean of patch tokens": lambda outputs: outputs.last_hidden_state.mean(dim=1),
+    "class token of last_hidden_state": lambda outputs: outputs.last_hidden_state[:, 0],
+    "mean of last_hidden_state": lambda outputs: outputs.last_hidden_state.mean(dim=1),
 }
 """What may be the features among the outputs of an encoder, best first."""
 _CLASS_TOKEN = re.compile(r"\b(cls_token|class_embedding)$")
@@ -169,7 +169,7 @@ class HuggingFace(Source):
 
 
 @torch.enable_grad()
-def _choose_features(spec: str, model: Any, missing: Collection[str], side: int) -> str:
+def _choose_features(spec: str, model: Any, missing: Sequence[str], side: int) -> str:
     """Chooses the first of an encoder's features that use none of the missing tensors.
 
     Those are named as in the model, and set to 0, because random values would be part of the hash
@@ -182,8 +182,12 @@ def _choose_features(spec: str, model: Any, missing: Collection[str], side: int)
         for name, value in model.named_parameters()
         if name in missing
     }
-    # No gradient would tell whether statistics of batches are used.
-    floats = {name for name, value in model.named_buffers() if value.is_floating_point()}
+    # Gradients tell nothing of statistics of batches; their counters are not used.
+    others = [
+        name
+        for name in missing
+        if name not in absent and model.get_buffer(name).is_floating_point()
+    ]
     tower = _tower(model)
     outputs = tower(pixel_values=torch.zeros(1, 3, side, side))
     pooled, token, mean = _FEATURES
@@ -192,7 +196,7 @@ def _choose_features(spec: str, model: Any, missing: Collection[str], side: int)
     if getattr(outputs, pooled, None) is not None:
         choices.insert(0, pooled)
     for features in choices:
-        used = sorted(floats.intersection(missing)) + _used(_FEATURES[features](outputs), absent)
+        used = others + _used(_FEATURES[features](outputs), absent)
         if not used:
             return features
     raise JobError(

@@ -272,16 +272,17 @@ class Predictor:
         torch.backends.cuda.matmul.allow_tf32 = allow_tf32
         torch.backends.cudnn.allow_tf32 = allow_tf32
         if config.precision == "bf16":
-            self._use_bf16(model.is_shared)
+            self._use_bf16(model.is_shared, is_encoder=bool(model.features))
 
-    def _use_bf16(self, is_shared: bool) -> None:
+    def _use_bf16(self, is_shared: bool, is_encoder: bool) -> None:
         """Computes heads in fp32, and converts other weights now and not in every batch.
 
         A significand of bf16 has eight bits, so the highest two logits of a head in bf16 are often
         equal.
         """
-        # With an output for the background, which some networks have before the classes.
-        outputs = (self._num_outputs, self._num_outputs + 1)
+        # With an output for the background, which some networks have before the classes. An encoder
+        # has no head of its own.
+        outputs = () if is_encoder else (self._num_outputs, self._num_outputs + 1)
         for layer in self.module.modules():
             if not isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
                 continue

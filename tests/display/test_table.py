@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.display.plot import Series, rows_figure
-from pipeline.display.table import aligned
+from pipeline.display.table import aligned, names_of
 from pipeline.errors import LINE, wrapped
+from pipeline.evaluate.results import Named, RunSettings
 
 
 @given(st.integers(1, 60), st.integers(1, 21), st.integers(1, 90))
@@ -47,3 +48,15 @@ def test_a_pdf_embeds_true_type_fonts_and_is_the_same_each_time() -> None:
     fonts = [each for each in contents if each.startswith(b"\x00\x01\x00\x00")]
     assert len(fonts) == 2  # Regular and bold.
     assert drawn.pdf() == drawn.pdf()
+
+
+def test_a_short_name_is_the_encoders_with_its_head() -> None:
+    settings = RunSettings(split="val", eval_input="stored", precision="bf16", holdout=0)
+    entries = ("resnet18=/runs/a.pth", "onnx:/runs/b.onnx", "resnet18.a1_in1k", "hf:org/name")
+    named = [Named(model=f"knn:{one}", evaluation=settings) for one in entries]
+    assert names_of(named) == [
+        ("resnet18", "a.pth knn bf16"),
+        ("b.onnx", "onnx knn bf16"),
+        ("resnet18", "a1_in1k knn bf16"),
+        ("org/name", "hf knn bf16"),
+    ]

@@ -96,7 +96,7 @@ def identities(three_draws: Path) -> Any:
 def test_every_field_is_tried() -> None:
     for kind, fields in (
         (Preprocessing, OTHER_PREPROCESSING),
-        (ModelIdentity, {**OTHER_MODEL, "preprocessing": 0, "answers": 0}),
+        (ModelIdentity, {**OTHER_MODEL, "preprocessing": 0, "answers": 0, "features": 0}),
         (PredictConfig, {name: 0 for name in OTHER_RUN if name != "holdout"}),
     ):
         assert {field.name for field in dataclasses.fields(kind)} == fields.keys()

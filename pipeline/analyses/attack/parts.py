@@ -36,6 +36,7 @@ from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.published import CHALLENGE, FOOLED, FULL_GRID, published_for
 from pipeline.evaluate.results import read_failures
 from pipeline.evaluate.summary import Summary
+from pipeline.models.identity import encoder_of
 from transforms.estimates import Estimate, above, below, estimate_of
 from transforms.intervals import level_of, wilson
 from transforms.scoring import PAPER_RULE
@@ -114,7 +115,8 @@ def _published(
 ) -> tuple[float | None, float | None]:
     summary = model.get(Summary)
     known = published_for(summary.architecture if summary else model.model)
-    is_resnet = "=" not in model.model and any(entry.name == "ResNet-50" for entry in known)
+    is_own = "=" in model.model or encoder_of(model.model)
+    is_resnet = not is_own and any(entry.name == "ResNet-50" for entry in known)
     is_comparable = attack.is_authors_grid and rule == PAPER_RULE and is_resnet
     return (FOOLED, CHALLENGE["ResNet-50"]) if is_comparable else (None, None)
 

@@ -203,7 +203,7 @@ def _published(evidence: Evidence) -> list[Published]:
     variants = {
         training_of(model)
         for model, _ in evidence.models_with(Summary)
-        if not (model.trained and model.trained.method == "probe")
+        if not (model.trained and model.trained.method != "train")
     }
     trained = {
         f"ResNet-50 trained on {name}": row for name, row in TRAINED.items() if name in variants

@@ -17,10 +17,11 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
     if results:
         names = [shorten(model.name, 22) for model, _ in results]
         estimates = zip(*(one.shares.values() for _, one in results), strict=True)
-        drawn = [Series(*one) for one in zip(_NAMES, estimates, strict=True) if any(one[1])]
+        named = zip(_NAMES, estimates, strict=True)
+        series = [Series(name, values) for name, values in named if any(values)]
         yield Plot(
             "features",
             "features.svg",
-            f"Shares of the variance of features. {spoken(drawn, names)}",
-            rows_figure("What features consist of", names, drawn, "share of the variance, %"),
+            f"Shares of the variance of features. {spoken(series, names)}",
+            rows_figure("What features consist of", names, series, "share of the variance, %"),
         )

@@ -1,5 +1,6 @@
 """The parts of the analysis of features."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from typing_extensions import override
@@ -11,11 +12,16 @@ from pipeline.analyses.features.results import (
     describe_features,
     read_features,
 )
+from pipeline.analyses.features.stage import PlannedFeatures
 from pipeline.analyses.parts import Flags, Found, Parts
+from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Panel
-from pipeline.evaluate.planned import PlannedAnalysis
+from pipeline.evaluate.planned import Evaluation, PlannedAnalysis, refuse_no_fit
 from pipeline.evaluate.results import pick
+from pipeline.models.checkpoint import encoder_of_head
+from pipeline.models.identity import encoder_of
+from transforms.taxonomy import Taxonomy
 
 
 class FeaturesParts(Parts[Flags]):
@@ -34,6 +40,18 @@ class FeaturesParts(Parts[Flags]):
             ],
         ),
     )
+
+    @override
+    def plan(
+        self, flags: Flags, evaluation: Evaluation, config: DatasetConfig, taxonomy: Taxonomy
+    ) -> PlannedFeatures | None:
+        """Plans the frozen encoders whose heads are to be fitted, in whatever command."""
+        entries = evaluation.models
+        encoders = tuple(one for one in entries if encoder_of(one) and not encoder_of_head(one))
+        if not encoders:
+            return None
+        refuse_no_fit(encoders[0], evaluation.fit)
+        return PlannedFeatures(dataclasses.replace(evaluation, models=encoders), taxonomy)
 
     @override
     def find(self, dataset: Dataset) -> Found:

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from sklearn.neighbors import KNeighborsClassifier
 
 import in9
-from pipeline.dataset.folder import training_pictures
+from pipeline.evaluate.features import HeadPlan
 from pipeline.models.heads import NEIGHBOURS, TEMPERATURE, Neighbours
 from pipeline.models.registry import load_model
 from transforms.codec import decode_image
@@ -73,7 +73,7 @@ def answers_of(output: Path, kind: str, variant: str) -> dict[str, int]:
 
 def test_both_heads_answer_as_by_hand(evaluated: Path) -> None:
     dataset = dataset_in(evaluated)
-    chosen = [*training_pictures(dataset, "val", "original", 0.5)]
+    chosen = [*HeadPlan(dataset, "original", "val", 0.5).pictures]
     original, mixed = (pixels_of(evaluated, name) for name in ("original", "mixed_rand"))
     labels = {row["key"]: row["label"] for row in dataset.index("val")}
     bank = features_of(np.stack([original[key] for key in chosen]))
@@ -163,7 +163,7 @@ def test_what_was_fitted_on_is_not_tested_unless_that_is_allowed(
         for held in (True, False)
     )
     assert {row["overlap"] for row in strict.values()} == {"0"}
-    fitted = len(training_pictures(dataset_in(copied), "val", "original", 0.5))
+    fitted = len(HeadPlan(dataset_in(copied), "original", "val", 0.5).pictures)
     assert {row["overlap"] for row in marked.values()} == {str(fitted)}
     assert {row["n"] for row in marked.values()} == {"18"}
     # Half of the foregrounds were in the fit.
