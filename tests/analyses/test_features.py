@@ -167,8 +167,10 @@ def test_people_see_the_shares(with_shares: Path, tmp_path: Path) -> None:
     assert ", of which - is its class; foreground " in line
     write_report(dataset.store, dataset.taxonomy, "none")
     page = (output / "report.html").read_text()
-    assert f"<p>{line}.</p>" in page
-    assert (output / "results/figures/features.svg").exists()
+    assert f"<p>F{line[1:]}.</p>" in page
+    # Their order in the file is another.
+    value = 100 * float(first["background_share"])
+    assert f"background: knn:efficientnet_lite0 {value:.0f} %" in page
 
 
 def test_results_of_other_pictures_are_left_out(with_shares: Path, tmp_path: Path) -> None:

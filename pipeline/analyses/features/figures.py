@@ -2,13 +2,18 @@
 
 from collections.abc import Iterator
 
-from pipeline.analyses.features.results import FeaturesResult
+from pipeline.analyses.features.results import FeaturesResult, Share
 from pipeline.display.panel import COMPARED
 from pipeline.display.plot import Plot, Series, rows_figure, spoken
 from pipeline.display.table import shorten
 from pipeline.evaluate.evidence import Evidence
 
-_NAMES = ("foreground", "background", "interaction", "of the background's: its class")
+_NAMES: dict[Share, str] = {
+    "foreground": "foreground",
+    "background": "background",
+    "interaction": "interaction",
+    "class": "of the background: its class",
+}
 
 
 def make_plots(evidence: Evidence) -> Iterator[Plot]:
@@ -16,9 +21,11 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
     results = evidence.models_with(FeaturesResult)[:COMPARED]
     if results:
         names = [shorten(model.name, 22) for model, _ in results]
-        estimates = zip(*(one.shares.values() for _, one in results), strict=True)
-        named = zip(_NAMES, estimates, strict=True)
-        series = [Series(name, values) for name, values in named if any(values)]
+        each = (
+            Series(name, tuple(one.shares[share] for _, one in results))
+            for share, name in _NAMES.items()
+        )
+        series = [one for one in each if any(one.values)]
         yield Plot(
             "features",
             "features.svg",

@@ -19,6 +19,9 @@ from pipeline.storage.state_files import Name
 from transforms.estimates import Estimate
 from transforms.feature_shares import AT_MOST, feature_shares
 
+Share = Literal["foreground", "background", "interaction", "class"]
+"""A name of `SHARES`."""
+
 
 class FeaturesResult(PicturesResult, frozen=True, kw_only=True):
     """features.json: the shares of the variance of an encoder's features (`feature_shares`).
@@ -34,7 +37,7 @@ class FeaturesResult(PicturesResult, frozen=True, kw_only=True):
     classes: int
     fit_split: Name
     made_from: str
-    shares: dict[Literal["foreground", "background", "interaction", "class"], Estimate | None]
+    shares: dict[Share, Estimate | None]
 
     @property
     def columns(self) -> dict[str, float | None]:
