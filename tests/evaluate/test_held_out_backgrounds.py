@@ -13,12 +13,13 @@ from two_way_by_hand import interval_of, share_interval
 from pipeline.analyses.attack.results import open_grid
 from pipeline.analyses.evaluation.parts import compare_accuracies
 from pipeline.analyses.saliency.stage import PlannedSaliency
+from pipeline.evaluate.comparisons import Sample
 from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.models.identity import PredictConfig
 from pipeline.runtime.progress import Progress
 from transforms.selection import held_out
-from transforms.variants import VariantName
+from transforms.variants import VariantName, with_replicates
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -201,3 +202,14 @@ def test_the_unit_of_a_background_decides_and_an_unnamed_one_does_not_count(test
     # A choice of the tested images changes no unit that is held out.
     one = half.select(np.arange(len(half.keys)) == 0)
     assert one.counts(rand, {rand: half.unit_numbers[-1:]}).all()
+
+
+@pytest.mark.parametrize(
+    ("holdout", "draws", "share"), [(0.0, 4, 1.0), (0.5, 1, 0.25), (0.5, 2, 7 / 16)]
+)
+def test_a_dry_run_expects_the_images_with_a_pair_that_counts(
+    holdout: float, draws: int, share: float
+) -> None:
+    sample = Sample.of([f"g{number % 16}" for number in range(64)], 64)
+    left = sample.with_pairs(holdout, with_replicates(MIXED, draws))
+    assert left == (64 * share, round(16 * share), 16 * share)
