@@ -121,6 +121,7 @@ def test_the_terminal_and_the_page_tell_what_the_tables_hold(probed: tuple[Path,
     of_variants = "{1} of {0} of mixed_rand, {2} of {0} of mixed_same".format(whole, *others)
     rule = "--holdout 0.5: a mixed picture counts if its background is held out, too: "
     assert f"\n{rule}{of_variants}, " in printed
+    assert f">{rule}{of_variants}, " in page
     accuracies = [[float(row[name]) for name in ("accuracy", "ci_low", "ci_high")] for row in rows]
     most = max(abs(accuracy - end) for accuracy, *ends in accuracies for end in ends)
     assert f"at most ± {100 * most:.1f} points" in printed
