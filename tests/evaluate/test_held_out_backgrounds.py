@@ -11,12 +11,14 @@ from runs import ONE, QUICK, dataset_in, index_of, made_once, run_in9, table_of
 from two_way_by_hand import interval_of, share_interval
 
 from pipeline.analyses.attack.results import open_grid
+from pipeline.analyses.evaluation.images import read_predictions_of, shown_models
 from pipeline.analyses.evaluation.parts import compare_accuracies
 from pipeline.analyses.saliency.stage import PlannedSaliency
 from pipeline.evaluate.comparisons import Sample
 from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predictions import EvalImages
 from pipeline.models.identity import PredictConfig
+from pipeline.report.write import gather
 from pipeline.runtime.progress import Progress
 from transforms.selection import held_out
 from transforms.variants import VariantName, with_replicates
@@ -187,6 +189,22 @@ def test_other_analyses_leave_out_backgrounds_that_are_not_held_out(tested: Path
     shown = PlannedSaliency(evaluation, dataset.taxonomy, variant=variant).rows(dataset)
     expected = [r for r in index_of(tested) if {r["key"], r["mixed_rand_bg_key"]} <= held]
     assert [row["key"] for row in shown] == [row["key"] for row in expected]
+
+
+def test_the_page_shows_no_answers_to_pictures_that_do_not_count(tested: Path) -> None:
+    dataset = dataset_in(tested)
+    split, models = shown_models(gather(dataset, dataset.taxonomy))
+    keys = [row["key"] for row in index_of(tested)]
+    assert [one.name for one, _ in models] == [f"{name} holdout0.5" for name in MODELS]
+    for name, model in zip(MODELS, models, strict=True):
+        shown = [(r["variant"], r["key"]) for r in read_predictions_of(dataset, split, model, keys)]
+        expected = [
+            (variant, fg)
+            for variant in NAMES
+            for draw, fg, *_ in pictures_of(tested, name, variant)
+            if draw == "0"  # The page shows the first draw.
+        ]
+        assert sorted(shown) == sorted(expected)
 
 
 def test_the_unit_of_a_background_decides_and_an_unnamed_one_does_not_count(tested: Path) -> None:
