@@ -84,7 +84,7 @@ def claims(checked: Sequence[CheckedClaim], matrices: Sequence[Matrix]) -> Itera
     """Yields a table for each question of the post; names the matrix only if there are several."""
     matrix_prefix = f"{matrices[0].name}, " if len(matrices) == 1 else ""
     for section, question in SECTIONS.items():
-        yield f"### {section}. {question}"
+        yield f"## {section}. {question}"
         yield ""
         rows = []
         for one in (each for each in checked if each.claim.place[0] == section):
@@ -110,7 +110,7 @@ def pretrained(evidence: Evidence) -> Iterator[str]:
     """Yields accuracies and gaps of the authors' pretrained models and of the evaluated ones."""
     head = make_headline(evidence)
     variants = ("original", "only_bg_t", "mixed_same", "mixed_rand")
-    yield "### Models trained on ImageNet (paper table 2, README), %"
+    yield "## Models trained on ImageNet (paper table 2, README), %"
     yield ""
     rows = [
         [f"{model} ({source})"]
@@ -129,7 +129,7 @@ def trained(matrix: Matrix) -> Iterator[str]:
     cells = {(row.train_variant, row.test_variant): row for row in matrix.rows}
     estimates = filter(None, (cell.estimate for cell in cells.values()))
     widest = max(((high - low) / 2 for _, low, high in estimates), default=0.0)
-    yield f"### Train on the row, test on the column (paper table 5): {matrix.name}"
+    yield f"## Train on the row, test on the column (paper table 5): {matrix.name}"
     yield ""
     yield (
         f"Ours is a {matrix.method} of {matrix.arch}, up to {100 * widest:.1f} points to "
@@ -149,7 +149,7 @@ def trained(matrix: Matrix) -> Iterator[str]:
 
 def adversarial(evidence: Evidence) -> Iterator[str]:
     """Yields attacks beside the authors'."""
-    yield "### Adversarial backgrounds (paper, README), %"
+    yield "## Adversarial backgrounds (paper, README), %"
     yield ""
     full = f"{published.FULL_GRID:,} {TIMES} {published.FULL_GRID:,}"
     classes = evidence.taxonomy.names

@@ -122,8 +122,7 @@ def bootstrap_means(
 
     Returns:
       (resamples, columns) float64, the means. Resamples that draw no value of a column are left
-      out. The
-      memory for weights does not grow with the number of units.
+      out. The memory for weights does not grow with the number of units.
     """
     # The sizes are summed like the other columns, because they divide the sums.
     values, columns = np.column_stack([sums, sizes]), sums.shape[1]

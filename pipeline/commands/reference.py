@@ -197,7 +197,7 @@ COLUMNS: Mapping[str, str] = {
     "n": "number of images measured (with `--objects each`, of objects); for a gap or a "
     "comparison, of foregrounds",
     "pictures": "number of pictures of these images: one for each image, and in mixed variants "
-    "one for each draw",
+    "one for each draw; under `--holdout`, [those that count](training.md#leakage)",
     "correct": "number of pictures classified correctly",
     "predictions.correct": "whether the prediction equals the label",
     "accuracy": "correct / pictures, averaged over draws; for the variant `bg_gap`, the gap",

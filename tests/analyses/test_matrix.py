@@ -14,7 +14,7 @@ import pytest
 import torch
 from made_results import made
 from runs import ONE, QUICK, dataset_in, manifest_of, run_here, run_in9, stamps, table_of, write_all
-from two_way_by_hand import interval_of, variance_of
+from two_way_by_hand import interval_of
 
 from pipeline.analyses.matrix.parts import make_matrices
 from pipeline.analyses.matrix.results import Matrix, read_matrices
@@ -31,6 +31,7 @@ from pipeline.errors import UsageError
 from pipeline.evaluate.evidence import Results
 from pipeline.evaluate.features import HeadPlan
 from pipeline.evaluate.published import TRAINED
+from pipeline.models.checkpoint import metadata_of_entry
 from pipeline.models.identity import PredictConfig
 from pipeline.report.page import _environment
 from pipeline.runtime.lock import DATASET_LOCK, locked
@@ -88,26 +89,40 @@ def test_every_cell_has_its_images_interval_and_published_figure(probed: tuple[P
     cells = [(row["train_variant"], row["test_variant"]) for row in rows]
     assert cells == [(train, test) for train in SHOWN for test in SHOWN]
     tested = selected_rows(dataset_in(probed[0]), "val", 0.5)
-    classes = Counter(image["label"] for image in tested)
+    keys = {image["key"] for image in tested}
     for row in rows:
+        name = f"{row['test_variant']}_bg_key"
+        # A mixed picture counts if its background is held out, as its foreground is.
+        images = [image for image in tested if name not in image or image[name] in keys]
+        classes = Counter(image["label"] for image in images)
         accuracy, published = float(row["accuracy"]), float(row["published"])
         assert float(row["ci_low"]) <= accuracy <= float(row["ci_high"])
         assert published == TRAINED[row["train_variant"]][row["test_variant"]]
         assert float(row["difference"]) == pytest.approx(accuracy - published)
-        assert (row["n"], row["overlap"]) == (str(len(tested)), "0")
+        assert (row["n"], row["overlap"]) == (str(len(images)), "0")
         assert (row["method"], row["holdout"]) == ("probe", "0.5")
         assert int(row["train_n"]) <= 18 - len(tested)
-        assert float(row["chance"]) == max(classes.values()) / len(tested)
+        assert float(row["chance"]) == max(classes.values()) / len(images)
 
 
 def test_the_terminal_and_the_page_tell_what_the_tables_hold(probed: tuple[Path, str]) -> None:
     output, printed = probed
     rows, page = table_of(output, "matrix"), (output / "report.html").read_text()
     assert f"{NAME}, %" in printed
-    chance = f"A constant answer gets {100 * float(rows[0]['chance']):.1f} %, the share of the"
+    chances = sorted({float(row["chance"]) for row in rows})
+    span = " to ".join(f"{100 * one:.1f}" for one in (chances[0], chances[-1]))
+    chance = f"A constant answer gets {span} %, the share of the"
     assert chance in printed
     assert chance in page
     assert "; mixed variants: first of 3 draws" in printed
+    whole, *others = (
+        next(row["n"] for row in rows if row["test_variant"] == name)
+        for name in ("original", "mixed_rand", "mixed_same")
+    )
+    of_variants = "{1} of {0} of mixed_rand, {2} of {0} of mixed_same".format(whole, *others)
+    rule = "--holdout 0.5: a mixed picture counts if its background is held out, too: "
+    assert f"\n{rule}{of_variants}, " in printed
+    assert f">{rule}{of_variants}, " in page
     accuracies = [[float(row[name]) for name in ("accuracy", "ci_low", "ci_high")] for row in rows]
     most = max(abs(accuracy - end) for accuracy, *ends in accuracies for end in ends)
     assert f"at most ± {100 * most:.1f} points" in printed
@@ -126,15 +141,17 @@ def test_the_terminal_and_the_page_tell_what_the_tables_hold(probed: tuple[Path,
 def test_differences_cover_other_foregrounds_and_other_backgrounds(
     probed: tuple[Path, str],
 ) -> None:
-    """Compares intervals with those by hand, whose ends are seldom exactly 0."""
-
-    def answers(row: str, variant: str) -> list[tuple[str, str, bool]]:
+    def answers(row: str, variant: str) -> dict[str, tuple[str, bool]]:
         table = pq.read_table(row_folder(probed[0], row) / "predictions", partitioning=None)
-        return [
-            (one["fg_key"], one["bg_key"], one["correct"])
-            for one in table.to_pylist()
+        rows, trained = table.to_pylist(), metadata_of_entry(checkpoint(probed[0], row))
+        assert trained is not None
+        held_out = {one["fg_key"] for one in rows}.difference(trained.keys)
+        return {
+            one["fg_key"]: (one["bg_key"], one["correct"])
+            for one in rows
             if (one["variant"], one["label_rule"]) == (variant, "argmax_then_map")
-        ]
+            if one["bg_key"] in held_out
+        }
 
     (matrix,) = json.loads((probed[0] / "results" / "matrix.json").read_text())["matrices"]
     sides = [
@@ -146,18 +163,16 @@ def test_differences_cover_other_foregrounds_and_other_backgrounds(
         for gain in matrix["gains"]
         if gain["test_variant"].startswith("mixed")
     ]
-    compared = 0
-    for row, first, second in sides:
-        n = len(first)
+    for row, *both in sides:
+        paired = sorted(set.intersection(*map(set, both)))
+        first, second = ([(fg, *side[fg]) for fg in paired] for side in both)
+        n = len(paired)
         means = [sum(right for *_, right in side) / n for side in (first, second)]
-        assert row["difference"] == pytest.approx(means[0] - means[1])
+        assert (row["difference"], row["n"]) == (pytest.approx(means[0] - means[1]), n)
         pictures = [(fg, bg, (right - means[0]) / n) for fg, bg, right in first]
         pictures += [(fg, bg, (means[1] - right) / n) for fg, bg, right in second]
-        if variance_of(pictures)[0]:
-            expected = interval_of(row["difference"], pictures, [fg for fg, *_ in pictures])
-            assert (row["ci_low"], row["ci_high"]) == pytest.approx(expected, abs=1e-8)
-            compared += 1
-    assert compared
+        expected = interval_of(row["difference"], pictures, [fg for fg, *_ in pictures])
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx(expected, abs=1e-8)
 
 
 def test_a_cell_is_what_evaluate_says_of_the_checkpoint(evaluated: Path) -> None:

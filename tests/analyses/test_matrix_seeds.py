@@ -1,5 +1,6 @@
 """Tests the matrix of several trainings: means, their intervals, and which trainings it has."""
 
+import itertools
 import json
 import re
 import shutil
@@ -51,14 +52,28 @@ def folder_of(output: Path, seed: int, row: str) -> Path:
     return output / "results" / f"{name}-{row}+holdout0.5"
 
 
-def answers(output: Path, seed: int, row: str, column: str) -> list[tuple[str, str | None, bool]]:
-    """Returns (foreground, background, right) of each picture of a cell, by key."""
+def answers(
+    output: Path, seed: int, row: str, column: str, paired: str = ""
+) -> list[tuple[str, str | None, bool]]:
+    """Returns (foreground, background, right) of each picture of a cell that counts, by key.
+
+    Those on `paired` must count, too.
+    """
     table = pq.read_table(folder_of(output, seed, row) / "predictions", partitioning=None)
-    return sorted(
-        (one["fg_key"], one["bg_key"] if column.startswith("mixed") else None, one["correct"])
-        for one in table.to_pylist()
-        if (one["variant"], one["label_rule"]) == (column, "argmax_then_map")
-    )
+    rows = [one for one in table.to_pylist() if one["label_rule"] == "argmax_then_map"]
+    held_out = {one["fg_key"] for one in rows}
+    of_variant = {
+        name: {one["fg_key"]: one for one in rows if one["variant"] == name}
+        for name in (column, paired or column)
+    }
+    return [
+        (key, one["bg_key"] if column.startswith("mixed") else None, one["correct"])
+        for key, one in sorted(of_variant[column].items())
+        if all(
+            not name.startswith("mixed") or of_name[key]["bg_key"] in held_out
+            for name, of_name in of_variant.items()
+        )
+    ]
 
 
 def accuracy_of(pictures: list[tuple[str, str | None, bool]]) -> tuple[float, list[float]]:
@@ -67,8 +82,8 @@ def accuracy_of(pictures: list[tuple[str, str | None, bool]]) -> tuple[float, li
     return share, [(right - share) / len(pictures) for *_, right in pictures]
 
 
-def methods_of(output: Path, row: str, column: str) -> Any:
-    return [accuracy_of(answers(output, seed, row, column)) for seed in range(3)]
+def methods_of(output: Path, row: str, column: str, paired: str = "") -> Any:
+    return [accuracy_of(answers(output, seed, row, column, paired)) for seed in range(3)]
 
 
 def test_cells_are_means_with_the_interval_of_the_method(of_three: tuple[Path, str]) -> None:
@@ -111,9 +126,9 @@ def test_gaps_pair_the_variants_of_a_training_and_gains_pair_no_seeds(
     assert [one["train_variant"] for one in matrix["gaps"]] == list(ROWS)
     for gap in matrix["gaps"]:
         row = gap["train_variant"]
-        both = [(name, answers(output, 0, row, name)) for name in ("mixed_same", "mixed_rand")]
-        roles = [(fg, bg) for _, pictures in both for fg, bg, _ in pictures]
-        sides = [methods_of(output, row, name) for name, _ in both]
+        both = list(itertools.permutations(("mixed_same", "mixed_rand")))
+        roles = [(fg, bg) for each in both for fg, bg, _ in answers(output, 0, row, *each)]
+        sides = [methods_of(output, row, *each) for each in both]
         pairs = zip(*sides, strict=True)
         gaps = [(one - other, r + [-x for x in s]) for (one, r), (other, s) in pairs]
         values = [value for value, _ in gaps]

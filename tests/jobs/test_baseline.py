@@ -206,23 +206,23 @@ def test_a_job_is_judged_by_a_label_under_its_own_settings(
     flags = ("--dataset", copied, "--pictures", "none", "--fail_if")
     conditions = "bg_gap>baseline+1,bg_gap<=baseline+1"
     models = ("--models", f"prod:={FIRST},x:={SECOND}")
-    job = ("evaluate", *flags, conditions, *models, "--holdout", 0.7, *ONE)
+    job = ("evaluate", *flags, conditions, *models, "--holdout", 0.99, *ONE)
     # Neither is there anything of its name, nor is the baseline stored yet.
     for name in ("prod", f"prod:={FIRST}"):
         run_here(*job, "--baseline", name, code=3)
         printed = capsys.readouterr()
-        assert "--fail_if bg_gap>baseline+1 does not hold for x holdout0.7: " in printed.out
-        assert "--fail_if bg_gap<=baseline+1 holds for x holdout0.7: " in printed.err
-        assert "points below the baseline prod holdout0.7, 9" in printed.out
-        assert "for prod holdout0.7: " not in printed.out + printed.err
+        assert "--fail_if bg_gap>baseline+1 does not hold for x holdout0.99: " in printed.out
+        assert "--fail_if bg_gap<=baseline+1 holds for x holdout0.99: " in printed.err
+        assert " points above the baseline prod holdout0.99, 9" in printed.out
+        assert "for prod holdout0.99: " not in printed.out + printed.err
         assert (
             f"not compared with the baseline: {THIRD}, as it was tested on all of split "
-            "val, the baseline on split val with --holdout 0.7\n"
+            "val, the baseline on split val with --holdout 0.99\n"
         ) in printed.out
     assert f"known: prod, x, {FIRST}," in refusal(capsys, *job, "--baseline", "y")
     # The choice is kept. `report` judges all models, and those of other images cannot be compared.
     run_here("report", *flags, "bg_gap>baseline+1", code=1)
-    kept = "the baseline prod holdout0.7, stored by an earlier command, 9"
+    kept = "the baseline prod holdout0.99, stored by an earlier command, 9"
     assert kept in capsys.readouterr().out
     # A model without results under these settings is known by its label, too.
     assert models_named(Store(str(copied)), "prod")[0].title == "prod"

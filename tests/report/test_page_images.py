@@ -20,6 +20,7 @@ from pipeline.analyses.evaluation.images import (
     Prediction,
     Version,
     _failures,
+    _wanted,
     best_example,
     read_predictions_of,
 )
@@ -367,7 +368,8 @@ def test_outdated_predictions_are_not_shown(tmp_path: Path) -> None:
         model = of_model("m", summary), summary
         predictions = read_predictions_of(dataset, "val", model, ["a"])
         assert {row["variant"] for row in predictions} == shown
-        assert _failures(store, "val", 0, [model]) == ({}, turned, turned)
+        wanted = _wanted(dataset, "val", model, ("original", *MIXED))
+        assert _failures(store, "val", 0, [(model[0], wanted)]) == ({}, turned, turned)
 
 
 def test_pictures_that_have_no_room_are_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,3 +178,15 @@ def test_intervals_of_differences_and_selected_estimates() -> None:
     assert difference(first, second) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
     assert widened((0.5, 0.4, 0.7), 1) == pytest.approx((0.5, 0.4, 0.7))
     assert widened((0.5, 0.4, 0.7), 10) == pytest.approx((0.5, 0.3568, 0.7864), abs=5e-5)
+
+
+def test_values_that_are_not_known_are_left_out_of_their_column_alone() -> None:
+    values = np.random.default_rng(0).normal(size=(40, 2))
+    known = np.flatnonzero(np.arange(40) % 5)
+    some, units = values.copy(), [f"{number // 2}" for number in range(40)]
+    some[::5, 1] = np.nan
+    low, high = bootstrap_interval(some, units)
+    columns = (values[:, :1], units), (values[known, 1:], [units[i] for i in known])
+    for column, of_column in enumerate(columns):
+        expected = [end[0] for end in bootstrap_interval(*of_column)]
+        assert (low[column], high[column]) == pytest.approx(expected, abs=1e-12)

@@ -54,6 +54,7 @@ class ShownMatrix:
       seeds: what the figures of several trainings are, in words; "" with one.
       penalties: (variant that a probe was trained on, its penalty in words).
       rows: (variant trained on, number of training images, cells by column, BG-Gap or None).
+      counted: how many pictures of mixed variants count under a holdout, in words.
       gains: for each tested variant, a row with the change in accuracy from training on Mixed-Rand
         instead of Original.
       images: smallest and largest number of images that a cell was tested on.
@@ -69,6 +70,7 @@ class ShownMatrix:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, int, dict[str, CellRow], RowGap | None], ...]
     gaps: str
+    counted: Sequence[str]
     gains: tuple[Gain, ...]
     images: tuple[int, int]
     chance: str
@@ -99,6 +101,7 @@ def _shown(matrix: Matrix) -> ShownMatrix:
             for name, cells in by_row.items()
         ),
         gaps=describe_gaps(matrix),
+        counted=tuple(describe_holdout(matrix)),
         gains=matrix.gains,
         images=(min(row.n for row in matrix.rows), max(row.n for row in matrix.rows)),
         chance=describe_chance(row.chance for row in matrix.rows if row.n),
@@ -145,14 +148,7 @@ def matrix_table(matrix: Matrix) -> str:
         describe_seeds(matrix),
         describe_chance(cell.chance for cell in matrix.rows),
         describe_gaps(matrix),
-        *describe_counted(
-            matrix.holdout,
-            [
-                *((cell.test_variant, cell.n) for cell in shown),
-                *((BG_GAP, gap.n) for gap in matrix.gaps),
-            ],
-            max(cell.n for cell in shown),
-        ),
+        *describe_holdout(matrix),
     )
     return "\n".join(filter(None, lines))
 
@@ -167,6 +163,15 @@ def describe_seeds(matrix: Matrix) -> str:
     )
     text = f"each figure is the mean of the trainings with seeds {seeds}, with their {shown}"
     return text if len(matrix.trainings) > 1 else ""
+
+
+def describe_holdout(matrix: Matrix) -> Iterator[str]:
+    """Yields a line that says how many pictures of mixed variants count, if some are held out."""
+    numbers = (
+        *((row.test_variant, row.n) for row in matrix.rows),
+        *((BG_GAP, gap.n) for gap in matrix.gaps),
+    )
+    return describe_counted(matrix.holdout, numbers, max(row.n for row in matrix.rows))
 
 
 def describe_gaps(matrix: Matrix) -> str:
