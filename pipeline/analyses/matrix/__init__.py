@@ -31,11 +31,12 @@ MATRIX = Analysis(
                 "variants to train and to test on (default: all but renderings)",
                 type=comma_separated,
             ),
-            switch("--probe", "fit only the last layer of frozen networks; takes minutes on a CPU"),
+            switch("--probe", "fit only a last layer on frozen encoders; takes minutes on a CPU"),
             Flag(
                 "--arch",
                 "A,B",
-                "timm architectures (default: resnet50; with --probe efficientnet_lite0)",
+                "timm architectures; with --probe any encoders of --models (default: resnet50; with "
+                "--probe efficientnet_lite0)",
                 type=comma_separated,
             ),
             Flag("--train_split", "NAME", "split to train on (default: train)"),
