@@ -35,8 +35,8 @@ MATRIX = Analysis(
             Flag(
                 "--arch",
                 "A,B",
-                "timm architectures; with --probe any encoders of --models (default: resnet50; with "
-                "--probe efficientnet_lite0)",
+                "timm architectures (default: resnet50); with --probe any encoders of --models "
+                "(default: efficientnet_lite0)",
                 type=comma_separated,
             ),
             Flag("--train_split", "NAME", "split to train on (default: train)"),

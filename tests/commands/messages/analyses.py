@@ -12,7 +12,6 @@ FILE: dict[str, str | bytes] = {"a.csv": "key,variant,label\na,original,dog\n"}
 ROWS: Rows = {
     "": [
         (f"saliency --dataset {{dataset}} {ANSWERS},efficientnet_lite0", NETWORK, FILE),
-        ("matrix --dataset {dataset} --probe --holdout 0.5 --arch answers:a.csv", NETWORK),
         (f"models fetch {ANSWERS} --to {{new}}", NETWORK, FILE),
     ],
     "attack --dataset {dataset}": [
@@ -45,7 +44,10 @@ ROWS: Rows = {
         ("--probe --holdout 0.5 --in9l {dataset}", "make one with: in9 generate --selection in9l"),
         ("--probe --holdout 0.5 --in9l /nowhere", "--in9l: /nowhere does not exist"),
         ("--arch resnet_50 --holdout 0.5", "no such architecture"),
-        ("--probe --arch python:tiny_models:first --holdout 0.5", "network of timm"),
+        ("--probe --arch answers:a.csv --holdout 0.5", "the entry of one encoder that can be run"),
+    ],
+    "evaluate --dataset {dataset}": [
+        ("--models probe:efficientnet_lite0", "must be fitted on pictures that are not tested"),
     ],
     "train --dataset {dataset}": [
         ("--train_split val --arch resnet5O", "has no such architecture; close to it: resnet50"),
