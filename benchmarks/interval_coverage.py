@@ -18,7 +18,8 @@ condition holds: for one model or any of ten models whose gaps equal the baselin
 model whose gap is larger by the mean of the smallest differences that the runs have stated.
 
 The other tables, of accurate models, groups of images, extremes of many models, and power, are made
-by `threshold_models`, and that of families, several trainings of a method, by `family_models`.
+by `threshold_models`, that of families, several trainings of a method, by `family_models`, and that
+of the shares of features by `feature_models`.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from functools import partial
 from typing import Any
 
 import family_models
+import feature_models
 import numpy as np
 import threshold_models
 from measure import row
@@ -491,6 +493,7 @@ TABLES = {
     "gate": print_gates,
     **threshold_models.TABLES,
     **family_models.TABLES,
+    **feature_models.TABLES,
 }
 
 

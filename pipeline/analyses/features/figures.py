@@ -21,11 +21,11 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
     results = evidence.models_with(FeaturesResult)[:COMPARED]
     if results:
         names = [shorten(model.name, 22) for model, _ in results]
-        each = (
-            Series(name, tuple(one.shares[share] for _, one in results))
+        series = [
+            Series(name, values)
             for share, name in _NAMES.items()
-        )
-        series = [one for one in each if any(one.values)]
+            if any(values := tuple(one.shares[share] for _, one in results))
+        ]
         yield Plot(
             "features",
             "features.svg",

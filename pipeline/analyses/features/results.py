@@ -57,26 +57,42 @@ class FeatureRow(Struct, frozen=True, kw_only=True):
     foreground_share: Annotated[
         float, Meta(description="share of the features' variance that is the foreground's")
     ]
-    foreground_share_ci_low: float
-    foreground_share_ci_high: float
+    foreground_share_ci_low: Annotated[
+        float, Meta(description="lower end of the 95 % interval of `foreground_share`")
+    ]
+    foreground_share_ci_high: Annotated[
+        float, Meta(description="upper end of the 95 % interval of `foreground_share`")
+    ]
     background_share: Annotated[
         float, Meta(description="share of the variance that is the background's")
     ]
-    background_share_ci_low: float
-    background_share_ci_high: float
+    background_share_ci_low: Annotated[
+        float, Meta(description="lower end of the 95 % interval of `background_share`")
+    ]
+    background_share_ci_high: Annotated[
+        float, Meta(description="upper end of the 95 % interval of `background_share`")
+    ]
     interaction_share: Annotated[
         float, Meta(description="share of the variance that is neither's alone")
     ]
-    interaction_share_ci_low: float
-    interaction_share_ci_high: float
+    interaction_share_ci_low: Annotated[
+        float, Meta(description="lower end of the 95 % interval of `interaction_share`")
+    ]
+    interaction_share_ci_high: Annotated[
+        float, Meta(description="upper end of the 95 % interval of `interaction_share`")
+    ]
     class_share: Annotated[
         float | None,
         Meta(description="share of the background's variance that is its class's"),
     ]
-    class_share_ci_low: float | None
-    class_share_ci_high: float | None
-    foregrounds: int
-    backgrounds: int
+    class_share_ci_low: Annotated[
+        float | None, Meta(description="lower end of the 95 % interval of `class_share`")
+    ]
+    class_share_ci_high: Annotated[
+        float | None, Meta(description="upper end of the 95 % interval of `class_share`")
+    ]
+    foregrounds: Annotated[int, Meta(description="number of foregrounds in the grid")]
+    backgrounds: Annotated[int, Meta(description="number of backgrounds in the grid")]
     classes: Annotated[int, Meta(description="number of classes in the grid")]
     fit_split: Annotated[
         str, Meta(description="split by whose `original` pictures features are standardised")
