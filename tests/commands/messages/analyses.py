@@ -31,7 +31,10 @@ ROWS: Rows = {
         ("--maps tench", f"{WHOLE} 'tench'"),
         ("--holdout 0.001", NO_IMAGE),
     ],
-    "evaluate --dataset {dataset}": [("--holdout 0.001", NO_IMAGE)],
+    "evaluate --dataset {dataset}": [
+        ("--holdout 0.001", NO_IMAGE),
+        ("--models probe:efficientnet_lite0", "must be fitted on pictures that are not tested"),
+    ],
     "method --dataset {dataset}": [("--holdout 0.001", NO_IMAGE)],
     "matrix --dataset {dataset}": [
         ("--probe --holdout 0.001", NO_IMAGE),
@@ -45,9 +48,6 @@ ROWS: Rows = {
         ("--probe --holdout 0.5 --in9l /nowhere", "--in9l: /nowhere does not exist"),
         ("--arch resnet_50 --holdout 0.5", "no such architecture"),
         ("--probe --arch answers:a.csv --holdout 0.5", "the entry of one encoder that can be run"),
-    ],
-    "evaluate --dataset {dataset}": [
-        ("--models probe:efficientnet_lite0", "must be fitted on pictures that are not tested"),
     ],
     "train --dataset {dataset}": [
         ("--train_split val --arch resnet5O", "has no such architecture; close to it: resnet50"),
