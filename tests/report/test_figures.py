@@ -98,7 +98,7 @@ def test_figures_become_pdf_files_when_asked_and_stay_up_to_date(
     all_plots = evaluation_figures.make_plots
     first = lambda evidence: itertools.islice(all_plots(evidence), 2)  # noqa: E731
     monkeypatch.setattr(evaluation_figures, "make_plots", first)
-    monkeypatch.setattr(write, "ANALYSES", ANALYSES[:1])
+    monkeypatch.setattr(write, "ANALYSES", [one for one in ANALYSES if one.name == "evaluate"])
     assert write_report(store, imagenet9(), pdf=True)
     assert describe_report(store).endswith(f"\nfigures for a paper: {figures}/*.pdf")
     pdfs = {path.stem: path.read_bytes() for path in figures.glob("*.pdf")}

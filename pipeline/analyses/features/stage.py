@@ -49,11 +49,13 @@ class EncodedChunks(NamedTuple):
     Attributes:
       sets: the pictures of each chunk.
       grid: the composites, which are the last chunk; None if the dataset has none.
+      of: fingerprint of the split that the grid is of.
     """
 
     plan: HeadPlan
     sets: Mapping[int, ShardPictures | FeatureGrid]
     grid: FeatureGrid | None
+    of: str
 
 
 @dataclasses.dataclass(eq=False)
@@ -74,7 +76,8 @@ class PlannedFeatures(PlannedAnalysis):
             grid = FeatureGrid.choose(dataset, self.evaluation)
             sets = {one.shard: one for one in plan.sets()}
             last = {len(dataset.shards(plan.split)): grid} if grid else {}
-            self._encoded = {of: EncodedChunks(plan, {**sets, **last}, grid)}
+            split = split_fingerprint(dataset, self.evaluation.split, ATTACK_VARIANTS)
+            self._encoded = {of: EncodedChunks(plan, {**sets, **last}, grid, split)}
         return self._encoded[of]
 
     @override
@@ -115,7 +118,7 @@ class PlannedFeatures(PlannedAnalysis):
             content = pick(
                 FeaturesResult,
                 run,
-                of=split_fingerprint(dataset, grid.split, ATTACK_VARIANTS),
+                of=work.encoded.of,
                 fit_split=work.encoded.plan.split,
                 made_from=work.of_shares,
                 **summarize_grid(values, np.stack([*features.values()]), grid),
@@ -151,7 +154,8 @@ class ChunkFeatures(AnalysisOfModel):
     @property
     def of_shares(self) -> str:
         """Fingerprint of what the shares are computed from."""
-        return fingerprint(self.trained.fit, self.fingerprint(max(self.encoded.sets)))
+        sets, of = self.encoded.sets, self.encoded.of
+        return fingerprint(self.trained.fit, self.fingerprint(max(sets)), of)
 
     @override
     def path(self, chunk: int) -> str:
