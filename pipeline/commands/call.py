@@ -477,7 +477,7 @@ def _on_device(
         trained = None
         if plan:
             with contextlib.closing(Predictor(model, evaluation.predict, block=gpu)) as encoder:
-                features = plan.read(lambda one: features_in(encode(encoder, one, one.dataset)))
+                features = plan.read(lambda one: features_in(encode(encoder, one)))
             fitted_on = plan.trained_on(name, model, evaluation.predict)
             state, trained = fit_head(plan, fitted_on, features)
             model = attach(model, state, dataset.taxonomy.num_labels)

@@ -31,7 +31,6 @@ from transforms.hashing import fingerprint
 from transforms.variants import VariantName
 
 if TYPE_CHECKING:
-    from pipeline.models.loader import PictureSet
     from pipeline.models.predict import Predictor
 
 
@@ -108,21 +107,16 @@ def values_of(table: pa.Table) -> NDArray[np.float32]:
 
 
 def encode(
-    predictor: Predictor,
-    pictures: PictureSet,
-    dataset: Dataset,
-    note: Callable[[int], None] = lambda _: None,
+    predictor: Predictor, pictures: ShardPictures, note: Callable[[int], None] = lambda _: None
 ) -> pa.Table:
     """Computes the features of pictures, for `features_in`; notes how many after each batch.
-
-    The pictures have the size of a dataset's.
 
     Raises:
       ModelError: the encoder fails, or a feature is NaN or infinite.
       JobError: a stored picture cannot be decoded.
     """
     tables = [_SCHEMA.empty_table()]
-    side = dataset.manifest.config.segment.image_size
+    side = pictures.dataset.manifest.config.segment.image_size
     with contextlib.closing(predictor.logits([pictures], side)) as batches:
         for batch, values in batches:
             tables.append(pa.table([batch.rows["key"], feature_column(values)], _SCHEMA))

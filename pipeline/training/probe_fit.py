@@ -77,7 +77,7 @@ class Encoder:
         files = dataclasses.replace(self._files, part=part)
         if not files.is_done(pictures):
             try:
-                table = encode(self._predictor, pictures, pictures.dataset)
+                table = encode(self._predictor, pictures)
             except ModelError as error:
                 raise ModelError(f"{self.model.name}: {error}") from error
             of = files.fingerprint(pictures.name)

@@ -122,7 +122,7 @@ def with_shares(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     grid = FeatureGrid.choose(dataset, evaluation_in(dataset))
     assert grid is not None
     predictor = Predictor(load_model("probe:efficientnet_lite0"), PredictConfig("cpu"))
-    values = values_of(encode(predictor, grid, dataset))
+    values = values_of(encode(predictor, grid))
     assert len(values) == grid.count == len(grid.foregrounds.keys) * len(grid.backgrounds.keys)
     np.testing.assert_allclose(values, encoded_by_hand(output, grid), rtol=1e-3, atol=1e-3)
     fitted = np.random.default_rng(0).normal(size=(50, values.shape[1])).astype(np.float32)

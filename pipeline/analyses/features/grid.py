@@ -8,31 +8,34 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+from typing_extensions import override
 
 from pipeline.analyses.attack.results import ATTACK_VARIANTS, GridAxis
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.planned import Evaluation
+from pipeline.evaluate.predict_shards import ShardPictures
 from transforms.codec import decode_image, decode_mask, encode_png
 from transforms.feature_shares import FEWEST
 from transforms.hashing import fingerprint, keyed_hash
 from transforms.renderings import composite
 from transforms.selection import lowest_hashes
-from transforms.variants import MASK, ONLY_BG_T, ORIGINAL
+from transforms.variants import MASK, ONLY_BG_T, ORIGINAL, VariantName
 
 SIDE, MOST_CLASSES = 27, 9
 """The most foregrounds, backgrounds, and classes of a grid. Nine classes have three of each."""
 _PURPOSE = "feature grid"
+_SHARD = 99_999
+"""A number that no output shard has."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FeatureGrid:
-    """Composites of all foregrounds with all backgrounds: a `pipeline.models.loader.PictureSet`.
+class FeatureGrid(ShardPictures):
+    """Composites of all foregrounds with all backgrounds, which are read as pictures of a shard.
 
     Classes have as many foregrounds and backgrounds each. No two of these are of one group.
     """
 
-    dataset: Dataset
-    split: str
+    _: dataclasses.KW_ONLY
     foregrounds: GridAxis
     backgrounds: GridAxis
 
@@ -63,10 +66,17 @@ class FeatureGrid:
             lowest_hashes(images.keys, images.labels, count, seed=0, purpose=_PURPOSE)
             for count in (each, 2 * each)
         )
-        roles = (np.flatnonzero(role).tolist() for role in (first, both & ~first))
-        return cls(dataset, split, *map(images.take, roles))
+        foregrounds, backgrounds = (
+            images.take(np.flatnonzero(role).tolist()) for role in (first, both & ~first)
+        )
+        return cls(
+            *(dataset, split, _SHARD, VariantName("grid")),
+            foregrounds=foregrounds,
+            backgrounds=backgrounds,
+        )
 
     @property
+    @override
     def name(self) -> str:
         """Fingerprint of the pictures."""
         return fingerprint(
@@ -80,9 +90,11 @@ class FeatureGrid:
         )
 
     @property
+    @override
     def count(self) -> int:
         return len(self.foregrounds) * len(self.backgrounds)
 
+    @override
     def tables(self, columns: tuple[str, ...]) -> Generator[pa.Table, None, None]:
         """Yields a table for each foreground.
 

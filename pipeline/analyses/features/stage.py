@@ -53,7 +53,7 @@ class EncodedChunks(NamedTuple):
     """
 
     plan: HeadPlan
-    sets: Mapping[int, ShardPictures | FeatureGrid]
+    sets: Mapping[int, ShardPictures]
     grid: FeatureGrid | None
     of: str
 
@@ -74,10 +74,9 @@ class PlannedFeatures(PlannedAnalysis):
             assert self.evaluation.fit  # Without, nothing was planned.
             plan = HeadPlan(dataset, "original", *self.evaluation.fit)
             grid = FeatureGrid.choose(dataset, self.evaluation)
-            sets = {one.shard: one for one in plan.sets()}
-            last = {len(dataset.shards(plan.split)): grid} if grid else {}
+            sets = {one.shard: one for one in (*plan.sets(), *([grid] if grid else []))}
             split = split_fingerprint(dataset, self.evaluation.split, ATTACK_VARIANTS)
-            self._encoded = {of: EncodedChunks(plan, {**sets, **last}, grid, split)}
+            self._encoded = {of: EncodedChunks(plan, sets, grid, split)}
         return self._encoded[of]
 
     @override
@@ -114,7 +113,7 @@ class PlannedFeatures(PlannedAnalysis):
             state, trained = fit_head(work.encoded.plan, work.trained, features)
             save_checkpoint(store, work.head, state, trained)
         if grid := work.encoded.grid:
-            values = values_of(read_table(store, work.path(max(work.encoded.sets))))
+            values = values_of(read_table(store, work.path(grid.shard)))
             content = pick(
                 FeaturesResult,
                 run,
@@ -154,15 +153,12 @@ class ChunkFeatures(AnalysisOfModel):
     @property
     def of_shares(self) -> str:
         """Fingerprint of what the shares are computed from."""
-        sets, of = self.encoded.sets, self.encoded.of
-        return fingerprint(self.trained.fit, self.fingerprint(max(sets)), of)
+        encoded = self.encoded
+        return fingerprint(self.trained.fit, encoded.grid and encoded.grid.name, encoded.of)
 
     @override
     def path(self, chunk: int) -> str:
-        pictures = self.encoded.sets[chunk]
-        if isinstance(pictures, FeatureGrid):
-            return f"{self.files.folder}/grid/{pictures.split}.parquet"
-        return self.files.path(pictures)
+        return self.files.path(self.encoded.sets[chunk])
 
     @override
     def fingerprint(self, chunk: int) -> str:
@@ -174,8 +170,7 @@ class ChunkFeatures(AnalysisOfModel):
     ) -> Generator[ChunkOutput, None, None]:
         for chunk in missing:
             advance = functools.partial(_note_batch, note, chunk)
-            pictures, dataset = self.encoded.sets[chunk], self.encoded.plan.dataset
-            yield ChunkOutput(chunk, encode(predictor, pictures, dataset, advance))
+            yield ChunkOutput(chunk, encode(predictor, self.encoded.sets[chunk], advance))
 
 
 def _note_batch(note: NoteDone, chunk: int, count: int) -> None:
