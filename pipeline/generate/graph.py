@@ -33,8 +33,7 @@ from pipeline.generate.shard_elements import (
     make_shards,
 )
 from pipeline.inputs.input_format import SplitLayout
-from pipeline.inputs.packed import Packed
-from pipeline.inputs.source_images import Checksums, SourceImage
+from pipeline.inputs.source_images import Checksums, Packed, SourceImage
 from pipeline.runtime.progress import timed
 from pipeline.runtime.spread import Spread
 from pipeline.storage.store import WORK_FOLDER, Store

@@ -18,8 +18,7 @@ from pipeline.dataset.records import ACCEPTED, ImageRow, Record, Row, ShardCount
 from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable
 from pipeline.inputs.location import Location
-from pipeline.inputs.packed import Packed
-from pipeline.inputs.source_images import SourceImage
+from pipeline.inputs.source_images import Packed, SourceImage
 
 SOURCE_SCHEMA = pa.schema(
     [
