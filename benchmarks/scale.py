@@ -45,7 +45,7 @@ from pipeline.dataset.records import (
 from pipeline.generate.commit import finish, move_files, prepare
 from pipeline.generate.cut_source import Cutter, read_source
 from pipeline.generate.graph import ListSplits
-from pipeline.generate.job import GenerateJob
+from pipeline.generate.origin import GenerateJob
 from pipeline.generate.plan import PlanSplit, load_plan
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.layout import find_layout, list_images

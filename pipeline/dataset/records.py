@@ -26,7 +26,7 @@ from pipeline.storage.state_files import (
     read_table,
     warn_damaged,
 )
-from pipeline.storage.store import FileDigest, Store
+from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.hashing import keyed_hash
 from transforms.variants import VariantName
 
@@ -285,6 +285,9 @@ def read_image_rows(store: Store, path: str) -> list[ImageRow]:
     return parse_parquet(
         store, path, lambda source: convert(read_small(source).to_pylist(), list[ImageRow])
     )
+
+
+STAGING = f"{WORK_FOLDER}/staging"
 
 
 @dataclasses.dataclass(frozen=True)

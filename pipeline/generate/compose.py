@@ -25,7 +25,7 @@ from pipeline.dataset.sinks import (
     sample_schema,
 )
 from pipeline.generate.custom_variants import find_variants
-from pipeline.generate.job import JobStep
+from pipeline.generate.origin import JobStep
 from pipeline.generate.pictures import Composer, Fills, LayerSource, SelectedImage, fields_of
 from pipeline.generate.plan import Plan, PlannedImage, load_plan
 from pipeline.generate.scenes import DrawnScenes, Scene
@@ -71,7 +71,7 @@ class ComposeShard(JobStep):
     @timed("compose")
     def process(self, output: OutputShard) -> list[OutputShard]:
         store, config = self.outputs.store, self.config.compose
-        cutter = self.job.cutter()
+        cutter = self.job.origin.cutter(self.config.segment)
         plan = load_plan(store, output.plan, config, output.plan_digest)
         images = sorted(
             (row for source in output.sources for row in read_image_rows(store, source.path)),
@@ -85,7 +85,7 @@ class ComposeShard(JobStep):
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)
         record = self.outputs.find(index, checksum)
         if (
-            self.job.origin.digest
+            self.job.origin.recipe
             and record is not None
             and record.path == index
             and any(source.path.startswith(self.layers.folder) for source in output.sources)

@@ -21,7 +21,7 @@ from pipeline.dataset.records import DATA_FOLDERS, ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.commit import MoveFiles, finish_step, prepare_step
 from pipeline.generate.compose import ComposeShard
-from pipeline.generate.job import GenerateJob, JobStep
+from pipeline.generate.origin import GenerateJob, JobStep
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.previous_layers import check_rebuild
 from pipeline.generate.segment import SegmentShard
@@ -85,7 +85,7 @@ class ListSplits(JobStep):
             for stage in ("segment", "compose"):
                 job.progress.note_total(stage, layout.split, totals.listed)
             splits[totals] = images
-        if job.origin.is_settled:  # The guard waits until the pictures have been found.
+        if job.origin.recipe:  # The guard waits until the pictures have been found.
             shards = (make_shards(splits[totals], totals) for totals in splits)
             return map(_MAKE, itertools.chain.from_iterable(shards))
         return deal_guarded(job, splits)
@@ -146,7 +146,7 @@ class GenerateDataset(beam.PTransform):
     def expand(self, start: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
         job = self.job
         listed = start | "List" >> beam.ParDo(ListSplits(job)).with_output_types(SourceShard)
-        if job.origin.is_settled:
+        if job.origin.recipe:
             identify, accept = IdentifySources(job), AcceptSources(job)
             listed = (
                 listed

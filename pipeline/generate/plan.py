@@ -29,7 +29,7 @@ from pipeline.dataset.records import (
     read_small,
 )
 from pipeline.errors import JobError
-from pipeline.generate.job import JobStep
+from pipeline.generate.origin import JobStep
 from pipeline.generate.scenes import examine_scenes
 from pipeline.generate.shard_elements import (
     SOURCE_SCHEMA,

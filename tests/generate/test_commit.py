@@ -15,6 +15,7 @@ from runs import manifest_of, stamps
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST, About, Manifest, read_manifest
 from pipeline.dataset.records import (
+    STAGING,
     Record,
     ShardCounts,
     Staging,
@@ -29,7 +30,6 @@ from pipeline.generate.commit import (
     INPUT_NOTE,
     PREPARE_LOCK,
     PREPARED_MANIFEST,
-    STAGING,
     MoveFiles,
     commit,
     finish_step,
