@@ -55,9 +55,13 @@ from pipeline.jobs.messages import describe_dataset, describe_recipe
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report.write import describe_report
 from pipeline.runners.beam_options import engine_of, pipeline_options, run_pipeline
-from pipeline.runners.dataflow import Submission, WorkerFlags, submission_from_flags
+from pipeline.runners.dataflow import (
+    Submission,
+    WorkerFlags,
+    is_dataflow,
+    submission_from_flags,
+)
 from pipeline.runners.portable import is_portable
-from pipeline.runtime.dataflow_jobs import is_dataflow
 from pipeline.runtime.flag_types import text_of
 from pipeline.runtime.lock import (
     DATASET_LOCK,
