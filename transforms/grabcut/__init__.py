@@ -6,12 +6,11 @@
     iteration      the method: calls the kernels in order
     clustering     k-means, which initialises the mixtures, and its random numbers
     mixtures       two mixtures of Gaussians, and the pull of each colour
-    vector_math    exp and log for many colours at once
     smoothness     links between pixels
     max_flow       the minimum cut
     forest         the search forest of the minimum cut
     lanes          the eight neighbours of a pixel at once
-    compilation    the decorators of all kernels
+    compilation    the decorators of all kernels; exp and log for many colours at once
 
 numba, and the modules listed from `iteration` on, are imported only by the first call of `grabcut`
 or `prepare`.
