@@ -47,15 +47,14 @@ def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceIm
     """
     split = layout.split
     try:
-        listing = job.origin.list_images(job.config, job.taxonomy, layout)
+        images, skipped, unmatched = job.origin.list_images(job.config, job.taxonomy, layout)
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
-    images, skipped = listing.images, listing.skipped
     _check_places(images, job.store)
     previous = None if job.reshard else job.previous.get(split)
     counts = previous or ShardCounts.for_images(len(images), job.config.images_per_shard)
-    outside, other_files = skipped["outside"], skipped["other_files"]
-    return images, SplitTotals(split, counts, len(images), outside, other_files, listing.unmatched)
+    others = skipped["outside"], skipped["other_files"]
+    return images, SplitTotals(split, counts, len(images), *others, unmatched)
 
 
 def _check_places(images: Sequence[SourceImage], store: Store) -> None:
@@ -164,9 +163,10 @@ class GenerateDataset(beam.PTransform):
             | "Plan" >> beam.ParDo(PlanSplit(job)).with_output_types(OutputShard)
             | "Compose" >> Spread(ComposeShard(job), OutputShard)
         )
-        # Source shards go to Commit directly, so that output shards need not carry them.
+        # Source shards go to Commit directly, so that output shards need not carry them. It needs
+        # no locations of source files.
         shards = (
-            segmented | "ForCommit" >> beam.Map(SourceShard.for_commit),
+            segmented | "ForCommit" >> beam.Map(replace, sources=b""),
             composed,
             start | "Nothing" >> beam.Map(lambda _: None),
         )

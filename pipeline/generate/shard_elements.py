@@ -103,10 +103,6 @@ class SourceShard:
             self, record=dataclasses.replace(self.record, files=(), locations=locations)
         )
 
-    def for_commit(self) -> SourceShard:
-        """Returns the shard without `sources`, which Commit does not need."""
-        return dataclasses.replace(self, sources=b"")
-
 
 @dataclasses.dataclass(frozen=True)
 class ListedShard:
