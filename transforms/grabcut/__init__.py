@@ -1,8 +1,7 @@
 """GrabCut: computes the masks of `cv2.grabCut` an order of magnitude faster.
 
     interface      the public functions: checks arguments, compiles and calls the kernels
-    errors         after which OpenCV should compute the mask
-    cache          locates the compiled code
+    cache          locates the compiled code; errors after which OpenCV should compute the mask
     iteration      the method: calls the kernels in order
     clustering     k-means, which initialises the mixtures, and its random numbers
     mixtures       two mixtures of Gaussians, and the pull of each colour
@@ -16,7 +15,7 @@ numba, and the modules listed from `iteration` on, are imported only by the firs
 or `prepare`.
 """
 
-from transforms.grabcut.errors import Unavailable, Unsupported
+from transforms.grabcut.cache import Unavailable, Unsupported
 from transforms.grabcut.interface import grabcut, prepare
 
 __all__ = ["Unavailable", "Unsupported", "grabcut", "prepare"]
