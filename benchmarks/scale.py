@@ -39,13 +39,12 @@ from pipeline.dataset.records import (
     index_file,
     layer_record,
     layer_tar,
-    parquet_file,
-    webdataset_file,
 )
+from pipeline.dataset.sinks import sample_files
 from pipeline.generate.commit import finish, move_files, prepare
 from pipeline.generate.cut_source import Cutter, read_source
 from pipeline.generate.graph import ListSplits
-from pipeline.generate.job import GenerateJob
+from pipeline.generate.origin import GenerateJob
 from pipeline.generate.plan import PlanSplit, load_plan
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals
 from pipeline.inputs.layout import find_layout, list_images
@@ -198,14 +197,9 @@ def composed(staging: Staging, output: OutputShard, images: int) -> OutputShard:
     """Creates an output shard of selected images."""
     totals, shard = output.totals, output.shard
     shards = totals.counts.output
-    paths = [
-        path
-        for variant in CONFIG.compose.composed
-        for path in (
-            parquet_file(variant, "val", shard, shards),
-            webdataset_file(variant, "val", shard),
-        )
-    ]
+    paths = list(
+        sample_files(CONFIG.compose.composed, CONFIG.compose.formats, "val", shard, shards)
+    )
     files = stage(staging, paths, images)
     index, table = index_file("val", shard, shards), pa.table({"key": ["x"] * images})
     row = {"status": "accepted", "label": 0, "selected": True}

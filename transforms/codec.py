@@ -48,8 +48,6 @@ _LOSSLESS = re.compile(rb"\xff[\xc3\xc7\xcb\xcf]")
 _REFUSALS = (ValueError, KeyError, RuntimeError)
 """Exceptions of simplejpeg. KeyError is an unusual chroma sampling, such as 4:4:1."""
 
-_JPEG = ("JPEG", "MPO")
-
 _EXIF = re.compile(rb"(\xff\xe1..)Exif(?=\0\0)", re.DOTALL)
 """The beginning of an EXIF segment. Pillow would parse the segment to find the resolution. It has
 up to 65,535 tags, and Pillow reads as many bytes as each tag claims, so a file of 800 kB could take
@@ -177,7 +175,7 @@ def _decode(data: bytes, max_pixels: int) -> tuple[Pixels, bool]:
 
 def _decode_by_pillow(data: bytes, image: Image.Image) -> Pixels:
     """Decodes an opened picture; `data` are its bytes."""
-    if image.format in _JPEG and (scans := _count_scans(data)) > MAX_SCANS:
+    if image.format in ("JPEG", "MPO") and (scans := _count_scans(data)) > MAX_SCANS:
         raise UndecodableError(f"a JPEG of {scans} scans or more, over the limit of {MAX_SCANS}")
     with _decoding_errors(image):
         if image.mode.startswith("I;16") or image.mode in ("I", "F"):
@@ -415,5 +413,4 @@ def decode_npy(data: bytes) -> Mask:
         raise UndecodableError(f"broken NumPy file: {type(error).__name__}") from error
     if array.ndim not in (2, 3):
         raise UndecodableError(f"a mask of {array.ndim} dimensions")
-    mask: Mask = array != 0 if array.ndim == 2 else (array != 0).any(axis=2)
-    return mask
+    return np.asarray(array != 0 if array.ndim == 2 else (array != 0).any(axis=2))

@@ -61,8 +61,7 @@ def substream(hashes: UInt64Array, index: int) -> UInt64Array:
     Takes (n,) uint64, from `keyed_hashes`, and returns the same: the splitmix64 generator (Steele,
     Lea and Flood 2014) seeded with each hash, at step `index + 1`.
     """
-    draws: UInt64Array = substreams(hashes, range(index, index + 1))[0]
-    return draws
+    return np.asarray(substreams(hashes, range(index, index + 1))[0])
 
 
 def substreams(hashes: UInt64Array, indices: range) -> UInt64Array:

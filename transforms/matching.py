@@ -56,8 +56,7 @@ def _average_blocks(image: NDArray[np.float32]) -> NDArray[np.float32]:
     blocks_per_side = image.shape[0] // BLOCK
     cropped = image[: blocks_per_side * BLOCK, : blocks_per_side * BLOCK]
     blocks = cropped.reshape(blocks_per_side, BLOCK, blocks_per_side, BLOCK, -1)
-    means: NDArray[np.float32] = blocks.mean(axis=(1, 3)).reshape(blocks_per_side**2, -1)
-    return means
+    return np.asarray(blocks.mean(axis=(1, 3)).reshape(blocks_per_side**2, -1))
 
 
 def nearest(pool: NDArray[np.uint8], means: Floats, free: Floats, count: int) -> NDArray[np.int64]:

@@ -221,8 +221,7 @@ def _best_buckets(weights: NDArray[np.int64], hashes: UInt64Array) -> Positions:
     bits = substreams(hashes, range(BUCKETS)).T >> np.uint64(11)
     # Uniform in (0, 1), with the full precision of a double. Only 53 ones are rounded to 1.
     uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
-    buckets: Positions = (weights / -np.log(uniform)).argmax(axis=1)
-    return buckets
+    return np.asarray((weights / -np.log(uniform)).argmax(axis=1))
 
 
 def _members_of_groups(groups: Positions, wanted: Positions) -> tuple[Positions, Positions]:

@@ -4,7 +4,7 @@ Pictures are (S, S, 3) uint8 RGB, where S is the side of the layer. Source: pape
 
 To add a variant, write its function and add an entry to `VARIANTS`. Custom variants are named by a
 specification instead, `python:MODULE:FUNCTION@VERSION`, and those of a custom fill by their base
-and its specification, `mixed_same=python:...` (`pipeline.generate.custom_variants`).
+and its specification, `mixed_same=python:...` (`pipeline.generate.pictures`).
 
 Gaussian noise has the same bytes on every machine. Logarithms and cosines differ in their last bit
 between processors and libraries, so noise is not computed from uniform numbers, but looked up in a
@@ -72,8 +72,7 @@ def gaussian_noise(draw: int, shape: tuple[int, ...]) -> Noise:
     count = math.prod(shape)
     words = substreams(np.asarray([draw], np.uint64), range(-(-count // 4)))
     indices = words.astype("<u8").view("<u2").ravel()[:count]
-    levels: Noise = level_table()[indices].reshape(shape)
-    return levels
+    return np.asarray(level_table()[indices].reshape(shape))
 
 
 def add_noise(image: Pixels, noise: Noise) -> Pixels:

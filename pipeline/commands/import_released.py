@@ -24,9 +24,9 @@ from pipeline.dataset.manifest import (
     stated,
     writing_store,
 )
-from pipeline.dataset.records import Staging
+from pipeline.dataset.records import STAGING, Staging
 from pipeline.errors import UsageError, counted, refuse_first, shown_bytes
-from pipeline.generate.commit import STAGING, commit, read_prepared, restate
+from pipeline.generate.commit import commit, read_prepared, restate
 from pipeline.jobs.messages import describe_images
 from pipeline.released.archive_listing import (
     IMPORT_FOLDER,

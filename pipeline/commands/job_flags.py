@@ -25,9 +25,8 @@ from pipeline.evaluate.planned import (
 )
 from pipeline.evaluate.results import ModelRun, read_results
 from pipeline.generate.commit import INPUT_NOTE, read_prepared
-from pipeline.generate.custom_variants import versioned
-from pipeline.generate.job import GenerateJob
-from pipeline.generate.origin import InputOrigin, Origin, RecipeOrigin
+from pipeline.generate.origin import GenerateJob, InputOrigin, Origin, RecipeOrigin
+from pipeline.generate.pictures import versioned
 from pipeline.generate.recipe import RECIPE, RECIPE_COPY, Recipe
 from pipeline.generate.scenes import list_scenes
 from pipeline.generate.segmenters import check_coco, check_masks, parameters_of
@@ -265,7 +264,8 @@ def job_from_flags(arguments: argparse.Namespace, store: Store) -> GenerateJob:
         scenes=flags.backgrounds,
         origin=origin,
         about=stated(
-            flags_as(StatedFlags, arguments), read_prepared(store) or manifest or origin.manifest
+            flags_as(StatedFlags, arguments),
+            read_prepared(store) or manifest or (origin.recipe.manifest if origin.recipe else None),
         ),
     )
 

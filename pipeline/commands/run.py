@@ -39,7 +39,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest, writing_store
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.evaluate.results import errors_by_model, read_failures
-from pipeline.generate.job import GenerateJob
+from pipeline.generate.origin import GenerateJob
 from pipeline.inputs.source_images import CHECKSUMS
 from pipeline.jobs.conditions import GateFlags, conclude, gate_from_flags, judge
 from pipeline.jobs.dry_run import dry_run
@@ -55,9 +55,13 @@ from pipeline.jobs.messages import describe_dataset, describe_recipe
 from pipeline.jobs.publish import check_publishing, describe_published
 from pipeline.report.write import describe_report
 from pipeline.runners.beam_options import engine_of, pipeline_options, run_pipeline
-from pipeline.runners.dataflow import Submission, WorkerFlags, submission_from_flags
+from pipeline.runners.dataflow import (
+    Submission,
+    WorkerFlags,
+    is_dataflow,
+    submission_from_flags,
+)
 from pipeline.runners.portable import is_portable
-from pipeline.runtime.dataflow_jobs import is_dataflow
 from pipeline.runtime.flag_types import text_of
 from pipeline.runtime.lock import (
     DATASET_LOCK,
@@ -204,12 +208,12 @@ def _say_result(main: MainJob, counters: dict[str, int], seconds: float, log: st
     """Prints what a job has done; returns its exit code."""
     store, plans = main.ending.store, main.ending.plans
     dataset = Dataset.open(store)
-    recipe = main.job and main.job.origin.manifest  # It has decided on its images.
+    recipe = main.job and main.job.origin.recipe  # It has decided on its images.
     print(describe_dataset(dataset.manifest, counters, seconds, may_advise=not recipe))
     for split in {plan.evaluation.split for plan in plans.values()} - {"val"}:
         print(f"tested on split {split}")
     if recipe:
-        for line in describe_recipe(recipe, dataset.manifest, counters):
+        for line in describe_recipe(recipe.manifest, dataset.manifest, counters):
             print(f"recipe: {line}")
     failures = {
         one.name: errors_by_model(

@@ -295,8 +295,7 @@ def read_parquet(store: Store, path: str) -> Iterator[Sample]:
     """Yields the samples of a Parquet shard, which is read a batch at a time."""
     with parquet_reader(store.arrow_source(path)) as file:
         for batch in file.iter_batches(batch_size=SAMPLES_AT_ONCE):
-            for row in batch.to_pylist():
-                yield sample_of_row(row)
+            yield from map(sample_of_row, batch.to_pylist())
 
 
 def sample_of_row(row: Row) -> Sample:

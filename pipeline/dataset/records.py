@@ -26,9 +26,8 @@ from pipeline.storage.state_files import (
     read_table,
     warn_damaged,
 )
-from pipeline.storage.store import FileDigest, Store
+from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.hashing import keyed_hash
-from transforms.variants import VariantName
 
 IMAGES_PER_SOURCE_SHARD = 32
 MAX_SOURCE_SHARDS = 100_000
@@ -97,15 +96,6 @@ def layer_record(split: str, shard: int) -> str:
 def index_file(split: str, shard: int, count: int) -> str:
     """Returns the path of an output shard's index, which is its record and commits its files."""
     return f"index/{split}-{shard:05d}-of-{count:05d}.parquet"
-
-
-def parquet_file(variant: VariantName, split: str, shard: int, count: int) -> str:
-    return f"parquet/{variant}/{split}-{shard:05d}-of-{count:05d}.parquet"
-
-
-def webdataset_file(variant: VariantName, split: str, shard: int) -> str:
-    """Returns the path of the WebDataset tar of one variant's output shard."""
-    return f"webdataset/{variant}/{split}-{shard:06d}.tar"
 
 
 ACCEPTED = "accepted"
@@ -276,8 +266,7 @@ def read_metadata(store: Store, path: str) -> Record | None:
 
 def read_rows(store: Store, path: str, columns: list[str] | None = None) -> list[Row]:
     """Reads the rows of a record as dictionaries; raises the errors of `read_table`."""
-    rows: list[Row] = read_table(store, path, columns).to_pylist()
-    return rows
+    return list(read_table(store, path, columns).to_pylist())
 
 
 def read_image_rows(store: Store, path: str) -> list[ImageRow]:
@@ -285,6 +274,9 @@ def read_image_rows(store: Store, path: str) -> list[ImageRow]:
     return parse_parquet(
         store, path, lambda source: convert(read_small(source).to_pylist(), list[ImageRow])
     )
+
+
+STAGING = f"{WORK_FOLDER}/staging"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,13 +289,6 @@ class Staging:
     def staged(self, path: str) -> str:
         """Returns the relative path of a file while it is staged."""
         return f"{self.folder}/{path}"
-
-    def digest_of(self, current: str, final: str, samples: int | None) -> FileDigest:
-        """Returns the digest of the file at `current` under the path `final`; may raise OSError."""
-        size = self.store.size(current)
-        if size is None:
-            raise FileNotFoundError(f"{current} is gone")
-        return FileDigest(final, size, self.store.digest(current), samples)
 
     def find(self, record: str, fingerprint: str, *, need_files: bool = True) -> Record | None:
         """Finds a shard that is up to date, with all of its files and their locations.
@@ -342,7 +327,10 @@ class Staging:
 
     def with_record(self, record: Record, path: str, num_rows: int) -> Record:
         """Returns the record with its own digest, under its final path; may raise OSError."""
-        digest = self.digest_of(record.path, path, num_rows)
+        size = self.store.size(record.path)
+        if size is None:
+            raise FileNotFoundError(f"{record.path} is gone")
+        digest = FileDigest(path, size, self.store.digest(record.path), num_rows)
         locations = {**record.locations, path: record.path}
         return dataclasses.replace(record, files=(*record.files, digest), locations=locations)
 

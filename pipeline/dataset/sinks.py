@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from pipeline.dataset.records import BOX_TYPE, Row, Staging, parquet_file, webdataset_file
+from pipeline.dataset.records import BOX_TYPE, Row, Staging
 from pipeline.errors import JobError, shown_bytes
 from pipeline.storage.state_files import parquet_writer
 from pipeline.storage.store import FileDigest, HashingFile, Store
@@ -243,9 +243,9 @@ def sample_files(
     """Yields the paths of the files of an output shard with samples; arguments: `open_sinks`."""
     for variant in variants:
         if "parquet" in formats:
-            yield parquet_file(variant, split, shard, num_shards)
+            yield f"parquet/{variant}/{split}-{shard:05d}-of-{num_shards:05d}.parquet"
         if "webdataset" in formats:
-            yield webdataset_file(variant, split, shard)
+            yield f"webdataset/{variant}/{split}-{shard:06d}.tar"
 
 
 def digests_of(sinks: Mapping[VariantName, Sequence[Sink]]) -> tuple[FileDigest, ...]:

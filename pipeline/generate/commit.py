@@ -31,7 +31,7 @@ from pipeline.dataset.manifest import (
     read_manifest,
     stage_versions,
 )
-from pipeline.dataset.records import ACCEPTED, CARD_FILES, DATA_FOLDERS, Record
+from pipeline.dataset.records import ACCEPTED, CARD_FILES, DATA_FOLDERS, STAGING, Record
 from pipeline.errors import JobError, shown_bytes
 from pipeline.generate.origin import Origin
 from pipeline.generate.recipe import RECIPE_COPY
@@ -45,7 +45,6 @@ from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.hashing import fingerprint
 from transforms.taxonomy import Taxonomy, imagenet9
 
-STAGING = f"{WORK_FOLDER}/staging"
 PREPARED_MANIFEST = f"{STAGING}/manifest.json"
 """The new manifest while files are moved; it does not list the dataset card's files yet. As long as
 it exists, no record is removed, because the record may be a new one."""
@@ -102,7 +101,7 @@ def finish_step(
 ) -> str:
     """Finishes the dataset; (its fingerprint, unused numbers of moved files) -> the fingerprint."""
     fenced = fenced_for_job(store)
-    recipe = origin.content()
+    recipe = origin.recipe.content() if origin.recipe else None
     fingerprint = finish(fenced, taxonomy, element[0])
     # Noted last, because a run that is refused or fails makes no dataset from its input.
     fenced.update(INPUT_NOTE, shown_bytes(json.dumps(source)))

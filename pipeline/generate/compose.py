@@ -24,9 +24,15 @@ from pipeline.dataset.sinks import (
     sample_files,
     sample_schema,
 )
-from pipeline.generate.custom_variants import find_variants
-from pipeline.generate.job import JobStep
-from pipeline.generate.pictures import Composer, Fills, LayerSource, SelectedImage, fields_of
+from pipeline.generate.origin import JobStep
+from pipeline.generate.pictures import (
+    Composer,
+    Fills,
+    LayerSource,
+    SelectedImage,
+    fields_of,
+    find_variants,
+)
 from pipeline.generate.plan import Plan, PlannedImage, load_plan
 from pipeline.generate.scenes import DrawnScenes, Scene
 from pipeline.generate.shard_elements import OutputShard
@@ -71,21 +77,23 @@ class ComposeShard(JobStep):
     @timed("compose")
     def process(self, output: OutputShard) -> list[OutputShard]:
         store, config = self.outputs.store, self.config.compose
-        cutter = self.job.cutter()
+        cutter = self.job.origin.cutter(self.config.segment)
         plan = load_plan(store, output.plan, config, output.plan_digest)
         images = sorted(
             (row for source in output.sources for row in read_image_rows(store, source.path)),
             key=operator.attrgetter("rank"),
         )
-        table = output.scenes
-        segment = self.config.segment
-        scenes = None if table is None else DrawnScenes(table, self.outputs, segment, config)
+        scenes = (
+            DrawnScenes(output.scenes, self.outputs, self.config.segment, config)
+            if output.scenes
+            else None
+        )
         rows, selected = self._select(images, plan, scenes)
         checksum = self._fingerprint(output, rows, selected)
         index = index_file(output.totals.split, output.shard, output.totals.counts.output)
         record = self.outputs.find(index, checksum)
         if (
-            self.job.origin.digest
+            self.job.origin.recipe
             and record is not None
             and record.path == index
             and any(source.path.startswith(self.layers.folder) for source in output.sources)

@@ -18,9 +18,14 @@ from typing_extensions import override
 from pipeline.dataset.config import ComposeConfig
 from pipeline.dataset.folder import SAMPLES_AT_ONCE, Dataset, selected_rows, table_of
 from pipeline.dataset.records import ACCEPTED, layer_record, read_image_rows
-from pipeline.generate.custom_variants import find_variants
 from pipeline.generate.cut_source import Cutter
-from pipeline.generate.pictures import Composer, Fills, LayerSource, SelectedImage
+from pipeline.generate.pictures import (
+    Composer,
+    Fills,
+    LayerSource,
+    SelectedImage,
+    find_variants,
+)
 from pipeline.generate.plan import Plan, plan_of_dataset
 from pipeline.storage.store import FileDigest
 from transforms.hashing import fingerprint

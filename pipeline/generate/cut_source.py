@@ -284,19 +284,20 @@ class MaskCutter(Cutter):
 
     @override
     def cut(self, source: SourceBytes) -> Iterator[Cut]:
+        """Cuts the source's object; raises the errors of `_object`."""
+        yield Cut(layer=self._object(source), number=source.number)
+
+    @override
+    def cut_background(self, source: SourceBytes) -> Pixels:
+        return self._object(source).only_bg_t
+
+    def _object(self, source: SourceBytes) -> Layer:
         """Cuts the source's object; JobError if the recipe lacks its mask, or has another layer."""
         rows = self._recipe.rows(source.mask or b"")
         _, row, mask = next(each for each in rows if (each.row.object or 0) == source.number)
         if mask is None:
             raise JobError(f"{row.key} is selected, and the recipe has no mask of it")
-        layer = self._layer(source.location, source.image, row, mask)
-        yield Cut(layer=layer, number=source.number)
-
-    @override
-    def cut_background(self, source: SourceBytes) -> Pixels:
-        (layer,) = (cut.layer for cut in self.cut(source))
-        assert layer is not None
-        return layer.only_bg_t
+        return self._layer(source.location, source.image, row, mask)
 
     def cut_along(self, picture: bytes, row: ImageRow, mask: bytes) -> Layer | None:
         """Cuts a picture, which may be any file, along the box and mask that a recipe has for it.

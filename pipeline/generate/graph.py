@@ -21,7 +21,7 @@ from pipeline.dataset.records import DATA_FOLDERS, ShardCounts
 from pipeline.errors import UsageError
 from pipeline.generate.commit import MoveFiles, finish_step, prepare_step
 from pipeline.generate.compose import ComposeShard
-from pipeline.generate.job import GenerateJob, JobStep
+from pipeline.generate.origin import GenerateJob, JobStep
 from pipeline.generate.plan import PlanSplit
 from pipeline.generate.previous_layers import check_rebuild
 from pipeline.generate.segment import SegmentShard
@@ -33,8 +33,7 @@ from pipeline.generate.shard_elements import (
     make_shards,
 )
 from pipeline.inputs.input_format import SplitLayout
-from pipeline.inputs.packed import Packed
-from pipeline.inputs.source_images import Checksums, SourceImage
+from pipeline.inputs.source_images import Checksums, Packed, SourceImage
 from pipeline.runtime.progress import timed
 from pipeline.runtime.spread import Spread
 from pipeline.storage.store import WORK_FOLDER, Store
@@ -48,15 +47,14 @@ def list_split(job: GenerateJob, layout: SplitLayout) -> tuple[Sequence[SourceIm
     """
     split = layout.split
     try:
-        listing = job.origin.list_images(job.config, job.taxonomy, layout)
+        images, skipped, unmatched = job.origin.list_images(job.config, job.taxonomy, layout)
     except PermissionError as error:
         raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
-    images, skipped = listing.images, listing.skipped
     _check_places(images, job.store)
     previous = None if job.reshard else job.previous.get(split)
     counts = previous or ShardCounts.for_images(len(images), job.config.images_per_shard)
-    outside, other_files = skipped["outside"], skipped["other_files"]
-    return images, SplitTotals(split, counts, len(images), outside, other_files, listing.unmatched)
+    others = skipped["outside"], skipped["other_files"]
+    return images, SplitTotals(split, counts, len(images), *others, unmatched)
 
 
 def _check_places(images: Sequence[SourceImage], store: Store) -> None:
@@ -86,7 +84,7 @@ class ListSplits(JobStep):
             for stage in ("segment", "compose"):
                 job.progress.note_total(stage, layout.split, totals.listed)
             splits[totals] = images
-        if job.origin.is_settled:  # The guard waits until the pictures have been found.
+        if job.origin.recipe:  # The guard waits until the pictures have been found.
             shards = (make_shards(splits[totals], totals) for totals in splits)
             return map(_MAKE, itertools.chain.from_iterable(shards))
         return deal_guarded(job, splits)
@@ -147,7 +145,7 @@ class GenerateDataset(beam.PTransform):
     def expand(self, start: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
         job = self.job
         listed = start | "List" >> beam.ParDo(ListSplits(job)).with_output_types(SourceShard)
-        if job.origin.is_settled:
+        if job.origin.recipe:
             identify, accept = IdentifySources(job), AcceptSources(job)
             listed = (
                 listed
@@ -165,9 +163,10 @@ class GenerateDataset(beam.PTransform):
             | "Plan" >> beam.ParDo(PlanSplit(job)).with_output_types(OutputShard)
             | "Compose" >> Spread(ComposeShard(job), OutputShard)
         )
-        # Source shards go to Commit directly, so that output shards need not carry them.
+        # Source shards go to Commit directly, so that output shards need not carry them. It needs
+        # no locations of source files.
         shards = (
-            segmented | "ForCommit" >> beam.Map(SourceShard.for_commit),
+            segmented | "ForCommit" >> beam.Map(replace, sources=b""),
             composed,
             start | "Nothing" >> beam.Map(lambda _: None),
         )

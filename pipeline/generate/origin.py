@@ -1,4 +1,7 @@
-"""Where a dataset's layers come from: images that are segmented, or a recipe's images and masks."""
+"""The job that makes a dataset: its settings, its folder, and where the layers come from.
+
+They come from images that are segmented, or from a recipe's images and masks.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,15 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
+import apache_beam as beam
+import cv2
 from typing_extensions import override
 
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import NOTHING_STATED, About
+from pipeline.dataset.records import STAGING, ShardCounts, Staging
 from pipeline.errors import UsageError, counted
 from pipeline.generate.cut_source import Cutter, MaskCutter
 from pipeline.generate.recipe import Recipe, RecipeImage, recipe_images
@@ -22,7 +28,9 @@ from pipeline.inputs.layout import list_images
 from pipeline.inputs.lists import KeyList, read_key_list
 from pipeline.inputs.location import read_location
 from pipeline.inputs.source_images import Checksums, Content, FileIndex, SourceImage
-from pipeline.runtime.progress import count
+from pipeline.runtime.lock import fenced_for_job
+from pipeline.runtime.progress import Progress, count
+from pipeline.storage.store import Store
 from transforms.filters import Reason
 from transforms.segmentation import takes_masks
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
@@ -48,21 +56,12 @@ class Origin(abc.ABC):
     """Where the layers come from.
 
     Attributes:
-      is_settled: whether it is settled which images are accepted, so that pictures only have to be
-        found, all of them before anything is made.
+      recipe: the recipe; None for an input. It has decided which images are accepted, so pictures
+        only have to be found, all of them before anything is made; and it decides the layer of an
+        image, as the configuration does.
     """
 
-    is_settled: ClassVar[bool]
-
-    @property
-    def digest(self) -> str:
-        """What else than a source image and the configuration decides its layer; "" for nothing."""
-        return ""
-
-    @property
-    def manifest(self) -> Manifest | None:
-        """That of the dataset whose recipe this is; None for an input."""
-        return None
+    recipe: Recipe | None
 
     @abc.abstractmethod
     def list_images(
@@ -84,10 +83,6 @@ class Origin(abc.ABC):
     def refuse_lacking(self, images: Iterable[SourceImage]) -> None:
         """Raises UsageError if images lack their pictures, unless they may."""
 
-    def content(self) -> bytes | None:
-        """Reads what is kept in the dataset's folder for the next run; None if nothing is."""
-        return None
-
 
 @dataclasses.dataclass(frozen=True)
 class InputOrigin(Origin):
@@ -101,7 +96,7 @@ class InputOrigin(Origin):
     masks: str | None = None
     exclude: str | None = None
     include: str | None = None
-    is_settled = False
+    recipe = None
 
     @override
     def list_images(
@@ -153,17 +148,6 @@ class RecipeOrigin(Origin):
 
     recipe: Recipe
     allow_partial: bool
-    is_settled = True
-
-    @property
-    @override
-    def digest(self) -> str:
-        return self.recipe.sha256
-
-    @property
-    @override
-    def manifest(self) -> Manifest:
-        return self.recipe.manifest
 
     @override
     def list_images(
@@ -174,10 +158,6 @@ class RecipeOrigin(Origin):
     @override
     def cutter(self, config: SegmentConfig) -> MaskCutter:
         return MaskCutter(config, self.recipe)
-
-    @override
-    def content(self) -> bytes:
-        return self.recipe.content()
 
     @override
     def find_pictures(
@@ -308,3 +288,56 @@ def _no_images(
         f"no image of an ImageNet-9 class in {where}: {others}. Classes must be told by WordNet "
         "id, such as folders named n02085620; for classes of your own add --taxonomy"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateJob:
+    """A job that makes a dataset.
+
+    Attributes:
+      previous: numbers of shards of the existing dataset, by split.
+      source: absolute path of `--input`, then `--input_columns` if given; empty for the sample.
+      reshard: whether to choose new numbers of shards instead of `previous`.
+      guarded: stages of the existing dataset from its manifest, to stop a job that would make much
+        of the dataset again (`pipeline.generate.previous_layers`); None to let any job run.
+      scenes: absolute path of the folder of scenes.
+      origin: where the layers come from.
+    """
+
+    config: DatasetConfig
+    layouts: tuple[SplitLayout, ...]
+    taxonomy: Taxonomy
+    store: Store
+    progress: Progress
+    previous: dict[str, ShardCounts]
+    source: str = ""
+    reshard: bool = False
+    guarded: Mapping[str, object] | None = None
+    scenes: str | None = None
+    origin: Origin = dataclasses.field(default_factory=InputOrigin)
+    about: About = NOTHING_STATED
+
+    def layer_staging(self) -> Staging:
+        """Returns the staging folder of layers, which a job that draws other pairs still finds."""
+        return Staging(fenced_for_job(self.store), f"{STAGING}/{self.config.segment.fingerprint()}")
+
+    def output_staging(self) -> Staging:
+        """Returns the staging folder of output shards.
+
+        Its name depends on the origin, too, because a recipe's layers may differ from those that
+        were segmented.
+        """
+        recipe = self.origin.recipe
+        name = f"{self.config.compose.fingerprint()}{recipe.sha256 if recipe else ''}"
+        return Staging(fenced_for_job(self.store), f"{STAGING}/{name}")
+
+
+class JobStep(beam.DoFn):
+    """A step of the graph. OpenCV computes in one thread, as the runner's workers run at once."""
+
+    def __init__(self, job: GenerateJob) -> None:
+        self.job, self.config = job, job.config
+        self.layers, self.outputs = job.layer_staging(), job.output_staging()
+
+    def setup(self) -> None:
+        cv2.setNumThreads(1)

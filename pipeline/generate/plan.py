@@ -29,7 +29,7 @@ from pipeline.dataset.records import (
     read_small,
 )
 from pipeline.errors import JobError
-from pipeline.generate.job import JobStep
+from pipeline.generate.origin import JobStep
 from pipeline.generate.scenes import examine_scenes
 from pipeline.generate.shard_elements import (
     SOURCE_SCHEMA,
@@ -378,5 +378,4 @@ def plan_of_dataset(dataset: Dataset, split: str, config: ComposeConfig, keys: l
 @functools.lru_cache(maxsize=4)
 def load_plan(store: Store, path: str, config: ComposeConfig, digest: str) -> Plan:
     """Reads a plan, once in each process; the `digest` makes it read a rewritten file again."""
-    del digest
     return Plan.from_table(read_table(store, path), config)

@@ -153,11 +153,12 @@ def examine_scenes(
         raise UsageError(f"--backgrounds {folder} has changed since this run was started")
     settings = fingerprint(config.resize, config.image_size, config.crop, MAX_PIXELS)
     checksum = f"{settings}-{fingerprint(summary)}"
-    existing = staging.find(SCENES, checksum)
-    rows = None
-    if existing is not None:
-        read = functools.partial(read_rows, staging.store, existing.path)
-        rows = read_intact(staging.store, existing.path, read)
+    existing, store = staging.find(SCENES, checksum), staging.store
+    rows = (
+        read_intact(store, existing.path, functools.partial(read_rows, store, existing.path))
+        if existing
+        else None
+    )
     if existing is None or rows is None:
         table = pa.Table.from_pylist(list(_examine(scenes, config)), _SCHEMA)
         record, rows = staging.write(SCENES, table, checksum), table.to_pylist()
@@ -165,7 +166,7 @@ def examine_scenes(
         record = staging.with_record(existing, SCENES, len(rows))
     statuses = Counter(row["status"] for row in rows)
     if not statuses[ACCEPTED]:
-        first = next(iter(rows))
+        first = rows[0]
         raise UsageError(
             f"no picture in --backgrounds {folder} can be a background: {first['path']} is "
             f"{first['status']} ({first['detail']})"

@@ -34,7 +34,7 @@ from pipeline.generate.cut_source import (
     reject_by_name,
     with_layer,
 )
-from pipeline.generate.job import JobStep
+from pipeline.generate.origin import JobStep
 from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.shard_elements import SourceShard, pack_sources
 from pipeline.inputs.location import reads_ahead
@@ -55,7 +55,8 @@ class SegmentShard(JobStep):
     @timed("segment")
     def process(self, shard: SourceShard) -> list[SourceShard]:
         split = shard.totals.split
-        found, cutter = Survey(self.layers, self.config, shard, may_read=True), self.job.cutter()
+        found = Survey(self.layers, self.config, shard, may_read=True)
+        cutter = self.job.origin.cutter(self.config.segment)
         rows = found.read_rows()
         tally = Tally(self.job.progress, "segment", f"{split}-{shard.shard:05d}")
         if found.record is None or rows is None or not cutter.agrees(rows, found.images):
@@ -66,7 +67,7 @@ class SegmentShard(JobStep):
             record = self.layers.with_record(found.record, found.path, len(rows))
         count_shard("source_shards", record.files, is_new=is_new)
         tally.end()
-        if not self.job.origin.is_settled:  # Else the pictures were found before.
+        if not self.job.origin.recipe:  # Else the pictures were found before.
             found.checksums.save()
         tally.note_done(len(found.images))
         has_layers = layer_tar(split, shard.shard) in record.locations

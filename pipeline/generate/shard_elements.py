@@ -18,8 +18,7 @@ from pipeline.dataset.records import ACCEPTED, ImageRow, Record, Row, ShardCount
 from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable
 from pipeline.inputs.location import Location
-from pipeline.inputs.packed import Packed
-from pipeline.inputs.source_images import SourceImage
+from pipeline.inputs.source_images import Packed, SourceImage
 
 SOURCE_SCHEMA = pa.schema(
     [
@@ -103,10 +102,6 @@ class SourceShard:
         return dataclasses.replace(
             self, record=dataclasses.replace(self.record, files=(), locations=locations)
         )
-
-    def for_commit(self) -> SourceShard:
-        """Returns the shard without `sources`, which Commit does not need."""
-        return dataclasses.replace(self, sources=b"")
 
 
 @dataclasses.dataclass(frozen=True)

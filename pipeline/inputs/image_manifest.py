@@ -256,7 +256,6 @@ def _annotation(image: ListedImage) -> Location | None:
 @functools.lru_cache(maxsize=1)
 def _parse_json(path: str, identity: str) -> object:
     """Reads JSON once for several calls in a row; a rewritten file has another `identity`."""
-    del identity
     return read_json(path, FLAG)
 
 

@@ -30,8 +30,7 @@ from pipeline.inputs.input_format import (
     has_boxes_by_name,
 )
 from pipeline.inputs.lists import KeyList
-from pipeline.inputs.packed import Packed
-from pipeline.inputs.source_images import IMAGE_SUFFIXES, SourceImage
+from pipeline.inputs.source_images import IMAGE_SUFFIXES, Packed, SourceImage
 from pipeline.inputs.tables import HubParquet
 from pipeline.inputs.webdataset import WebDataset
 from pipeline.storage.files import absolute, files_of, join, parent

@@ -108,15 +108,16 @@ def read_location(location: Location) -> bytes:
         return text_bytes(text)
     if row is not None:
         data = _read_row(path, *row)
-        return data if len(data) <= MAX_PICTURE_BYTES else _unread(len(data))
+        is_large = len(data) > MAX_PICTURE_BYTES
+        return Unread.from_size(len(data), MAX_PICTURE_BYTES) if is_large else data
     if span is not None and span[1] > MAX_PICTURE_BYTES:
-        return _unread(span[1])
+        return Unread.from_size(span[1], MAX_PICTURE_BYTES)
     try:
         if span is not None:
             return files_of(path).read_ranges(path, [span])[0]
         return files_of(path).read(path, MAX_PICTURE_BYTES)
     except TooLargeError as error:
-        return _unread(error.size)
+        return Unread.from_size(error.size, MAX_PICTURE_BYTES)
     except (UsageError, OSError):
         if reason := never_read(path):
             return Unread(text_bytes(reason))
@@ -129,10 +130,6 @@ def changed(place: str) -> OSError:
     The place is the path of its file, or its location as `shown`.
     """
     return OSError(f"{place} has changed while it was read. Run the same command again")
-
-
-def _unread(size: int) -> Unread:
-    return Unread.from_size(size, MAX_PICTURE_BYTES)
 
 
 @contextlib.contextmanager

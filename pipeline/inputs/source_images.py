@@ -9,25 +9,30 @@ except where the object has no MD5, because it was composed of parts. A file of 
 a tar, has a stamp that changes when any of the images changes.
 """
 
+import array
 import contextlib
 import dataclasses
 import hashlib
 import json
+import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
+from typing_extensions import override
 
 from pipeline.errors import UsageError, shown_bytes
 from pipeline.inputs.location import Location, changed, read_location, shown
-from pipeline.inputs.packed import Packed
 from pipeline.storage.files import files_of, is_remote, never_read
 from pipeline.storage.interface import FileInfo, missing
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.limits import Unread
 from transforms.taxonomy import OUTSIDE, Taxonomy
+
+T = TypeVar("T")
 
 CHECKSUMS = f"{WORK_FOLDER}/checksums"
 """Folder of the memories, in the dataset folder."""
@@ -134,9 +139,8 @@ class Checksums:
         # restored with its old time, they would be taken for its content.
         if info is None or (_stamp(info) != told if told else info != before):
             raise changed(shown(content.location))
-        if path == line and not isinstance(data, Unread) and len(data) != info.size:
-            raise changed(shown(content.location))
-        if self._new.get(line, known).md5 != known.md5:
+        is_part = path == line and not isinstance(data, Unread) and len(data) != info.size
+        if is_part or self._new.get(line, known).md5 != known.md5:
             raise changed(shown(content.location))
         stamp = content.stamp or info.identity
         self._new[line] = _StoredFile(info.size, stamp, *known)
@@ -252,6 +256,34 @@ class KeyedFile:
     location: Location
     md5: str | None = None
     size: int | None = None
+
+
+class Packed(Sequence[T]):
+    """Objects that are pickled and compressed, and made again when they are asked for.
+
+    Each is compressed alone, with the first as the dictionary, so it takes no more than what tells
+    it from the first, and can be read without the others.
+    """
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._first, self._data, self._ends = b"", bytearray(), array.array("Q", [0])
+        for pickled in map(pickle.dumps, items):
+            self._first = self._first or pickled
+            # Negative: without a header and a checksum, which would take ten bytes.
+            packer = zlib.compressobj(wbits=-zlib.MAX_WBITS, zdict=self._first)
+            self._data += packer.compress(pickled) + packer.flush()
+            self._ends.append(len(self._data))
+
+    @override
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    # Neither slices nor negative numbers are supported; mypy refuses slices.
+    @override
+    def __getitem__(self, index: int) -> T:  # type: ignore[override]
+        packed = self._data[self._ends[index] : self._ends[index + 1]]
+        unpacked = zlib.decompressobj(-zlib.MAX_WBITS, self._first).decompress(packed)
+        return cast(T, pickle.loads(unpacked))
 
 
 class FileIndex:

@@ -33,7 +33,7 @@ from pipeline.generate.commit import commit
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.cut_source import announce, reject_by_name
 from pipeline.generate.graph import IdentifySources, deal_guarded, list_split
-from pipeline.generate.job import GenerateJob
+from pipeline.generate.origin import GenerateJob
 from pipeline.generate.plan import PlanSplit, group_numbers, select_images
 from pipeline.generate.previous_layers import PreviousLayers, Survey
 from pipeline.generate.segment import SegmentShard
@@ -235,7 +235,7 @@ def _split_lines(split: SplitForecast, job: GenerateJob) -> Iterator[str]:
         yield totals.unmatched
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(split.rejected.items()))
     yield f"{rejected} rejected for name or annotation alone" + f" ({reasons})" * bool(reasons)
-    if not job.origin.is_settled:
+    if not job.origin.recipe:
         without_partner = Counter({str(Reason.NO_BACKGROUND): split.without_partner})
         yield from advise(split.rejected + without_partner, totals.listed)
     is_whole = job.config.segment.keeps_image_whole
@@ -294,7 +294,7 @@ def _run_trial(job: GenerateJob, splits: Sequence[SplitForecast], folder: str) -
     segment, compose = SegmentShard(job), ComposeShard(job)
     segment.setup()
     compose.setup()
-    job.cutter().segmenter.prepare(announce)
+    job.origin.cutter(job.config.segment).segmenter.prepare(announce)
     shards: list[SourceShard] = []
     seconds = []
     with counted_here() as counters:

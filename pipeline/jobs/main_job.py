@@ -24,7 +24,7 @@ from pipeline.errors import JobError
 from pipeline.evaluate.model_stage import ModelStage
 from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.generate.graph import GenerateDataset
-from pipeline.generate.job import GenerateJob
+from pipeline.generate.origin import GenerateJob
 from pipeline.jobs.conditions import Gate, judge, outcome
 from pipeline.jobs.publish import PublishPlan, publish
 from pipeline.report.write import write_results

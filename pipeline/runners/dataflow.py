@@ -23,7 +23,6 @@ from apache_beam.runners.runner import PipelineResult, create_runner
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.expand import split_labels
-from pipeline.runtime.dataflow_jobs import is_dataflow, job_of
 from pipeline.runtime.flag_types import as_given
 from pipeline.runtime.lock import DATASET_LOCK, release_if_owned
 from pipeline.storage.files import absolute, files_of, is_remote
@@ -192,6 +191,21 @@ class Submission:
         return {"dataflow": self.job}
 
 
+def is_dataflow(runner: str | None) -> bool:
+    """Returns whether `--runner` names Dataflow."""
+    return (runner or "").rpartition(".")[2].lower() in ("dataflowrunner", "dataflow")
+
+
+def _job_of(options: PipelineOptions) -> dict[str, str]:
+    """Returns the identity of the job that these options submit, as a lock records it."""
+    google = options.view_as(GoogleCloudOptions)
+    job = {name: str(getattr(google, name)) for name in ("project", "region", "job_name")}
+    endpoint = google.dataflow_endpoint
+    if endpoint and endpoint != GoogleCloudOptions.DATAFLOW_ENDPOINT:
+        job["endpoint"] = str(endpoint)
+    return job
+
+
 def submission_from_flags(
     flags: WorkerFlags,
     options: PipelineOptions,
@@ -229,7 +243,7 @@ def submission_from_flags(
     is_template = bool(google.template_location)
     # This process cannot wait, because a template's launcher submits the job once it has ended.
     waits = not standard.no_wait_until_finish and not is_template
-    return Submission(job=job_of(options), waits=waits, is_template=is_template)
+    return Submission(job=_job_of(options), waits=waits, is_template=is_template)
 
 
 def submit(pipeline: beam.Pipeline, submission: Submission, store: Store) -> PipelineResult:

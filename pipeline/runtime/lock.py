@@ -111,6 +111,9 @@ class _OwnerJob(TypedDict):
 class Holder:
     """The holder of a lock.
 
+    A Dataflow job is identified by project, region and name, which are known before it is
+    submitted, as its id is not. Names of running jobs in a region differ.
+
     Attributes:
       job: token of the job that the holder is a step of; empty if it is not a step of a job.
       owner: the holder's `this_process()`, or `{"dataflow": {"project", "region", "job_name"}}`;
@@ -143,8 +146,6 @@ class Holder:
     def is_at_work(self) -> bool | None:
         """Returns whether the holder is running; None if that cannot be known from here."""
         if "dataflow" in self.owner:
-            from pipeline.runtime.dataflow_jobs import is_over
-
             return not is_over(self.owner["dataflow"])
         process = self._process()
         return None if process is None else process.is_alive()
@@ -161,6 +162,46 @@ class Holder:
         if not self.owner or "dataflow" in self.owner:
             return None
         return Process(self.owner["place"], self.owner["pid"], self.owner["started"])
+
+
+_FINAL_STATES = ("DONE", "FAILED", "CANCELLED", "UPDATED", "DRAINED")
+"""States in which Dataflow calls a job that has ended."""
+_RESPONSE_SECONDS = 60.0
+"""How long Dataflow may take to respond."""
+
+
+def is_over(job: Mapping[str, Any]) -> bool:
+    """Returns whether a Dataflow job is known to have ended, successfully or not.
+
+    If `job_id` has been added to the identity, only that job is checked, otherwise all jobs of that
+    name. False also if the service does not respond, or has forgotten the job, as it does after a
+    while.
+    """
+    try:
+        # These take seconds to import.
+        from apache_beam.options.pipeline_options import GoogleCloudOptions
+        from google.cloud import dataflow_v1beta3 as dataflow
+
+        client = dataflow.JobsV1Beta3Client(
+            # REST is the only transport that accepts an address with http.
+            transport="rest",
+            client_options={
+                "api_endpoint": job.get("endpoint", GoogleCloudOptions.DATAFLOW_ENDPOINT)
+            },
+        )
+        scope = {"project_id": job["project"], "location": job["region"]}
+        if "job_id" in job:
+            get_request = dataflow.GetJobRequest(**scope, job_id=job["job_id"])
+            jobs = [client.get_job(get_request, timeout=_RESPONSE_SECONDS)]
+        else:
+            list_request = dataflow.ListJobsRequest(**scope, name=job["job_name"])
+            listed = client.list_jobs(list_request, timeout=_RESPONSE_SECONDS)
+            jobs = [each for each in listed if each.name == job["job_name"]]
+        final = [getattr(dataflow.JobState, f"JOB_STATE_{state}") for state in _FINAL_STATES]
+        return bool(jobs) and all(each.current_state in final for each in jobs)
+    except Exception as error:  # Libraries raise many errors for an unreachable service.
+        _LOG.warning("%s: %s", type(error).__name__, error)
+        return False
 
 
 def this_process() -> Owner:

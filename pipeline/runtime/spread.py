@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import apache_beam as beam
 from typing_extensions import override
@@ -290,8 +290,7 @@ class LocalWorkers(Engine):
             try:
                 process, connection = self._processes.get(number) or self._start(number)
                 connection.send(call)
-                answer: Answer = connection.recv()
-                return answer
+                return cast(Answer, connection.recv())
             except (EOFError, OSError) as error:
                 if self._is_closed or number not in self._processes:  # It cannot be started.
                     return Answer(error=plain(error))
@@ -322,11 +321,6 @@ class LocalWorkers(Engine):
             process.join()
 
 
-_SEES_MORE = (
-    "each process must see one GPU, and this one sees {}: name those to use in CUDA_VISIBLE_DEVICES"
-)
-
-
 def _serve(connection: Connection, peers: int, card: int | None) -> None:
     """Runs calls, and ends the steps of tokens, until the job ends."""
     # They may reach all processes of a terminal or a batch job; the job's own ends this one.
@@ -345,7 +339,11 @@ def _serve(connection: Connection, peers: int, card: int | None) -> None:
     with contextlib.suppress(EOFError):
         while call := connection.recv():
             if isinstance(call, Call) and cards > 1:
-                connection.send(Answer(error=JobError(_SEES_MORE.format(cards))))
+                why = (
+                    f"each process must see one GPU, and this one sees {cards}: name those to use "
+                    "in CUDA_VISIBLE_DEVICES"
+                )
+                connection.send(Answer(error=JobError(why)))
             elif isinstance(call, Call):
                 connection.send(run_call(call, peers))
             else:

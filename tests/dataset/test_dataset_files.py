@@ -18,16 +18,10 @@ from pipeline.dataset import sinks as files
 from pipeline.dataset.config import ComposeConfig, DatasetConfig
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.manifest import MANIFEST, Manifest
-from pipeline.dataset.records import (
-    ShardCounts,
-    layer_record,
-    layer_tar,
-    parquet_file,
-    webdataset_file,
-)
+from pipeline.dataset.records import ShardCounts, layer_record, layer_tar
 from pipeline.dataset.sinks import TarWriter
 from pipeline.errors import JobError, UsageError
-from pipeline.storage.store import Store
+from pipeline.storage.store import FileDigest, Store
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
 from transforms.variants import ORIGINAL
@@ -81,7 +75,7 @@ def test_a_shard_is_found_where_its_record_and_files_lie(store: Store) -> None:
         return shard and (shard.path, shard.locations)
 
     store.write(staging.staged(tar), b"abc")
-    files = [staging.digest_of(staging.staged(tar), tar, 1)]
+    files = [FileDigest(tar, 3, store.digest(staging.staged(tar)), 1)]
     assert found() is None  # Files that a killed run staged without a record do not count.
     written = staging.write(record, pa.table({"key": ["a", "b"]}), "f", files)
     assert staging.find(record, "g") is None
@@ -133,7 +127,7 @@ def test_each_fault_of_a_dataset_is_a_line(
     ],
 )
 def test_samples_of_another_form_are_a_broken_tar(store: Store, members: dict[str, bytes]) -> None:
-    path = webdataset_file(ORIGINAL, "val", 0)
+    path = "webdataset/original/val-000000.tar"
     with store.create(path) as file:
         tar = TarWriter(file)
         for suffix, data in members.items():
@@ -145,7 +139,7 @@ def test_samples_of_another_form_are_a_broken_tar(store: Store, members: dict[st
 
 @pytest.mark.parametrize("image", [None, {"path": "key.jpg"}, "key.jpg"])
 def test_samples_of_another_form_are_a_broken_table(store: Store, image: object) -> None:
-    path = parquet_file(ORIGINAL, "val", 0, 1)
+    path = "parquet/original/val-00000-of-00001.parquet"
     with store.create(path) as file:
         pq.write_table(pa.Table.from_pylist([{"key": "key", "image": image}]), file)
     dataset = without_files(store, "parquet")

@@ -12,24 +12,23 @@ import pyarrow as pa
 import pytest
 from runs import manifest_of, stamps
 
-from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
+from pipeline.dataset.config import FORMATS, ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.dataset.manifest import MANIFEST, About, Manifest, read_manifest
 from pipeline.dataset.records import (
+    STAGING,
     Record,
     ShardCounts,
     Staging,
     index_file,
     layer_record,
     layer_tar,
-    parquet_file,
-    webdataset_file,
 )
+from pipeline.dataset.sinks import sample_files
 from pipeline.errors import JobError
 from pipeline.generate.commit import (
     INPUT_NOTE,
     PREPARE_LOCK,
     PREPARED_MANIFEST,
-    STAGING,
     MoveFiles,
     commit,
     finish_step,
@@ -238,12 +237,11 @@ def test_what_travels_is_small(tmp_path: Path) -> None:
     ]
     records = tuple(source.for_plan().record for source in sources)
     planned = OutputShard(totals, 0, f"{staging.folder}/plan/val.parquet", "0" * 64, records)
-    files = [parquet_file(name, "val", 0, 1) for name in config.compose.composed]
-    files += [webdataset_file(name, "val", 0) for name in config.compose.composed]
+    files = sample_files(config.compose.composed, FORMATS, "val", 0, 1)
     rows = [{"status": "accepted", "selected": True, "label": n % 9} for n in range(1000)]
     composed = planned.with_result(record_of(*files, index_file("val", 0, 1)), rows, len(rows))
     for element in (composed, planned):
         assert len(pickle.dumps(element)) < 8000
     for source in sources:
         assert len(pickle.dumps(source.for_plan())) < 1000
-        assert len(pickle.dumps(source.for_commit())) < 1100
+        assert len(pickle.dumps(source)) < 1100

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import JobError, UsageError
-from pipeline.generate.custom_variants import find_variants, versioned
-from pipeline.generate.pictures import Background, Fills
+from pipeline.generate.pictures import Background, Fills, find_variants, versioned
 from transforms.geometry import OutputBox
 from transforms.layers import Layer
 from transforms.variants import VariantName, select_variants

@@ -33,8 +33,7 @@ from pipeline.dataset.records import (
 from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import Cutter
 from pipeline.generate.graph import GenerateDataset, list_split
-from pipeline.generate.job import GenerateJob
-from pipeline.generate.origin import InputOrigin
+from pipeline.generate.origin import GenerateJob, InputOrigin
 from pipeline.generate.plan import Plan, PlanSplit, group_numbers, load_plan, select_images
 from pipeline.generate.previous_layers import Survey
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals, pack_sources

@@ -21,8 +21,14 @@ from pipeline.inputs.imagenet import ImageFolder, ImagenetTars, files_in
 from pipeline.inputs.input_format import find_files, has_boxes_by_name, has_images_by_name
 from pipeline.inputs.layout import find_layout
 from pipeline.inputs.location import NOWHERE, Location, read_location
-from pipeline.inputs.packed import Packed
-from pipeline.inputs.source_images import FileIndex, KeyedFile, SourceImage, stamp_of, wnid_of_label
+from pipeline.inputs.source_images import (
+    FileIndex,
+    KeyedFile,
+    Packed,
+    SourceImage,
+    stamp_of,
+    wnid_of_label,
+)
 from pipeline.inputs.tables import HubParquet, holds_pictures
 from pipeline.inputs.webdataset import WebDataset
 from pipeline.storage.store import Store

@@ -29,8 +29,7 @@ from pipeline.jobs.main_job import LAST_RUN, JobSummary, TakeLock, finish_job, m
 from pipeline.models.expand import DEFAULT_MODEL
 from pipeline.models.identity import PredictConfig
 from pipeline.runners.dataflow import DISK_GB, Gpu
-from pipeline.runtime.dataflow_jobs import is_over
-from pipeline.runtime.lock import DATASET_LOCK, acquire, is_held, release, this_process
+from pipeline.runtime.lock import DATASET_LOCK, acquire, is_held, is_over, release, this_process
 from pipeline.runtime.progress import Progress
 from pipeline.storage.store import Store
 
@@ -256,7 +255,7 @@ def test_a_template_is_built_and_left_to_the_service(cloud: Cloud) -> None:
     sources = cloud.read(f"gs://{package.partition('/')[2]}")
     with tarfile.open(fileobj=io.BytesIO(sources)) as tar:
         files = {name.partition("/")[2] for name in tar.getnames()}
-    assert files >= {"setup.py", "in9.py", "pipeline/runtime/dataflow_jobs.py"}
+    assert files >= {"setup.py", "in9.py", "pipeline/runtime/lock.py"}
     assert "pipeline/templates/report.html" in files
 
 

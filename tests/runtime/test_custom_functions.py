@@ -21,7 +21,7 @@ from small_models import network, pictures
 import in9
 from pipeline.analyses.saliency.gradients import winning_logit_gradients
 from pipeline.errors import JobError, ModelError, UsageError
-from pipeline.generate.custom_variants import find_variants, versioned
+from pipeline.generate.pictures import find_variants, versioned
 from pipeline.generate.segmenters import find_segmenter, parameters_of
 from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor

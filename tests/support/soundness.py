@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from pipeline.commands.finished import verify
 from pipeline.dataset.folder import Dataset, read_parquet, read_webdataset
 from pipeline.dataset.manifest import reading_store
-from pipeline.dataset.records import ACCEPTED, parquet_file, webdataset_file
-from pipeline.dataset.sinks import LAYER_FILES, Sample
+from pipeline.dataset.records import ACCEPTED
+from pipeline.dataset.sinks import LAYER_FILES, Sample, sample_files
 from pipeline.storage.store import Store
 from transforms.variants import VariantName
 
@@ -105,8 +105,6 @@ def _files(
     dataset: Dataset, split: str, shard: int, variant: VariantName
 ) -> Iterator[tuple[str, Callable[[Store, str], Iterator[Sample]]]]:
     """Yields the files of a variant's shard, each with its reader."""
-    if "parquet" in dataset.manifest.config.compose.formats:
-        count = dataset.manifest.shards[split].output
-        yield parquet_file(variant, split, shard, count), read_parquet
-    if "webdataset" in dataset.manifest.config.compose.formats:
-        yield webdataset_file(variant, split, shard), read_webdataset
+    formats, count = dataset.manifest.config.compose.formats, dataset.manifest.shards[split].output
+    for path in sample_files([variant], formats, split, shard, count):
+        yield path, read_webdataset if path.endswith(".tar") else read_parquet

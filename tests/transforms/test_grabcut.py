@@ -47,10 +47,10 @@ def kernels() -> None:
 
 @given(st.floats(-800, 0), st.floats(1e-300, 1e300))
 def test_series_are_as_exact_as_they_say(below_zero: float, positive: float) -> None:
-    from transforms.grabcut import vector_math
+    from transforms.grabcut import compilation
 
     # As Python computes them, because compiling them takes seconds.
-    exp, log = (getattr(vector_math, name).py_func for name in ("exp_below_zero", "log"))
+    exp, log = (getattr(compilation, name).py_func for name in ("exp_below_zero", "log"))
     assert exp(below_zero) == pytest.approx(math.exp(max(below_zero, -700)), rel=1e-10, abs=0)
     assert log(positive) == pytest.approx(math.log(positive), rel=0, abs=1e-10)
 

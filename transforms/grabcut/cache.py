@@ -1,5 +1,7 @@
 """Locates the compiled kernels, and decides whether the code in a folder may be loaded.
 
+Its errors are those after which the caller should call `cv2.grabCut` instead.
+
 Each version of the kernels has its own folder, named after a hash of everything that decides the
 compiled code: the sources of this package with their paths, the versions of Python, numba and
 llvmlite, and the processor. So stale code is never loaded.
@@ -22,8 +24,20 @@ import sys
 from pathlib import Path
 from typing import ClassVar, Self
 
-from transforms.grabcut.errors import Unavailable
 from transforms.hashing import text_bytes
+
+
+class Unsupported(ValueError):
+    """The kernels cannot compute this mask, for the reason in the message.
+
+    Where the kernels give up because no pixel is inside the rectangle, because no pixel is outside,
+    or because a Gaussian has no inverse covariance, `cv2.grabCut` raises `cv2.error`, too. Where
+    they give up because the search is too deep or the picture too large, it computes the mask.
+    """
+
+
+class Unavailable(RuntimeError):
+    """This machine cannot compile the kernels, or cannot store their code."""
 
 
 def _processor() -> tuple[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.grabcut import cache
-from transforms.grabcut.errors import Unavailable, Unsupported
+from transforms.grabcut.cache import Unavailable, Unsupported
 
 _LOG = logging.getLogger(__name__)
 

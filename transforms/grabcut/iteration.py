@@ -10,9 +10,9 @@ Iterated Graph Cuts", SIGGRAPH 2004.
 import numpy as np
 from numpy.typing import NDArray
 
+from transforms.grabcut.cache import Unsupported
 from transforms.grabcut.clustering import COMPONENTS, cluster, seeded
 from transforms.grabcut.compilation import entry
-from transforms.grabcut.errors import Unsupported
 from transforms.grabcut.forest import DEEPEST, FREE
 from transforms.grabcut.lanes import SLACK
 from transforms.grabcut.max_flow import minimum_cut, workspace

@@ -31,8 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.grabcut.clustering import COMPONENTS
-from transforms.grabcut.compilation import Integer, entry, helper
-from transforms.grabcut.vector_math import exp_below_zero, log
+from transforms.grabcut.compilation import Integer, entry, exp_below_zero, helper, log
 
 # Columns of a component, which is a row of float64: weight, mean (3 columns), inverse covariance (9
 # columns, row by row), scale = 1 / sqrt(determinant), log(scale) and log(weight). A component

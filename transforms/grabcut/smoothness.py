@@ -11,9 +11,8 @@ a link to a pixel outside becomes an arc to the sink. Source: OpenCV, imgproc/gr
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.grabcut.compilation import Integer, at, entry, helper
+from transforms.grabcut.compilation import Integer, at, entry, exp_below_zero, helper
 from transforms.grabcut.lanes import SLACK, open_arcs
-from transforms.grabcut.vector_math import exp_below_zero
 
 _GAMMA = 50.0
 # OpenCV's square root of 2 is a float32.

@@ -25,7 +25,7 @@ from pipeline.evaluate.predict_shards import PredictShards, Scorer
 from pipeline.evaluate.predictions import split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, result_file, result_shard, write_result
 from pipeline.generate.composed import ComposedDataset
-from pipeline.generate.custom_variants import versioned
+from pipeline.generate.pictures import versioned
 from pipeline.runtime.progress import count
 from pipeline.storage.store import Store
 from transforms.renderings import AGAINST, COMMON, PAPER_RENDERING, RENDERINGS
