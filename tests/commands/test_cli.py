@@ -56,33 +56,31 @@ def test_flags_of_other_commands_are_refused(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"models", "show"}))
-def test_a_path_without_a_flag_is_given_an_example(
-    capsys: pytest.CaptureFixture[str], command: str
-) -> None:
-    line = refusal(capsys, command, "some/path")
+def test_a_path_without_a_flag_is_given_an_example(command: str) -> None:
+    line = refusal(command, "some/path")
     assert line.startswith(
         f"in9 {command}: unexpected argument 'some/path'; example: in9 {command} "
     )
 
 
-def test_what_links_and_tables_lead_to_may_not_be_replaced(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path
-) -> None:
+def test_what_links_and_tables_lead_to_may_not_be_replaced(tmp_path: Path, dataset: Path) -> None:
     inside = dataset / ".in9" / "staging" / "mine"
     inside.mkdir(parents=True)
     (tmp_path / "link").symlink_to(inside)
     command = ("generate", "--output", dataset, "--annotations", tmp_path / "link" / "Annotations")
-    assert "where files are replaced and removed" in refusal(capsys, *command)
+    assert "where files are replaced and removed" in refusal(*command)
     with pytest.raises(UsageError, match="where files are replaced and removed"):
         in9.Generate(dataset, input=str(inside))
     row = f"image,class,boxes\n{inside / 'a.png'},n02085620,[1 1 9 9]\n"
     (tmp_path / "table.csv").write_text(row)
     (inside / "a.png").touch()
     command = ("generate", "--output", tmp_path / "dataset", "--overwrite", "config,rebuild")
-    run_here(*command, "--input", tmp_path / "table.csv", "--segmenter", "box", code=2)
-    assert "where files are replaced and removed; move it" in capsys.readouterr().err
+    printed = run_here(
+        *command, "--input", tmp_path / "table.csv", "--segmenter", "box", code=2
+    ).err
+    assert "where files are replaced and removed; move it" in printed
     (tmp_path / "lost").symlink_to(tmp_path / "gone")
-    assert "which does not exist" in refusal(capsys, "generate", "--output", tmp_path / "lost")
+    assert "which does not exist" in refusal("generate", "--output", tmp_path / "lost")
 
 
 def test_a_home_folder_that_the_shell_left_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +209,7 @@ def test_lines_are_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("pipeline.commands.cli.run_command", run)
     with (tmp_path / "file").open("w") as file:
         monkeypatch.setattr("sys.stdout", file)
-        run_here("verify", "--dataset", tmp_path)
+        assert main(["verify", "--dataset", str(tmp_path)]) == 0
     assert seen == ["a line\n"]
 
 
@@ -320,16 +318,16 @@ def test_no_flag_of_beam_is_a_misspelt_one_of_ours(command: str) -> None:
 
 
 def test_an_export_to_the_root_of_a_disk_is_refused_without_walking_it(
-    dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def walk(*arguments: object, **options: object) -> NoReturn:
         raise AssertionError(f"walks {arguments}")
 
     monkeypatch.setattr(os, "walk", walk)
-    assert "--to / is not empty" in refusal(capsys, "export", "--dataset", dataset, "--to", "/")
+    assert "--to / is not empty" in refusal("export", "--dataset", dataset, "--to", "/")
     release = dataset.parent / "release"
     (release / "original" / "val").mkdir(parents=True)
-    refused = refusal(capsys, "import", "--from", release, "--output", dataset.parent)
+    refused = refusal("import", "--from", release, "--output", dataset.parent)
     assert "is not empty and holds no dataset" in refused
 
 

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow.dataset
@@ -112,12 +112,31 @@ def run_in9(
     return done
 
 
-def run_here(*arguments: object, code: int = 0) -> None:
+class Printed(NamedTuple):
+    """What a command prints."""
+
+    out: str
+    err: str
+
+
+def run_here(*arguments: object, code: int = 0) -> Printed:
     """Runs a command in this process; asserts that it exits with `code`.
 
     Most commands take longer to start than to run.
     """
-    assert main(words_of(arguments)) == code
+    with (
+        contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")) as out,
+        contextlib.redirect_stderr(io.TextIOWrapper(io.BytesIO(), "utf-8")) as err,
+    ):
+        returned = main(words_of(arguments))
+    printed = Printed(*map(_text_of, (out, err)))
+    assert returned == code, printed
+    return printed
+
+
+def _text_of(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
 
 
 def run_python(code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -138,19 +157,16 @@ def run_python(code: str, *arguments: str, **variables: str) -> subprocess.Compl
     return done
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def refusal(*arguments: object) -> str:
     """Returns the only line on standard error of a command that exits with 2.
 
     Asserts that it leaves every file and folder as it was that an argument of type Path names.
     """
     paths = [argument for argument in arguments if isinstance(argument, Path)]
     before = [everything(path) for path in paths]
-    run_here(*arguments, code=2)
-    captured = capsys.readouterr()
-    lines = captured.err.splitlines()
-    assert len(lines) == 1, captured.err
+    (line,) = run_here(*arguments, code=2).err.splitlines()
     assert [everything(path) for path in paths] == before
-    return lines[0]
+    return line
 
 
 def everything(path: Path) -> dict[Path, int | None]:
