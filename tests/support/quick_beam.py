@@ -10,6 +10,7 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.stager import Stager
 from apache_beam.transforms import core
+from msgspec import UnsetType
 
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -24,6 +25,7 @@ def hasten_beam() -> None:
     * For a job whose workers are other processes, Beam runs `pip freeze`, in 0.5 s. Nothing reads
       what it prints.
     * For each view of its options, of which a job has 200, Beam makes a parser and parses flags.
+    * Pickle looks through all modules for the one of UNSET, which does not name it, in 5 ms.
     """
     make, inspect = PipelineOptions.__init__, core.get_function_args_defaults
 
@@ -58,4 +60,5 @@ def hasten_beam() -> None:
     PipelineOptions.__init__ = view
     core.get_function_args_defaults = of_any
     copyreg.pickle(Taxonomy, reduced)
+    copyreg.pickle(UnsetType, lambda _: (UnsetType, ()))
     Stager._create_stage_submission_env_dependencies = staticmethod(lambda _: [])
