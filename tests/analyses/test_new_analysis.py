@@ -6,14 +6,13 @@ An analysis that is added to a copy of this checkout works everywhere.
 import importlib
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from forking import NO_FIGURES, Forks
-from runs import ONE, ROOT, table_of
+from runs import ONE, ROOT, run_program, table_of
 
 from pipeline.analyses import ANALYSES
 from pipeline.evaluate.planned import PlannedAnalysis
@@ -61,7 +60,7 @@ def test_an_analysis_is_one_folder_and_one_line(
     output = Path(shutil.copytree(one_worker, tmp_path / "out"))
     assert "--mirrored" in copied("evaluate", "--help")
     words = (sys.executable, "-m", "pipeline.commands.reference")
-    done = subprocess.run(words, cwd=checkout, capture_output=True, text=True, check=True)
+    done = run_program(*words, cwd=checkout)
     assert "| `--mirrored " in done.stdout
     assert "results/mirrored.csv" in done.stdout
     job = ("run", "--input", small_sample, "--output", tmp_path / "new", "--segmenter", "box")

@@ -5,7 +5,6 @@ import inspect
 import os
 import re
 import shutil
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +14,7 @@ import msgspec
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
-from runs import ONE, ROOT, pictures_of, refusal, run_here, run_python
+from runs import ONE, ROOT, pictures_of, refusal, run_here, run_program, run_python
 
 import in9
 from pipeline.analyses import ANALYSES
@@ -359,8 +358,6 @@ def test_warnings_of_libraries_neither_reject_nor_reach_the_terminal(
     flags = ("--segmenter", "python:loud:segment", "--variants", "original", *ONE)
     # A new interpreter, because filters of warnings are set when it starts.
     command = (sys.executable, "-W", action, "-m", "pipeline", "generate", *folders, *flags)
-    path = f"{ROOT}{os.pathsep}{tmp_path}"
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = run_program(*command, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
     assert f"val: {len(pictures)} images, {len(pictures)} accepted, 0 rejected" in done.stdout
     assert "warn" not in done.stderr.lower()

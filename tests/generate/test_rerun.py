@@ -3,7 +3,6 @@
 import itertools
 import re
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +14,6 @@ import pytest
 from runs import (
     ONE,
     QUICK,
-    ROOT,
     SHARDS,
     TINY_MODEL,
     Run,
@@ -27,6 +25,7 @@ from runs import (
     results_of,
     run_here,
     run_in9,
+    run_program,
     stamps,
     words_of,
 )
@@ -179,7 +178,7 @@ def test_without_a_compiler_opencv_segments_with_a_warning(
     folders = ("--input", small_sample, "--output", tmp_path / "out")
     # A new interpreter, because forks inherit loaded kernels.
     command = (sys.executable, "-m", "pipeline", "generate", *folders, *SHARDS)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_program(*command)
     assert done.stderr.count("GrabCut runs in OpenCV") == 1
     assert "NUMBA_DISABLE_JIT" in done.stderr
     assert "18 of the images were segmented by OpenCV" in done.stdout

@@ -139,22 +139,21 @@ def _text_of(stream: io.TextIOWrapper) -> str:
     return stream.read()
 
 
-def run_python(code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs code in an interpreter of its own; asserts that it exits with 0.
-
-    `variables` are further environment variables.
-    """
+def run_program(
+    *words: object, cwd: Path = ROOT, code: int = 0, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program with further environment variables; asserts that it exits with `code`."""
+    environment = {**os.environ, **variables}
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+        [*map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done
+
+
+def run_python(code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in an interpreter of its own, with further environment variables."""
+    return run_program(sys.executable, "-c", code, *arguments, **variables)
 
 
 def refusal(*arguments: object) -> str:
