@@ -10,6 +10,7 @@ def test_the_main_job_makes_a_dataset_evaluates_a_model_and_writes_a_report(
     small_sample: Path, tmp_path: Path
 ) -> None:
     flags = ("--direct_running_mode=multi_processing", "--direct_num_workers=2", *QUICK)
+    flags += ("--variants", "original,mixed_same,mixed_rand")
     words = ("run", "--input", small_sample, "--output", tmp_path, *flags)
     printed = run_program(sys.executable, "-m", "pipeline", *words).stdout
     assert "18 images segmented" in printed

@@ -27,7 +27,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     A copy of `transforms` would have kernels of its own, which take long to compile.
     """
     folder = tmp_path_factory.mktemp("checkout")
-    ignored = shutil.ignore_patterns("__pycache__")
+    # Another process may be writing compiled code.
+    ignored = shutil.ignore_patterns("*.pyc.*")
     shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=ignored)
     shutil.copytree(ROOT / "tests" / "mirrored", folder / "pipeline" / "analyses" / "mirrored")
     shutil.copy(ROOT / "in9.py", folder)

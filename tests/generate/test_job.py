@@ -35,9 +35,8 @@ from transforms.taxonomy import imagenet9
     [
         ("--direct_num_workers=2",),
         ("--direct_num_workers=2", "--direct_running_mode=multi_processing"),
-        ("--direct_runner_bundle_repeat=1",),
     ],
-    ids=["threads", "processes", "bundles twice"],
+    ids=["threads", "processes"],
 )
 def test_the_manifest_does_not_depend_on_the_workers(
     one_worker: Path, small_sample: Path, tmp_path: Path, how: tuple[str, ...]

@@ -163,8 +163,8 @@ def test_verify_says_that_a_job_is_at_work(made: Path, tmp_path: Path) -> None:
     store, published = Store(str(root / "out")), Store(str(root / "published"))
     (root / "out" / "README.md").unlink()
 
-    def verified(folder: str) -> str:
-        return run_here("verify", "--dataset", root / folder, code=1).err.splitlines()[-1]
+    def verified(folder: str, code: int = 1) -> str:
+        return run_here("verify", "--dataset", root / folder, code=code).err.splitlines()[-1]
 
     assert "1 fault; remove the files concerned and run the command" in verified("out")
     with locked(store, DATASET_LOCK):
@@ -181,7 +181,7 @@ def test_verify_says_that_a_job_is_at_work(made: Path, tmp_path: Path) -> None:
     with locked(published, PUBLISH_LOCK):
         assert "is at work on it" in verified("published")
     store.move("manifest.json", ".in9/manifest.previous.json")
-    assert "holds no finished dataset" in verified("out")
+    assert "holds no finished dataset" in verified("out", code=2)
     with locked(store, DATASET_LOCK):
         message = verified("out")
         assert f"is at work on {store.root}; verify it when the job is done" in message
