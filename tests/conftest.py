@@ -12,9 +12,8 @@ import pytest
 from forking import NO_FIGURES, SERVER, start_server
 from gcs import BUCKET, object_store
 from hypothesis import settings
-from runs import ONE, QUICK, SHARDS, SHARED, Run, keys, made_once, run_in9, shrink, words_of
+from runs import ONE, QUICK, SHARDS, SHARED, Run, keys, made_once, run_here, run_in9, shrink
 
-from pipeline.commands.cli import main
 from pipeline.dataset.folder import sample_folder
 from pipeline.inputs.layout import find_layout, list_images
 from pipeline.storage.store import Store
@@ -240,7 +239,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def run_small(small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+def run_small(small_input: Path, tmp_path: Path) -> Run:
     """A function that runs a command on `small_input` into tmp_path/out, two source images a shard.
 
     Masks are boxes. It returns what the command prints, on standard error if it is to fail.
@@ -250,8 +249,7 @@ def run_small(small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         folders = ["--input", str(small_input), "--output", str(tmp_path / "out")]
         config = [*keys(images_per_shard=2), "--formats", "parquet", "--segmenter", "box"]
         config += ["--variants", "original,mixed_same,mixed_rand", "--pictures", "none"]
-        assert main(words_of([command, *folders, *config, *flags])) == code
-        printed = capsys.readouterr()
+        printed = run_here(command, *folders, *config, *flags, code=code)
         return printed.out if code == 0 else printed.err
 
     return run

@@ -2,10 +2,8 @@
 
 import importlib
 import json
-import os
 import re
 import runpy
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +12,7 @@ import pytest
 import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from runs import ROOT
+from runs import ROOT, run_program
 
 TRACED = """
 import functools, threading
@@ -93,21 +91,16 @@ def test_stages_that_run_models_need_nothing_but_what_the_page_says(tmp_path: Pa
     (tmp_path / "sitecustomize.py").write_text(WITHOUT)
     rows = tmp_path / "rows.jsonl"
     flags = "--quick --device cpu --models no_such_net,test_resnet --images 2 --grid 2x2 --to"
-    done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "gpu.py", *flags.split(), rows],
-        env={
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            # The compiler of C++ would take most of the time. tests/models/test_predict.py runs it.
-            "TORCH_COMPILE_OVERRIDE_BACKENDS": ">=0:aot_eager",
-            "PYTHONPATH": str(tmp_path),
-            "REFUSED": json.dumps(refused),
-        },
-        capture_output=True,
-        text=True,
-    )
     # Rows of a network that timm does not know fail, each by itself.
-    assert done.returncode == 1, done.stderr
+    done = run_program(
+        *(sys.executable, ROOT / "benchmarks" / "gpu.py", *flags.split(), rows),
+        code=1,
+        HF_HUB_OFFLINE="1",
+        # The compiler of C++ would take most of the time. tests/models/test_predict.py runs it.
+        TORCH_COMPILE_OVERRIDE_BACKENDS=">=0:aot_eager",
+        PYTHONPATH=str(tmp_path),
+        REFUSED=json.dumps(refused),
+    )
     written = [json.loads(line) for line in rows.read_text().splitlines()]
     failed = [line for line in written if line["value"] == "failed"]
     assert len(failed) == 12
@@ -151,13 +144,7 @@ def test_another_checkout_is_not_measured(tmp_path: Path) -> None:
     (tmp_path / "benchmarks").mkdir()
     copy = tmp_path / "benchmarks" / "measure.py"
     copy.write_text((ROOT / "benchmarks" / "measure.py").read_text())
-    done = subprocess.run(
-        [sys.executable, copy],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
+    done = run_program(sys.executable, copy, code=1, PYTHONPATH=str(ROOT))
     assert f"this would measure {ROOT}/pipeline/__init__.py; set PYTHONPATH" in done.stderr
 
 

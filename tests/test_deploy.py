@@ -21,6 +21,7 @@ from distributed.cli import dask_scheduler, dask_worker
 from google.cloud import dataflow_v1beta3
 from llvmlite import binding
 from packaging.requirements import Requirement
+from runs import run_program
 
 from pipeline.commands import template
 from pipeline.commands.command_line import parse_command_line
@@ -49,14 +50,6 @@ SCRIPTS = [
     ROOT / "scripts" / "demo",
     ROOT / "scripts" / "test",
 ]
-
-
-def check(*command: object, **options: Any) -> None:
-    """Runs a tool, which must succeed."""
-    done = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False, **options
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_schedules_request_launches_the_template() -> None:
@@ -90,14 +83,8 @@ def test_jobs_of_the_template_run_in_the_launchers_image() -> None:
 def test_the_launcher_runs_the_command_line(tmp_path: Path) -> None:
     """Checks that parameters reach it, keys of the file included, and errors the log."""
     words = (f"--output={tmp_path}", "--encoding=png", "--limt=3")
-    done = subprocess.run(
-        [sys.executable, DEPLOY / "flex" / "main.py", *words],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "IN9_IMAGE": "in9:1"},
-    )
-    assert done.returncode == 2
+    command = (sys.executable, DEPLOY / "flex" / "main.py", *words)
+    done = run_program(*command, code=2, PYTHONPATH=str(ROOT), IN9_IMAGE="in9:1")
     # The launcher turns a line of JSON into an entry of the job's log, with its severity.
     (entry,) = map(json.loads, done.stderr.splitlines())
     assert entry["severity"] == "ERROR"
@@ -136,7 +123,7 @@ CPU, CUDA = "requirements.txt", "requirements-cuda.txt"
 
 
 def test_the_dockerfile_is_sound() -> None:
-    check(BIN / "hadolint", DEPLOY / "Dockerfile")
+    run_program(BIN / "hadolint", DEPLOY / "Dockerfile")
     ignored = (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines()
     assert "*" in ignored
     for path in copied():
@@ -192,7 +179,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         else:
             shutil.copy(source, target)
     options = ("--no-deps", "--no-build-isolation", "--quiet", "--wheel-dir", folder)
-    check(sys.executable, "-m", "pip", "wheel", *options, ".", cwd=folder)
+    run_program(sys.executable, "-m", "pip", "wheel", *options, ".", cwd=folder)
     (path,) = folder.glob("*.whl")
     return zipfile.ZipFile(path)
 
@@ -226,9 +213,7 @@ def test_the_image_is_worker_launcher_and_command(
         program.chmod(0o755)
     entrypoint = tmp_path / "entrypoint"
     entrypoint.write_text((DEPLOY / "entrypoint").read_text().replace("/opt/", f"{tmp_path}/"))
-    done = subprocess.run(
-        ["sh", entrypoint, *arguments.split()], capture_output=True, text=True, check=True
-    )
+    done = run_program("sh", entrypoint, *arguments.split())
     expected = runs if runs == "in9 run" else f"{runs} {arguments}".strip()
     assert done.stdout.strip() == expected
 
@@ -252,7 +237,7 @@ def test_kernels_of_the_image_serve_every_processor(monkeypatch: pytest.MonkeyPa
 
 
 def test_scripts_are_sound() -> None:
-    check(BIN / "shellcheck", "--external-sources", "--source-path=SCRIPTDIR", *SCRIPTS)
+    run_program(BIN / "shellcheck", "--external-sources", "--source-path=SCRIPTDIR", *SCRIPTS)
     assert all(os.access(path, os.X_OK) for path in DEPLOYED)
 
 
@@ -267,12 +252,12 @@ def test_scripts_are_sound() -> None:
 )
 def test_yaml_is_that_of_its_schema(schema: str, path: str) -> None:
     words = ("--builtin-schema", f"vendor.{schema}", *DEPLOY.glob(path))
-    check(BIN / "check-jsonschema", *words)
+    run_program(BIN / "check-jsonschema", *words)
 
 
 def test_kubernetes_takes_its_file_and_in9_its_flags() -> None:
     path = DEPLOY / "kubernetes" / "in9.yaml"
-    check(BIN / "kubernetes-validate", "--strict", path)
+    run_program(BIN / "kubernetes-validate", "--strict", path)
     kinds = {each["kind"]: each for each in yaml.safe_load_all(path.read_text())}
     (container,) = kinds["Job"]["spec"]["template"]["spec"]["containers"]
     own_flags(" ".join(container["args"]))
@@ -408,10 +393,10 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     assert len(calendars) == 2
     assert (tmp_path / "in9-alert@.service").exists()
     if shutil.which("systemd-analyze"):
-        check("systemd-analyze", "verify", *tmp_path.iterdir())
-        check("systemd-analyze", "calendar", *calendars)
+        run_program("systemd-analyze", "verify", *tmp_path.iterdir())
+        run_program("systemd-analyze", "calendar", *calendars)
         # The threshold is in tenths of the exposure that docs/deploy.md gives.
-        check("systemd-analyze", "security", "--offline=true", "--threshold=20", service)
+        run_program("systemd-analyze", "security", "--offline=true", "--threshold=20", service)
 
 
 def test_systemd_mails_what_has_failed(tmp_path: Path) -> None:
@@ -421,8 +406,7 @@ def test_systemd_mails_what_has_failed(tmp_path: Path) -> None:
         (tmp_path / name).chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     for variables, receiver in (({}, "root"), ({"IN9_MAILTO": "me@example.org"}, "me@example.org")):
-        environment = {**os.environ, "PATH": path, **variables}
-        check(DEPLOY / "systemd" / "alert", "in9.service", env=environment)
+        run_program(DEPLOY / "systemd" / "alert", "in9.service", PATH=path, **variables)
         header, body = mail.read_text().split("\n\n", 1)
         assert header.startswith(f"To: {receiver}\nSubject: in9.service has failed on ")
         assert re.fullmatch(r"status of status .*in9\.service\n", body)

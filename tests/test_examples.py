@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from typing import Any
 import pandas
 import pytest
 import torch
-from runs import ROOT, forks, keys, run_in9
+from runs import ROOT, forks, keys, run_in9, run_program
 from small_models import network
 
 import in9
@@ -66,16 +65,9 @@ def run(
     def run(name: str, *arguments: str, makes: bool = True) -> str:
         commands = os.pathsep.join([str(forked), os.environ["PATH"]])
         modules = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
-        done = subprocess.run(
-            [sys.executable, ROOT / "examples" / name, *arguments, *(input_flags if makes else ())],
-            cwd=tmp_path,
-            env={**os.environ, "PATH": commands, "PYTHONPATH": modules},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        words = (ROOT / "examples" / name, *arguments, *(input_flags if makes else ()))
+        variables = {"PATH": commands, "PYTHONPATH": modules}
+        return run_program(sys.executable, *words, cwd=tmp_path, **variables).stdout
 
     return run
 
@@ -103,10 +95,8 @@ def test_two_models_are_compared(run: Callable[..., str], tmp_path: Path) -> Non
 
 def test_help_needs_no_package() -> None:
     program = ROOT / "examples" / "compare_models.py"
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", program, "--help"], capture_output=True, text=True, check=True
-    )
-    assert "flags of `in9 evaluate`" in done.stdout
+    printed = run_program(sys.executable, "-I", "-S", program, "--help").stdout
+    assert "flags of `in9 evaluate`" in printed
 
 
 def test_a_variant_of_ones_own_is_evaluated(run: Callable[..., str], tmp_path: Path) -> None:

@@ -1,13 +1,12 @@
 """Tests `in9`, the module that users import: reading, and the stages in a custom Beam pipeline."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import apache_beam as beam
 import pytest
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
-from runs import keys, manifest_of, run_in9, run_python, stamps
+from runs import keys, manifest_of, run_in9, run_program, run_python, stamps
 from soundness import assert_sound
 
 import in9
@@ -127,6 +126,5 @@ def test_a_module_of_the_users_that_hides_ours_is_named(
     path.write_text("MINE = 1\n")
     for code, exit_code in (("in9.main()", 2), ("in9.open_dataset('out')", 1), ("in9.Generate", 1)):
         command = [sys.executable, "-c", f"import in9; {code}"]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert done.returncode == exit_code
+        done = run_program(*command, cwd=tmp_path, code=exit_code)
         assert f"{path} hides the package {hidden!r} that in9" in done.stderr.splitlines()[-1]

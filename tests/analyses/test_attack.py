@@ -164,9 +164,7 @@ def test_both_measures_are_of_the_predictions_of_all_pairs(attacked: Path) -> No
     assert 0 < result["rules"][RULES[1]]["challenge_accuracy"] < 1
 
 
-def test_a_model_that_fails_is_a_row_and_stops_no_other(
-    attacked: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_fails_is_a_row_and_stops_no_other(attacked: Path) -> None:
     rows = table_of(attacked, "attack")
     assert [row["label_rule"] for row in rows] == [*RULES, ""]
     assert float(rows[0]["challenge_accuracy"]) < 1
@@ -178,18 +176,15 @@ def test_a_model_that_fails_is_a_row_and_stops_no_other(
         path.unlink()
     write_all(attacked, pictures="none")
     assert {path: path.read_bytes() for path in tables} == tables
-    run_here(*ATTACK, attacked, "--models", rows[2]["model"], *FEW, code=1)
-    assert "cannot be read as a checkpoint" in capsys.readouterr().err
+    printed = run_here(*ATTACK, attacked, "--models", rows[2]["model"], *FEW, code=1).err
+    assert "cannot be read as a checkpoint" in printed
 
 
-def test_stopped_early_it_says_the_same(
-    attacked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_stopped_early_it_says_the_same(attacked: Path, tmp_path: Path) -> None:
     output, whole = Path(shutil.copytree(attacked, tmp_path / "out")), attack_json(attacked)
     folder = output / "results" / MODEL / "attack"
-    run_here(*ATTACK, output, *FEW, "--early_stop")
+    lines = run_here(*ATTACK, output, *FEW, "--early_stop").out.splitlines()
     early = attack_json(output)
-    lines = capsys.readouterr().out.splitlines()
     assert any(line.endswith(f"-  12 x 12{early['forwards']:>10}") for line in lines)
     assert early["early_stop"]
     assert early["forwards"] < whole["forwards"] == 144
@@ -211,8 +206,7 @@ def test_stopped_early_it_says_the_same(
     assert tried == early["forwards"]
     assert table_of(output, "backgrounds") == []
     # Predictions of all pairs are still there, and are reported without a forward pass.
-    run_here(*ATTACK, output, *FEW)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in run_here(*ATTACK, output, *FEW).out
     assert attack_json(output) == whole
 
 
@@ -224,15 +218,12 @@ def test_a_grid_is_one_size_or_two_in_both_commands() -> None:
         assert alone.grid == of_run.attack == sides
 
 
-def test_run_attacks_after_evaluating(
-    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_run_attacks_after_evaluating(tiny_input: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     flags = ("run", "--input", tiny_input, "--output", output, "--formats", "webdataset")
     flags += ("--variants", "original,only_bg_t,fg_mask", "--attack", "all", "--pictures", "none")
     flags += (*TINY_MODEL, *keys(images_per_shard=3))
-    run_here(*flags)
-    printed = capsys.readouterr().out
+    printed = run_here(*flags).out
     (path,) = output.glob("results/*/attack.json")
     result = json.loads(path.read_text())
     images = result["foregrounds"]
@@ -240,8 +231,7 @@ def test_run_attacks_after_evaluating(
     assert result["full_grid"]
     assert f"{2 * images} pictures predicted, {images**2} composites predicted" in printed
     assert f"{images} x {images}{images**2:>10}" in printed
-    run_here(*flags)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in run_here(*flags).out
 
 
 # Properties of the measures.
@@ -383,14 +373,11 @@ def test_samples_are_even_stable_and_nested(labels: list[int], count: int) -> No
     assert np.array_equal(backwards[::-1], chosen)
 
 
-def test_a_family_has_a_line_with_mean_and_range(
-    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_family_has_a_line_with_mean_and_range(small_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(small_run, tmp_path / "out"))
     names = ("first", "second", "third")
     labels = [f"tiny#{name}:=python:tiny_models:{name}" for name in names]
-    run_here(*ATTACK, output, "--models", ",".join(labels), "--grid", "6")
-    printed = capsys.readouterr().out
+    printed = run_here(*ATTACK, output, "--models", ",".join(labels), "--grid", "6").out
     rows = [row for row in table_of(output, "attack") if row["label_rule"] == RULES[0]]
     parts = []
     for what, column in (("challenge accuracy", "challenge_accuracy"), ("fooled", "fooled")):
@@ -401,8 +388,7 @@ def test_a_family_has_a_line_with_mean_and_range(
     assert line in printed.splitlines()
     assert f'<p class="soft">{line}.</p>' in (output / "report.html").read_text()
     # Measures on grids of other sizes have no common mean.
-    run_here(*ATTACK, output, "--models", labels[0], "--grid", "5")
-    assert "mean of" not in capsys.readouterr().out
+    assert "mean of" not in run_here(*ATTACK, output, "--models", labels[0], "--grid", "5").out
 
 
 def test_stopped_early_on_the_authors_grid_it_has_no_figure_by_class() -> None:

@@ -25,7 +25,6 @@ from pipeline.analyses.matrix.rows import (
     make_plan,
     make_row,
 )
-from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.errors import UsageError
 from pipeline.evaluate.evidence import Results
@@ -235,17 +234,14 @@ def test_a_smaller_matrix_keeps_what_is_in_it(copied: Path) -> None:
     assert set(pq.read_table(file, partitioning=None)["variant"].to_pylist()) == set(names)
 
 
-def test_tests_on_trained_images_are_refused_and_marked(
-    copied: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tests_on_trained_images_are_refused_and_marked(copied: Path, evaluated: Path) -> None:
     output, entry = copied, checkpoint(copied, "mixed_rand")
     marked = {r["overlap"] for r in table_of(evaluated, "summary") if float(r["holdout"]) == 0}
     of_row = [r for r in table_of(output, "matrix") if r["train_variant"] == "mixed_rand"]
     trained = of_row[0]["train_n"]
     assert marked == {trained}
     for command in ("evaluate", "attack"):
-        run_here(command, "--dataset", output, "--models", entry, code=2)
-        message = capsys.readouterr().err
+        message = run_here(command, "--dataset", output, "--models", entry, code=2).err
         assert f"was trained on {trained} of the images" in message
         assert "--holdout 0.5" in message
         assert message.count("\n") == 1
@@ -381,16 +377,14 @@ def test_overwrite_replaces_only_trainings_with_other_flags(
     assert capsys.readouterr().out.count("\n") == 2
 
 
-def test_one_process_at_a_time_writes_a_probe(
-    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_process_at_a_time_writes_a_probe(copied: Path, tmp_path: Path) -> None:
     folder = tmp_path / "probe"
     flags = ("--probe", "--arch", "efficientnet_lite0", "--holdout", 0.5, "--output", folder)
-    command = list(map(str, ("train", "--dataset", copied, *flags)))
+    command = ("train", "--dataset", copied, *flags)
     with locked(Store(str(folder)), DATASET_LOCK):
-        assert main(command) == 1
-    assert "is at work on it" in capsys.readouterr().err
-    assert main(command) == main(command) == 0
+        assert "is at work on it" in run_here(*command, code=1).err
+    run_here(*command)
+    run_here(*command)
     assert [path.name for path in folder.iterdir()] == ["original.safetensors"]
 
 

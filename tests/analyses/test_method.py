@@ -105,16 +105,12 @@ def test_what_is_composed_is_predicted_as_what_is_stored(stored: Path, composed:
     assert [row | {"dataset": ""} for row in rows] == [row | {"dataset": ""} for row in others]
 
 
-def test_predictions_of_the_evaluation_are_taken_over(
-    stored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_predictions_of_the_evaluation_are_taken_over(stored: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(stored, tmp_path / "out"))
     before = predictions_of(output)
     shutil.rmtree(output / "results")
     run_here("evaluate", *METHOD[1:], output)
-    capsys.readouterr()
-    run_here(*METHOD, output)
-    assert "renderings predicted" not in capsys.readouterr().out
+    assert "renderings predicted" not in run_here(*METHOD, output).out
     assert predictions_of(output) == before
     # The units of a rendering's intervals are its base's.
     dataset, (run,) = dataset_in(output), read_results(dataset_in(output).store, "model", ModelRun)
@@ -223,14 +219,10 @@ def test_intervals_and_p_values_are_of_the_pictures_units(
     assert (compared.ci_low < compared.gap).all()
 
 
-def test_the_mean_of_models_stands_below_them(
-    two_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_mean_of_models_stands_below_them(two_models: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(two_models, tmp_path / "out"))
     names = ["python:tiny_models:first", "python:tiny_models:second", "mean of 2 models"]
-    capsys.readouterr()
-    run_here(METHOD[0], "--models", names[1], *METHOD[3:], output)
-    lines = capsys.readouterr().out.splitlines()
+    lines = run_here(METHOD[0], "--models", names[1], *METHOD[3:], output).out.splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("method: "))
     assert [line.split("  ")[0] for line in lines[start + 1 : start + 4]] == names
     write_all(output, "none")
@@ -282,7 +274,7 @@ def test_predictions_that_are_not_those_of_the_rows_have_no_mean(
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line(
-    composed: Path, small_input: Path, tmp_path: Path, capsys: Any
+    composed: Path, small_input: Path, tmp_path: Path
 ) -> None:
     dropped, bare, imported = (tmp_path / name for name in ("dropped", "bare", "imported"))
     small, flags = tmp_path / "small", ("--input", small_input, *QUICK, *ONE, "--output")
@@ -296,13 +288,12 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
     run_here("generate", *flags, bare, "--variants", "original,mixed_same")
     run_here("export", "--dataset", dropped, "--to", tmp_path / "release")
     run_here("import", "--from", tmp_path / "release", "--output", imported)
-    capsys.readouterr()
     for output, said in (
         (dropped, "is not stored, and cannot be composed without layers: make it with"),
         (imported, "the method needs boxes and layers: imports have none"),
         (bare, "the method compares mixed_same and mixed_rand: no mixed_rand here"),
     ):
-        assert said in refusal(capsys, *METHOD, output)
+        assert said in refusal(*METHOD, output)
     for other, said in (
         (dropped, "it has no layers (--layers drop)"),
         (imported, "it is an import, without layers"),
@@ -312,8 +303,8 @@ def test_what_cannot_be_compared_is_refused_in_one_line(
         (composed, "it is the dataset itself"),
         (tmp_path / "no", f"--against: {tmp_path}/no does not exist"),
     ):
-        assert said in refusal(capsys, *METHOD, composed, "--against", other)
-    too_many = refusal(capsys, *METHOD, composed, "--replicates", 101)
+        assert said in refusal(*METHOD, composed, "--against", other)
+    too_many = refusal(*METHOD, composed, "--replicates", 101)
     assert "--replicates must be between 1 and 100" in too_many
 
 
@@ -428,7 +419,7 @@ def test_what_is_compared_is_said(pair: Pair) -> None:
 
 
 def test_results_of_another_version_and_dataset_have_names_of_their_own(
-    pair: Pair, composed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    pair: Pair, composed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = Path(shutil.copytree(pair.here, tmp_path / "here"))
     (pair.here.parent / "method_fills.py").write_text(f"{FILL}\n\ngrey.version = 2\n")
@@ -436,8 +427,7 @@ def test_results_of_another_version_and_dataset_have_names_of_their_own(
     run_in9(*METHOD[:2], "python:tiny_models:second", *METHOD[3:], here, *own)
     # What is finished is not composed again, although fewer renderings are asked for.
     monkeypatch.setattr(ComposedDataset, "tables", None)
-    run_here(*METHOD, here, *ONE, "--against", pair.there)
-    said = capsys.readouterr().out
+    said = run_here(*METHOD, here, *ONE, "--against", pair.there).out
     monkeypatch.undo()
     write_all(here, "none")
     page = re.sub(r"\s+", " ", (here / "report.html").read_text())

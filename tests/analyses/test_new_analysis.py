@@ -6,14 +6,13 @@ An analysis that is added to a copy of this checkout works everywhere.
 import importlib
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from forking import NO_FIGURES, Forks
-from runs import ONE, ROOT, table_of
+from runs import ONE, ROOT, run_program, table_of
 
 from pipeline.analyses import ANALYSES
 from pipeline.evaluate.planned import PlannedAnalysis
@@ -28,7 +27,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     A copy of `transforms` would have kernels of its own, which take long to compile.
     """
     folder = tmp_path_factory.mktemp("checkout")
-    ignored = shutil.ignore_patterns("__pycache__")
+    # Another process may be writing compiled code.
+    ignored = shutil.ignore_patterns("*.pyc.*")
     shutil.copytree(ROOT / "pipeline", folder / "pipeline", ignore=ignored)
     shutil.copytree(ROOT / "tests" / "mirrored", folder / "pipeline" / "analyses" / "mirrored")
     shutil.copy(ROOT / "in9.py", folder)
@@ -61,7 +61,7 @@ def test_an_analysis_is_one_folder_and_one_line(
     output = Path(shutil.copytree(one_worker, tmp_path / "out"))
     assert "--mirrored" in copied("evaluate", "--help")
     words = (sys.executable, "-m", "pipeline.commands.reference")
-    done = subprocess.run(words, cwd=checkout, capture_output=True, text=True, check=True)
+    done = run_program(*words, cwd=checkout)
     assert "| `--mirrored " in done.stdout
     assert "results/mirrored.csv" in done.stdout
     job = ("run", "--input", small_sample, "--output", tmp_path / "new", "--segmenter", "box")

@@ -277,7 +277,7 @@ def test_a_training_goes_on_bit_for_bit(three_draws: Path) -> None:
 
 
 def test_stored_predictions_replace_those_of_an_earlier_call(
-    three_draws: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    three_draws: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(three_draws, tmp_path / "out"))
     in9.evaluate_model(output, tiny_models.first(), name="mine", store=True)
@@ -305,7 +305,7 @@ def test_stored_predictions_replace_those_of_an_earlier_call(
     with pytest.warns(UserWarning, match="^call:mine could not be stored: "):
         kept = in9.evaluate_model(output, brightness, name="mine", store=True)
     assert kept.bg_gap == again.bg_gap
-    refused = refusal(capsys, "evaluate", "--dataset", output, "--models", "call:mine")
+    refused = refusal("evaluate", "--dataset", output, "--models", "call:mine")
     assert "--models call:mine was evaluated by in9.evaluate_model" in refused
 
 

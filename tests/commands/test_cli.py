@@ -5,7 +5,6 @@ import inspect
 import os
 import re
 import shutil
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +14,7 @@ import msgspec
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from PIL import Image
-from runs import ONE, ROOT, pictures_of, refusal, run_here, run_python
+from runs import ONE, ROOT, pictures_of, refusal, run_here, run_program, run_python
 
 import in9
 from pipeline.analyses import ANALYSES
@@ -56,33 +55,31 @@ def test_flags_of_other_commands_are_refused(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"models", "show"}))
-def test_a_path_without_a_flag_is_given_an_example(
-    capsys: pytest.CaptureFixture[str], command: str
-) -> None:
-    line = refusal(capsys, command, "some/path")
+def test_a_path_without_a_flag_is_given_an_example(command: str) -> None:
+    line = refusal(command, "some/path")
     assert line.startswith(
         f"in9 {command}: unexpected argument 'some/path'; example: in9 {command} "
     )
 
 
-def test_what_links_and_tables_lead_to_may_not_be_replaced(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, dataset: Path
-) -> None:
+def test_what_links_and_tables_lead_to_may_not_be_replaced(tmp_path: Path, dataset: Path) -> None:
     inside = dataset / ".in9" / "staging" / "mine"
     inside.mkdir(parents=True)
     (tmp_path / "link").symlink_to(inside)
     command = ("generate", "--output", dataset, "--annotations", tmp_path / "link" / "Annotations")
-    assert "where files are replaced and removed" in refusal(capsys, *command)
+    assert "where files are replaced and removed" in refusal(*command)
     with pytest.raises(UsageError, match="where files are replaced and removed"):
         in9.Generate(dataset, input=str(inside))
     row = f"image,class,boxes\n{inside / 'a.png'},n02085620,[1 1 9 9]\n"
     (tmp_path / "table.csv").write_text(row)
     (inside / "a.png").touch()
     command = ("generate", "--output", tmp_path / "dataset", "--overwrite", "config,rebuild")
-    run_here(*command, "--input", tmp_path / "table.csv", "--segmenter", "box", code=2)
-    assert "where files are replaced and removed; move it" in capsys.readouterr().err
+    printed = run_here(
+        *command, "--input", tmp_path / "table.csv", "--segmenter", "box", code=2
+    ).err
+    assert "where files are replaced and removed; move it" in printed
     (tmp_path / "lost").symlink_to(tmp_path / "gone")
-    assert "which does not exist" in refusal(capsys, "generate", "--output", tmp_path / "lost")
+    assert "which does not exist" in refusal("generate", "--output", tmp_path / "lost")
 
 
 def test_a_home_folder_that_the_shell_left_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +208,7 @@ def test_lines_are_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("pipeline.commands.cli.run_command", run)
     with (tmp_path / "file").open("w") as file:
         monkeypatch.setattr("sys.stdout", file)
-        run_here("verify", "--dataset", tmp_path)
+        assert main(["verify", "--dataset", str(tmp_path)]) == 0
     assert seen == ["a line\n"]
 
 
@@ -320,16 +317,16 @@ def test_no_flag_of_beam_is_a_misspelt_one_of_ours(command: str) -> None:
 
 
 def test_an_export_to_the_root_of_a_disk_is_refused_without_walking_it(
-    dataset: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def walk(*arguments: object, **options: object) -> NoReturn:
         raise AssertionError(f"walks {arguments}")
 
     monkeypatch.setattr(os, "walk", walk)
-    assert "--to / is not empty" in refusal(capsys, "export", "--dataset", dataset, "--to", "/")
+    assert "--to / is not empty" in refusal("export", "--dataset", dataset, "--to", "/")
     release = dataset.parent / "release"
     (release / "original" / "val").mkdir(parents=True)
-    refused = refusal(capsys, "import", "--from", release, "--output", dataset.parent)
+    refused = refusal("import", "--from", release, "--output", dataset.parent)
     assert "is not empty and holds no dataset" in refused
 
 
@@ -361,8 +358,6 @@ def test_warnings_of_libraries_neither_reject_nor_reach_the_terminal(
     flags = ("--segmenter", "python:loud:segment", "--variants", "original", *ONE)
     # A new interpreter, because filters of warnings are set when it starts.
     command = (sys.executable, "-W", action, "-m", "pipeline", "generate", *folders, *flags)
-    path = f"{ROOT}{os.pathsep}{tmp_path}"
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = run_program(*command, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
     assert f"val: {len(pictures)} images, {len(pictures)} accepted, 0 rejected" in done.stdout
     assert "warn" not in done.stderr.lower()

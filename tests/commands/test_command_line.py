@@ -79,9 +79,9 @@ def test_a_file_gives_flags_and_the_command_line_replaces_them(tmp_path: Path) -
     ],
 )
 def test_the_command_line_names_the_key_of_the_file(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, words: tuple[str, ...], line: str
+    tmp_path: Path, words: tuple[str, ...], line: str
 ) -> None:
-    refused = refusal(capsys, "run", "--output", tmp_path / "out", *words)
+    refused = refusal("run", "--output", tmp_path / "out", *words)
     assert refused.startswith("in9 run: ")
     assert refused.endswith(line)
 
@@ -109,15 +109,13 @@ def test_run_has_few_flags() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_takes_a_file_of_its_own_flags(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str
-) -> None:
+def test_every_command_takes_a_file_of_its_own_flags(tmp_path: Path, command: str) -> None:
     flags = [flag for flag in flags_of(command) if flag.metavar in ("DIR", "DIR|TAR")]
     path = config_of(tmp_path, "".join(f'{flag.dest} = "{flag.dest}"\n' for flag in flags))
     words = ["list"] if command == "models" else []
     arguments, _ = parse_command_line([command, *words, "--config", path])
     assert all(getattr(arguments, flag.dest) == str(tmp_path / flag.dest) for flag in flags)
-    line = refusal(capsys, command, *words, "--config", config_of(tmp_path, "configs = 1"))
+    line = refusal(command, *words, "--config", config_of(tmp_path, "configs = 1"))
     assert line.startswith(f"in9 {command}: --config {path}: unknown flag --configs; did you mean")
 
 
@@ -229,16 +227,14 @@ def test_paths_in_a_remote_file_are_relative_to_it() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_no_flag_takes_nothing_for_its_default(
-    capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+def test_no_flag_takes_nothing_for_its_default(command: str) -> None:
     words = [command, "list"] if command == "models" else [command]
     for flag in flags_of(command):
         if flag.type is comma_separated:
-            line = refusal(capsys, *words, f"{flag.name}= ,")
+            line = refusal(*words, f"{flag.name}= ,")
             assert f"argument {flag.name}: expected words separated by commas, got ' ,'" in line
         if flag.type is not statement and flag.name.startswith("--"):
-            line = refusal(capsys, *words, f"{flag.name}=")
+            line = refusal(*words, f"{flag.name}=")
             assert (f"{flag.name} is a key" if flag.in_file else f"argument {flag.name}: ") in line
 
 

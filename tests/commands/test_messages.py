@@ -34,12 +34,7 @@ def folders(
 
 @pytest.mark.parametrize(("words", "says", "files"), cases())
 def test_a_refusal_is_one_line_and_changes_nothing(
-    words: str,
-    says: str,
-    files: dict[str, str | bytes],
-    folders: dict[str, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    words: str, says: str, files: dict[str, str | bytes], folders: dict[str, Path], tmp_path: Path
 ) -> None:
     known = {**folders, "tmp": tmp_path, "new": tmp_path / "new"}
 
@@ -54,7 +49,6 @@ def test_a_refusal_is_one_line_and_changes_nothing(
         else:
             path.write_bytes(content if isinstance(content, bytes) else filled(content).encode())
     before = everything(tmp_path), everything(folders["dataset"])
-    run_here(*map(filled, shlex.split(words)), code=2)
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = run_here(*map(filled, shlex.split(words)), code=2).err.splitlines()
     assert filled(says) in line
     assert (everything(tmp_path), everything(folders["dataset"])) == before

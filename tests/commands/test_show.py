@@ -62,10 +62,10 @@ def test_an_image_of_a_dataset_gets_its_variants_and_backgrounds(
 
 
 def test_the_answers_are_those_of_the_run(
-    sample_run: Path, words: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sample_run: Path, words: tuple[object, ...], tmp_path: Path
 ) -> None:
     run_here("export", "--dataset", sample_run, "--images", KEY, "--to", tmp_path / "run.html")
-    run_here(*words, tmp_path / "show.html", "--dataset", sample_run)
+    printed = run_here(*words, tmp_path / "show.html", "--dataset", sample_run).out
     rows = pandas.read_parquet(sample_run / "results" / "efficientnet_lite0" / "predictions")
     rows = rows[(rows["key"] == KEY) & (rows["label_rule"] == "argmax_then_map")]
     exported = texts_in((tmp_path / "run.html").read_text())
@@ -78,8 +78,7 @@ def test_the_answers_are_those_of_the_run(
     assert [text for text in exported if text[:2] in ("✓ ", "✕ ")] == wanted
     assert [text for text in shown if text[:2] in ("✓ ", "✕ ")] == wanted
     assert exported[-1] == shown[-1] == "answers of efficientnet_lite0"
-    said = "class: bird, as efficientnet_lite0 answers; --class names another"
-    assert said in capsys.readouterr().out
+    assert "class: bird, as efficientnet_lite0 answers; --class names another" in printed
 
 
 def test_the_sample_has_backgrounds_and_the_same_call_gives_the_same_bytes(
@@ -95,16 +94,13 @@ def test_the_sample_has_backgrounds_and_the_same_call_gives_the_same_bytes(
         assert picture.width == 1650
 
 
-def test_a_dataset_without_backgrounds_is_refused(
-    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dataset_without_backgrounds_is_refused(tiny_input: Path, tmp_path: Path) -> None:
     variants = ("--variants", "original")
     run_here(
         "generate", "--input", tiny_input, "--output", tmp_path / "out", *variants, *QUICK, *ONE
     )
-    capsys.readouterr()
     flags = ("--box", "10,10,200,200", "--to", tmp_path / "a.png", "--dataset", tmp_path / "out")
-    line = refusal(capsys, "show", photo(), *flags, "--class", "bird")
+    line = refusal("show", photo(), *flags, "--class", "bird")
     assert "has no background for mixed_same: it lacks images of the class" in line
     assert not (tmp_path / "a.png").exists()
 
@@ -123,13 +119,10 @@ class Net(torch.nn.Module):
 
 
 def test_outputs_that_are_no_numbers_have_no_answers(
-    words: tuple[object, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    words: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(tmp_path)
-    run_here(*words, tmp_path / "a.png", "--models", "python:broken:Net", code=1)
-    assert "its outputs are not numbers but NaN or infinity" in capsys.readouterr().err
+    printed = run_here(*words, tmp_path / "a.png", "--models", "python:broken:Net", code=1).err
+    assert "its outputs are not numbers but NaN or infinity" in printed
     assert not (tmp_path / "a.png").exists()

@@ -1,11 +1,10 @@
 """Tests the Flex template's parameters against the command line and the service's types."""
 
-import subprocess
 import sys
 from typing import Any
 
 from google.cloud import dataflow_v1beta3
-from runs import ROOT
+from runs import run_program
 
 from pipeline.commands import template
 from pipeline.commands.command_line import build_parser
@@ -55,13 +54,7 @@ def test_defaults_pass_the_command_line() -> None:
 
 def test_the_service_reads_the_specification() -> None:
     image = "europe-west4-docker.pkg.dev/my-project/in9/in9:tag"
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.commands.template", "--image", image],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT,
-    )
+    done = run_program(sys.executable, "-m", "pipeline.commands.template", "--image", image)
     spec = dataflow_v1beta3.ContainerSpec.from_json(done.stdout, ignore_unknown_fields=False)
     assert spec.image == image
     assert spec.sdk_info.language == dataflow_v1beta3.SDKInfo.Language.PYTHON

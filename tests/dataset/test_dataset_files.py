@@ -92,9 +92,7 @@ def test_a_shard_is_found_where_its_record_and_files_lie(store: Store) -> None:
     assert (found(), found(need_files=False)) == (None, (record, {}))
 
 
-def test_each_fault_of_a_dataset_is_a_line(
-    three_draws: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_fault_of_a_dataset_is_a_line(three_draws: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(three_draws, tmp_path / "out"))
     gone, shorter, other = (file.path for file in dataset_in(output).manifest.files[-3:])
     (output / gone).unlink()
@@ -105,8 +103,7 @@ def test_each_fault_of_a_dataset_is_a_line(
     (output / "results").mkdir()
     for extra in ("parquet/extra", "results/extra"):  # Folders without shards may hold other files.
         (output / extra).write_text("")
-    run_here("verify", "--dataset", output, code=1)
-    printed = capsys.readouterr()
+    printed = run_here("verify", "--dataset", output, code=1)
     assert "in9 verify: 4 faults" in printed.err
     assert printed.out.splitlines() == [
         f"{gone}: missing",

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gcs import BUCKET
-from runs import ONE, SHARDS, TINY_MODEL, dataset_in, keys, results_of, run_here, stamps
+from runs import ONE, SHARDS, TINY_MODEL, Printed, dataset_in, keys, results_of, run_here, stamps
 
 import in9
 from pipeline.dataset import folder
@@ -50,10 +50,10 @@ READERS: dict[str, Callable[[Path], tuple[object, ...]]] = {
 
 def make(
     output: Path, pictures: Path, *flags: object, command: str = "generate", code: int = 0
-) -> None:
+) -> Printed:
     """Makes a small dataset in several shards in this process, which must exit with `code`."""
     size = ("--segmenter", "box", "--image_size", 64, *keys(resize=64), *SHARDS, *ONE)
-    run_here(command, "--input", pictures, "--output", output, *size, *flags, code=code)
+    return run_here(command, "--input", pictures, "--output", output, *size, *flags, code=code)
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +78,9 @@ def as_before(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return output
 
 
-def shown(capsys: pytest.CaptureFixture[str]) -> str:
+def line_of(printed: Printed) -> str:
     """Returns the text on standard error as one line."""
-    return " ".join(capsys.readouterr().err.split())
+    return " ".join(printed.err.split())
 
 
 def flip(path: Path, at: float = 0.5) -> Path:
@@ -100,37 +100,30 @@ def flip(path: Path, at: float = 0.5) -> Path:
     ],
 )
 def test_no_command_takes_a_picture_that_has_changed(
-    reader: str,
-    dataset: str,
-    layout: str,
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    reader: str, dataset: str, layout: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(request.getfixturevalue(dataset), tmp_path / "out"))
     shutil.rmtree(output / "results", ignore_errors=True)
     victim = flip(sorted((output / layout / "original").iterdir())[-1])
-    run_here(*READERS[reader](output), code=1)
-    said = shown(capsys)
+    said = line_of(run_here(*READERS[reader](output), code=1))
     assert f"{victim} is missing or has changed since it was committed; remove it, and run" in said
     # Nothing is stored under the digest of bytes that were not read.
     assert not list(output.glob("results/*/*/val-00002.parquet"))
 
 
 def test_a_changed_picture_is_no_work_and_removing_it_is(
-    in_tars: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    in_tars: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(in_tars, tmp_path / "out"))
     victim = flip(output / "webdataset" / "mixed_rand" / "val-000001.tar")
-    make(output, small_sample, *TARS)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in make(output, small_sample, *TARS).out
     victim.unlink()
     make(output, small_sample, *TARS)
     assert results_of(output) == results_of(in_tars)
 
 
 def test_what_was_damaged_and_mended_is_published_whole(
-    in_tars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    in_tars: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     output = Path(shutil.copytree(in_tars, tmp_path / "out"))
     # No report reads layers, so publishing alone can find this.
@@ -142,17 +135,16 @@ def test_what_was_damaged_and_mended_is_published_whole(
     victim.write_bytes(sound)
     monkeypatch.setattr(folder, "_verified", set())
     run_here(*READERS["publish"](output))
-    run_here("verify", "--dataset", tmp_path / "published")
-    assert "files agree with manifest.json" in capsys.readouterr().out
+    printed = run_here("verify", "--dataset", tmp_path / "published").out
+    assert "files agree with manifest.json" in printed
 
 
 def test_older_datasets_stay_as_they_are_and_keep_their_predictions(
-    as_before: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    as_before: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(as_before, tmp_path / "out"))
     before = stamps(output)
-    make(output, small_sample, *MODEL, command="run")
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in make(output, small_sample, *MODEL, command="run").out
     assert {name: stamps(output)[name] for name in before if name != "report.html"} == {
         name: stamp for name, stamp in before.items() if name != "report.html"
     }
@@ -235,25 +227,20 @@ def test_checksums_of_a_png_find_what_decoding_does_not() -> None:
 
 @pytest.mark.parametrize(("at", "flag"), [(0.03, "--seed"), (0.31, "--replicates")])
 def test_compose_takes_no_layer_that_has_changed(
-    at: float,
-    flag: str,
-    in_tars: Path,
-    small_sample: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    at: float, flag: str, in_tars: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(in_tars, tmp_path / "out"))
     victim = flip(sorted((output / "layers").glob("*.tar"))[-1], at)
     before = results_of(output)
-    make(output, small_sample, *TARS, flag, 2, "--overwrite", "config", code=1)
-    said = shown(capsys)
+    flags = (*TARS, flag, 2, "--overwrite", "config")
+    said = line_of(make(output, small_sample, *flags, code=1))
     assert f"{victim} is damaged" in said
     assert "Remove it and run the same command again" in said
     assert results_of(output) == before
 
 
 def test_another_layer_of_the_same_size_is_found(
-    in_tars: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    in_tars: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     """Tests a whole layer that takes the place of another one, with true checksums in its PNGs."""
     output = Path(shutil.copytree(in_tars, tmp_path / "out"))
@@ -271,5 +258,6 @@ def test_another_layer_of_the_same_size_is_found(
     others = (pixels ^ (np.arange(pixels.size) == n).reshape(pixels.shape) for n in range(999))
     other = next(png for png in map(encode_png, others) if len(png) == end - start)
     tar.write_bytes(data[:start] + other + data[end:])
-    make(output, small_sample, *TARS, "--seed", 1, "--overwrite", "config", code=1)
-    assert f"{tar} is damaged (its layer of {row.key} is another)" in shown(capsys)
+    flags = (*TARS, "--seed", 1, "--overwrite", "config")
+    said = line_of(make(output, small_sample, *flags, code=1))
+    assert f"{tar} is damaged (its layer of {row.key} is another)" in said

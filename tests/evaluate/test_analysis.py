@@ -307,12 +307,10 @@ def test_the_headline_table_is_latex(evaluated: Path) -> None:
 
 
 @pytest.mark.usefixtures("empty_pdfs")
-def test_the_columns_of_the_headline_can_be_chosen(
-    evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_columns_of_the_headline_can_be_chosen(evaluated: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(evaluated, tmp_path / "out"))
     flags = ("report", "--dataset", output, "--pictures", "none", "--columns")
-    refused = refusal(capsys, *flags, "original,sharp")
+    refused = refusal(*flags, "original,sharp")
     assert "--columns sharp: the dataset has original, only_bg_b," in refused
     by_default = latex_lines((output / "results" / "latex" / "headline.tex").read_text())
     run_here(*flags, "bg_gap,only_fg,original,no_fg,only_bg_b,mixed_next,mixed_same")

@@ -141,25 +141,20 @@ def test_native_input_and_bf16_are_recorded_choices(small_run: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_evaluation_guards_weights(
-    for_gaps: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluation_guards_weights(for_gaps: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(for_gaps, tmp_path / "out"))
     spec = checkpoint(tmp_path / "net.pth")
     flags = ("evaluate", "--dataset", output, "--pictures", "none", *ONE, "--models", spec)
     pictures = f"{3 * manifest_of(output)['images']['val']['selected']} pictures predicted"
-    run_here(*flags)
-    assert pictures in capsys.readouterr().out
+    assert pictures in run_here(*flags).out
     models = {row["model"] for row in table_of(output, "summary")}
     assert models == {spec}
     checkpoint(tmp_path / "net.pth", seed=1)
-    run_here(*flags, code=1)
-    refused = capsys.readouterr().err
+    refused = run_here(*flags, code=1).err
     assert f"weights of {spec} have changed since {output}/results/mobilenet" in refused
     assert "/model.json was written (sha256 " in refused
     assert "add --overwrite weights" in refused
-    run_here(*flags, "--overwrite", "weights")
-    assert pictures in capsys.readouterr().out
+    assert pictures in run_here(*flags, "--overwrite", "weights").out
 
 
 def test_a_share_that_holds_no_image_is_refused_before_anything_is_stored(
@@ -174,23 +169,23 @@ def test_a_share_that_holds_no_image_is_refused_before_anything_is_stored(
 
 @pytest.mark.usefixtures("no_figures")
 def test_native_results_stand_beside_stored_ones_and_none_outlive_their_pictures(
-    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_input: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     made = ("--input", tiny_input, "--output", output, *QUICK, *ONE)
     made += ("--variants", "original,mixed_same,mixed_rand")
     run_here("run", *made, *TINY_MODEL)
-    run_here("evaluate", "--dataset", output, *TINY_MODEL, "--eval_input", "native", *ONE)
-    name = TINY_MODEL[1]
-    assert f"{name} native" in capsys.readouterr().out
+    name, native = TINY_MODEL[1], ("--eval_input", "native")
+    printed = run_here("evaluate", "--dataset", output, *TINY_MODEL, *native, *ONE).out
+    assert f"{name} native" in printed
     rows = table_of(output, "summary")
     assert [row["eval_input"] for row in rows] == ["stored"] * 6 + ["native"] * 6
     assert len(table_of(output, "gaps")) == 4
 
     # A rebuilt dataset does not report accuracies on its old pictures.
-    run_here("generate", *made, "--seed", 1, "--overwrite=config")
+    printed = run_here("generate", *made, "--seed", 1, "--overwrite=config").out
     # With few images, a variant may get the same backgrounds again, so its results may stay.
-    (lost,) = set(re.findall(rf"missing: {name}.* on (.*); evaluate", capsys.readouterr().out))
+    (lost,) = set(re.findall(rf"missing: {name}.* on (.*); evaluate", printed))
     assert "mixed_rand" in lost
     assert "original" not in lost
     rows = table_of(output, "summary")
@@ -201,27 +196,26 @@ def test_native_results_stand_beside_stored_ones_and_none_outlive_their_pictures
     assert table_of(output, "gaps") == []
     page = (output / "report.html").read_text().replace("<wbr>", "")
     assert f"Missing: {name} native has not been evaluated on {lost} since" in page
-    run_here("generate", *made, *keys(jpeg_quality=90), "--overwrite=config")
+    changed = ("--overwrite=config", *keys(jpeg_quality=90))
     told = f"not in the tables, because evaluated on an earlier dataset: {name}"
-    assert told in capsys.readouterr().out
+    assert told in run_here("generate", *made, *changed).out
     assert table_of(output, "summary") == []
     page = (output / "report.html").read_text().replace("<wbr>", "")
     assert f"evaluated on an earlier version of the dataset: {name}" in page
     # A forgotten --input does not replace the dataset by the sample.
-    assert f"was made from {tiny_input}" in refusal(capsys, "generate", *made[2:])
+    assert f"was made from {tiny_input}" in refusal("generate", *made[2:])
 
 
 @pytest.mark.usefixtures("no_figures")
 def test_what_a_model_may_be_trained_on_is_not_tested_by_default(
-    tiny_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_input: Path, tmp_path: Path
 ) -> None:
     for folder in (tiny_input, tiny_input / "Annotations"):
         shutil.copytree(folder / "val", folder / "train")
         (folder / "val").rename(folder / "test")
     output, splits = tmp_path / "out", ("--split", "train,test")
     flags = ("--input", tiny_input, "--output", output, *QUICK, *splits, *TINY_MODEL)
-    run_here("run", *flags, "--pictures", "none", *ONE)
-    assert "tested on split test\n" in capsys.readouterr().out
+    assert "tested on split test\n" in run_here("run", *flags, "--pictures", "none", *ONE).out
     assert {row["split"] for row in table_of(output, "summary")} == {"test"}
     assert in9.open_dataset(output).split == "test"
     defaults = dict.fromkeys(("variants", "train_split", "split"))

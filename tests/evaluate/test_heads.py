@@ -115,19 +115,17 @@ def test_neighbours_are_those_of_numpy_and_of_scikit_learn() -> None:
 
 
 def test_a_second_run_does_nothing_and_a_lost_head_is_fitted_from_stored_features(
-    copied: Path, capsys: pytest.CaptureFixture[str]
+    copied: Path,
 ) -> None:
     before = {name: head_in(copied, name) for name in ("probe", "knn")}
     command = ("evaluate", "--dataset", copied, *BOTH)
-    run_here(*command)
-    assert "nothing to do: everything is up to date" in capsys.readouterr().out
+    assert "nothing to do: everything is up to date" in run_here(*command).out
     for file in copied.glob("models/*/original.safetensors"):
         file.unlink()
-    run_here(*command)
+    # Features of the fit and of the grid are kept, and so are predictions.
+    assert "nothing to do: everything is up to date" in run_here(*command).out
     for name, head in before.items():
         assert all((head_in(copied, name)[key] == value).all() for key, value in head.items())
-    # Features of the fit and of the grid are kept, and so are predictions.
-    assert "nothing to do: everything is up to date" in capsys.readouterr().out
 
 
 def test_the_head_of_train_is_that_of_evaluate(copied: Path) -> None:
@@ -148,10 +146,10 @@ def test_the_head_of_train_is_that_of_evaluate(copied: Path) -> None:
 
 
 def test_what_was_fitted_on_is_not_tested_unless_that_is_allowed(
-    copied: Path, capsys: pytest.CaptureFixture[str]
+    copied: Path,
 ) -> None:
     command = ("evaluate", "--dataset", copied, "--models", f"probe:{NAME}")
-    assert "--holdout 0.5" in refusal(capsys, *command)
+    assert "--holdout 0.5" in refusal(*command)
     run_here(*command, "--holdout", 0.5, "--allow_overlap", "--pictures", "none", *ONE)
     rows = [
         row

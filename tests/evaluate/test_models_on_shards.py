@@ -305,17 +305,13 @@ def test_a_killed_evaluation_keeps_the_batches_that_it_has_done(
     assert path.read_bytes() == quiet
 
 
-def test_another_variant_costs_only_its_own_pictures(
-    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_variant_costs_only_its_own_pictures(small_sample: Path, tmp_path: Path) -> None:
     """Compares the predictions byte by byte with those of a dataset made at once."""
     grown, fresh = tmp_path / "grown", tmp_path / "fresh"
     command = ("run", "--input", small_sample, *QUICK, *SHARDS, *TINY_MODEL, *ONE, "--output")
     run_here(*command, grown, "--variants", "original,mixed_same")
-    capsys.readouterr()
     three = ("--variants", "original,only_fg,mixed_same", "--overwrite", "config")
-    run_here(*command, grown, *three)
-    said = capsys.readouterr().out
+    said = run_here(*command, grown, *three).out
     assert re.search(r"(?s)val: \d+ images, (1\d) accepted.* \1 pictures predicted", said)
     run_here(*command, fresh, *three)
     files = [sorted(output.glob("results/*/predictions/*")) for output in (grown, fresh)]
@@ -385,9 +381,7 @@ def test_groups_follow_from_the_work_unless_they_are_given(
     assert dataclasses.replace(attack, early_stop=True).blocks(dataset) == 1
 
 
-def test_a_job_on_this_machine_has_one_group(
-    made: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_on_this_machine_has_one_group(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def note(*arguments: Any) -> dict[str, PlannedAnalysis]:
@@ -397,7 +391,7 @@ def test_a_job_on_this_machine_has_one_group(
 
     monkeypatch.setattr("pipeline.commands.run.analyses_from_flags", note)
     for flags in ((), ("--gpus", "3"), ("--direct_running_mode=multi_processing",)):
-        refusal(capsys, "evaluate", "--dataset", made, "--models", FIRST, *flags)
+        refusal("evaluate", "--dataset", made, "--models", FIRST, *flags)
     assert seen == [1, 3, 1]
 
 

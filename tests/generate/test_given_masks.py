@@ -362,7 +362,7 @@ def coco_file(tiny_input: Path, truths: dict[str, Mask]) -> Path:
 
 
 def test_a_coco_file_alone_makes_a_dataset_and_remakes_what_changed(
-    tiny_input: Path, truths: dict[str, Mask], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_input: Path, truths: dict[str, Mask], tmp_path: Path
 ) -> None:
     masks = coco_file(tiny_input, truths)
     shutil.rmtree(tiny_input / "Annotations")
@@ -378,15 +378,12 @@ def test_a_coco_file_alone_makes_a_dataset_and_remakes_what_changed(
     box = [40, 20, width - 40, 20, width - 40, height - 20, 40, height - 20]
     content["annotations"][0]["segmentation"] = [box]
     masks.write_text(json.dumps(content))
-    run_here(*command, "--dry_run")
-    assert "5 segmented already, 1 to segment" in capsys.readouterr().out
+    assert "5 segmented already, 1 to segment" in run_here(*command, "--dry_run").out
     masks.write_text(kept)
     # Without layers, foregrounds and backgrounds are cut again from the masks.
     command = (*command, "--layers", "drop", "--overwrite", "config")
     run_here(*command)
-    capsys.readouterr()
-    run_here(*command, "--seed", "1")
-    assert "0 images segmented" in capsys.readouterr().out
+    assert "0 images segmented" in run_here(*command, "--seed", "1").out
     for key, mask in pixels_of(output, "fg_mask").items():
         np.testing.assert_array_equal(mask, before[key])
 

@@ -45,7 +45,7 @@ def test_a_tenth_of_the_shards_is_made_again_without_being_asked_for(tmp_path: P
 
 
 def test_a_word_of_overwrite_lifts_its_own_guard_alone(
-    run_small: Run, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_small: Run, small_input: Path, tmp_path: Path
 ) -> None:
     run_small("generate")
     output = tmp_path / "out"
@@ -67,8 +67,9 @@ def test_a_word_of_overwrite_lifts_its_own_guard_alone(
     assert "9 of 9 source shards would be made again" in refused
     assert "layers are made in another way now (other flags" in refused
     assert "choose another --output; if that is meant, add --overwrite rebuild" in refused
-    run_here("generate", "--output", output, "--overwrite", "config,rebuild,shards", code=2)
-    refused = capsys.readouterr().err
+    refused = run_here(
+        "generate", "--output", output, "--overwrite", "config,rebuild,shards", code=2
+    ).err
     assert f"was made from {small_input}; " in refused
     assert "add --overwrite input to replace it by the sample" in refused
     for picture in pictures_of(small_input)[1:]:

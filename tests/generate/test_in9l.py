@@ -109,39 +109,37 @@ def test_models_are_evaluated_on_it(in9l: Path) -> None:
 
 
 def test_only_what_has_changed_is_made_again(
-    in9l: Path, without_boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    in9l: Path, without_boxes: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(in9l, tmp_path / "out", copy_function=shutil.copy2))
     images = Path(shutil.copytree(without_boxes, tmp_path / "input"))
     flags = ("--split", "val,train", *IN9L, *SHARDS)
     command = ("generate", "--output", output, "--input", images, *flags)
     before = stamps(output)
-    assert "--annotations" in refusal(capsys, *command, "--annotations", images / "none")
+    assert "--annotations" in refusal(*command, "--annotations", images / "none")
     # The same pictures in another folder are no change.
-    run_here(*command)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in run_here(*command).out
     assert stamps(output) == before
     added = max(images.glob("val/*/*.JPEG"))
     shutil.copy(added, added.with_name("added_1.JPEG"))
-    run_here(*command)
     # The other images of the shard are known from their records and not opened again.
-    assert "1 image looked at" in capsys.readouterr().out
+    assert "1 image looked at" in run_here(*command).out
     assert manifest_of(output)["images"]["val"]["selected"] == 18
     assert_sound(output)
     # It has no masks, so it has no recipe.
     recipe = ("--layout", "recipe", "--to", tmp_path / "r")
-    assert "in9l" in refusal(capsys, "export", "--dataset", output, *recipe)
+    assert "in9l" in refusal("export", "--dataset", output, *recipe)
 
 
 def test_images_without_folder_or_annotation_have_no_class(
-    without_boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    without_boxes: Path, tmp_path: Path
 ) -> None:
     flat = tmp_path / "input" / "val"
     flat.mkdir(parents=True)
     for image in without_boxes.glob("val/*/*.JPEG"):
         shutil.copy(image, flat)
     command = ("generate", "--output", tmp_path / "out", "--input", flat.parent, *IN9L)
-    refused = refusal(capsys, *command)
+    refused = refusal(*command)
     assert "nothing tells the class" in refused
     assert "--annotations" in refused
 

@@ -35,9 +35,8 @@ from transforms.taxonomy import imagenet9
     [
         ("--direct_num_workers=2",),
         ("--direct_num_workers=2", "--direct_running_mode=multi_processing"),
-        ("--direct_runner_bundle_repeat=1",),
     ],
-    ids=["threads", "processes", "bundles twice"],
+    ids=["threads", "processes"],
 )
 def test_the_manifest_does_not_depend_on_the_workers(
     one_worker: Path, small_sample: Path, tmp_path: Path, how: tuple[str, ...]
@@ -67,13 +66,12 @@ def test_the_output_tree_is_as_documented(one_worker: Path) -> None:
     assert "time" not in (one_worker / "manifest.json").read_text()
 
 
-def test_empty_buckets_and_images_without_partners(
-    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_empty_buckets_and_images_without_partners(small_sample: Path, tmp_path: Path) -> None:
     """Limits the input to one picture a class, so that mixed_same finds no partner for any."""
     output, flags = tmp_path / "out", ("--limit", 1, *keys(images_per_shard=2), *ONE)
-    run_here("generate", "--input", small_sample, "--output", output, "--segmenter", "box", *flags)
-    printed = capsys.readouterr().out
+    printed = run_here(
+        "generate", "--input", small_sample, "--output", output, "--segmenter", "box", *flags
+    ).out
     assert "because all of them were rejected: mixed_same needs two images" in printed
     manifest = manifest_of(output)
     assert manifest["rejections"]["val"]["no_background"] >= 8
@@ -85,21 +83,17 @@ def test_empty_buckets_and_images_without_partners(
     assert_sound(output)
 
 
-def test_a_run_without_any_image_fails_and_says_why(
-    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_any_image_fails_and_says_why(small_sample: Path, tmp_path: Path) -> None:
     flags = ("--input", small_sample, *TINY_MODEL, "--variants", "original,mixed_same", *ONE)
     run = ("run", *flags, "--segmenter", "box", "--output")
-    run_here(*run, tmp_path / "a", *keys(max_box=0.001), code=1)
-    printed = capsys.readouterr()
+    printed = run_here(*run, tmp_path / "a", *keys(max_box=0.001), code=1)
     assert "val: no image is in the dataset, because all of them were rejected." in printed.out
     assert "no model was evaluated, because the dataset holds no image" in printed.err
     training = tmp_path / "new" / "training"
     train = ("train", "--dataset", tmp_path / "a", "--train_split", "val", "--output", training)
-    assert "no images of val are left to train on" in refusal(capsys, *train)
+    assert "no images of val are left to train on" in refusal(*train)
     assert not training.parent.exists()
-    run_here(*run, tmp_path / "b", "--per_class", 1, code=1)
-    alone = capsys.readouterr().out
+    alone = run_here(*run, tmp_path / "b", "--per_class", 1, code=1).out
     assert "because --per_class 1 leaves no image a background" in alone
     assert "or raise --per_class" in alone
 
@@ -124,9 +118,7 @@ def test_splits_keep_to_themselves(small_input: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "webdataset").exists()
 
 
-def test_one_bad_image_never_stops_a_job(
-    small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_bad_image_never_stops_a_job(small_input: Path, tmp_path: Path) -> None:
     images, annotations = pictures_of(small_input), small_input / "Annotations" / "val"
     images[0].write_bytes(b"")
     images[1].write_bytes(images[1].read_bytes()[:2000])
@@ -136,8 +128,8 @@ def test_one_bad_image_never_stops_a_job(
     shutil.copy(images[5], images[5].with_name("key.with.dots.JPEG"))
     shutil.copy(images[6], images[9].with_name(images[6].name))
     output = tmp_path / "out"
-    run_here("generate", "--input", small_input, "--output", output, *QUICK, *ONE)
-    assert "3 undecodable" in capsys.readouterr().out
+    printed = run_here("generate", "--input", small_input, "--output", output, *QUICK, *ONE).out
+    assert "3 undecodable" in printed
     expected = {"undecodable": 3, "missing_annotation": 1, "unreadable_annotation": 1}
     expected |= {"invalid_key": 1, "duplicate_key": 1}
     assert expected.items() <= manifest_of(output)["rejections"]["val"].items()
@@ -183,7 +175,7 @@ def test_an_io_error_is_not_a_rejection(
 
 @pytest.mark.parametrize("stage", [SegmentShard, ComposeShard])
 def test_work_that_a_runner_loses_is_noticed(
-    tiny_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, stage: Any
+    tiny_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: Any
 ) -> None:
     original = stage.process
 
@@ -193,8 +185,7 @@ def test_work_that_a_runner_loses_is_noticed(
     monkeypatch.setattr(stage, "process", lossy)
     output = tmp_path / "out"
     flags = ("--input", tiny_input, "--output", output, *QUICK, *keys(images_per_shard=2), *ONE)
-    run_here("generate", *flags, code=1)
-    assert "2 of 3 shards" in capsys.readouterr().err
+    assert "2 of 3 shards" in run_here("generate", *flags, code=1).err
     assert not (output / "manifest.json").exists()
 
 

@@ -35,8 +35,6 @@ from pipeline.dataset.records import read_image_rows, read_metadata
 from pipeline.generate import recipe as recipes
 from pipeline.storage.store import Store
 
-Capture = pytest.CaptureFixture[str]
-
 
 def export(dataset: Path, target: Path) -> Path:
     run_here("export", "--dataset", dataset, "--layout", "recipe", "--to", target)
@@ -49,8 +47,8 @@ def making(recipe: Path, source: Path, output: Path, *flags: object) -> tuple[ob
     return (*command, *ONE, *flags)
 
 
-def again(recipe: Path, source: Path, output: Path, *flags: object) -> None:
-    run_here(*making(recipe, source, output, *flags))
+def again(recipe: Path, source: Path, output: Path, *flags: object) -> str:
+    return run_here(*making(recipe, source, output, *flags)).out
 
 
 @pytest.fixture(scope="module")
@@ -66,23 +64,21 @@ def quick(quick_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 def test_every_file_is_the_same_without_segmenting(
-    recipe: Path, one_worker: Path, small_sample: Path, tmp_path: Path, capsys: Capture
+    recipe: Path, one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     """Makes it from the validation set as downloaded, without boxes, so without classes, too."""
     (tmp_path / "input").mkdir()
     SHAPES["val_tar"](small_sample, tmp_path / "input")
     for boxes in (tmp_path / "input").glob("*bbox*"):
         boxes.unlink()
-    capsys.readouterr()
-    again(recipe, tmp_path / "input", tmp_path / "out")
+    printed = again(recipe, tmp_path / "input", tmp_path / "out")
     assert results_of(tmp_path / "out") == results_of(one_worker)
     files = len(manifest_of(one_worker)["files"])
-    printed = capsys.readouterr().out
     assert f"recipe: all {files} files and the manifest are the recipe's, byte for byte" in printed
 
 
 def test_what_the_maker_states_is_in_the_recipe_and_comes_back(
-    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path, capsys: Capture
+    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(quick[0], tmp_path / "stated")
     stated = keys(creator="Ann", contact="https://example.org", terms="CC BY 4.0")
@@ -102,12 +98,10 @@ def test_what_the_maker_states_is_in_the_recipe_and_comes_back(
     assert checked.metadata.issues.errors == set()
     again(recipe, small_sample, tmp_path / "out")
     assert results_of(tmp_path / "out") == results_of(tmp_path / "stated")
-    capsys.readouterr()
-    again(recipe, small_sample, tmp_path / "out", *keys(creator="Bob"))
     told = "recipe: all pictures are equal; the card differs, because creator was set\n"
-    assert told in capsys.readouterr().out
-    again(recipe, small_sample, tmp_path / "out", *keys(terms="none"))
-    assert "differs, because creator and terms were set\n" in capsys.readouterr().out
+    assert told in again(recipe, small_sample, tmp_path / "out", *keys(creator="Bob"))
+    printed = again(recipe, small_sample, tmp_path / "out", *keys(terms="none"))
+    assert "differs, because creator and terms were set\n" in printed
     again(recipe, small_sample, tmp_path / "out", *keys(terms="CC BY 4.0"))
     # Bob stays, although a recipe is another source of the name.
     again(recipe, small_sample, tmp_path / "out")
@@ -134,7 +128,7 @@ def test_a_recipe_holds_no_pixel_and_is_small(recipe: Path, one_worker: Path) ->
 
 
 def test_a_repeated_run_and_later_ones_go_by_the_copy(
-    quick: tuple[Path, Path], small_sample: Path, small_input: Path, tmp_path: Path, capsys: Capture
+    quick: tuple[Path, Path], small_sample: Path, small_input: Path, tmp_path: Path
 ) -> None:
     shutil.rmtree(small_input / "Annotations")
     output = tmp_path / "out"
@@ -143,15 +137,12 @@ def test_a_repeated_run_and_later_ones_go_by_the_copy(
     assert not list(output.glob("layers/*.tar"))
     before = stamps(output)
     later = ("generate", "--input", small_input, "--output", output, *ONE, *own)
-    capsys.readouterr()
-    run_here(*later)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in run_here(*later).out
     assert stamps(output) == before
-    run_here(*later, "--dry_run")
-    assert "dataset: up to date" in capsys.readouterr().out
+    assert "dataset: up to date" in run_here(*later, "--dry_run").out
     # There are no layers, so Compose cuts along the masks of the copy.
-    run_here(*later, "--seed", 5)
-    assert "this is a dataset of its own, from the recipe's masks" in capsys.readouterr().out
+    printed = run_here(*later, "--seed", 5).out
+    assert "this is a dataset of its own, from the recipe's masks" in printed
     segment = ("generate", "--input", small_sample, *QUICK, *SHARDS, *ONE, "--seed", 5)
     run_here(*segment, "--output", tmp_path / "other")
     for path in sorted((tmp_path / "other").glob("parquet/*/*")):
@@ -159,9 +150,9 @@ def test_a_repeated_run_and_later_ones_go_by_the_copy(
         assert same.read_bytes() == path.read_bytes()
     copy = output / ".in9" / "recipe.parquet"
     copy.write_bytes(copy.read_bytes()[:-1])
-    assert "cannot be used" in refusal(capsys, *later)
+    assert "cannot be used" in refusal(*later)
     copy.unlink()
-    assert "no annotations" in refusal(capsys, *later)
+    assert "no annotations" in refusal(*later)
 
 
 def add_boxes(source: Path) -> None:
@@ -221,7 +212,7 @@ def test_a_duplicate_stays_one_if_its_shard_is_made_again(
 
 
 def test_without_layers_there_are_masks_of_selected_images_only(
-    small_input: Path, tmp_path: Path, capsys: Capture
+    small_input: Path, tmp_path: Path
 ) -> None:
     flags = (*QUICK, *SHARDS, *ONE, "--layers", "drop", "--output")
     out, dataset = tmp_path / "out", tmp_path / "dataset"
@@ -229,11 +220,11 @@ def test_without_layers_there_are_masks_of_selected_images_only(
     recipe = export(dataset, tmp_path / "recipe")
     command = making(recipe, small_input, out)
     others = changed(recipe, tmp_path / "others", {}, with_flag("per_class", "1"))
-    line = refusal(capsys, *making(others, small_input, out, "--allow_partial"))
+    line = refusal(*making(others, small_input, out, "--allow_partial"))
     assert "masks of the selected images only" in line
     no_mask = changed(recipe, tmp_path / "no_mask", {"mask": lambda old: None})
-    run_here(*making(no_mask, small_input, out), code=1)
-    assert "is selected, and the recipe has no mask of it" in capsys.readouterr().err
+    printed = run_here(*making(no_mask, small_input, out), code=1).err
+    assert "is selected, and the recipe has no mask of it" in printed
 
     # Existing shards of other numbers do not matter for the tars that the records name.
     shutil.copytree(small_input, tmp_path / "few")
@@ -305,15 +296,14 @@ def as_png(picture: Path) -> None:
 
 
 def test_other_files_of_the_same_pixels_pass(
-    quick: tuple[Path, Path], small_input: Path, tmp_path: Path, capsys: Capture
+    quick: tuple[Path, Path], small_input: Path, tmp_path: Path
 ) -> None:
     dataset, recipe = quick
     first, second, *_ = pictures_of(small_input)
     comment(first)
     as_png(second)
     shutil.copy(first, first.with_stem("extra"))
-    again(recipe, small_input, tmp_path / "out")
-    printed = capsys.readouterr().out
+    printed = again(recipe, small_input, tmp_path / "out")
     assert "recipe: 2 pictures in other files, with the same pixels" in printed
     assert "recipe: 1 picture of the input not in the recipe: ignored" in printed
     assert results_of(tmp_path / "out") == results_of(dataset)
@@ -329,19 +319,18 @@ def lacking(small_input: Path) -> tuple[Path, Path, Path]:
 
 
 def test_what_is_missing_or_differs_ends_the_job(
-    quick: tuple[Path, Path], lacking: tuple[Path, Path, Path], tmp_path: Path, capsys: Capture
+    quick: tuple[Path, Path], lacking: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     source, first, second = lacking
     command = making(quick[1], source, tmp_path / "out")
-    line = refusal(capsys, *command)
+    line = refusal(*command)
     assert "of 18 pictures of the recipe, 1 missing and 1 with other pixels: " in line
     for picture, status in ((first, "missing_source"), (second, "source_differs")):
         assert f"{picture.relative_to(source)} ({status})" in line
-    run_here(*command, "--dry_run", code=2)
-    assert "1 missing" in capsys.readouterr().err
+    assert "1 missing" in run_here(*command, "--dry_run", code=2).err
     for picture in pictures_of(source)[1:]:
         picture.unlink()
-    line = refusal(capsys, *command)
+    line = refusal(*command)
     assert "of 18 pictures of the recipe, 17 missing and 1 with other pixels: " in line
     assert line.count("(missing_source)") + line.count("(source_differs)") == 3
     assert "), .... No dataset was written" in line
@@ -349,15 +338,11 @@ def test_what_is_missing_or_differs_ends_the_job(
 
 
 def test_a_dataset_of_a_part_of_a_recipe_is_completed_later(
-    quick: tuple[Path, Path],
-    small_sample: Path,
-    lacking: tuple[Path, Path, Path],
-    tmp_path: Path,
-    capsys: Capture,
+    quick: tuple[Path, Path], small_sample: Path, lacking: tuple[Path, Path, Path], tmp_path: Path
 ) -> None:
     (dataset, recipe), (source, first, second), output = quick, lacking, tmp_path / "out"
-    again(recipe, source, output, "--allow_partial")
-    assert "this is not the recipe's dataset: it lacks 2 images" in capsys.readouterr().out
+    printed = again(recipe, source, output, "--allow_partial")
+    assert "this is not the recipe's dataset: it lacks 2 images" in printed
     assert "This is not the recipe's dataset" in (output / "README.md").read_text()
     rejected = {row["key"]: row["status"] for row in index_of(output) if not row["selected"]}
     assert rejected == {first.stem: "missing_source", second.stem: "source_differs"}
@@ -368,8 +353,8 @@ def test_a_dataset_of_a_part_of_a_recipe_is_completed_later(
     # The guard watches the input of a recipe, too.
     for picture in pictures_of(source):
         picture.unlink()
-    run_here(*making(recipe, source, output, "--allow_partial"), code=1)
-    assert "source shards would be made again" in capsys.readouterr().err
+    printed = run_here(*making(recipe, source, output, "--allow_partial"), code=1).err
+    assert "source shards would be made again" in printed
     assert stamps(output) == before
     # Once all pictures are there, the copy makes the recipe's dataset of it.
     shutil.rmtree(source / "val")
@@ -380,13 +365,12 @@ def test_a_dataset_of_a_part_of_a_recipe_is_completed_later(
 
 @pytest.mark.parametrize("pillow", [Image.__version__, "1.0"])
 def test_a_decoder_that_gives_other_layers_ends_the_job(
-    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path, capsys: Capture, pillow: str
+    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path, pillow: str
 ) -> None:
     """A recipe with a wrong digest stands for a library that decodes in another way."""
     wrong = {"layer_digest": lambda old: bytes(8)}
     recipe = changed(quick[1], tmp_path / "recipe", wrong, with_library("pillow", pillow))
-    run_here(*making(recipe, small_sample, tmp_path / "out"), code=1)
-    error = capsys.readouterr().err
+    error = run_here(*making(recipe, small_sample, tmp_path / "out"), code=1).err
     same = "gives another layer than the recipe's. The libraries are the same" in error
     assert same == (pillow == Image.__version__)
     assert same or re.search(r"Here is .*; the recipe was made with .*pillow 1\.0", error)
@@ -395,7 +379,7 @@ def test_a_decoder_that_gives_other_layers_ends_the_job(
 
 
 def test_files_of_other_libraries_are_named(
-    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path, capsys: Capture
+    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path
 ) -> None:
     """Other digests in the recipe stand for a library that encodes in another way."""
 
@@ -405,8 +389,8 @@ def test_files_of_other_libraries_are_named(
                 file["sha256"] = "0" * 64
         return with_library("pyarrow", "1.0")(content)
 
-    again(changed(quick[1], tmp_path / "recipe", {}, encoded), small_sample, tmp_path / "out")
-    printed = capsys.readouterr().out
+    recipe = changed(quick[1], tmp_path / "recipe", {}, encoded)
+    printed = again(recipe, small_sample, tmp_path / "out")
     shards = manifest_of(quick[0])["shards"]["val"]["output"]
     line = f"recipe: {2 * shards + 1} files are not the recipe's, byte for byte ({shards} index, "
     assert f"{line}{shards} parquet, 1 manifest.json): index/val-00000-of-" in printed
@@ -415,11 +399,7 @@ def test_files_of_other_libraries_are_named(
 
 
 def test_code_that_a_recipe_names_is_not_imported(
-    quick: tuple[Path, Path],
-    small_sample: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Capture,
+    quick: tuple[Path, Path], small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine_to_run.py").write_text(
         "import numpy as np\n\n\ndef left(image, box):\n"
@@ -439,16 +419,16 @@ def test_code_that_a_recipe_names_is_not_imported(
     assert " ".join(["OUTPUT", *own[:2]]) in (recipe / "README.md").read_text()
     flags = ",python:mine_to_run:plain --renderings python:mine_to_run:black\n"
     assert flags in (recipe / "README.md").read_text()
-    assert "python:mine_to_run:plain" in refusal(capsys, *command)
+    assert "python:mine_to_run:plain" in refusal(*command)
     assert "mine_to_run" not in sys.modules
     for number, missing in enumerate(("segmenter", "variants", "renderings")):
         others = own[: 2 * number] + own[2 * number + 2 :]
-        assert f"give --{missing}" in refusal(capsys, *command, *others)
+        assert f"give --{missing}" in refusal(*command, *others)
     run_here(*command, *own)
     assert results_of(tmp_path / "again") == results_of(output)
 
 
-def test_scenes_must_be_named(tiny_input: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_scenes_must_be_named(tiny_input: Path, tmp_path: Path) -> None:
     scenes, output = tmp_path / "scenes", tmp_path / "out"
     scenes.mkdir()
     first, *others = pictures_of(tiny_input)[:3]
@@ -458,13 +438,13 @@ def test_scenes_must_be_named(tiny_input: Path, tmp_path: Path, capsys: Capture)
     run_here("generate", "--input", tiny_input, "--output", output, *few)
     recipe = export(output, tmp_path / "recipe")
     command = making(recipe, tiny_input, tmp_path / "again")
-    assert "--backgrounds" in refusal(capsys, *command)
+    assert "--backgrounds" in refusal(*command)
     assert "--backgrounds SCENES" in (recipe / "README.md").read_text()
     own = ("--overwrite", "config", "--variants", "only_fg")
     again(recipe, tiny_input, tmp_path / "own", *own)
     assert not list((tmp_path / "own").glob("parquet/mixed*"))
     darken(scenes / first.name)
-    assert "--backgrounds=3 pictures" in refusal(capsys, *command, "--backgrounds", scenes)
+    assert "--backgrounds=3 pictures" in refusal(*command, "--backgrounds", scenes)
     shutil.copy(first, scenes)
     run_here(*command, "--backgrounds", scenes)
     assert results_of(tmp_path / "again") == results_of(output)

@@ -14,8 +14,6 @@ from shapes import SHAPES
 from pipeline.errors import UsageError
 from pipeline.generate.recipe import Recipe
 
-Capture = pytest.CaptureFixture[str]
-
 
 @pytest.fixture(scope="module")
 def recipe(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -107,7 +105,7 @@ def test_rows_that_are_like_each_other_are_read(recipe: Path, tmp_path: Path) ->
         Recipe.open(str(recipe))
 
 
-def test_each_region_of_the_file_is_sealed(recipe: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_each_region_of_the_file_is_sealed(recipe: Path, tmp_path: Path) -> None:
     whole, path = (recipe / "recipe.parquet").read_bytes(), tmp_path / "recipe" / "recipe.parquet"
     path.parent.mkdir()
     places = [*range(0, len(whole), len(whole) // 60), *range(-70, 0)]
@@ -117,32 +115,32 @@ def test_each_region_of_the_file_is_sealed(recipe: Path, tmp_path: Path, capsys:
         assert fault_of(path.parent)
     command = ("generate", "--output", tmp_path / "out", "--recipe")
     for named in (path.parent, path):
-        assert "recipe.parquet cannot be used: " in refusal(capsys, *command, named)
-    missing = refusal(capsys, *command, tmp_path / "none")
+        assert "recipe.parquet cannot be used: " in refusal(*command, named)
+    missing = refusal(*command, tmp_path / "none")
     assert "none/recipe.parquet; make one with: in9 export --layout recipe" in missing
 
 
 def test_flags_that_contradict_a_recipe_are_refused_by_name(
-    recipe: Path, small_sample: Path, tmp_path: Path, capsys: Capture
+    recipe: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     folders = ("--input", small_sample, "--output", tmp_path / "out")
     command = ("generate", "--recipe", recipe, *folders)
-    line = refusal(capsys, *command, *keys(jpeg_quality=90), "--formats", "parquet")
+    line = refusal(*command, *keys(jpeg_quality=90), "--formats", "parquet")
     assert "jpeg_quality=90 (the recipe has 95)" in line
     assert "--formats" not in line
     assert "--overwrite config" in line
     # The default of a flag is a value like any other if it is given.
     size = ("--image_size", 224, *keys(resize=256))
-    line = refusal(capsys, *command, *size, "--overwrite", "config")
+    line = refusal(*command, *size, "--overwrite", "config")
     assert "--image_size=224 (the recipe has 64)" in line
     assert "--overwrite config" not in line
-    assert "--annotations" in refusal(capsys, *command, "--annotations", small_sample)
-    alone = refusal(capsys, "generate", "--output", tmp_path / "out", "--allow_partial")
+    assert "--annotations" in refusal(*command, "--annotations", small_sample)
+    alone = refusal("generate", "--output", tmp_path / "out", "--allow_partial")
     assert "--recipe" in alone
 
 
 def test_an_export_that_no_job_could_read_replaces_nothing(
-    recipe: Path, tiny_input: Path, tmp_path: Path, capsys: Capture
+    recipe: Path, tiny_input: Path, tmp_path: Path
 ) -> None:
     source, target = tmp_path / "table", tmp_path / "recipe"
     source.mkdir()
@@ -156,14 +154,12 @@ def test_an_export_that_no_job_could_read_replaces_nothing(
     shutil.copytree(recipe, target)
     command = ("export", "--dataset", tmp_path / "out", "--layout", "recipe", "--to")
     for folder in (target, tmp_path / "new"):
-        line = refusal(capsys, *command, folder)
+        line = refusal(*command, folder)
         assert line.startswith("in9 export: --layout recipe: the recipe of ")
         assert "its path leads out of the input" in line
 
 
-def test_what_has_no_recipe_is_refused(
-    three_draws: Path, tiny_input: Path, tmp_path: Path, capsys: Capture
-) -> None:
+def test_what_has_no_recipe_is_refused(three_draws: Path, tiny_input: Path, tmp_path: Path) -> None:
     dropped, target, make = tmp_path / "dropped", tmp_path / "r", ("--input", tiny_input, *QUICK)
     run_here("generate", *make, "--layers=drop", "--variants=original", *ONE, "--output", dropped)
     (tmp_path / "full").mkdir()
@@ -174,4 +170,4 @@ def test_what_has_no_recipe_is_refused(
         (three_draws, ("--to", three_draws / "r"), "lies inside"),
         (three_draws, ("--to", target, "--split", "val"), "leave --split out"),
     ):
-        assert said in refusal(capsys, "export", "--dataset", dataset, "--layout", "recipe", *flags)
+        assert said in refusal("export", "--dataset", dataset, "--layout", "recipe", *flags)

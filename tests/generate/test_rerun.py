@@ -3,7 +3,6 @@
 import itertools
 import re
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +14,6 @@ import pytest
 from runs import (
     ONE,
     QUICK,
-    ROOT,
     SHARDS,
     TINY_MODEL,
     Run,
@@ -27,6 +25,7 @@ from runs import (
     results_of,
     run_here,
     run_in9,
+    run_program,
     stamps,
     words_of,
 )
@@ -55,9 +54,7 @@ def rows_of(output: Path) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_an_update_makes_what_has_changed_and_no_more(
-    small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_update_makes_what_has_changed_and_no_more(small_input: Path, tmp_path: Path) -> None:
     """Adds a picture, alters one, and removes one."""
     output, aside = tmp_path / "out", tmp_path / "aside.JPEG"
     flags = (*QUICK, *keys(images_per_shard=2), "--variants", ",".join(("original", *MIXED)), *ONE)
@@ -70,10 +67,12 @@ def test_an_update_makes_what_has_changed_and_no_more(
     removed.unlink()
     # A JPEG comment changes the bytes but not the pixels.
     altered.write_bytes(altered.read_bytes()[:-2] + b"\xff\xfe\x00\x04in\xff\xd9")
-    capsys.readouterr()
     update = ("--output", output, "--overwrite", "rebuild")
-    run_here("run", "--input", small_input, *flags, *models, *update)
-    printed, after, now = capsys.readouterr().out, stamps(output), rows_of(output)
+    printed, after, now = (
+        run_here("run", "--input", small_input, *flags, *models, *update).out,
+        stamps(output),
+        rows_of(output),
+    )
     counts = ShardCounts(**manifest_of(output)["shards"]["val"])
     concerned = {removed.stem, altered.stem, added.stem}
     assert "done now: 2 images segmented" in printed
@@ -97,13 +96,12 @@ def test_an_update_makes_what_has_changed_and_no_more(
 
 @pytest.mark.usefixtures("no_figures")
 def test_a_new_model_segments_and_composes_nothing(
-    small_run: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_run: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(small_run, tmp_path / "out", copy_function=shutil.copy2))
     before = stamps(output)
     models = ("--models", "efficientnet_lite0,python:tiny_models:second", *ONE)
-    run_here("run", "--input", small_sample, "--output", output, *models)
-    printed = capsys.readouterr().out
+    printed = run_here("run", "--input", small_sample, "--output", output, *models).out
     assert re.search(r"^done now: \d+ pictures predicted$", printed, re.MULTILINE)
     assert "shards made: 0 of 1 source, 0 of 1 output, 1 of 2 of predictions" in printed
     after = stamps(output)
@@ -112,17 +110,16 @@ def test_a_new_model_segments_and_composes_nothing(
 
 
 def test_what_the_maker_states_stays_and_rewrites_the_card_alone(
-    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_sample: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
     command = ("generate", "--input", small_sample, *QUICK, *ONE, "--output", output)
     run_here(*command)
     first, files, times = manifest_of(output), results_of(output), stamps(output)
-    run_here(*command, *keys(creator="Ann"), "--dry_run")
-    assert "dataset: up to date" not in capsys.readouterr().out
+    assert "dataset: up to date" not in run_here(*command, *keys(creator="Ann"), "--dry_run").out
     assert stamps(output) == times
-    run_here(*command, *keys(creator="Ann", terms="research only"))
-    assert "0 images segmented, 0 composed" in capsys.readouterr().out
+    printed = run_here(*command, *keys(creator="Ann", terms="research only")).out
+    assert "0 images segmented, 0 composed" in printed
     rewritten = {path for path, time in stamps(output).items() if time != times[path]}
     assert rewritten == {"README.md", "croissant.json", "manifest.json"}
     after = manifest_of(output)
@@ -130,8 +127,7 @@ def test_what_the_maker_states_stays_and_rewrites_the_card_alone(
     assert {**after, "about": None, "files": None} == {**first, "about": None, "files": None}
     assert_sound(output)
     times = stamps(output)
-    run_here(*command, *keys(creator="Ann"))
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in run_here(*command, *keys(creator="Ann")).out
     assert stamps(output) == times
     run_here(*command, *keys(terms="", contact="ann@example.org"))
     expected = {"creator": "Ann", "contact": "ann@example.org", "terms": ""}
@@ -163,14 +159,13 @@ def test_a_background_that_moves_to_a_sibling_class_changes_the_samples_that_sho
 
 
 def test_another_implementation_of_the_segmenter_changes_nothing_but_its_name(
-    one_worker: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(one_worker, tmp_path / "out"))
     flags = ("--segmenter", "cv2", *SHARDS, *ONE, "--output", output)
     command = ("generate", "--input", small_sample, *flags)
-    assert "--segmenter=cv2" in refusal(capsys, *command)
-    run_here(*command, "--overwrite=config")
-    assert "0 images segmented" in capsys.readouterr().out
+    assert "--segmenter=cv2" in refusal(*command)
+    assert "0 images segmented" in run_here(*command, "--overwrite=config").out
     expected = manifest_of(one_worker)
     expected["config"]["segmenter"] = "cv2"
     assert manifest_of(output) == expected
@@ -183,7 +178,7 @@ def test_without_a_compiler_opencv_segments_with_a_warning(
     folders = ("--input", small_sample, "--output", tmp_path / "out")
     # A new interpreter, because forks inherit loaded kernels.
     command = (sys.executable, "-m", "pipeline", "generate", *folders, *SHARDS)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = run_program(*command)
     assert done.stderr.count("GrabCut runs in OpenCV") == 1
     assert "NUMBA_DISABLE_JIT" in done.stderr
     assert "18 of the images were segmented by OpenCV" in done.stdout
@@ -191,14 +186,13 @@ def test_without_a_compiler_opencv_segments_with_a_warning(
 
 
 def test_replicates_are_added_without_segmenting_and_change_nothing_else(
-    one_worker: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(one_worker, tmp_path / "out"))
     flags = (*SHARDS, "--replicates", 2, *ONE, "--output", output)
     command = ("generate", "--input", small_sample, *flags)
-    assert "--replicates=2 (the dataset has 1)" in refusal(capsys, *command)
-    run_here(*command, "--overwrite", "config")
-    assert "0 images segmented" in capsys.readouterr().out
+    assert "--replicates=2 (the dataset has 1)" in refusal(*command)
+    assert "0 images segmented" in run_here(*command, "--overwrite", "config").out
     assert_sound(output)
     before, after = (
         {file["path"]: file["sha256"] for file in manifest_of(dataset)["files"]}
@@ -236,11 +230,7 @@ def killed_at_move(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
 
 
 def test_resharding_copies_layers_and_is_finished_by_the_same_command_if_it_is_killed(
-    one_worker: Path,
-    small_sample: Path,
-    tmp_path: Path,
-    killed_at_move: Callable[..., bool],
-    capsys: pytest.CaptureFixture[str],
+    one_worker: Path, small_sample: Path, tmp_path: Path, killed_at_move: Callable[..., bool]
 ) -> None:
     command = ("generate", "--input", small_sample, *keys(images_per_shard=18), *ONE, "--output")
     run_here(*command, tmp_path / "fresh")
@@ -248,12 +238,10 @@ def test_resharding_copies_layers_and_is_finished_by_the_same_command_if_it_is_k
     # The run is killed after the manifest's move, or after the layers'.
     for last in (1, 3):
         output = Path(shutil.copytree(one_worker, tmp_path / str(last)))
-        assert " images_per_shard=18" in refusal(capsys, *command, output)
+        assert " images_per_shard=18" in refusal(*command, output)
         run = (*command, output, "--overwrite", "shards")
         assert killed_at_move(last, *run)
-        capsys.readouterr()
-        run_here(*run)
-        assert "0 images segmented" in capsys.readouterr().out
+        assert "0 images segmented" in run_here(*run).out
         assert (output / "manifest.json").read_bytes() == expected
 
 
@@ -305,15 +293,14 @@ def test_a_duplicate_takes_the_place_of_the_picture_that_won(
 
 
 def test_damage_is_not_committed_again(
-    one_worker: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     output = Path(shutil.copytree(one_worker, tmp_path / "out"))
     victim = output / "index" / "val-00001-of-00003.parquet"
     data, before = victim.read_bytes(), (output / "manifest.json").read_bytes()
     command = ("generate", "--output", output, "--input", small_sample, *SHARDS, *ONE)
     victim.write_bytes(data.replace(b"parquet-cpp", b"parquet-CPP"))  # All rows can be read.
-    run_here(*command, code=1)
-    assert f"{victim} has changed since it was committed" in capsys.readouterr().err
+    assert f"{victim} has changed since it was committed" in run_here(*command, code=1).err
     assert (output / "manifest.json").read_bytes() == before
     victim.write_bytes(data[:4] + bytes(400) + data[404:])
     # A record that lacks images, whose schema, fingerprint and footer stay valid.

@@ -192,9 +192,7 @@ def test_models_are_measured_on_scenes(made: tuple[Path, str]) -> None:
     assert int(table_of(output, "attack")[0]["foregrounds"]) == 6
 
 
-def test_a_change_makes_no_more_than_it_must(
-    street: Path, places: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_change_makes_no_more_than_it_must(street: Path, places: Path, tmp_path: Path) -> None:
     output, source, scenes = tmp_path / "out", tmp_path / "street", tmp_path / "places"
     shutil.copytree(street, source)
     shutil.copytree(places, scenes)
@@ -202,8 +200,10 @@ def test_a_change_makes_no_more_than_it_must(
     flags = (*flags, "--formats", "parquet", *keys(images_per_shard=1))
 
     def generate(target: Path) -> str:
-        run_here("generate", "--output", target, "--input", source, "--backgrounds", scenes, *flags)
-        return capsys.readouterr().out
+        printed = run_here(
+            "generate", "--output", target, "--input", source, "--backgrounds", scenes, *flags
+        ).out
+        return printed
 
     generate(output)
     before = files_of(output)
@@ -228,14 +228,11 @@ def test_a_change_makes_no_more_than_it_must(
     assert "street_14" not in {row["group"] for row in index_of(output)}
 
 
-def test_the_flag_that_would_help_is_named(
-    street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_flag_that_would_help_is_named(street: Path, tmp_path: Path) -> None:
     command = ("generate", "--input", street, *SMALL, "--variants", "original", "--output")
 
     def said(*words: object) -> str:
-        run_here(*words)
-        return capsys.readouterr().out
+        return run_here(*words).out
 
     printed = said(*command, tmp_path / "one")
     assert "val: 15 images, 3 accepted, 12 rejected (12 not_one_box)" in printed
@@ -245,7 +242,7 @@ def test_the_flag_that_would_help_is_named(
     dry = said(*command, tmp_path / "dry", "--objects", "each", "--dry_run")
     assert "15 to segment" in dry
     assert "about 27 images in the dataset" in dry
-    refused = refusal(capsys, *command, tmp_path / "one", *keys(max_box=0.8), "--objects", "union")
+    refused = refusal(*command, tmp_path / "one", *keys(max_box=0.8), "--objects", "union")
     assert "max_box=0.8 (the dataset has 0.9), --objects=union (the dataset has one)" in refused
     # A recipe has decided on its images.
     run_here("export", "--dataset", tmp_path / "one", "--layout", "recipe", "--to", tmp_path / "r")
@@ -255,17 +252,14 @@ def test_the_flag_that_would_help_is_named(
     assert "over half" not in told
 
 
-def test_scenes_without_a_picture(
-    street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_scenes_without_a_picture(street: Path, tmp_path: Path) -> None:
     folder = tmp_path / "places"
     folder.mkdir()
     flags = ("--input", street, "--backgrounds", folder, *SMALL)
     command = ("generate", "--output", tmp_path / "out", *flags)
-    assert "holds no picture" in refusal(capsys, *command)
+    assert "holds no picture" in refusal(*command)
     (folder / "broken.png").write_bytes(b"")
-    run_here(*command, "--objects", "each", code=2)
-    refused = capsys.readouterr().err
+    refused = run_here(*command, "--objects", "each", code=2).err
     assert "no picture" in refused
     assert "broken.png is undecodable" in refused
 

@@ -221,7 +221,7 @@ def test_masks_and_weights_are_read_from_object_storage(tmp_path: Path, modules:
     ],
 )
 def test_what_a_function_says_of_itself_is_checked(
-    name: str, message: str, tmp_path: Path, modules: Path, capsys: pytest.CaptureFixture[str]
+    name: str, message: str, tmp_path: Path, modules: Path
 ) -> None:
     command = ("generate", "--output", tmp_path / "out", "--segmenter")
-    assert message in refusal(capsys, *command, f"{OTHER}:{name}")
+    assert message in refusal(*command, f"{OTHER}:{name}")

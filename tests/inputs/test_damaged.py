@@ -192,7 +192,7 @@ def test_a_damaged_foot_of_a_table_is_named(at: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("has_dictionary", [True, False])
 def test_text_that_is_not_utf8_is_named_by_row_and_column(
-    has_dictionary: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    has_dictionary: bool, tmp_path: Path
 ) -> None:
     texts = pa.array([b"good", b"bad\xff", b"good"]).view(pa.string())
     path = tmp_path / "answers.parquet"

@@ -348,9 +348,7 @@ def test_a_three_class_dataset_runs_to_a_report(toy: Path, toy_run: Path) -> Non
     assert "ImageNet-9" not in card
 
 
-def test_classes_that_do_not_match_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_classes_that_do_not_match_are_named(tmp_path: Path) -> None:
     rows = toy_rows(tmp_path)
     for row, name in zip(rows, ("Fork", "fork ", "spoon", "spoon", "Spoon"), strict=False):
         row["class"] = name
@@ -363,8 +361,7 @@ def test_classes_that_do_not_match_are_named(
     named = "4 of classes that the taxonomy lacks: 'spoon' (2), 'Fork' (1), 'Spoon' (1); "
     named += "classes without an image: 'cup', 'bowl'"
     for flags in (("--dry_run",), ()):
-        run_here(*command, *flags)
-        assert f"\nval: {named}\n" in capsys.readouterr().out
+        assert f"\nval: {named}\n" in run_here(*command, *flags).out
     assert manifest_of(output)["images"]["val"]["outside_taxonomy"] == 7
     assert manifest_of(output)["unmatched"] == {"val": named}
 
@@ -381,7 +378,7 @@ def test_names_of_unknown_classes_are_counted_in_flat_memory(
 
 
 def test_what_is_made_of_own_data_is_verified_exported_and_repeated(
-    toy: Path, toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy: Path, toy_run: Path, tmp_path: Path
 ) -> None:
     assert_sound(toy_run)
     run_here("export", "--dataset", toy_run, "--to", tmp_path / "export")
@@ -389,19 +386,16 @@ def test_what_is_made_of_own_data_is_verified_exported_and_repeated(
     assert folders == {"00_dishes", "01_cutlery", "02_lights"}
     before = stamps(toy_run)
     command = ("generate", "--output", toy_run, "--input", toy, *SMALL, *ONE)
-    run_here(*command, "--taxonomy", toy / "kinds.csv")
-    assert "nothing to do" in capsys.readouterr().out
-    assert "--taxonomy=not set (the dataset has 3 superclasses" in refusal(capsys, *command)
+    assert "nothing to do" in run_here(*command, "--taxonomy", toy / "kinds.csv").out
+    assert "--taxonomy=not set (the dataset has 3 superclasses" in refusal(*command)
     other = tmp_path / "other.csv"
     other.write_text((toy / "kinds.csv").read_text().replace("cutlery", "tools"))
-    refused = refusal(capsys, *command, "--taxonomy", other)
+    refused = refusal(*command, "--taxonomy", other)
     assert "--taxonomy=3 superclasses of 4 classes" in refused
     assert stamps(toy_run) == before
 
 
-def test_columns_of_a_manifest_may_have_other_names(
-    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_columns_of_a_manifest_may_have_other_names(toy: Path, tmp_path: Path) -> None:
     """A column `class` that is there, too, is another one."""
     other = {"image": "filename", "class": "species", "xmin": "x 0"}
     named = ",".join(f"{ours}={theirs}" for ours, theirs in other.items())
@@ -415,15 +409,14 @@ def test_columns_of_a_manifest_may_have_other_names(
     flags = (*SMALL, "--variants", "original", "--formats", "parquet", *ONE, "--output")
     command = ("generate", "--input", table, "--taxonomy", toy / "kinds.csv", *flags)
     command = (*command, tmp_path / "out", "--input_columns")
-    run_here(*command, named.replace("class=", "label="), "--dry_run")
-    assert "lights 3" in capsys.readouterr().out
+    assert "lights 3" in run_here(*command, named.replace("class=", "label="), "--dry_run").out
     assert not (tmp_path / "out").exists()
     run_here(*command, named)
     samples = manifest_of(tmp_path / "out")["samples"]["val"]["original"]
     assert samples == {"dishes": 6, "cutlery": 3, "lights": 3}
     # Without the flag, or with another value, the same table would say something else.
-    assert "has no columns 'image', 'xmin'" in refusal(capsys, *command[:-1])
-    line = refusal(capsys, *command, named.replace("class=species", "class=class"))
+    assert "has no columns 'image', 'xmin'" in refusal(*command[:-1])
+    line = refusal(*command, named.replace("class=species", "class=class"))
     assert f"was made from {table} --input_columns class=species,image=filename,xmin=x 0;" in line
 
 

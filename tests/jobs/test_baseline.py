@@ -151,30 +151,26 @@ def test_the_baseline_may_lie_in_another_folder(
 
 @pytest.mark.usefixtures("empty_pdfs")
 def test_what_is_no_baseline_is_refused(
-    copied: Path,
-    production: tuple[Path, Summary],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    copied: Path, production: tuple[Path, Summary], tmp_path: Path
 ) -> None:
     other, first = production
     report = ("report", "--dataset", copied, "--pictures", "none", "--baseline")
-    several = refusal(capsys, *report, other)
+    several = refusal(*report, other)
     assert f"--baseline {other} means 3 models: " in several
     assert all(name in several for name in MODELS)
     # A model's results in this folder are that model.
     run_here(*report, copied / "results" / first.folder)
-    capsys.readouterr()
     assert {row["baseline"] for row in table_of(copied, "baseline")} == {first.name}
     folder = other / "results" / first.folder
     (prediction,) = (folder / "predictions").iterdir()
     prediction.write_bytes(b"no table")
     line = f"{first.name} has no predictions on these pictures"
-    assert line in refusal(capsys, *report, folder)
+    assert line in refusal(*report, folder)
     manifest = json.loads((other / "manifest.json").read_text())
     (other / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "f" * 32}))
     line = f"{other} has results on another dataset: {'f' * 12}, not "
-    assert line in refusal(capsys, *report, folder)
-    assert "holds no finished dataset" in refusal(capsys, *report, tmp_path)
+    assert line in refusal(*report, folder)
+    assert "holds no finished dataset" in refusal(*report, tmp_path)
 
 
 def test_a_name_means_one_model(copied: Path) -> None:
@@ -200,17 +196,14 @@ def test_a_name_means_one_model(copied: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_a_job_is_judged_by_a_label_under_its_own_settings(
-    copied: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_is_judged_by_a_label_under_its_own_settings(copied: Path) -> None:
     flags = ("--dataset", copied, "--pictures", "none", "--fail_if")
     conditions = "bg_gap>baseline+1,bg_gap<=baseline+1"
     models = ("--models", f"prod:={FIRST},x:={SECOND}")
     job = ("evaluate", *flags, conditions, *models, "--holdout", 0.99, *ONE)
     # Neither is there anything of its name, nor is the baseline stored yet.
     for name in ("prod", f"prod:={FIRST}"):
-        run_here(*job, "--baseline", name, code=3)
-        printed = capsys.readouterr()
+        printed = run_here(*job, "--baseline", name, code=3)
         assert "--fail_if bg_gap>baseline+1 does not hold for x holdout0.99: " in printed.out
         assert "--fail_if bg_gap<=baseline+1 holds for x holdout0.99: " in printed.err
         assert " points above the baseline prod holdout0.99, 9" in printed.out
@@ -219,28 +212,23 @@ def test_a_job_is_judged_by_a_label_under_its_own_settings(
             f"not compared with the baseline: {THIRD}, as it was tested on all of split "
             "val, the baseline on split val with --holdout 0.99\n"
         ) in printed.out
-    assert f"known: prod, x, {FIRST}," in refusal(capsys, *job, "--baseline", "y")
+    assert f"known: prod, x, {FIRST}," in refusal(*job, "--baseline", "y")
     # The choice is kept. `report` judges all models, and those of other images cannot be compared.
-    run_here("report", *flags, "bg_gap>baseline+1", code=1)
     kept = "the baseline prod holdout0.99, stored by an earlier command, 9"
-    assert kept in capsys.readouterr().out
+    assert kept in run_here("report", *flags, "bg_gap>baseline+1", code=1).out
     # A model without results under these settings is known by its label, too.
     assert models_named(Store(str(copied)), "prod")[0].title == "prod"
-    line = refusal(capsys, "evaluate", "--dataset", copied, "--models", "prod")
+    line = refusal("evaluate", "--dataset", copied, "--models", "prod")
     assert line.endswith(f"--models prod is the label of {FIRST}; name that")
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_a_kept_baseline_is_the_same_run_under_other_settings_of_a_job(
-    copied: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_kept_baseline_is_the_same_run_under_other_settings_of_a_job(copied: Path) -> None:
     flags = ("--dataset", copied, "--pictures", "none")
     run_here("report", *flags, "--baseline", FIRST)
     chosen = json.loads((copied / "results" / "baseline.json").read_text())
-    capsys.readouterr()
     job = ("evaluate", *flags, "--models", f"{FIRST},{SECOND}", "--holdout", 0.7, *ONE)
-    run_here(*job, "--fail_if", "bg_gap>baseline+1", code=1)
-    printed = capsys.readouterr()
+    printed = run_here(*job, "--fail_if", "bg_gap>baseline+1", code=1)
     assert "the baseline on all of split val" in printed.out + printed.err
     assert json.loads((copied / "results" / "baseline.json").read_text()) == chosen
 
@@ -360,19 +348,16 @@ def labs(three_models: Path, tmp_path: Path) -> Labs:
 
 
 @pytest.mark.usefixtures("empty_pdfs")
-def test_models_of_other_folders_are_shown(
-    labs: Labs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_models_of_other_folders_are_shown(labs: Labs, tmp_path: Path) -> None:
     own, lab, link = labs.own, labs.lab, tmp_path / "link"
     (first, second, _), results = labs.folders, lab / "results"
     link.symlink_to(own)
     report = ("report", "--dataset", own, "--pictures", "none", "--results")
-    assert f"--results: {tmp_path} holds no finished dataset" in refusal(capsys, *report, tmp_path)
+    assert f"--results: {tmp_path} holds no finished dataset" in refusal(*report, tmp_path)
     # One folder means all of its models, or the model whose folder it is.
     others = f"A lab={results / labs.folders[first]},A lab={lab},{link},{labs.other},{labs.changed}"
     conditions = ("--baseline", second, "--fail_if", "original>=baseline-1")
-    run_here(*report, others, *conditions, code=3)
-    printed = capsys.readouterr()
+    printed = run_here(*report, others, *conditions, code=3)
     again = "1 shown already: the same predictions count once"
     assert f"results: {lab} has 2 models, {again}\n" in printed.out
     assert f"results: {link} has 1 model, {again}\n" in printed.out
@@ -397,12 +382,10 @@ def test_models_of_other_folders_are_shown(
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_labs_are_named_by_their_cards_and_never_by_paths(
-    labs: Labs, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_labs_are_named_by_their_cards_and_never_by_paths(labs: Labs) -> None:
     first, second, _ = labs.folders
     report = ("report", "--dataset", labs.own, "--pictures", "none", "--results")
-    line = refusal(capsys, *report, labs.lab)
+    line = refusal(*report, labs.lab)
     assert f"another model is called {first}, too" in line
     assert line.endswith(f"name the lab: --results LAB={labs.lab}")
     path = labs.lab / "manifest.json"

@@ -316,9 +316,7 @@ def test_conditions_need_their_variants() -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_the_job_ends_by_its_conditions(
-    sample_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_job_ends_by_its_conditions(sample_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(sample_run, tmp_path / "out"))
     row = table_of(output, "gaps")[0]
     gap, low, high = (float(row[column]) for column in ("gap", "ci_low", "ci_high"))
@@ -351,10 +349,8 @@ def test_the_job_ends_by_its_conditions(
 
     # `report` judges again without a model; a failure is none of its models.
     report = ("report", "--dataset", output, "--pictures", "none", "--fail_if", inside)
-    run_here(*report)
-    assert "open conditions pass, unless --if_open fail is given" in capsys.readouterr().out
-    run_here(*report, "--if_open", "fail", code=4)
-    assert "is open for efficientnet_lite0" in capsys.readouterr().err
+    assert "open conditions pass, unless --if_open fail is given" in run_here(*report).out
+    assert "is open for efficientnet_lite0" in run_here(*report, "--if_open", "fail", code=4).err
 
 
 @pytest.mark.parametrize("text", ["baseline{}x y", "{}x y", "baseline -{}x y", "1{}", "1{}x"])

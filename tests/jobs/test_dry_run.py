@@ -145,10 +145,11 @@ UNDECIDED = (
 
 
 def test_of_images_in_groups_few_are_known_to_decide_nothing(
-    in_groups: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    in_groups: tuple[object, ...], tmp_path: Path
 ) -> None:
-    run_here("run", *in_groups, "--output", tmp_path / "out", "--dry_run", *GATE)
-    printed = capsys.readouterr().out.splitlines()
+    printed = run_here(
+        "run", *in_groups, "--output", tmp_path / "out", "--dry_run", *GATE
+    ).out.splitlines()
     assert UNDECIDED in printed
     # As above, with the degrees of freedom of five groups.
     x = 0.4542
@@ -159,9 +160,9 @@ def test_of_images_in_groups_few_are_known_to_decide_nothing(
     # The same is said of the finished dataset, by the command that would test the models.
     run_here("generate", *in_groups, "--output", tmp_path / "out")
     before = stamps(tmp_path / "out")
-    capsys.readouterr()
-    run_here("evaluate", "--dataset", tmp_path / "out", "--dry_run", *GATE)
-    printed = capsys.readouterr().out.splitlines()
+    printed = run_here(
+        "evaluate", "--dataset", tmp_path / "out", "--dry_run", *GATE
+    ).out.splitlines()
     assert printed[:3] == [
         "models: tested on 30 images in 5 groups of split val",
         UNDECIDED,
@@ -170,13 +171,12 @@ def test_of_images_in_groups_few_are_known_to_decide_nothing(
     assert stamps(tmp_path / "out") == before
 
 
-def test_a_dry_run_of_an_evaluation_says_what_is_left(
-    told: Told, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_of_an_evaluation_says_what_is_left(told: Told) -> None:
     before = stamps(told.output)
     flags = ("evaluate", "--dataset", told.output, "--dry_run", "--models")
-    run_here(*flags, f"{MODEL},python:tiny_models:second", "--fail_if", "bg_gap>0.1,original<0.7")
-    tested, gate, of_model, of_other, done, left, end = capsys.readouterr().out.splitlines()
+    tested, gate, of_model, of_other, done, left, end = run_here(
+        *flags, f"{MODEL},python:tiny_models:second", "--fail_if", "bg_gap>0.1,original<0.7"
+    ).out.splitlines()
     assert tested == "models: tested on 12 images of split val"
     # Two conditions on two models: intervals are at 1 - 0.05 / 4.
     (points,) = re.findall(

@@ -169,16 +169,13 @@ def output(exported: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(exported, tmp_path / "out"))
 
 
-def test_a_job_ends_by_the_verdicts_on_its_families(
-    exported: Path, output: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_ends_by_the_verdicts_on_its_families(exported: Path, output: Path) -> None:
     root = exported.parent
 
     def job(labels: str, *conditions: str) -> tuple[str, str]:
         models = entries(root, labels.split())
         flags = ("--models", models, "--fail_if", ",".join(conditions), *ONE)
-        run_here("evaluate", "--dataset", output, *OFF, *flags, code=3)
-        printed = capsys.readouterr()
+        printed = run_here("evaluate", "--dataset", output, *OFF, *flags, code=3)
         return printed.out, printed.err
 
     mean = np.mean([figure(output, f"good#{seed}") for seed in range(3)])
@@ -195,14 +192,11 @@ def test_a_job_ends_by_the_verdicts_on_its_families(
     assert out.count("99.17 % interval") + err.count("99.17 % interval") == 6
 
 
-def test_an_open_condition_on_a_family_may_fail_the_job(
-    exported: Path, output: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_open_condition_on_a_family_may_fail_the_job(exported: Path, output: Path) -> None:
     mean = np.mean([figure(output, f"bad#{seed}") for seed in range(3)])
     flags = ("--models", entries(exported.parent, STORED[3:6]), "--fail_if", f"original<{mean:.3f}")
     for more, code in (((), 0), (("--if_open", "fail"), 4)):
-        run_here("evaluate", "--dataset", output, *OFF, *flags, *more, *ONE, code=code)
-        printed = capsys.readouterr()
+        printed = run_here("evaluate", "--dataset", output, *OFF, *flags, *more, *ONE, code=code)
         assert f"--fail_if original<{mean:.3f} is open for bad: " in printed.out + printed.err
         assert "more images or trainings may decide it" in printed.out + printed.err
 
@@ -218,28 +212,26 @@ def figure(output: Path, model: str) -> float:
 
 
 def test_a_family_is_not_judged_without_a_training_that_failed(
-    exported: Path, output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exported: Path, output: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "junk.pth").write_bytes(b"junk")
     root = exported.parent
     junk = f"good#3:=resnet18={tmp_path / 'junk.pth'}"
     models = f"{entries(root, STORED[:3])},{junk}"
     flags = ("--models", models, "--fail_if", "original>0.5", *ONE)
-    run_here("evaluate", "--dataset", output, *OFF, *flags, code=1)
-    printed = capsys.readouterr()
+    printed = run_here("evaluate", "--dataset", output, *OFF, *flags, code=1)
     assert "--fail_if original>0.5 is not tested: " in printed.err
     assert "for good: " not in printed.out
     # What is compared with the rest of a family passes no gate.
     models += f",{entries(root, STORED[3:6])}"
     flags = ("--models", models, "--fail_if", "original>baseline+1", "--baseline", "good", *ONE)
-    run_here("evaluate", "--dataset", output, *OFF, *flags, code=1)
-    printed = capsys.readouterr()
+    printed = run_here("evaluate", "--dataset", output, *OFF, *flags, code=1)
     assert "--fail_if original>baseline+1 does not hold for bad: " in printed.out
     assert "--fail_if original>baseline+1 is not tested: " in printed.err
 
 
 def test_a_condition_against_a_baseline_of_the_other_kind_ends_the_job_before_work(
-    exported: Path, output: Path, capsys: pytest.CaptureFixture[str]
+    exported: Path, output: Path
 ) -> None:
     root, single = exported.parent, "a single model, which is one training"
     job = ("evaluate", "--dataset", output, *OFF, "--fail_if", "bg_gap > baseline", *ONE)
@@ -257,11 +249,11 @@ def test_a_condition_against_a_baseline_of_the_other_kind_ends_the_job_before_wo
         ("odd", two, f"the baseline odd is {single}, and x is a family"),
         ("x", f"{two},{odd}", f"the baseline x is a family, and odd is {single}"),
     ):
-        line = refusal(capsys, *job, "--baseline", baseline, "--models", models)
+        line = refusal(*job, "--baseline", baseline, "--models", models)
         end = "give them a baseline of their own kind"
         assert line.endswith(f"--fail_if 'bg_gap > baseline': {said}: {end}")
     # Under other settings, the folder has none.
-    line = refusal(capsys, *job, "--baseline", "good", "--models", late, "--holdout", 0.9)
+    line = refusal(*job, "--baseline", "good", "--models", late, "--holdout", 0.9)
     assert f"the baseline good is a family, and bad#3 is {single}: " in line
 
 
@@ -269,15 +261,14 @@ def choice(output: Path) -> object:
     return json.loads((output / "results" / "baseline.json").read_text())
 
 
-def test_a_family_is_the_baseline_of_later_commands(
-    exported: Path, output: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_family_is_the_baseline_of_later_commands(exported: Path, output: Path) -> None:
     root = exported.parent
     models = entries(root, STORED[:6])
     flags = ("--dataset", output, *OFF)
     condition = ("--fail_if", "original < baseline + 0.6")
-    run_here("evaluate", *flags, "--models", models, *condition, "--baseline", "good", *ONE, code=3)
-    printed = capsys.readouterr()
+    printed = run_here(
+        "evaluate", *flags, "--models", models, *condition, "--baseline", "good", *ONE, code=3
+    )
     assert " holds for bad: " in printed.err
     assert "points below the baseline good, 95 % interval [" in printed.err
     for name in ("odd", "pair"):
@@ -295,28 +286,23 @@ def test_a_family_is_the_baseline_of_later_commands(
     )
     assert (row["ci_low"], row["ci_high"]) == (pair["ci_low"], pair["ci_high"])
     # A job of one of the seeds, and one that judges all.
-    run_here("evaluate", *flags, "--models", entries(root, ["bad#1"]), *condition, *ONE, code=3)
+    seed = ("--models", entries(root, ["bad#1"]), *condition, *ONE)
     kept = "the baseline good, stored by an earlier command, 95 % interval"
-    assert kept in capsys.readouterr().err
-    run_here("report", *flags, *condition, code=3)
-    printed = capsys.readouterr()
+    assert kept in run_here("evaluate", *flags, *seed, code=3).err
+    printed = run_here("report", *flags, *condition, code=3)
     assert " holds for bad: " in printed.err
     assert choice(output) == {"baseline": "good"}
     assert table_of(output, "baseline") == rows
     assert "\nnot compared with the baseline: odd, as a single model is one training" in printed.out
     # It stays the same under other settings of a job, where nothing can be compared with it.
     held = ("--models", models, "--holdout", 0.9, *condition, *ONE)
-    run_here("evaluate", *flags, *held, code=1)
-    assert "the baseline on all of split val" in capsys.readouterr().err
+    assert "the baseline on all of split val" in run_here("evaluate", *flags, *held, code=1).err
     assert choice(output) == {"baseline": "good"}
 
 
-def test_a_single_seed_is_the_baseline_of_single_models(
-    output: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_single_seed_is_the_baseline_of_single_models(output: Path) -> None:
     flags = ("--dataset", output, *OFF, "--baseline", "good#1", "--fail_if")
-    run_here("report", *flags, "original < baseline", code=3)
-    printed = capsys.readouterr()
+    printed = run_here("report", *flags, "original < baseline", code=3)
     assert " holds for odd: " in printed.err
     assert "for bad" not in printed.out + printed.err
     for name in ("good", "bad", "pair"):
@@ -335,15 +321,12 @@ def elsewhere(output: Path, tmp_path: Path) -> Path:
     return other
 
 
-def test_a_folder_with_one_family_is_that_family(
-    output: Path, elsewhere: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_with_one_family_is_that_family(output: Path, elsewhere: Path) -> None:
     for model in (output / "results").glob("*/model.json"):
         if json.loads(model.read_text()).get("label", "").startswith("good#"):
             shutil.rmtree(model.parent)
     report = ("report", "--dataset", output, *OFF, "--baseline")
-    run_here(*report, elsewhere, "--fail_if", "original<baseline+0.6", code=3)
-    printed = capsys.readouterr()
+    printed = run_here(*report, elsewhere, "--fail_if", "original<baseline+0.6", code=3)
     assert f"points below the baseline good in {elsewhere}, 98.33 % interval" in printed.err
     rows = table_of(output, "baseline")
     assert {(row["model"], row["baseline"]) for row in rows} == {("bad", f"good in {elsewhere}")}
@@ -356,7 +339,7 @@ def test_a_folder_with_one_family_is_that_family(
     shutil.copytree(model, elsewhere / "results" / model.name)
     write_tables(dataset_in(output))
     assert table_of(output, "baseline") == rows
-    line = refusal(capsys, *report, elsewhere)
+    line = refusal(*report, elsewhere)
     assert line.endswith(f"--baseline {elsewhere} means 2 models: good, odd")
     for name in ("good", "odd"):
         run_here(*report, elsewhere / "results" / (name if name == "good" else model.name))
@@ -370,26 +353,22 @@ def test_a_folder_with_one_family_is_that_family(
     assert f"{elsewhere}/results/good names no model" in str(chosen_baseline(dataset_in(output)))
 
 
-def test_labels_alone_make_no_family(
-    exported: Path, output: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_labels_alone_make_no_family(exported: Path, output: Path) -> None:
     """Tests seeds of which one answers with superclasses, and one with scores."""
     labels = f"{entries(exported.parent, ['one'])},x#1:=python:tiny_models:first"
     models = labels.replace("one:=", "x#0:=")
     job = ("evaluate", "--dataset", output, *OFF, *ONE, "--models", models)
-    run_here(*job, "--fail_if", "original>=0", code=3)
-    printed = capsys.readouterr()
+    printed = run_here(*job, "--fail_if", "original>=0", code=3)
     for name in ("x#0", "x#1"):
         assert f"--fail_if original>=0 holds for {name}: " in printed.err
-    line = refusal(capsys, "report", "--dataset", output, *OFF, "--baseline", "x")
+    line = refusal("report", "--dataset", output, *OFF, "--baseline", "x")
     assert line.endswith("--baseline x: no family x: x#0 and x#1 differ in label rules")
     # One seed of three was also tested on other images.
     held = ("evaluate", "--dataset", output, *OFF, *ONE, "--holdout", 0.7)
     run_here(*held, "--models", entries(exported.parent, ["good#0"]))
-    run_here("report", "--dataset", output, *OFF, "--baseline", "bad")
-    assert table_of(output, "baseline") == []
     line = "not compared with the baseline: good#2, as a single model is one training"
-    assert line in capsys.readouterr().out
+    assert line in run_here("report", "--dataset", output, *OFF, "--baseline", "bad").out
+    assert table_of(output, "baseline") == []
     # Neither do other tables have this family: its seeds are compared like any models.
     assert {row["family"] for row in table_of(output, "families")} == {"bad", "pair"}
     pairs = {frozenset((row["first"], row["second"])) for row in table_of(output, "comparisons")}

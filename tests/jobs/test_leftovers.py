@@ -15,7 +15,6 @@ from killing import killed_before_change
 from runs import ONE, QUICK, run_here
 from soundness import assert_sound
 
-from pipeline.commands.cli import main
 from pipeline.dataset.manifest import PUBLISH_LOCK
 from pipeline.inputs.source_images import Checksums
 from pipeline.jobs.publish import PublishPlan, publish
@@ -159,16 +158,13 @@ def test_memories_of_shards_that_are_no_more_go(tmp_path: Path) -> None:
     assert {path.stem for path in tmp_path.rglob("*.json")} == {"val-00000", "val-00001", "notes"}
 
 
-def test_verify_says_that_a_job_is_at_work(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_says_that_a_job_is_at_work(made: Path, tmp_path: Path) -> None:
     root = Path(shutil.copytree(made, tmp_path / "made"))
     store, published = Store(str(root / "out")), Store(str(root / "published"))
     (root / "out" / "README.md").unlink()
 
-    def verified(folder: str) -> str:
-        assert main(["verify", "--dataset", str(root / folder)]) != 0
-        return capsys.readouterr().err.splitlines()[-1]
+    def verified(folder: str, code: int = 1) -> str:
+        return run_here("verify", "--dataset", root / folder, code=code).err.splitlines()[-1]
 
     assert "1 fault; remove the files concerned and run the command" in verified("out")
     with locked(store, DATASET_LOCK):
@@ -185,7 +181,7 @@ def test_verify_says_that_a_job_is_at_work(
     with locked(published, PUBLISH_LOCK):
         assert "is at work on it" in verified("published")
     store.move("manifest.json", ".in9/manifest.previous.json")
-    assert "holds no finished dataset" in verified("out")
+    assert "holds no finished dataset" in verified("out", code=2)
     with locked(store, DATASET_LOCK):
         message = verified("out")
         assert f"is at work on {store.root}; verify it when the job is done" in message

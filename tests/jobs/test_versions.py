@@ -76,12 +76,12 @@ def run(run_small: Run, tiny_input: Path, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def on_results(tmp_path: Path) -> Callable[..., None]:
-    """Function that runs a command on tmp_path/out and publishes the dataset."""
+def on_results(tmp_path: Path) -> Callable[..., str]:
+    """Function that runs a command on tmp_path/out and publishes it; returns what it prints."""
 
-    def on_results(command: str, *flags: str) -> None:
+    def on_results(command: str, *flags: str) -> str:
         folders = ["--dataset", str(tmp_path / "out"), "--publish", str(tmp_path / "published")]
-        run_here(command, *folders, "--pictures=none", *flags)
+        return run_here(command, *folders, "--pictures=none", *flags).out
 
     return on_results
 
@@ -244,9 +244,7 @@ def test_what_changes_meanwhile_is_not_published(
     assert (version / "results" / "model" / "model.json").exists()
 
 
-def test_results_are_versions_too(
-    run: Run, on_results: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_results_are_versions_too(run: Run, on_results: Callable[..., str], tmp_path: Path) -> None:
     output, published = tmp_path / "out", tmp_path / "published"
 
     def newest() -> Path:
@@ -265,9 +263,8 @@ def test_results_are_versions_too(
     changes = (second / "changes.md").read_text()
     assert f"# What has changed\n\nnew models: {NAME}\n" in changes
     assert "is the same; only results on it, or its card, have changed." in changes
-    capsys.readouterr()
-    on_results("evaluate", *MODELS)
-    assert f"published already: {second} (older ones: 1)" in capsys.readouterr().out
+    again = on_results("evaluate", *MODELS)
+    assert f"published already: {second} (older ones: 1)" in again
     shutil.rmtree(next(output.glob("results/python*")))
     on_results("report", "--keep", "1")
     third = newest()
@@ -281,9 +278,7 @@ def test_results_are_versions_too(
     run_here("verify", "--dataset", published, code=1)
 
 
-def test_nothing_writes_into_what_is_published(
-    publishing: PublishPlan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_writes_into_what_is_published(publishing: PublishPlan, tmp_path: Path) -> None:
     (name,) = names_of(publishing)
     published, link = Path(publishing.target.root), tmp_path / "current"
     link.symlink_to(published / name)
@@ -292,16 +287,18 @@ def test_nothing_writes_into_what_is_published(
     commands += ["train --probe --dataset", "import --from . --output", "generate --output"]
     places = [(command, published / name) for command in commands]
     for command, folder in (*places, ("run --output", published), ("run --output", link)):
-        run_here(*command.split(), folder, code=2)
         reason = "holds published versions" if folder == published else "is a published version"
-        assert f"{command.split()[-1]} {folder} {reason}" in capsys.readouterr().err
+        assert (
+            f"{command.split()[-1]} {folder} {reason}"
+            in run_here(*command.split(), folder, code=2).err
+        )
     assert stamps(published) == before
     # A name alone does not make a folder a version.
     assert writing_store("output", str(tmp_path / name)).root == str(tmp_path / name)
 
 
 def test_where_nothing_can_be_published_is_refused_at_once(
-    publishing: PublishPlan, small_input: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    publishing: PublishPlan, small_input: Path, tmp_path: Path
 ) -> None:
     store, target, beside = publishing.store, publishing.target, tmp_path / "another"
     publish(publishing)
@@ -324,7 +321,7 @@ def test_where_nothing_can_be_published_is_refused_at_once(
             check_publishing(store, folder, keep)
     flags = ("--input", small_input, "--publish", small_input / "published")
     command = ("generate", "--output", tmp_path / "new", *flags)
-    assert "published lies inside --input" in refusal(capsys, *command)
+    assert "published lies inside --input" in refusal(*command)
     Path(target.path("latest.json")).write_text("{}")
     with pytest.raises(UsageError, match=r"latest\.json cannot be used"):
         check_publishing(store, target.root, None)
@@ -333,7 +330,7 @@ def test_where_nothing_can_be_published_is_refused_at_once(
 
 
 def test_changes_name_their_cause(
-    run: Run, on_results: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, on_results: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published = tmp_path / "published"
 

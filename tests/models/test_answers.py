@@ -180,9 +180,7 @@ def test_answers_give_the_figures_of_their_network(
     assert expected == measures(output, name, entries["label"], CLOSED_CHOICE)
 
 
-def test_no_table_or_difference_mixes_rules(
-    output: Path, entries: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_table_or_difference_mixes_rules(output: Path, entries: dict[str, str]) -> None:
     has = {"scores": [PAPER_RULE, "mapped_only"], "output": [PAPER_RULE], "label": [CLOSED_CHOICE]}
     for kind, rules in has.items():
         model = entries[kind]
@@ -199,16 +197,15 @@ def test_no_table_or_difference_mixes_rules(
     assert page.count("whose answers are superclasses") == 4
     assert f"not among the points: {reason}" in (output / "results/trend.json").read_text()
     gate = ("evaluate", "--dataset", output, "--models", entries["label"], "--fail_if")
-    run_here(*gate, "bg_gap>0.9")
-    printed = capsys.readouterr().out
+    printed = run_here(*gate, "bg_gap>0.9").out
     assert printed.index(f"by {PAPER_RULE}:") < printed.index(f"by {CLOSED_CHOICE}:")
     assert f"answer without scores: {entries['label']}, {entries['output']}" in " ".join(
         printed.split()
     )
-    run_here(*gate, "argmax_then_map:bg_gap>0.9", code=1)
-    assert f"is not tested: {reason} has no bg_gap" in capsys.readouterr().err
+    printed = run_here(*gate, "argmax_then_map:bg_gap>0.9", code=1).err
+    assert f"is not tested: {reason} has no bg_gap" in printed
     attack = ("attack", "--dataset", output, "--models", entries["scores"])
-    assert "this needs a network that can be run" in refusal(capsys, *attack)
+    assert "this needs a network that can be run" in refusal(*attack)
 
 
 def dropped(rows: list[Row], number: int) -> list[Row]:
@@ -271,12 +268,12 @@ FAULTS: dict[str, tuple[Callable[[list[Row]], Iterable[Row]], str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_wrong_files_are_refused_in_one_line(
-    fault: str, output: Path, rows: list[Row], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fault: str, output: Path, rows: list[Row], tmp_path: Path
 ) -> None:
     change, message = FAULTS[fault]
     path = write(tmp_path / "answers.parquet", change(list(rows)))
     command = ("evaluate", "--dataset", output, "--models")
-    assert message in refusal(capsys, *command, f"answers:{path}")
+    assert message in refusal(*command, f"answers:{path}")
 
 
 @pytest.fixture(scope="module")
@@ -320,22 +317,19 @@ def test_missing_answers_are_refused_until_the_file_is_corrected(
     lacking: tuple[Path, Path, int],
     small_sample: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
     fewer, number = Path(shutil.copytree(lacking[0], tmp_path / "out")), lacking[2]
     entry = f"answers:{lacking[1]}"
     evaluate = ("evaluate", "--dataset", fewer, *ONE, "--models", entry)
     # Nothing is left to compute. In a run, whose dataset may not exist yet, the same line is the
     # model's failure.
-    line = refusal(capsys, *evaluate).removeprefix("in9 evaluate: ")
+    line = refusal(*evaluate).removeprefix("in9 evaluate: ")
     assert f"lacks {number} answers ({number} on only_fg)" in line
     again = ("run", "--input", small_sample, "--replicates", 3, *QUICK, *ONE, "--output", fewer)
-    run_here(*again, "--models", entry, code=1)
-    assert line.strip() in capsys.readouterr().err
+    assert line.strip() in run_here(*again, "--models", entry, code=1).err
     # A corrected file is a new model by the old name.
     write(lacking[1], rows)
-    run_here(*evaluate, code=1)
-    assert f"the weights of {entry} have changed" in capsys.readouterr().err
+    assert f"the weights of {entry} have changed" in run_here(*evaluate, code=1).err
     run_here(*evaluate, "--overwrite", "weights")
     for rule in (PAPER_RULE, "mapped_only"):
         corrected = measures(fewer, "summary", entry, rule)
@@ -343,14 +337,14 @@ def test_missing_answers_are_refused_until_the_file_is_corrected(
 
 
 def test_a_label_names_the_model_and_computes_nothing(
-    output: Path, entries: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    output: Path, entries: dict[str, str], tmp_path: Path
 ) -> None:
     copied = Path(shutil.copytree(output, tmp_path / "out"))
     before = {path: path.stat().st_mtime_ns for path in copied.glob("results/*/predictions/*")}
     labelled = f"Best answers 1.5:={entries['scores']}"
-    run_here("evaluate", "--dataset", copied, "--models", labelled, *ONE)
+    printed = run_here("evaluate", "--dataset", copied, "--models", labelled, *ONE).out
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "Best answers 1.5" in capsys.readouterr().out
+    assert "Best answers 1.5" in printed
     for name in (*TABLES, "power"):
         models = {row["model"] for row in table_of(copied, name)}
         assert "Best answers 1.5" in models
@@ -361,7 +355,7 @@ def test_a_label_names_the_model_and_computes_nothing(
     run_here("evaluate", "--dataset", copied, "--models", entries["scores"], *ONE)
     assert "Best answers 1.5" in {row["model"] for row in table_of(copied, "gaps")}
     again = ("evaluate", "--dataset", copied, "--models", f"Best answers 1.5:={entries['output']}")
-    assert f"as Best answers 1.5, like {entries['scores']}; give" in refusal(capsys, *again)
+    assert f"as Best answers 1.5, like {entries['scores']}; give" in refusal(*again)
     assert "Best answers 1.5" in (copied / "results/latex/headline.tex").read_text()
     assert "Best answers 1.5" in (copied / "report.html").read_text()
 
@@ -429,20 +423,18 @@ def test_answers_without_logits_have_no_scores() -> None:
 
 @pytest.mark.usefixtures("no_figures")
 def test_answers_without_a_label_rule_of_the_gate_do_not_fail_it(
-    output: Path, entries: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    output: Path, entries: dict[str, str], tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(output, tmp_path / "out"))
     conditions = "bg_gap>baseline+1,mapped_only:original>1,closed_choice:original>1"
     flags = ("report", "--dataset", copy, "--pictures", "none", "--fail_if", conditions)
-    run_here(*flags, "--baseline", entries["network"])
-    printed = capsys.readouterr()
+    printed = run_here(*flags, "--baseline", entries["network"])
     lines = [line for line in (printed.out + printed.err).splitlines() if "--fail_if" in line]
     assert len(lines) == 2 + 1 + 1
     assert not any("not tested" in line for line in lines)
     # A job on such a model alone cannot be judged, nor can a rule that no model has.
     job = ("evaluate", "--dataset", copy, "--pictures", "none", "--models", entries["label"])
-    run_here(*job, "--fail_if", "bg_gap>baseline+1", *ONE, code=1)
-    assert "they have no label rule in common" in capsys.readouterr().err
+    printed = run_here(*job, "--fail_if", "bg_gap>baseline+1", *ONE, code=1).err
+    assert "they have no label rule in common" in printed
     shutil.rmtree(next((copy / "results").glob("*label*")))
-    run_here(*flags, code=1)
-    assert "closed_choice:original>1 is not tested: " in capsys.readouterr().err
+    assert "closed_choice:original>1 is not tested: " in run_here(*flags, code=1).err

@@ -199,9 +199,7 @@ def test_commands_that_evaluate_a_seed_each_end_with_the_family(
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_all_commands_take_a_star(
-    small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_commands_take_a_star(small_sample: Path, tmp_path: Path) -> None:
     for seed in (3, 20):
         checkpoint(tmp_path / f"seed{seed}.pth", seed=seed)
     every, output = f"erm#*:=mobilenetv3_small_050={tmp_path}/seed*.pth", tmp_path / "out"
@@ -214,10 +212,8 @@ def test_all_commands_take_a_star(
     weights = tmp_path / "weights"
     run_here("models", "fetch", "--models", every, "--to", weights)
     assert len([*weights.glob("*.safetensors")]) == 2
-    capsys.readouterr()
-    run_here("models", "list", "--models", every)
     printed = [f"mobilenetv3_small_050={tmp_path}/seed{seed}.pth" for seed in (3, 20)]
-    assert capsys.readouterr().out.splitlines() == printed
+    assert run_here("models", "list", "--models", every).out.splitlines() == printed
     (photo,) = Path(sample_folder()).glob("val/*/sample_val_00000016.JPEG")
     figure = tmp_path / "show.html"
     run_here("show", photo, "--box", "169,95,437,221", "--to", figure, "--models", every)
@@ -235,30 +231,24 @@ def test_models_called_from_python_are_a_family(output: Path) -> None:
     assert not [*output.rglob("*#*")]
 
 
-def test_a_family_and_a_model_never_have_one_name(
-    output: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_family_and_a_model_never_have_one_name(output: Path) -> None:
     first, second, third = (f"python:tiny_models:{name}" for name in ("first", "second", "third"))
     evaluate = ("evaluate", "--dataset", output, *ONE, "--models")
     both = f"tables would show {first} as erm, like the family of erm#1; give one of them another"
-    assert both in refusal(capsys, *evaluate, f"erm:={first},erm#1:={second}")
+    assert both in refusal(*evaluate, f"erm:={first},erm#1:={second}")
     run_here(*evaluate, f"erm:={first}")
-    capsys.readouterr()
-    assert both in refusal(capsys, *evaluate, f"erm#1:={second}")
+    assert both in refusal(*evaluate, f"erm#1:={second}")
     run_here(*evaluate, f"net:={first},erm#1:={second}")
-    capsys.readouterr()
     taken = f"tables would show {third} as erm, like the family of erm#1; give one of them another"
-    assert taken in refusal(capsys, *evaluate, f"erm:={third}")
+    assert taken in refusal(*evaluate, f"erm:={third}")
     again = f"tables would show it as erm#1, like {second}; give it a label of its own"
-    assert again in refusal(capsys, *evaluate, f"erm#1:={third}")
+    assert again in refusal(*evaluate, f"erm#1:={third}")
 
 
 EQUAL = "{0}#0 and {0}#1 have equal weights, or answers; name different trainings"
 
 
-def test_seeds_with_equal_files_are_refused_before_any_work(
-    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_seeds_with_equal_files_are_refused_before_any_work(output: Path, tmp_path: Path) -> None:
     evaluate = ("evaluate", "--dataset", output, *ONE, "--models")
     answer_files(output, tmp_path, {"c0": 0.7})
     first = {
@@ -272,32 +262,28 @@ def test_seeds_with_equal_files_are_refused_before_any_work(
         name: f"{name}#*:={one.replace(f'{name}0.', f'{name}*.')}" for name, one in first.items()
     }
     for family in first:
-        assert EQUAL.format(family) in refusal(capsys, *evaluate, every[family])
+        assert EQUAL.format(family) in refusal(*evaluate, every[family])
     # Also if only one of them is known.
     run_here(*evaluate, ",".join(f"{name}#0:={one}" for name, one in first.items()))
-    capsys.readouterr()
     for family in first:
-        assert EQUAL.format(family) in refusal(capsys, *evaluate, every[family])
+        assert EQUAL.format(family) in refusal(*evaluate, every[family])
     # In two families, they may be equal.
     second = (f"{name * 2}#0:={one.replace('0.', '1.')}" for name, one in first.items())
     run_here(*evaluate, ",".join(second))
 
 
 def test_seeds_that_were_loaded_before_are_refused_by_their_tensors(
-    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    output: Path, tmp_path: Path
 ) -> None:
     """The files differ, as one is a state dict with a prefix."""
     first, second = checkpoint(tmp_path / "0.pth"), checkpoint(tmp_path / "1.pth", wrap=True)
     evaluate = ("evaluate", "--dataset", output, *ONE, "--models")
     run_here(*evaluate, f"{first},{second}")
-    capsys.readouterr()
     named = f"erm#0:={first},erm#1:={second}"
-    assert EQUAL.format("erm") in refusal(capsys, *evaluate, named)
+    assert EQUAL.format("erm") in refusal(*evaluate, named)
 
 
-def test_graphs_with_weights_in_other_files_are_told_apart(
-    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_graphs_with_weights_in_other_files_are_told_apart(output: Path, tmp_path: Path) -> None:
     for seed, weights in ((0, 0), (1, 1), (2, 1)):
         path = tmp_path / f"seed{seed}" / "net.onnx"
         path.parent.mkdir()
@@ -307,19 +293,16 @@ def test_graphs_with_weights_in_other_files_are_told_apart(
     assert len({(tmp_path / f"seed{seed}" / "net.onnx").read_bytes() for seed in (0, 1, 2)}) == 1
     evaluate = ("evaluate", "--dataset", output, *ONE, "--models")
     every = f"erm#*:=onnx:{tmp_path}/seed*/net.onnx"
-    assert "erm#1 and erm#2 have equal weights" in refusal(capsys, *evaluate, every)
+    assert "erm#1 and erm#2 have equal weights" in refusal(*evaluate, every)
     shutil.rmtree(tmp_path / "seed2")
     run_here(*evaluate, every)
     assert {row["members"] for row in table_of(output, "families")} == {"erm#0; erm#1"}
     # A damaged graph is its model's failure, not the job's.
     (tmp_path / "seed2").mkdir()
     (tmp_path / "seed2" / "net.onnx").write_bytes(b"damaged")
-    run_here(*evaluate, every)
-    assert "cannot be read as an ONNX graph" in capsys.readouterr().out
+    assert "cannot be read as an ONNX graph" in run_here(*evaluate, every).out
     # Nor is a label a way around the refusal of files in folders that a job empties.
     kept = output / "results" / "seed1"
     shutil.copytree(tmp_path / "seed1", kept)
     for models in (f"erm#1:=onnx:{kept}/net.onnx", f"erm#*:=onnx:{output}/results/seed*/net.onnx"):
-        assert f"lies in {output / 'results'}, where files are" in refusal(
-            capsys, *evaluate, models
-        )
+        assert f"lies in {output / 'results'}, where files are" in refusal(*evaluate, models)

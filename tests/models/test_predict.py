@@ -148,11 +148,9 @@ def test_compiled_code_gives_the_same_answers(
     assert [*tmp_path.rglob("*.so")]
 
 
-def test_compiling_without_a_compiler_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    said = refusal(capsys, "evaluate", "--dataset", "none", "--compile")
+    said = refusal("evaluate", "--dataset", "none", "--compile")
     assert "--compile needs the C++ compiler no-such-compiler: install it" in said
 
 

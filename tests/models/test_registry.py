@@ -94,11 +94,7 @@ def test_misfits_of_folders_and_graphs_are_known_once_they_are_loaded(tmp_path: 
     ],
 )
 def test_missing_libraries_are_named_with_their_command(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    library: str,
-    spec: str,
-    command: str,
+    monkeypatch: pytest.MonkeyPatch, library: str, spec: str, command: str
 ) -> None:
     # With None as its module, Python reports a library as missing.
     monkeypatch.setitem(sys.modules, library, None)
@@ -106,8 +102,7 @@ def test_missing_libraries_are_named_with_their_command(
         check_model(spec)
     with pytest.raises(UsageError, match=command):
         load_model(spec)
-    run_here("models", "list")
-    assert command.partition(" .*")[0] in capsys.readouterr().out
+    assert command.partition(" .*")[0] in run_here("models", "list").out
 
 
 def test_unknown_sources_are_named() -> None:

@@ -36,22 +36,19 @@ def models(
 
 
 def test_fetched_weights_are_the_models_themselves(
-    models: dict[str, LoadedModel],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    models: dict[str, LoadedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "weights"
-    run_here("models", "fetch", "--models", ",".join(models), "--to", folder)
-    assert capsys.readouterr().out.count(": stored, sha256 ") == len(models)
+    printed = run_here("models", "fetch", "--models", ",".join(models), "--to", folder).out
+    assert printed.count(": stored, sha256 ") == len(models)
     files = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     index = json.loads((folder / "index.json").read_text())["models"]
     stored = {f"{entry['sha256']}.safetensors" for entry in index.values()}
     assert {path.name for path in files} == {"index.json", *stored}
     # CLIP is left out because its prompts take a while.
     again = [spec for spec in models if not spec.startswith("open_clip:")]
-    run_here("models", "fetch", "--models", ",".join(again), "--to", folder)
-    assert capsys.readouterr().out.count(": already stored, sha256 ") == len(again)
+    printed = run_here("models", "fetch", "--models", ",".join(again), "--to", folder).out
+    assert printed.count(": already stored, sha256 ") == len(again)
     assert files == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     shutil.rmtree(tmp_path / "gone")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
@@ -62,8 +59,8 @@ def test_fetched_weights_are_the_models_themselves(
             assert getattr(loaded, name) == getattr(model, name)
         batch = pictures(2, 64)
         torch.testing.assert_close(logits(loaded, batch), logits(model, batch), rtol=0, atol=0)
-    run_here("models", "list", "--weights", folder)
-    assert models["efficientnet_lite1"].weights_sha256 in capsys.readouterr().out
+    printed = run_here("models", "list", "--weights", folder).out
+    assert models["efficientnet_lite1"].weights_sha256 in printed
 
 
 def test_tampered_and_missing_weights_are_refused(tmp_path: Path, my_models: str) -> None:
@@ -103,11 +100,7 @@ def test_tampered_and_missing_weights_are_refused(tmp_path: Path, my_models: str
 
 
 def test_evaluation_takes_weights_from_the_folder(
-    for_gaps: Path,
-    tmp_path: Path,
-    my_models: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    for_gaps: Path, tmp_path: Path, my_models: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = shutil.copytree(for_gaps, tmp_path / "out")
     names = tmp_path / "models.txt"
@@ -118,8 +111,7 @@ def test_evaluation_takes_weights_from_the_folder(
     run_here("models", "fetch", "--models", f"@{names}", "--to", folder)
     (tmp_path / "net.pth").unlink()
     flags = ("evaluate", "--dataset", output, "--models", f"@{names}", *ONE)
-    run_here(*flags, code=2)
-    assert "there is no file" in capsys.readouterr().err
+    assert "there is no file" in run_here(*flags, code=2).err
     monkeypatch.setenv("IN9_WEIGHTS", str(folder))
     run_here(*flags)
     summaries = [json.loads(p.read_text()) for p in output.glob("results/*/model.json")]
@@ -128,20 +120,17 @@ def test_evaluation_takes_weights_from_the_folder(
 
 
 def test_models_command_says_what_is_wrong(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    my_models: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, my_models: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
     needs = "open_clip:* needs open_clip_torch: pip install open_clip_torch"
-    assert needs in refusal(capsys, "models", "list", "open_clip:*")
+    assert needs in refusal("models", "list", "open_clip:*")
     both = f"python:{my_models}:failing,python:{my_models}:plain"
-    run_here("models", "fetch", "--models", both, "--to", tmp_path / "w", code=1)
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = run_here(
+        "models", "fetch", "--models", both, "--to", tmp_path / "w", code=1
+    ).err.splitlines()
     assert "1 of 2 models could not be fetched: python:my_models:failing" in line
     assert len(list((tmp_path / "w").glob("*.safetensors"))) == 1
-    run_here("models", "list", "resnet18.*")
-    assert "resnet18.a1_in1k" in capsys.readouterr().out
-    run_here("models", "list", "--models", "efficientnet_lite?")
-    assert capsys.readouterr().out.split() == [f"efficientnet_lite{size}" for size in (0, 1, 2)]
+    assert "resnet18.a1_in1k" in run_here("models", "list", "resnet18.*").out
+    printed = run_here("models", "list", "--models", "efficientnet_lite?").out
+    assert printed.split() == [f"efficientnet_lite{size}" for size in (0, 1, 2)]

@@ -118,14 +118,11 @@ def test_an_export_is_what_the_evaluation_scripts_read(sample_run: Path, export:
             assert np.array_equal(mask, masks[truth_of(export)[Path(name).stem]["key"]])
 
 
-def test_an_export_is_repeatable_and_mends_itself(
-    three_draws: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_export_is_repeatable_and_mends_itself(three_draws: Path, tmp_path: Path) -> None:
     target = tmp_path / "to"
 
     def said() -> str:
-        run_here("export", "--dataset", three_draws, "--to", target)
-        return capsys.readouterr().out
+        return run_here("export", "--dataset", three_draws, "--to", target).out
 
     first = said()
     assert "each folder of a mixed variant holds one of 3 draws (mixed_rand the first" in first
@@ -149,7 +146,7 @@ def test_an_export_is_repeatable_and_mends_itself(
 
 
 def test_an_export_follows_its_own_dataset_and_no_other(
-    three_draws: Path, small_sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    three_draws: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     dataset, target = Path(shutil.copytree(three_draws, tmp_path / "out")), tmp_path / "to"
     command = ("export", "--dataset", dataset, "--to", target)
@@ -158,15 +155,12 @@ def test_an_export_follows_its_own_dataset_and_no_other(
     run_here(*flags, "--overwrite", "config")
     mine = next(target.glob("mixed_next_r1/val/*/*.JPEG")).with_name("mine.JPEG")
     mine.write_bytes(b"mine")
-    capsys.readouterr()
-    run_here(*command)
-    assert "removed" in capsys.readouterr().out
+    assert "removed" in run_here(*command).out
     assert list(target.glob("mixed_*_r*/val/*/*")) == [mine]
     shutil.copytree(dataset, tmp_path / "moved")
     run_here("export", "--dataset", tmp_path / "moved", "--to", target)
     ours, other = (manifest_of(one)["fingerprint"][:12] for one in (dataset, three_draws))
-    capsys.readouterr()
-    line = refusal(capsys, "export", "--dataset", three_draws, "--to", target)
+    line = refusal("export", "--dataset", three_draws, "--to", target)
     assert f"holds the export of dataset {ours}, and {three_draws} is {other}; choose" in line
 
 
@@ -213,27 +207,24 @@ def test_a_figure_shows_each_picture_in_its_place(sample_run: Path, tmp_path: Pa
             assert min(differences, key=lambda one: differences[one]) == (key, variant)
 
 
-def test_figures_that_cannot_be_made_are_refused(
-    sample_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_figures_that_cannot_be_made_are_refused(sample_run: Path, tmp_path: Path) -> None:
     export = ("export", "--dataset", sample_run, "--images")
     for images, name, message in (
         (FIGURE[0], "figure.tif", "ends in .pdf, .png, .jpg, .html"),
         ("nowhere", "x.pdf", "split val of the dataset does not have this image"),
     ):
-        assert message in refusal(capsys, *export, images, "--to", tmp_path / name)
+        assert message in refusal(*export, images, "--to", tmp_path / name)
 
 
 def test_an_export_that_fails_keeps_the_shards_that_it_has_finished(
-    one_worker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    one_worker: Path, tmp_path: Path
 ) -> None:
     dataset, target = Path(shutil.copytree(one_worker, tmp_path / "dataset")), tmp_path / "to"
     *_, last = sorted(dataset.glob("parquet/only_fg/*.parquet"))
     intact = last.read_bytes()
     last.write_bytes(intact[: len(intact) // 2])
     command = ("export", "--dataset", dataset, "--to", target)
-    run_here(*command, code=1)
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = run_here(*command, code=1).err.splitlines()
     assert line.startswith(f"in9 export: the job failed: {last} is missing or has changed")
     (log,) = target.glob(".in9/export-*.log")
     assert line.endswith(f"(details: {log})")
@@ -243,8 +234,7 @@ def test_an_export_that_fails_keeps_the_shards_that_it_has_finished(
     last.write_bytes(intact)
     rows = sum(pq.read_metadata(record).num_rows for record in records)
     images = manifest_of(dataset)["images"]["val"]["selected"]
-    run_here(*command)
-    printed = capsys.readouterr().out
+    printed = run_here(*command).out
     assert f"{9 * images - rows} files written" in printed
     assert {path: path.stat().st_mtime_ns for path in records} == records
     # A class without images keeps its number, and its folder.
@@ -253,8 +243,7 @@ def test_an_export_that_fails_keeps_the_shards_that_it_has_finished(
         folders = sorted((target / variant / "val").iterdir())
         assert [label_of_folder(folder.name) for folder in folders] == list(range(9))
     # A second export leaves the empty folders in place.
-    run_here(*command)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in run_here(*command).out
     assert not list((target / "original" / "val" / "03_reptile").iterdir())
 
 

@@ -124,16 +124,15 @@ def test_an_import_keeps_the_pixels_and_finds_the_true_backgrounds(
 
 
 def test_an_import_is_repeatable_and_rewrites_its_card_alone(
-    imported: Path, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    imported: Path, archive: Path, tmp_path: Path
 ) -> None:
     before, command = stamps(imported), ("import", "--from", archive, *SMALL, "--output")
-    run_here(*command, imported)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in run_here(*command, imported).out
     assert stamps(imported) == before
     assert not list((imported / ".in9").rglob("*.tar"))
-    assert "was imported" in refusal(capsys, "run", "--output", imported)
+    assert "was imported" in refusal("run", "--output", imported)
     recipe = ("--layout", "recipe", "--to", tmp_path / "r")
-    assert "it was imported" in refusal(capsys, "export", "--dataset", imported, *recipe)
+    assert "it was imported" in refusal("export", "--dataset", imported, *recipe)
     output = Path(shutil.copytree(imported, tmp_path / "out", copy_function=shutil.copy2))
     run_here(*command, output, *keys(creator="Ann"))
     rewritten = {path for path, time in stamps(output).items() if time != before[path]}
@@ -146,10 +145,7 @@ def test_an_import_is_repeatable_and_rewrites_its_card_alone(
 
 
 def test_an_import_can_be_stopped_and_goes_on(
-    export: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
     command = ("import", "--from", export, "--output", output, *keys(images_per_shard=3))
@@ -163,11 +159,10 @@ def test_an_import_can_be_stopped_and_goes_on(
     finished = {path.name: path.stat().st_mtime_ns for path in output.rglob("index/*.parquet")}
     assert not (output / "manifest.json").exists()
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.002)
-    run_here(*command)
+    lines = run_here(*command).err.splitlines()
     shards = {path.name: path.stat().st_mtime_ns for path in output.glob("index/*.parquet")}
     assert {name: shards[name] for name in finished} == finished
     assert 0 < len(finished) < len(shards)
-    lines = capsys.readouterr().err.splitlines()
     assert {line.partition(":")[0] for line in lines} <= {"examine", "import"}
     assert any(re.match(r"import: \d+ of 70 images", line) for line in lines)
     assert not (output / ".in9" / "progress").exists()
@@ -266,12 +261,10 @@ def test_members_that_are_no_plain_files_are_refused(name: str, tmp_path: Path) 
         (b"<html>404", "is not a gzip archive (it begins with '<html>404'); download it again"),
     ],
 )
-def test_what_is_no_archive_is_refused(
-    data: bytes, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_archive_is_refused(data: bytes, reason: str, tmp_path: Path) -> None:
     (tmp_path / "b.tar.gz").write_bytes(data)
     command = ("import", "--from", tmp_path / "b.tar.gz", "--output", tmp_path / "out")
-    assert reason in refusal(capsys, *command)
+    assert reason in refusal(*command)
 
 
 def listing(folder: Path, *variants: str) -> ReleasedArchive:
@@ -327,18 +320,16 @@ def tiny_release(source: Path, stem: str, named: str) -> Path:
     return mixed
 
 
-def test_an_import_takes_up_the_background_that_a_new_name_claims(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_import_takes_up_the_background_that_a_new_name_claims(tmp_path: Path) -> None:
     source, output = tmp_path / "bg", tmp_path / "out"
     stem, other, third = "n02085936_1", "n01534433_2", "n01534433_3"
     mixed = tiny_release(source, stem, other)
     for named in (other, third):
         mixed = mixed.rename(mixed.with_name(f"fg_{stem}_bg_{named}.JPEG"))
-        run_here("import", "--from", source, "--output", output)
+        printed = run_here("import", "--from", source, "--output", output).out
         (row,) = index_of(output)
         assert row["mixed_rand_bg_named"] == named
-        assert "\nonly_bg_t is missing, so backgrounds cannot be" in capsys.readouterr().out
+        assert "\nonly_bg_t is missing, so backgrounds cannot be" in printed
 
 
 def test_an_import_that_is_killed_while_it_rewrites_its_card_is_finished(tmp_path: Path) -> None:

@@ -89,13 +89,12 @@ def site(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def test_what_is_cut_off_is_gone_on_with_and_imported(
-    site: Site, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    site: Site, archive: Path, tmp_path: Path
 ) -> None:
     whole, part = len(site.content), tmp_path / "cache" / f"{NAME}.part"
     command = ("import", "--from", "paper:", "--output", tmp_path / "out")
     site.cut = whole // 3
-    run_here(*command, code=1)
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = run_here(*command, code=1).err.splitlines()
     for words in (f"{site.url}/{NAME}", f"{whole:,} bytes", paper_archive.SHA256, "same command"):
         assert words in line
     kept = part.read_bytes()
@@ -107,8 +106,7 @@ def test_what_is_cut_off_is_gone_on_with_and_imported(
     assert site.requests == ["bytes=0-", f"bytes={len(kept)}-"]
     assert site.sent == [whole // 3, whole - len(kept)]
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [NAME]
-    run_here(*command)
-    assert "nothing to do" in capsys.readouterr().out
+    assert "nothing to do" in run_here(*command).out
     assert len(site.requests) == 2
     # The same file is the authors' wherever it lies, and a folder may be anybody's.
     run_here("import", "--from", archive, "--output", tmp_path / "named")
@@ -126,11 +124,11 @@ def test_what_is_cut_off_is_gone_on_with_and_imported(
 
 @pytest.mark.parametrize("wrong", [b"<html>Sign in</html>", None])
 def test_other_bytes_are_refused_before_they_are_read_and_fetched_again(
-    wrong: bytes | None, site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wrong: bytes | None, site: Site, tmp_path: Path
 ) -> None:
     content = site.content
     site.content = wrong or content[:-1] + bytes([content[-1] ^ 1])
-    line = refusal(capsys, "import", "--from", "paper:", "--output", tmp_path / "out")
+    line = refusal("import", "--from", "paper:", "--output", tmp_path / "out")
     told = f"({len(content):,} bytes, SHA-256 {paper_archive.SHA256})"
     assert line == f"in9 import: {site.url}/{NAME} is not the authors' archive {told}"
     site.content = content
@@ -155,7 +153,7 @@ def test_a_file_that_a_killed_run_had_whole_is_taken(site: Site, tmp_path: Path)
 
 
 def test_without_a_network_one_line_says_what_to_fetch(
-    site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("import", "--from", "paper:", "--output", tmp_path / "out")
     for place, reason in (
@@ -163,8 +161,7 @@ def test_without_a_network_one_line_says_what_to_fetch(
         ("http://127.0.0.1:9/data", "ConnectionError"),
     ):
         monkeypatch.setenv("IN9_RELEASED", place)
-        run_here(*command, code=1)
-        (line,) = capsys.readouterr().err.splitlines()
+        (line,) = run_here(*command, code=1).err.splitlines()
         assert line == (
             f"in9 import: the job failed: {place}/{NAME} was not fetched whole ({reason}): run the "
             f"same command again to go on, or fetch the file elsewhere ({len(site.content):,} "

@@ -36,11 +36,10 @@ def figures_of(output: Path, method: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.usefixtures("no_figures")
 def test_the_terminal_has_a_row_for_each_family_above_its_trainings(
-    families_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    families_run: Path, tmp_path: Path
 ) -> None:
     output = shutil.copytree(families_run, tmp_path / "out")
-    run_here("report", "--dataset", output, "--pictures", "none")
-    lines = capsys.readouterr().out.splitlines()
+    lines = run_here("report", "--dataset", output, "--pictures", "none").out.splitlines()
     heads = re.split(r"  +", lines[0])
     table = [re.split(r"(?<=\S)  +", line) for line in lines[1 : 1 + 3 + 4 + 3 + 2 + 3]]
     assert [row[0] for row in table] == [

@@ -25,9 +25,9 @@ def is_queue_empty(slurm: Slurm) -> bool:
 
 
 def test_a_job_array_of_a_seed_a_task_ends_with_the_family(
-    three_draws: Path, tmp_path: Path, slurm: Slurm
+    for_gaps: Path, tmp_path: Path, slurm: Slurm
 ) -> None:
-    out = Path(shutil.copytree(three_draws, tmp_path / "out"))
+    out = Path(shutil.copytree(for_gaps, tmp_path / "out"))
     entries = [checkpoint(tmp_path / f"{seed}.pth", seed=seed) for seed in (0, 1, 2)]
     listed = (f"erm#{seed}:={entry}\n" for seed, entry in enumerate(entries))
     (tmp_path / "models.txt").write_text("".join(listed))

@@ -335,13 +335,13 @@ def test_a_worker_of_another_version_ends_the_job(
 
 
 def test_the_address_of_the_environment_is_checked_before_the_job(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     command = ("generate", "--output", tmp_path / "out", *QUICK, "--dask", "auto")
-    assert "DASK_SCHEDULER_ADDRESS, which is not set" in refusal(capsys, *command)
+    assert "DASK_SCHEDULER_ADDRESS, which is not set" in refusal(*command)
     monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://192.0.2.1:8786")
-    assert "whoever reaches tcp://192.0.2.1:8786 can run code" in refusal(capsys, *command)
+    assert "whoever reaches tcp://192.0.2.1:8786 can run code" in refusal(*command)
 
 
 def test_a_scheduler_that_does_not_answer_is_named(

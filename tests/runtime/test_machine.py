@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from runs import ROOT
+from runs import ROOT, run_program
 
 from pipeline.runtime.machine import usable_cores, usable_memory
 
@@ -188,14 +188,7 @@ def test_a_real_group_limits_a_process_below_it() -> None:
             pytest.skip(f"this user cannot limit a control group: {error}")
         code = "from pipeline.runtime.machine import usable_memory; print(usable_memory())"
         enter = f"echo $$ > {group}/below/cgroup.procs && exec \"$0\" -c '{code}'"
-        done = subprocess.run(
-            ["sh", "-c", enter, sys.executable],
-            capture_output=True,
-            text=True,
-            cwd=ROOT,
-            check=True,
-        )
-        assert int(done.stdout) == GB
+        assert int(run_program("sh", "-c", enter, sys.executable).stdout) == GB
     finally:
         (group / "below").rmdir()
         group.rmdir()

@@ -81,15 +81,13 @@ def test_a_bar_is_shown_on_a_terminal_and_in_a_notebook_and_leaves_nothing(
 
 @pytest.mark.usefixtures("no_figures")
 def test_a_job_shows_its_stages_and_leaves_no_notes(
-    tiny_input: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tiny_input: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.002)
     output = tmp_path / "out"
-    run_here("run", "--input", tiny_input, "--output", output, *TINY_MODEL, "--pictures", "none")
-    lines = capsys.readouterr().err.splitlines()
+    lines = run_here(
+        "run", "--input", tiny_input, "--output", output, *TINY_MODEL, "--pictures", "none"
+    ).err.splitlines()
     stages = {line.partition(":")[0] for line in lines}
     # Later stages may end before their progress is shown.
     assert "segment" in stages <= {"segment", "compose", "evaluate"}

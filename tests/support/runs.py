@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow.dataset
@@ -112,45 +112,60 @@ def run_in9(
     return done
 
 
-def run_here(*arguments: object, code: int = 0) -> None:
+class Printed(NamedTuple):
+    """What a command prints."""
+
+    out: str
+    err: str
+
+
+def run_here(*arguments: object, code: int = 0) -> Printed:
     """Runs a command in this process; asserts that it exits with `code`.
 
     Most commands take longer to start than to run.
     """
-    assert main(words_of(arguments)) == code
+    with (
+        contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")) as out,
+        contextlib.redirect_stderr(io.TextIOWrapper(io.BytesIO(), "utf-8")) as err,
+    ):
+        returned = main(words_of(arguments))
+    printed = Printed(*map(_text_of, (out, err)))
+    assert returned == code, printed
+    return printed
 
 
-def run_python(code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs code in an interpreter of its own; asserts that it exits with 0.
+def _text_of(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
 
-    `variables` are further environment variables.
-    """
+
+def run_program(
+    *words: object, cwd: Path = ROOT, code: int = 0, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program with further environment variables; asserts that it exits with `code`."""
+    environment = {**os.environ, **variables}
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+        [*map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     return done
 
 
-def refusal(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def run_python(code: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in an interpreter of its own, with further environment variables."""
+    return run_program(sys.executable, "-c", code, *arguments, **variables)
+
+
+def refusal(*arguments: object) -> str:
     """Returns the only line on standard error of a command that exits with 2.
 
     Asserts that it leaves every file and folder as it was that an argument of type Path names.
     """
     paths = [argument for argument in arguments if isinstance(argument, Path)]
     before = [everything(path) for path in paths]
-    run_here(*arguments, code=2)
-    captured = capsys.readouterr()
-    lines = captured.err.splitlines()
-    assert len(lines) == 1, captured.err
+    (line,) = run_here(*arguments, code=2).err.splitlines()
     assert [everything(path) for path in paths] == before
-    return lines[0]
+    return line
 
 
 def everything(path: Path) -> dict[Path, int | None]:

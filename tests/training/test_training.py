@@ -6,7 +6,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ from runs import (
     manifest_of,
     run_here,
     run_in9,
+    run_program,
     stamps,
     start_in9,
     table_of,
@@ -417,13 +417,8 @@ def test_a_broken_picture_is_named(drawn: Path, tmp_path: Path, workers: int) ->
 def test_pictures_that_find_no_room_are_one_line(drawn: Path, tmp_path: Path) -> None:
     places = ("--dataset", str(drawn), "--output", str(tmp_path / "model"))
     command = shlex.join([sys.executable, "-m", "pipeline", "train", "--arch", TINY, *places])
-    done = subprocess.run(
-        ["bash", "-c", f"ulimit -f 8; exec {command}"],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
+    limited = ("bash", "-c", f"ulimit -f 8; exec {command}")
+    done = run_program(*limited, code=1, TMPDIR=str(tmp_path))
     (line,) = done.stderr.splitlines()
     assert f"the pictures to train on do not fit into {tmp_path}" in line
     assert not [path for path in (tmp_path / "model").rglob("*") if path.is_file()]

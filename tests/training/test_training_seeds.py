@@ -22,11 +22,8 @@ def copied(for_gaps: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(for_gaps, tmp_path / "out of trainings"))
 
 
-def test_what_it_prints_is_what_evaluate_takes_and_a_family(
-    copied: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run_here("train", "--dataset", copied, *TRAIN, "--seeds", "0,3,11")
-    *_, last = capsys.readouterr().out.splitlines()
+def test_what_it_prints_is_what_evaluate_takes_and_a_family(copied: Path) -> None:
+    *_, last = run_here("train", "--dataset", copied, *TRAIN, "--seeds", "0,3,11").out.splitlines()
     head, command = last.split(": in9 ")
     assert head == "to evaluate"
     words = shlex.split(command)
@@ -49,9 +46,7 @@ def test_what_it_prints_is_what_evaluate_takes_and_a_family(
     assert row["ci_low"]
     # A single training has no label, as there is no family.
     before = stamps(copied)
-    capsys.readouterr()
-    run_here("train", "--dataset", copied, *TRAIN, "--seeds", "3")
-    printed = capsys.readouterr().out
+    printed = run_here("train", "--dataset", copied, *TRAIN, "--seeds", "3").out
     assert "nothing to do: all 2 epochs have been trained" in printed
     assert "#" not in printed
     assert stamps(copied) == before
@@ -79,12 +74,10 @@ def test_with_an_output_each_seed_has_a_folder_and_goes_on_where_it_was_stopped(
 
 
 def test_folders_of_later_seeds_are_checked_before_the_first_is_trained(
-    copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copied: Path, tmp_path: Path
 ) -> None:
     run_here("train", "--dataset", copied, *TRAIN, "--seeds", 1, "--lr", 0.01)
-    capsys.readouterr()
-    run_here("train", "--dataset", copied, *TRAIN, "--seeds", "0,1", code=2)
-    captured = capsys.readouterr()
+    captured = run_here("train", "--dataset", copied, *TRAIN, "--seeds", "0,1", code=2)
     assert f"{FAMILY}-seed1 holds another training (--lr 0.01)" in captured.err
     assert not captured.out
     assert [path.name for path in (copied / "models").iterdir()] == [f"{FAMILY}-seed1"]
@@ -92,25 +85,25 @@ def test_folders_of_later_seeds_are_checked_before_the_first_is_trained(
     (output / "seed1").mkdir(parents=True)
     (output / "seed1" / "model.safetensors").write_bytes(b"mine")
     flags = ("--dataset", copied, "--output", output)
-    message = refusal(capsys, "train", *flags, *TRAIN, "--seeds", "0,1")
+    message = refusal("train", *flags, *TRAIN, "--seeds", "0,1")
     assert f"--output {output}/seed1 holds model.safetensors, which was not trained here" in message
 
 
 @pytest.mark.parametrize("command", ["train", "matrix"])
 def test_a_seed_is_refused_with_the_name_of_the_flag(
-    command: str, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, copied: Path, tmp_path: Path
 ) -> None:
     flags = (command, "--dataset", copied)
-    assert "no --seed, which is a flag of in9 run" in refusal(capsys, *flags, "--seed", 1)
-    assert refusal(capsys, *flags, "--seed=1").endswith("did you mean --seeds?")
+    assert "no --seed, which is a flag of in9 run" in refusal(*flags, "--seed", 1)
+    assert refusal(*flags, "--seed=1").endswith("did you mean --seeds?")
     file = tmp_path / "flags.toml"
     file.write_text(f"[{command}]\nseed = 1\n")
-    assert refusal(capsys, *flags, "--config", file).endswith("did you mean --seeds?")
+    assert refusal(*flags, "--config", file).endswith("did you mean --seeds?")
     for wrong in ("", "0,", "1,1", "01,1", "-1", "a", "0.5"):
-        message = refusal(capsys, *flags, f"--seeds={wrong}")
+        message = refusal(*flags, f"--seeds={wrong}")
         assert "expected whole numbers that differ, separated by commas" in message
     probe = ("--probe", "--holdout", 0.5, "--seeds", "0,1")
-    assert "leave out --seeds or --probe" in refusal(capsys, *flags, *probe)
+    assert "leave out --seeds or --probe" in refusal(*flags, *probe)
 
 
 def test_a_common_seed_is_that_of_pairing(copied: Path, tmp_path: Path) -> None:

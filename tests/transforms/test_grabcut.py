@@ -7,7 +7,6 @@ import os
 import pickle
 import pwd
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,10 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from processor import without_avx512
-from runs import everything, run_python
+from runs import everything, run_program, run_python
 
 from pipeline.dataset.folder import sample_folder
-from transforms import grabcut as package
 from transforms.codec import decode_image
 from transforms.grabcut import Unsupported, cache, grabcut, interface, prepare
 from transforms.grabcut.__main__ import main
@@ -391,22 +389,16 @@ def test_planted_code_does_not_run(tmp_path: Path) -> None:
     cache_dir, temporary = _plant(tmp_path / "cache").parent, tmp_path / "tmp"
     temporary.mkdir()
     # The second mode shows that the code would run if the folder were trusted.
-    done = {}
-    for mode in (0o777, 0o700):
+    said = {}
+    for mode, code in ((0o777, 1), (0o700, 77)):
         for folder in (cache_dir, temporary):
             folder.chmod(mode)
-        done[mode] = subprocess.run(
-            [sys.executable, "-m", "transforms.grabcut"],
-            env={**os.environ, "IN9_CACHE_DIR": str(cache_dir), "TMPDIR": str(temporary)},
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(package.__file__).parents[2],
-        )
-    assert [each.returncode for each in done.values()] == [1, 77]
+        variables = {"IN9_CACHE_DIR": str(cache_dir), "TMPDIR": str(temporary)}
+        words = (sys.executable, "-m", "transforms.grabcut")
+        said[mode] = run_program(*words, code=code, **variables).stderr
     # No folder can hold compiled code, so OpenCV would take over.
-    said = done[0o777].stderr
-    assert re.search(rf"{temporary}: others may write to it, .*{cache_dir}: others may", said)
+    found = rf"{temporary}: others may write to it, .*{cache_dir}: others may"
+    assert re.search(found, said[0o777])
 
 
 def test_links_and_sticky_folders_of_ones_own_are_trusted(
