@@ -24,16 +24,18 @@ from pipeline.evaluate.results import ModelRun, Table
 from pipeline.evaluate.summary import Summary
 from pipeline.storage.state_files import convert, read_csv
 from transforms.analysis import gaps_of_pictures
-from transforms.families import MIN_SEEDS, Seeds, spread_of_methods
 from transforms.intervals import CONFIDENCE, holm, score_interval
 from transforms.two_way import (
+    MIN_SEEDS,
     EstimateSpread,
     Floats,
     Roles,
+    Seeds,
     difference_interval,
     p_value,
     share_interval,
     smallest_difference,
+    spread_of_methods,
 )
 from transforms.variants import MIXED, VariantName, draws_of
 
