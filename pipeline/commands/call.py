@@ -45,7 +45,7 @@ from pipeline.runtime.lock import locked, model_lock
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, live_bar
 from transforms.codec import decode_image
-from transforms.estimates import Estimate
+from transforms.intervals import Estimate
 from transforms.scoring import RULES_OF_ANSWERS, AnswerKind, labels_of_outputs
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 

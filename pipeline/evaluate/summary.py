@@ -21,7 +21,7 @@ from pipeline.evaluate.results import (
     pick,
 )
 from pipeline.storage.state_files import Name
-from transforms.estimates import Estimate
+from transforms.intervals import Estimate
 from transforms.scoring import ALL_RULES, LABEL_RULES, AnswerKind
 
 

@@ -23,8 +23,7 @@ from pipeline.evaluate.summaries import measure_accuracy
 from pipeline.evaluate.summary import Summary
 from pipeline.report.page import check_claims
 from transforms.analysis import constant_accuracy
-from transforms.estimates import Verdict
-from transforms.intervals import wilson
+from transforms.intervals import Verdict, wilson
 from transforms.taxonomy import imagenet9
 from transforms.two_way import Roles
 

@@ -37,8 +37,7 @@ from pipeline.evaluate.published import CHALLENGE, FOOLED, FULL_GRID, published_
 from pipeline.evaluate.results import read_failures
 from pipeline.evaluate.summary import Summary
 from pipeline.models.identity import encoder_of
-from transforms.estimates import Estimate, above, below, estimate_of
-from transforms.intervals import level_of, wilson
+from transforms.intervals import Estimate, above, below, estimate_of, level_of, wilson
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
 from transforms.variants import ONLY_BG_T, VariantName

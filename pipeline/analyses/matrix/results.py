@@ -39,8 +39,8 @@ from pipeline.models.identity import encoder_of
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.analysis import constant_accuracy
-from transforms.estimates import Estimate, estimate_of
 from transforms.hashing import fingerprint
+from transforms.intervals import Estimate, estimate_of
 from transforms.scoring import PAPER_RULE
 from transforms.variants import VariantName
 
