@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from pipeline.analyses.evaluation.stage import commit_predictions
 from pipeline.analyses.matrix.results import IN9L, Matrix, sort_names, write_matrix_tables
 from pipeline.dataset.folder import Dataset, refuse_empty_test, selected_rows
-from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
 from pipeline.evaluate.features import HeadPlan
 from pipeline.evaluate.planned import Evaluation
@@ -361,12 +360,7 @@ def make_row(
         if missing:
             scorer = scorer or trainer.scorer(entry)
             for output in shards.run(scorer, numbers, missing, lambda *_: None):
-                write_table(
-                    store,
-                    shards.path(output.chunk),
-                    output.table,
-                    shards.fingerprint_to_store(output),
-                )
+                shards.write(store, output)
         commit_predictions(
             shards,
             numbers,
