@@ -119,7 +119,55 @@ class PlannedAttack(PlannedAnalysis):
 
     @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
-        write_attack(self.for_model(dataset, run))
+        """Also writes the table of backgrounds.
+
+        Removes files of the split that were computed from other pixels or weights, and files of
+        this grid that it no longer needs.
+        """
+        store, grid, work = dataset.store, self._grid(dataset), self.for_model(dataset, run)
+        split, taxonomy = run.evaluation.split, dataset.taxonomy
+        paths = list(map(work.path, grid.chunks))
+        tallies, devices = tally_chunks(store, paths, grid.backgrounds.labels, taxonomy.num_labels)
+        chunk_folder = f"results/{run.folder}/{grid_name(grid, self)}"
+        backgrounds_file = f"{chunk_folder}/{split}-backgrounds.parquet"
+        of_chunks = fingerprint([work.fingerprint(chunk) for chunk in grid.chunks])
+        expected = f"{work.shared_fingerprint}-{of_chunks}"
+        metadata = read_metadata(store, backgrounds_file)
+        if metadata is None or metadata.fingerprint != expected:
+            write_table(
+                store,
+                backgrounds_file,
+                background_table(grid, None if self.early_stop else tallies),
+                expected,
+            )
+        attack = pick(
+            AttackResult,
+            run,
+            evaluation=msgspec.structs.replace(run.evaluation, device=devices),
+            of=split_fingerprint(dataset, split, ATTACK_VARIANTS),
+            split=split,
+            foregrounds=len(grid.foregrounds),
+            backgrounds=len(grid.backgrounds),
+            full_grid=grid.is_full,
+            early_stop=self.early_stop,
+            forwards=next(iter(tallies.values())).tried,
+            backgrounds_file=backgrounds_file,
+            rules={
+                rule: measure_rule(tallied, grid, taxonomy, early_stop=self.early_stop)
+                for rule, tallied in tallies.items()
+            },
+        )
+        write_result(store, result_file(run.folder, "attack"), attack)
+        for path in list(store.walk(f"results/{run.folder}/attack")):
+            name, folder = os.path.basename(path), os.path.dirname(path)
+            if path in (backgrounds_file, *paths) or not name.startswith(f"{split}-"):
+                continue
+            metadata = read_metadata(store, path)
+            is_current = metadata is not None and metadata.fingerprint.startswith(
+                f"{work.shared_fingerprint}-"
+            )
+            if not is_current or folder == chunk_folder:
+                store.delete(path)
 
 
 @dataclasses.dataclass(eq=False)
@@ -360,55 +408,3 @@ def tally_chunks(
         for rule, grid in zip(LABEL_RULES, grids, strict=True):
             tallies[rule].append(tally(grid, labels, bg_labels, num_labels))
     return {rule: merge(each) for rule, each in tallies.items()}, "+".join(sorted(devices))
-
-
-def write_attack(work: AttackChunks) -> None:
-    """Writes attack.json and the table of backgrounds of a model whose chunks are all done.
-
-    Removes files of the split that were computed from other pixels or weights, and files of this
-    grid that it no longer needs.
-    """
-    store, dataset, grid, run = work.store, work.dataset, work.grid, work.model
-    split, early_stop, taxonomy = run.evaluation.split, work.plan.early_stop, dataset.taxonomy
-    paths = list(map(work.path, grid.chunks))
-    tallies, devices = tally_chunks(store, paths, grid.backgrounds.labels, taxonomy.num_labels)
-    chunk_folder = f"results/{run.folder}/{grid_name(grid, work.plan)}"
-    backgrounds_file = f"{chunk_folder}/{split}-backgrounds.parquet"
-    of_chunks = fingerprint([work.fingerprint(chunk) for chunk in grid.chunks])
-    expected = f"{work.shared_fingerprint}-{of_chunks}"
-    metadata = read_metadata(store, backgrounds_file)
-    if metadata is None or metadata.fingerprint != expected:
-        write_table(
-            store,
-            backgrounds_file,
-            background_table(grid, None if early_stop else tallies),
-            expected,
-        )
-    attack = pick(
-        AttackResult,
-        run,
-        evaluation=msgspec.structs.replace(run.evaluation, device=devices),
-        of=split_fingerprint(dataset, split, ATTACK_VARIANTS),
-        split=split,
-        foregrounds=len(grid.foregrounds),
-        backgrounds=len(grid.backgrounds),
-        full_grid=grid.is_full,
-        early_stop=early_stop,
-        forwards=next(iter(tallies.values())).tried,
-        backgrounds_file=backgrounds_file,
-        rules={
-            rule: measure_rule(tallied, grid, taxonomy, early_stop=early_stop)
-            for rule, tallied in tallies.items()
-        },
-    )
-    write_result(store, result_file(run.folder, "attack"), attack)
-    for path in list(store.walk(f"results/{run.folder}/attack")):
-        name, folder = os.path.basename(path), os.path.dirname(path)
-        if path in (backgrounds_file, *paths) or not name.startswith(f"{split}-"):
-            continue
-        metadata = read_metadata(store, path)
-        is_current = metadata is not None and metadata.fingerprint.startswith(
-            f"{work.shared_fingerprint}-"
-        )
-        if not is_current or folder == chunk_folder:
-            store.delete(path)
