@@ -371,12 +371,6 @@ class Summary(ModelRun, frozen=True, kw_only=True):
         """Returns the row of BG-Gap, by default under the headline's rule; None without one."""
         return next(self.by_rule(self.gaps, rule), None)
 
-    @property
-    def is_gap_near_zero(self) -> bool:
-        """Whether the interval of BG-Gap includes 0."""
-        gap = self.gap()
-        return gap is not None and gap.ci_low <= 0 <= gap.ci_high
-
 
 def rules_of(summaries: Iterable[Summary]) -> tuple[str, ...]:
     """Returns models' label rules, in the order of `ALL_RULES`; without models, those of logits."""
