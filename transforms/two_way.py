@@ -353,9 +353,7 @@ def wilson_of_pictures(
     if not n:
         return 0.0, 1.0
     share = float(correct.mean())
-    if roles.units == n:
-        return score_interval(share, n, NormalDist().inv_cdf(0.5 + confidence / 2))
-    return share_interval(
+    return interval_of_pictures(
         share,
         float(roles.variance((correct - share) / n)),
         roles.units,
@@ -363,6 +361,15 @@ def wilson_of_pictures(
         most=n,
         confidence=confidence,
     )
+
+
+def interval_of_pictures(
+    share: float, variance: float, units: float, *, fewest: float, most: float, confidence: float
+) -> tuple[float, float]:
+    """Computes `share_interval`; if no two pictures share a unit, the interval of `wilson`."""
+    if fewest == most:
+        return score_interval(share, most, NormalDist().inv_cdf(0.5 + confidence / 2))
+    return share_interval(share, variance, units, fewest=fewest, most=most, confidence=confidence)
 
 
 def share_interval(

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from statistics import NormalDist
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -24,7 +23,7 @@ from pipeline.evaluate.results import ModelRun, Table
 from pipeline.evaluate.summary import Summary
 from pipeline.storage.state_files import convert, read_csv
 from transforms.analysis import gaps_of_pictures
-from transforms.intervals import CONFIDENCE, holm, score_interval
+from transforms.intervals import CONFIDENCE, holm
 from transforms.two_way import (
     MIN_SEEDS,
     EstimateSpread,
@@ -32,8 +31,8 @@ from transforms.two_way import (
     Roles,
     Seeds,
     difference_interval,
+    interval_of_pictures,
     p_value,
-    share_interval,
     smallest_difference,
     spread_of_methods,
 )
@@ -125,7 +124,7 @@ class Measured:
     Attributes:
       n: number of images.
       trials: the fewest and the most independent trials that a share may stand for, as for
-        `share_interval`; None if it is not a share.
+        `interval_of_pictures`; None if it is not a share.
     """
 
     value: float
@@ -142,10 +141,7 @@ class Measured:
         """
         if self.trials is not None:
             fewest, most = (growth * one for one in self.trials)
-            if fewest == most:  # No two pictures share a unit.
-                z = NormalDist().inv_cdf(0.5 + confidence / 2)
-                return score_interval(self.value, most, z)
-            return share_interval(
+            return interval_of_pictures(
                 self.value,
                 float(self.spread.variance) / growth,
                 self.spread.units * growth,
