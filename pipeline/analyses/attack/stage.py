@@ -10,8 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -227,7 +226,7 @@ class AttackChunks(AnalysisOfModel):
             stream_cutouts,
             try_all,
         )
-        from pipeline.models.predict import IN_FLIGHT
+        from pipeline.models.predict import lagging
 
         grid, device, batch_size = self.grid, predictor.device, predictor.batch_size
         split, early_stop = self.model.evaluation.split, self.plan.early_stop
@@ -244,12 +243,10 @@ class AttackChunks(AnalysisOfModel):
             note(chunk, int((predictions[0] != UNTRIED).sum()), 0)
             return ChunkOutput(chunk, chunk_table(foregrounds_of(chunk), predictions, device.type))
 
-        launched: deque[tuple[int, Callable[[], Grid]]] = deque()
-
-        def finish(at_most: int) -> Iterator[ChunkOutput]:
-            while len(launched) > at_most:
-                chunk, fetch = launched.popleft()
-                yield output(chunk, fetch())
+        def launch(chunk: int) -> tuple[int, Callable[[], Grid]]:
+            size = (len(grid.positions(chunk)), len(grid.backgrounds))
+            note_pairs = functools.partial(note, chunk, 0)
+            return chunk, try_all(composed, next(cutouts), size, batch_size, note_pairs)
 
         # The next chunk is decoded while the device works.
         with contextlib.closing(InBackground(stream, 1)) as ahead:
@@ -272,19 +269,9 @@ class AttackChunks(AnalysisOfModel):
                         predictions = predictions_of(read_table(self.store, self.path(chunk)))[0]
                     before = predictions, labels
                 return
-            for chunk in missing:
-                size = (len(grid.positions(chunk)), len(grid.backgrounds))
-                note_pairs = functools.partial(note, chunk, 0)
-                try:
-                    fetch = try_all(composed, next(cutouts), size, batch_size, note_pairs)
-                except Exception:
-                    # What was done before the failure is kept.
-                    yield from finish(0)
-                    raise
-                launched.append((chunk, fetch))
-                # A GPU never waits, because the next chunk is launched before one is fetched.
-                yield from finish(IN_FLIGHT[device.type])
-            yield from finish(0)
+            # A GPU never waits, because the next chunk is launched before one is fetched.
+            for chunk, fetch in lagging(map(launch, missing), device):
+                yield output(chunk, fetch())
 
 
 def grid_name(grid: AttackGrid, plan: PlannedAttack) -> str:
