@@ -190,12 +190,11 @@ def expected_accuracy(
     >>> expected_accuracy(np.asarray([0, 1]), 4, [1, 4])
     [(1, 0.875), (4, 0.5)]
     """
-    wanted = sorted(set(numbers))
     different, foregrounds = np.unique(turning, return_counts=True)
     stands = np.ones(len(different))
     accuracies = []
     drawn = 0
-    for number in wanted:
+    for number in sorted(set(numbers)):
         while drawn < number:
             remaining = backgrounds - drawn
             stands *= np.maximum(remaining - different, 0) / remaining

@@ -316,11 +316,10 @@ def _groups(
             [one.accuracy or 0.0 for one in accuracies],
         )
         for position, (group, accuracy) in enumerate(zip(all_groups, accuracies, strict=True)):
-            is_worst = position == worst
             # The worst group is chosen after looking at all groups, so its interval is widened
             # to hold for all groups simultaneously.
             level = level_of(len(all_groups))
-            widened = pooled.accuracy(group.pictures, level) if is_worst else None
+            widened = pooled.accuracy(group.pictures, level) if position == worst else None
             yield pick(
                 GroupRow,
                 accuracy,
@@ -328,7 +327,7 @@ def _groups(
                 variant=pooled.variant,
                 label=group.label,
                 bg_label=group.bg_label,
-                is_worst=is_worst,
+                is_worst=widened is not None,
                 worst_ci_low=widened.ci_low if widened else None,
                 worst_ci_high=widened.ci_high if widened else None,
             )
