@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.analyses.evaluation.stage import commit_predictions, describe_predictions
 from pipeline.analyses.evaluation.tables import measure_power, rows_of_models
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import writing_store
@@ -32,7 +31,14 @@ from pipeline.display.table import interval
 from pipeline.errors import JobError, UsageError, one_line, refuse_first
 from pipeline.evaluate.features import HeadPlan, encode, features_in
 from pipeline.evaluate.planned import Evaluation, refuse_no_fit, split_to_fit
-from pipeline.evaluate.predict_shards import PredictShards, RowsScorer, Scorer, ShardPictures
+from pipeline.evaluate.predict_shards import (
+    PredictShards,
+    RowsScorer,
+    Scorer,
+    ShardPictures,
+    commit_predictions,
+    describe_predictions,
+)
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, predictions_in_table
 from pipeline.evaluate.summaries import summarize
 from pipeline.evaluate.summary import TABLES, Summary
