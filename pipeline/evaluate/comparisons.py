@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import counted
 from pipeline.evaluate.families import Family, Subject, families_of
-from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
-from pipeline.evaluate.results import ModelRun, Table
+from pipeline.evaluate.predictions import EvalImages, correct_by_rule, evaluated_variants
+from pipeline.evaluate.results import Table
 from pipeline.evaluate.summary import Summary
 from pipeline.storage.state_files import convert, read_csv
 from transforms.analysis import gaps_of_pictures
@@ -325,21 +325,6 @@ def _estimate(
     if quantity == BG_GAP:
         return gaps_of_pictures(answers, pictures.is_same)
     return answers.mean(), (answers - answers.mean()) / len(answers)
-
-
-def correct_by_rule(
-    dataset: Dataset, images: EvalImages, run: ModelRun
-) -> tuple[dict[str, dict[VariantName, Correct]], dict[VariantName, NDArray[np.int64]]]:
-    """Reads which pictures a model recognises, and `Predictions.bg_units`.
-
-    They are label rule -> variant -> (n,) bool, True where right.
-    """
-    by_rule = read_predictions(dataset, images, run).by_rule
-    bg_units = {k: units for one in by_rule.values() for k, units in one.bg_units.items()}
-    return {
-        rule: {name: predictions.correct(name) for name in predictions.predicted}
-        for rule, predictions in by_rule.items()
-    }, bg_units
 
 
 def read_contributions(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameImages]:
