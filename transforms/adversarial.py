@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,12 +108,11 @@ def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> Gri
     )
 
 
-def merge(tallies: Iterable[GridTally]) -> GridTally:
+def merge(parts: Sequence[GridTally]) -> GridTally:
     """Merges tallies of different foregrounds on the same backgrounds.
 
     Raises ValueError if there are no tallies.
     """
-    parts = list(tallies)
     return GridTally(
         labels=np.concatenate([part.labels for part in parts]),
         turning=np.concatenate([part.turning for part in parts]),

@@ -82,13 +82,13 @@ class Roles:
         `differences`, each picture is one by itself. Raises ValueError if the arrays have different
         lengths.
         """
-        numbers = _numbered(foregrounds)
-        of = np.arange(len(numbers)) if differences is None else _numbered(differences)
-        if backgrounds is None:
-            return cls(numbers, None, of)
-        if len(backgrounds) != len(foregrounds):
+        if backgrounds is not None and len(backgrounds) != len(foregrounds):
             raise ValueError(f"{len(foregrounds)} foregrounds on {len(backgrounds)} backgrounds")
-        return cls(numbers, _numbered(backgrounds), of)
+        return cls(
+            _numbered(foregrounds),
+            None if backgrounds is None else _numbered(backgrounds),
+            np.arange(len(foregrounds)) if differences is None else _numbered(differences),
+        )
 
     @functools.cached_property
     def pairs(self) -> NDArray[np.int64] | None:

@@ -68,8 +68,7 @@ class FeatureFiles:
         model, settings = self.model, (self.predict.identity, EVALUATE_VERSION)
         # Weights alone do not tell what is done with them.
         of = model.weights_sha256, model.architecture, model.features or ""
-        preprocessing = dataclasses.asdict(model.preprocessing)
-        return fingerprint(*of, preprocessing, *settings, *pictures)
+        return fingerprint(*of, dataclasses.asdict(model.preprocessing), *settings, *pictures)
 
     def is_done(self, pictures: ShardPictures) -> bool:
         """Returns whether the present features of pictures exist."""
