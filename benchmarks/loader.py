@@ -28,7 +28,7 @@ from drawn import draw_dataset
 from measure import ROOT, row
 from PIL import Image
 
-from pipeline.analyses.evaluation.stage import PlannedEvaluation
+from pipeline.analyses.evaluation.parts import PlannedEvaluation
 from pipeline.evaluate.model_stage import Block, BlockDone, RunModels
 from pipeline.evaluate.planned import Evaluation
 from pipeline.models.identity import GPU_BATCH, PredictConfig

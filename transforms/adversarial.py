@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,12 +108,11 @@ def tally(grid: Grid, labels: Labels, bg_labels: Labels, num_labels: int) -> Gri
     )
 
 
-def merge(tallies: Iterable[GridTally]) -> GridTally:
+def merge(parts: Sequence[GridTally]) -> GridTally:
     """Merges tallies of different foregrounds on the same backgrounds.
 
     Raises ValueError if there are no tallies.
     """
-    parts = list(tallies)
     return GridTally(
         labels=np.concatenate([part.labels for part in parts]),
         turning=np.concatenate([part.turning for part in parts]),
@@ -190,12 +189,11 @@ def expected_accuracy(
     >>> expected_accuracy(np.asarray([0, 1]), 4, [1, 4])
     [(1, 0.875), (4, 0.5)]
     """
-    wanted = sorted(set(numbers))
     different, foregrounds = np.unique(turning, return_counts=True)
     stands = np.ones(len(different))
     accuracies = []
     drawn = 0
-    for number in wanted:
+    for number in sorted(set(numbers)):
         while drawn < number:
             remaining = backgrounds - drawn
             stands *= np.maximum(remaining - different, 0) / remaining

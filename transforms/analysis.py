@@ -70,11 +70,9 @@ def constant_accuracy(labels: Labels) -> float | None:
 
 
 def class_mean_accuracy(confusion: Counts) -> float:
-    """Averages the accuracies of classes with images, from (L, L + 1) counts; NaN if none has."""
+    """Averages the accuracies of classes with images, from (L, L + 1) counts, not all of them 0."""
     images = confusion.sum(axis=1)
     present = images > 0
-    if not present.any():
-        return float("nan")
     return float((np.diagonal(confusion)[present] / images[present]).mean())
 
 
@@ -195,9 +193,8 @@ def worst_group(bounds: list[tuple[float, float]], accuracies: list[float]) -> i
     Returns:
       Position of the worst group, None if there are no groups.
     """
-    if not bounds:
-        return None
-    return min(range(len(bounds)), key=lambda i: (bounds[i][1], accuracies[i]))
+    order = range(len(bounds))
+    return min(order, key=lambda i: (bounds[i][1], accuracies[i]), default=None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,7 @@ backgrounds and that within a class.
 
 import numpy as np
 
-from transforms.estimates import Estimate
-from transforms.intervals import CONFIDENCE, Floats, t_quantile
+from transforms.intervals import CONFIDENCE, Estimate, Floats, t_quantile
 from transforms.selection import Labels
 
 SHARES = ("foreground", "background", "interaction", "class")

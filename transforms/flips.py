@@ -10,7 +10,6 @@ With one pair for each foreground, both measures are equal.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -103,16 +102,6 @@ class PicturePairs:
         # Both pictures of a pair show its foreground, so its contribution is counted twice there.
         return by_foreground / 4, by_one - by_both, by_foreground_one - by_foreground_both
 
-    @functools.cached_property
-    def fewest(self) -> float:
-        """Effective number of pairs if all pairs that share a unit are copies of one pair."""
-        return 1 / max(self.shared_products(self.weights)[:2])
-
-    @functools.cached_property
-    def most(self) -> float:
-        """Effective number of pairs if no two share a unit: given by the weights (Kish 1965)."""
-        return 1 / _sum_squares(self.weights)
-
     def variance(self, r: Floats) -> float:
         """Computes an estimate's two-way variance; infinite if a role has a single unit.
 
@@ -174,7 +163,9 @@ def flip_rate(predictions: NDArray[np.integer], pairs: PicturePairs) -> FlipRate
         rate,
         pairs.variance(pairs.weights * (flips - rate)),
         pairs.picture_roles.units,
-        fewest=pairs.fewest,
-        most=pairs.most,
+        # If all pairs that share a unit are copies of one pair.
+        fewest=1 / max(pairs.shared_products(pairs.weights)[:2]),
+        # If no two share a unit, the weights give the number (Kish 1965).
+        most=1 / _sum_squares(pairs.weights),
     )
     return FlipRate(rate, low, high, int(has_pairs.sum()), len(flips))

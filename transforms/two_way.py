@@ -33,6 +33,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,8 @@ POWER = 0.8
 """Share of the draws of images in which the smallest difference should show."""
 _NONE = 1e-12
 """A standard error that is smaller is a rounding error of 0."""
+_LEAST = 1e-24
+"""A smaller variance is a rounding error of 0, and says nothing of degrees of freedom."""
 _HALVINGS = 32
 """Number of times that the search for an end of an interval halves its range."""
 _ROUNDING = 1e-12
@@ -79,13 +82,13 @@ class Roles:
         `differences`, each picture is one by itself. Raises ValueError if the arrays have different
         lengths.
         """
-        numbers = _numbered(foregrounds)
-        of = np.arange(len(numbers)) if differences is None else _numbered(differences)
-        if backgrounds is None:
-            return cls(numbers, None, of)
-        if len(backgrounds) != len(foregrounds):
+        if backgrounds is not None and len(backgrounds) != len(foregrounds):
             raise ValueError(f"{len(foregrounds)} foregrounds on {len(backgrounds)} backgrounds")
-        return cls(numbers, _numbered(backgrounds), of)
+        return cls(
+            _numbered(foregrounds),
+            None if backgrounds is None else _numbered(backgrounds),
+            np.arange(len(foregrounds)) if differences is None else _numbered(differences),
+        )
 
     @functools.cached_property
     def pairs(self) -> NDArray[np.int64] | None:
@@ -350,9 +353,7 @@ def wilson_of_pictures(
     if not n:
         return 0.0, 1.0
     share = float(correct.mean())
-    if roles.units == n:
-        return score_interval(share, n, NormalDist().inv_cdf(0.5 + confidence / 2))
-    return share_interval(
+    return interval_of_pictures(
         share,
         float(roles.variance((correct - share) / n)),
         roles.units,
@@ -360,6 +361,15 @@ def wilson_of_pictures(
         most=n,
         confidence=confidence,
     )
+
+
+def interval_of_pictures(
+    share: float, variance: float, units: float, *, fewest: float, most: float, confidence: float
+) -> tuple[float, float]:
+    """Computes `share_interval`; if no two pictures share a unit, the interval of `wilson`."""
+    if fewest == most:
+        return score_interval(share, most, NormalDist().inv_cdf(0.5 + confidence / 2))
+    return share_interval(share, variance, units, fewest=fewest, most=most, confidence=confidence)
 
 
 def share_interval(
@@ -394,3 +404,68 @@ def share_interval(
         effective = share * (1 - share) / variance if variance else most
     effective = min(max(effective, fewest), most)
     return score_interval(share, effective, t_quantile(units - 1, confidence))
+
+
+MIN_SEEDS = 3
+"""The fewest seeds, trainings of one method, whose estimates have a variance worth stating."""
+
+
+class Seeds(NamedTuple):
+    """The estimates of K seeds of a method from the same n pictures.
+
+    Attributes:
+      values: (K,) float64, their estimates.
+      r: (K, n) float64, the contribution of each picture to each estimate, as for `Roles.sums`.
+    """
+
+    values: Floats
+    r: Floats
+
+
+def spread_of_methods(roles: Roles, *methods: Seeds, further: bool = False) -> EstimateSpread:
+    """Computes the spread of a method's estimate, or of the first's minus that of a second.
+
+    `roles` are those of the pictures. Each method has at least `MIN_SEEDS` seeds, or each a single
+    one; then the spread is that of other images and backgrounds alone. With `further`, it is that
+    of what one further seed of the only method would show, around the mean of the seeds.
+
+    All seeds answer the same pictures. The estimate of a method is the mean over its seeds. Its
+    error has two parts: other images and backgrounds would have given other answers, which the
+    seeds have in common as far as their answers agree, and other seeds would have been trained to
+    other weights.
+
+    With K seeds, let A be the two-way variance of the mean, s^2 the variance of the seeds'
+    estimates around the mean, and W the mean two-way variance of a seed's deviation from the mean.
+    What of A is common to all seeds, and no share of their own errors, is C = max(0, A - W / K).
+    The variance of the mean is then V = max(A, C + s^2 / K), and its degrees of freedom follow from
+    those of C and s^2 (Satterthwaite 1946). For the difference of two methods, A is the variance of
+    the difference of their means, because both answer the same pictures, and each has its own s^2
+    and W, because their seeds have nothing in common.
+
+    Intervals of differences suppose paired differences of -1, 0 and 1. These are the differences of
+    single seeds, so their scatter is that of single seeds. Means of seeds scatter less; with their
+    scatter, intervals of accurate models would be half as wide again.
+    """
+    first, *others = methods
+    mean = first.r.mean(axis=0) - sum(other.r.mean(axis=0) for other in others)
+    of_images = roles.spread(np.asarray(mean))
+    numbers = np.asarray([len(one.values) for one in methods])
+    # With one unit, nothing is known of other images, so nothing can be added to that.
+    if of_images.units < 2 or numbers.max() == 1:
+        return of_images
+    squares = np.asarray([one.values.var(ddof=1) for one in methods])
+    deviations = [one.r - one.r.mean(axis=0) for one in methods]
+    noises = np.asarray([roles.variance(each).sum() / (len(each) - 1) for each in deviations])
+    common = max(0.0, float(of_images.variance - (noises / numbers).sum()))
+    variance = max(float(of_images.variance), common + float((squares / numbers).sum()))
+    variance += further * float(np.maximum(0, squares - noises).sum())
+    of_seeds = squares * (1 / numbers + further)
+    terms = common**2 / (of_images.units - 1) + float((of_seeds**2 / (numbers - 1)).sum())
+    df = variance**2 / terms if terms > _LEAST**2 else of_images.units - 1
+    df = max(df, further * float(numbers.min() - 1))
+    within = sum(np.square(roles.paired(each)).sum() / len(each) for each in deviations)
+    scatter = np.asarray(of_images.scatter + of_images.pairs * within)
+    # As many differences of single seeds have the variance of a mean whose pictures share no unit.
+    more = float(scatter / of_images.scatter) if of_images.scatter > _LEAST else 1.0
+    units = min(df, of_images.units - 1) + 1
+    return EstimateSpread(np.asarray(variance), scatter, of_images.pairs * more, units)

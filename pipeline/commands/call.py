@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.analyses.evaluation.stage import commit_predictions, describe_predictions
 from pipeline.analyses.evaluation.tables import measure_power, rows_of_models
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import writing_store
@@ -32,7 +31,14 @@ from pipeline.display.table import interval
 from pipeline.errors import JobError, UsageError, one_line, refuse_first
 from pipeline.evaluate.features import HeadPlan, encode, features_in
 from pipeline.evaluate.planned import Evaluation, refuse_no_fit, split_to_fit
-from pipeline.evaluate.predict_shards import PredictShards, RowsScorer, Scorer, ShardPictures
+from pipeline.evaluate.predict_shards import (
+    PredictShards,
+    RowsScorer,
+    Scorer,
+    ShardPictures,
+    commit_predictions,
+    describe_predictions,
+)
 from pipeline.evaluate.predictions import EvalImages, evaluated_variants, predictions_in_table
 from pipeline.evaluate.summaries import summarize
 from pipeline.evaluate.summary import TABLES, Summary
@@ -45,7 +51,7 @@ from pipeline.runtime.lock import locked, model_lock
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, live_bar
 from transforms.codec import decode_image
-from transforms.estimates import Estimate
+from transforms.intervals import Estimate
 from transforms.scoring import RULES_OF_ANSWERS, AnswerKind, labels_of_outputs
 from transforms.taxonomy import OUTSIDE, Taxonomy, imagenet9
 

@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from typing import Any, NoReturn, TypeVar, cast
 
-from pipeline.analyses import ANALYSES
-from pipeline.analyses.analysis import Command
+from pipeline.analyses import ANALYSES, Command
 from pipeline.commands.flags import CORE, flags_of, sections_of
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.runtime.flag_types import KEYS, Flag, as_given, text_of

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
-from pipeline.analyses.evaluation.images import Prediction, predictions_of, shown_models
+from pipeline.analyses.evaluation.images import predictions_of, shown_models
+from pipeline.analyses.evaluation.patterns import Prediction
 from pipeline.commands.command_line import flags_as
 from pipeline.commands.reference import REASONS
 from pipeline.dataset.config import ComposeConfig, DatasetConfig

@@ -22,7 +22,7 @@ from pipeline.evaluate.summary import Summary
 from pipeline.models.answers import has_network
 from pipeline.storage.store import Store
 from transforms.codec import TooManyPixelsError, UndecodableError, decode_image
-from transforms.estimates import Estimate, Verdict, difference
+from transforms.intervals import Estimate, Verdict, difference
 from transforms.variants import VariantName
 
 COMPARED = 8

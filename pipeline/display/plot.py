@@ -27,7 +27,7 @@ from pipeline.display.style import (
     titled_axes,
 )
 from pipeline.display.table import shorten
-from transforms.estimates import Estimate
+from transforms.intervals import Estimate
 from transforms.taxonomy import Taxonomy
 
 FEW_IMAGES = 20

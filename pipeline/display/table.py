@@ -13,7 +13,7 @@ from typing import NamedTuple
 from pipeline.errors import LINE, escaped_line
 from pipeline.evaluate.results import Named
 from pipeline.models.identity import encoder_of
-from transforms.estimates import estimate_of
+from transforms.intervals import estimate_of
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 _FIRST = 60

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from statistics import NormalDist
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -19,21 +18,23 @@ from numpy.typing import NDArray
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import counted
 from pipeline.evaluate.families import Family, Subject, families_of
-from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
-from pipeline.evaluate.results import ModelRun, Table
+from pipeline.evaluate.predictions import EvalImages, correct_by_rule, evaluated_variants
+from pipeline.evaluate.results import Table
 from pipeline.evaluate.summary import Summary
 from pipeline.storage.state_files import convert, read_csv
 from transforms.analysis import gaps_of_pictures
-from transforms.families import MIN_SEEDS, Seeds, spread_of_methods
-from transforms.intervals import CONFIDENCE, holm, score_interval
+from transforms.intervals import CONFIDENCE, holm
 from transforms.two_way import (
+    MIN_SEEDS,
     EstimateSpread,
     Floats,
     Roles,
+    Seeds,
     difference_interval,
+    interval_of_pictures,
     p_value,
-    share_interval,
     smallest_difference,
+    spread_of_methods,
 )
 from transforms.variants import MIXED, VariantName, draws_of
 
@@ -123,7 +124,7 @@ class Measured:
     Attributes:
       n: number of images.
       trials: the fewest and the most independent trials that a share may stand for, as for
-        `share_interval`; None if it is not a share.
+        `interval_of_pictures`; None if it is not a share.
     """
 
     value: float
@@ -140,10 +141,7 @@ class Measured:
         """
         if self.trials is not None:
             fewest, most = (growth * one for one in self.trials)
-            if fewest == most:  # No two pictures share a unit.
-                z = NormalDist().inv_cdf(0.5 + confidence / 2)
-                return score_interval(self.value, most, z)
-            return share_interval(
+            return interval_of_pictures(
                 self.value,
                 float(self.spread.variance) / growth,
                 self.spread.units * growth,
@@ -327,21 +325,6 @@ def _estimate(
     if quantity == BG_GAP:
         return gaps_of_pictures(answers, pictures.is_same)
     return answers.mean(), (answers - answers.mean()) / len(answers)
-
-
-def correct_by_rule(
-    dataset: Dataset, images: EvalImages, run: ModelRun
-) -> tuple[dict[str, dict[VariantName, Correct]], dict[VariantName, NDArray[np.int64]]]:
-    """Reads which pictures a model recognises, and `Predictions.bg_units`.
-
-    They are label rule -> variant -> (n,) bool, True where right.
-    """
-    by_rule = read_predictions(dataset, images, run).by_rule
-    bg_units = {k: units for one in by_rule.values() for k, units in one.bg_units.items()}
-    return {
-        rule: {name: predictions.correct(name) for name in predictions.predicted}
-        for rule, predictions in by_rule.items()
-    }, bg_units
 
 
 def read_contributions(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameImages]:

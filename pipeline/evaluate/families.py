@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from pipeline.evaluate.results import ModelRun, RunSettings, Table, pick
 from pipeline.evaluate.summary import Summary
 from pipeline.models.expand import natural_order
-from transforms.families import MIN_SEEDS
+from transforms.two_way import MIN_SEEDS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,8 +67,7 @@ class FeatureFiles:
         model, settings = self.model, (self.predict.identity, EVALUATE_VERSION)
         # Weights alone do not tell what is done with them.
         of = model.weights_sha256, model.architecture, model.features or ""
-        preprocessing = dataclasses.asdict(model.preprocessing)
-        return fingerprint(*of, preprocessing, *settings, *pictures)
+        return fingerprint(*of, dataclasses.asdict(model.preprocessing), *settings, *pictures)
 
     def is_done(self, pictures: ShardPictures) -> bool:
         """Returns whether the present features of pictures exist."""
@@ -88,17 +87,6 @@ _SCHEMA = pa.schema(
 )
 
 
-def feature_column(values: NDArray[np.float32]) -> pa.ListArray:
-    """Makes a column of (n, width) features. Raises ModelError if one is NaN or infinite."""
-    if broken := int((~np.isfinite(values)).any(axis=1).sum()):
-        raise ModelError(
-            f"its features are not numbers but NaN or infinity for {broken} of "
-            f"{counted(len(values), 'picture')} of a batch"
-        )
-    offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
-    return pa.ListArray.from_arrays(offsets, values.ravel())
-
-
 def values_of(table: pa.Table) -> NDArray[np.float32]:
     """Returns the (n, width) float32 features of a table's n rows."""
     flat = table["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -107,9 +95,13 @@ def values_of(table: pa.Table) -> NDArray[np.float32]:
 
 
 def encode(
-    predictor: Predictor, pictures: ShardPictures, note: Callable[[int], None] = lambda _: None
+    predictor: Predictor,
+    pictures: ShardPictures,
+    note: Callable[[int, int], None] = lambda *_: None,
 ) -> pa.Table:
-    """Computes the features of pictures, for `features_in`; notes how many after each batch.
+    """Computes the features of pictures, for `features_in`.
+
+    It notes after each batch how many pictures are new, and how many done.
 
     Raises:
       ModelError: the encoder fails, or a feature is NaN or infinite.
@@ -119,8 +111,15 @@ def encode(
     side = pictures.dataset.manifest.config.segment.image_size
     with contextlib.closing(predictor.logits([pictures], side)) as batches:
         for batch, values in batches:
-            tables.append(pa.table([batch.rows["key"], feature_column(values)], _SCHEMA))
-            note(len(values))
+            if broken := int((~np.isfinite(values)).any(axis=1).sum()):
+                raise ModelError(
+                    f"its features are not numbers but NaN or infinity for {broken} of "
+                    f"{counted(len(values), 'picture')} of a batch"
+                )
+            offsets = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+            features = pa.ListArray.from_arrays(offsets, values.ravel())
+            tables.append(pa.table([batch.rows["key"], features], _SCHEMA))
+            note(len(values), len(values))
     return pa.concat_tables(tables)
 
 
@@ -164,18 +163,6 @@ class HeadPlan:
         """Name of the part of a variant's pictures, for `FeatureFiles`."""
         return f"-fit{self.holdout:g}"
 
-    def of_shard(self, shard: int) -> list[ShardPictures]:
-        """Returns the pictures in a shard; a mixed variant may have them in several replicates."""
-        rows = selected_rows(self.dataset, self.split, shard=shard)
-        by_variant: dict[VariantName, set[str]] = {}
-        for row in rows:
-            if name := self.pictures.get(row["key"]):
-                by_variant.setdefault(name, set()).add(row["key"])
-        return [
-            ShardPictures(self.dataset, self.split, shard, name, frozenset(keys))
-            for name, keys in by_variant.items()
-        ]
-
     def trained_on(
         self, name: str, model: ModelIdentity | ModelRun, predict: PredictConfig
     ) -> TrainedOn:
@@ -208,9 +195,14 @@ class HeadPlan:
         )
 
     def sets(self) -> Iterator[ShardPictures]:
-        """Yields all pictures."""
+        """Yields all pictures, by shard; a mixed variant may have them in several replicates."""
         for shard in self.dataset.shards(self.split):
-            yield from self.of_shard(shard)
+            by_variant: dict[VariantName, set[str]] = {}
+            for row in selected_rows(self.dataset, self.split, shard=shard):
+                if name := self.pictures.get(row["key"]):
+                    by_variant.setdefault(name, set()).add(row["key"])
+            for name, keys in by_variant.items():
+                yield ShardPictures(self.dataset, self.split, shard, name, frozenset(keys))
 
     def read(self, read: Callable[[ShardPictures], Features]) -> Features:
         """Reads the features of all pictures."""

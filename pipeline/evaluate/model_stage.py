@@ -20,14 +20,13 @@ import functools
 import logging
 import operator
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import apache_beam as beam
 
 from pipeline.dataset.folder import Dataset, refuse_empty_test
-from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, ModelError, UsageError, escaped_line
 from pipeline.evaluate.planned import ENCODING, AnalysisOfModel, PlannedAnalysis
 from pipeline.evaluate.results import (
@@ -276,9 +275,7 @@ class RunModels(_Step):
                     if output.is_complete:
                         tallies[output.chunk].counts[f"{work.stage}_chunks_made"] += 1
                     tallies[output.chunk].note()
-                    path = model_work.path(output.chunk)
-                    of = model_work.fingerprint_to_store(output)
-                    writing = pool.submit(write_table, store, path, output.table, of)
+                    writing = pool.submit(model_work.write, store, output)
                     pending.append((writing, output.is_complete))
                     if output.is_complete:
                         tallies[output.chunk].note_done()
@@ -357,9 +354,8 @@ class FinishModels(_Step):
     Records which models failed, and removes temporary files.
     """
 
-    def process(self, dataset: str, results: Iterable[str | FailedModel]) -> list[str]:
+    def process(self, dataset: str, results: Sequence[str | FailedModel]) -> list[str]:
         work, evaluation = self.work, self.work.evaluation
-        results = list(results)
         failed = sorted(
             (result for result in results if isinstance(result, FailedModel)),
             key=lambda failure: failure.order,

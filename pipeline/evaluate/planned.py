@@ -19,7 +19,7 @@ from msgspec import UNSET, Struct, to_builtins
 
 from pipeline.dataset.config import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset, selected_rows
-from pipeline.dataset.records import Row, read_metadata
+from pipeline.dataset.records import Row, read_metadata, write_table
 from pipeline.errors import UsageError, escaped_line, escaped_texts
 from pipeline.evaluate.predictions import evaluated_variants
 from pipeline.evaluate.results import EvaluationSettings, ModelRun, RunSettings, Trained, pick
@@ -35,7 +35,7 @@ from pipeline.models.identity import PROBE, ModelIdentity, PredictConfig, encode
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import convert
-from pipeline.storage.store import Store
+from pipeline.storage.store import FileDigest, Store
 from transforms.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -273,9 +273,10 @@ class AnalysisOfModel(abc.ABC):
         metadata = read_metadata(self.store, self.path(chunk))
         return metadata is not None and metadata.fingerprint == self.fingerprint(chunk)
 
-    def fingerprint_to_store(self, output: ChunkOutput) -> str:
-        """Returns a chunk's fingerprint; "" for a partial output, so that the chunk is not done."""
-        return self.fingerprint(output.chunk) if output.is_complete else ""
+    def write(self, store: Store, output: ChunkOutput) -> FileDigest:
+        """Writes a chunk's file, in a partial output without a fingerprint: it is not done."""
+        of = self.fingerprint(output.chunk) if output.is_complete else ""
+        return write_table(store, self.path(output.chunk), output.table, of)
 
     @abc.abstractmethod
     def run(

@@ -14,6 +14,7 @@ import functools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
@@ -31,7 +32,15 @@ from pipeline.evaluate.predictions import (
     prediction_fingerprints,
     tested_keys,
 )
-from pipeline.evaluate.results import PREDICTION_SCHEMA, ModelRun
+from pipeline.evaluate.results import (
+    LIBRARIES,
+    PREDICTION_SCHEMA,
+    ModelRun,
+    pick,
+    result_file,
+    write_result,
+)
+from pipeline.evaluate.summary import Evaluated
 from pipeline.runtime.progress import count
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_intact, read_table
@@ -423,3 +432,30 @@ class _ShardInProgress:
             for column in pa.concat_tables([t.replace_schema_metadata() for t in tables]).columns
         ]
         return pa.Table.from_arrays(columns, schema=PREDICTION_SCHEMA)
+
+
+def commit_predictions(
+    shards: PredictShards, chunks: Sequence[int], run: ModelRun, **values: object
+) -> None:
+    """Writes model.json, which says that all predictions of the model exist; removes stale files.
+
+    The arguments are those of `describe_predictions`.
+    """
+    store, content = shards.store, describe_predictions(shards, chunks, run, **values)
+    write_result(store, result_file(run.folder, "model"), content)
+    store.delete_all(
+        set(store.walk(f"results/{run.folder}/predictions")).difference(map(shards.path, chunks))
+    )
+
+
+def describe_predictions(
+    shards: PredictShards, chunks: Sequence[int], run: ModelRun, **values: object
+) -> Evaluated:
+    """Returns the content of model.json."""
+    return pick(
+        Evaluated,
+        run,
+        libraries={name: version(name) for name in LIBRARIES},
+        predictions=fingerprint([shards.fingerprint(chunk) for chunk in chunks]),
+        **values,
+    )

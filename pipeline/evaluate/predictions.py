@@ -344,6 +344,21 @@ def read_predictions(dataset: Dataset, images: EvalImages, run: ModelRun) -> Mod
     return predictions_in_table(predictions, images, evaluated_variants(dataset, run), rules)
 
 
+def correct_by_rule(
+    dataset: Dataset, images: EvalImages, run: ModelRun
+) -> tuple[dict[str, dict[VariantName, NDArray[np.bool_]]], dict[VariantName, NDArray[np.int64]]]:
+    """Reads which pictures a model recognises, and `Predictions.bg_units`.
+
+    They are label rule -> variant -> (n,) bool, True where right.
+    """
+    by_rule = read_predictions(dataset, images, run).by_rule
+    bg_units = {k: units for one in by_rule.values() for k, units in one.bg_units.items()}
+    return {
+        rule: {name: predictions.correct(name) for name in predictions.predicted}
+        for rule, predictions in by_rule.items()
+    }, bg_units
+
+
 def _read_current(dataset: Dataset, run: ModelRun, shard: int) -> pa.Table:
     """Reads predictions on a shard's present pictures; none if the file is missing or damaged."""
     store, path = dataset.store, prediction_file(run, shard)

@@ -108,9 +108,8 @@ def on_device(model: LoadedModel, evaluation: Evaluation, block: int = 0) -> Ite
         return
     with _DEVICES[_device(evaluation, block)]:
         try:
-            cache = _pixel_cache(evaluation)
             with contextlib.closing(
-                Predictor(model, evaluation.predict, cache, block)
+                Predictor(model, evaluation.predict, _pixel_cache(evaluation), block)
             ) as predictor:
                 count("models_on_device")
                 yield predictor

@@ -21,8 +21,8 @@ from pipeline.evaluate.comparisons import (
 from pipeline.evaluate.families import FamilyRow, subjects_of
 from pipeline.evaluate.results import pick
 from pipeline.evaluate.summary import Summary
-from transforms.families import Seeds, spread_of_further
 from transforms.intervals import CONFIDENCE, t_quantile
+from transforms.two_way import Seeds, spread_of_methods
 from transforms.variants import OBJECT_HIDDEN, VariantName
 
 IN_BOLD = (
@@ -73,7 +73,7 @@ def interval_of_further(measured: Measured, seeds: Seeds) -> tuple[float, float]
     because means that lie there have small errors. A further seed scatters around the mean as the
     others do, so its interval reaches t standard errors to both sides, or more.
     """
-    spread = spread_of_further(measured.roles, seeds)
+    spread = spread_of_methods(measured.roles, seeds, further=True)
     low, high = dataclasses.replace(measured, spread=spread).interval()
     if spread.units < 2:
         return low, high

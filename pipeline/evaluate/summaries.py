@@ -90,6 +90,7 @@ class _PooledDraws:
       draws: number of draws.
       pictures: the p pictures that count.
       labels, predicted: (p,) int16, true and predicted labels.
+      confusion: their `confusion_matrix`.
     """
 
     variant: str
@@ -97,6 +98,7 @@ class _PooledDraws:
     pictures: Pictures
     labels: NDArray[np.int16]
     predicted: NDArray[np.int16]
+    confusion: NDArray[np.int64]
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -123,24 +125,22 @@ class _PooledDraws:
         )
 
 
-def _pool_draws(predictions: Predictions, images: EvalImages) -> Iterator[_PooledDraws]:
+def _pool_draws(
+    predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
+) -> Iterator[_PooledDraws]:
     """Returns the pooled draws of each variant that has predictions."""
     for variant, draws in draws_of(predictions.predicted).items():
         pictures = Pictures.of(draws, images, predictions.bg_units)
-        yield _PooledDraws(
-            variant,
-            len(draws),
-            pictures,
-            labels=predictions.labels[pictures.images],
-            predicted=pictures.of_variants(predictions.predicted),
-        )
+        labels = predictions.labels[pictures.images]
+        predicted = pictures.of_variants(predictions.predicted)
+        confusion = confusion_matrix(labels, predicted, taxonomy.num_labels)
+        yield _PooledDraws(variant, len(draws), pictures, labels, predicted, confusion)
 
 
 def _accuracy(
     rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
 ) -> Iterator[AccuracyRow]:
-    for pooled in _pool_draws(predictions, images):
-        confusion = confusion_matrix(pooled.labels, pooled.predicted, taxonomy.num_labels)
+    for pooled in _pool_draws(predictions, images, taxonomy):
         by_draw = [
             pooled.correct[pooled.pictures.draws == draw].mean()
             for draw in np.unique(pooled.pictures.draws)
@@ -153,8 +153,10 @@ def _accuracy(
             chance=constant_accuracy(pooled.labels),
             replicates=pooled.draws,
             seed_sd=float(np.std(by_draw, ddof=1)) if len(by_draw) > 1 else None,
-            class_mean_accuracy=class_mean_accuracy(confusion) if confusion.any() else None,
-            outside=int(confusion[:, -1].sum()),
+            class_mean_accuracy=(
+                class_mean_accuracy(pooled.confusion) if pooled.pictures.n else None
+            ),
+            outside=int(pooled.confusion[:, -1].sum()),
         )
 
 
@@ -243,10 +245,9 @@ def _rfs(
 def _per_class(
     rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
 ) -> Iterator[ClassRow]:
-    for pooled in _pool_draws(predictions, images):
-        confusion = confusion_matrix(pooled.labels, pooled.predicted, taxonomy.num_labels)
+    for pooled in _pool_draws(predictions, images, taxonomy):
         adjusted = class_p_values(pooled.labels, pooled.correct, pooled.pictures.roles)
-        for label, row in enumerate(confusion):
+        for label, row in enumerate(pooled.confusion):
             if row.any():
                 yield pick(
                     ClassRow,
@@ -263,16 +264,14 @@ def _per_class(
 def _confusion(
     rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
 ) -> Iterator[ConfusionRow]:
-    outside = taxonomy.num_labels
-    for pooled in _pool_draws(predictions, images):
-        confusion = confusion_matrix(pooled.labels, pooled.predicted, taxonomy.num_labels)
-        for label, column in np.argwhere(confusion).tolist():
+    for pooled in _pool_draws(predictions, images, taxonomy):
+        for label, column in np.argwhere(pooled.confusion).tolist():
             yield ConfusionRow(
                 label_rule=rule,
                 variant=pooled.variant,
                 label=label,
-                prediction=OUTSIDE if column == outside else column,
-                pictures=int(confusion[label, column]),
+                prediction=OUTSIDE if column == taxonomy.num_labels else column,
+                pictures=int(pooled.confusion[label, column]),
             )
 
 
@@ -304,7 +303,7 @@ def _decomposition(
 def _groups(
     rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
 ) -> Iterator[GroupRow]:
-    for pooled in _pool_draws(predictions, images):
+    for pooled in _pool_draws(predictions, images, taxonomy):
         if pooled.variant not in MIXED:
             continue
         bg_labels = pooled.pictures.of_variants(predictions.bg_labels)
@@ -316,11 +315,10 @@ def _groups(
             [one.accuracy or 0.0 for one in accuracies],
         )
         for position, (group, accuracy) in enumerate(zip(all_groups, accuracies, strict=True)):
-            is_worst = position == worst
             # The worst group is chosen after looking at all groups, so its interval is widened
             # to hold for all groups simultaneously.
             level = level_of(len(all_groups))
-            widened = pooled.accuracy(group.pictures, level) if is_worst else None
+            widened = pooled.accuracy(group.pictures, level) if position == worst else None
             yield pick(
                 GroupRow,
                 accuracy,
@@ -328,7 +326,7 @@ def _groups(
                 variant=pooled.variant,
                 label=group.label,
                 bg_label=group.bg_label,
-                is_worst=is_worst,
+                is_worst=widened is not None,
                 worst_ci_low=widened.ci_low if widened else None,
                 worst_ci_high=widened.ci_high if widened else None,
             )
@@ -338,10 +336,9 @@ def _sizes(
     rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
 ) -> Iterator[SizeRow]:
     # The size of the foreground is unknown for images that are not cut apart.
-    known = ~np.isnan(images.fg_fraction)
-    buckets = np.full(len(known), -1, np.int64)
-    buckets[known] = size_buckets(images.fg_fraction[known])
-    for pooled in _pool_draws(predictions, images):
+    is_unknown = np.isnan(images.fg_fraction)
+    buckets = np.where(is_unknown, -1, size_buckets(images.fg_fraction))
+    for pooled in _pool_draws(predictions, images, taxonomy):
         of_pictures = buckets[pooled.pictures.images]
         for bucket in np.unique(of_pictures[of_pictures >= 0]).tolist():
             low, high = SIZE_EDGES[bucket], SIZE_EDGES[bucket + 1]

@@ -21,7 +21,7 @@ from pipeline.evaluate.results import (
     pick,
 )
 from pipeline.storage.state_files import Name
-from transforms.estimates import Estimate
+from transforms.intervals import Estimate
 from transforms.scoring import ALL_RULES, LABEL_RULES, AnswerKind
 
 
@@ -370,12 +370,6 @@ class Summary(ModelRun, frozen=True, kw_only=True):
     def gap(self, rule: str = "") -> GapRow | None:
         """Returns the row of BG-Gap, by default under the headline's rule; None without one."""
         return next(self.by_rule(self.gaps, rule), None)
-
-    @property
-    def is_gap_near_zero(self) -> bool:
-        """Whether the interval of BG-Gap includes 0."""
-        gap = self.gap()
-        return gap is not None and gap.ci_low <= 0 <= gap.ci_high
 
 
 def rules_of(summaries: Iterable[Summary]) -> tuple[str, ...]:

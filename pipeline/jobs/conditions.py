@@ -48,8 +48,7 @@ from pipeline.jobs.fail_if import Condition, parse_conditions
 from pipeline.models.expand import split_labels
 from pipeline.storage.files import absolute
 from pipeline.storage.store import Store
-from transforms.estimates import Verdict, decide
-from transforms.intervals import level_of
+from transforms.intervals import Verdict, decide, level_of
 from transforms.variants import VariantName
 
 MIN_IMAGES = 10

@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.analyses import ANALYSES
-from pipeline.analyses.analysis import Analysis
+from pipeline.analyses import ANALYSES, Analysis
 from pipeline.analyses.evaluation import EVALUATION
 from pipeline.dataset.config import DatasetConfig, SegmentConfig
 from pipeline.dataset.folder import Dataset

@@ -92,12 +92,19 @@ class Fetched:
 
 
 def lagging(launched: Iterable[R], device: torch.device) -> Iterator[R]:
-    """Yields what was launched on a device, each after the next ones that may be in flight."""
+    """Yields what was launched on a device, each after the next ones that may be in flight.
+
+    If the next one cannot be launched, what was launched before is yielded before the error.
+    """
     waiting: collections.deque[R] = collections.deque()
-    for one in launched:
-        waiting.append(one)
-        if len(waiting) > IN_FLIGHT[device.type]:
-            yield waiting.popleft()
+    try:
+        for one in launched:
+            waiting.append(one)
+            if len(waiting) > IN_FLIGHT[device.type]:
+                yield waiting.popleft()
+    except Exception:
+        yield from waiting
+        raise
     yield from waiting
 
 

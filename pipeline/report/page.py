@@ -26,8 +26,8 @@ from pipeline.errors import escaped
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.summary import Summary
 from pipeline.storage.store import Store
-from transforms.estimates import Verdict
 from transforms.hashing import text_bytes
+from transforms.intervals import Verdict
 
 _REFERENCE = re.compile(r"(?<=url\(#)|(?<=^#)")
 _NAMED = re.compile(r"(?<=#)[\w.-]+")

@@ -5,8 +5,6 @@ size and time, and the code that renders it), and the state of the page's own fi
 written.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

@@ -33,8 +33,7 @@ from pipeline.analyses.attack.arrays import Cutouts, GridModel, put_on
 from pipeline.analyses.attack.figures import make_plots
 from pipeline.analyses.attack.results import AttackResult
 from pipeline.commands.command_line import build_parser
-from pipeline.evaluate.evidence import Results
-from pipeline.evaluate.published import FULL_GRID
+from pipeline.evaluate.evidence import FULL_GRID, Results
 from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model

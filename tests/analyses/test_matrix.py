@@ -27,9 +27,8 @@ from pipeline.analyses.matrix.rows import (
 )
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.errors import UsageError
-from pipeline.evaluate.evidence import Results
+from pipeline.evaluate.evidence import TRAINED, Results
 from pipeline.evaluate.features import HeadPlan
-from pipeline.evaluate.published import TRAINED
 from pipeline.models.checkpoint import metadata_of_entry
 from pipeline.models.identity import PredictConfig
 from pipeline.report.page import _environment

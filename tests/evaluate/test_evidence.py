@@ -8,8 +8,16 @@ import msgspec
 import pytest
 from made_results import made, of_model
 
-from pipeline.evaluate.evidence import ModelResults, Results, models_trained_on, training_of
-from pipeline.evaluate.published import PRETRAINED, TRAINED, published_for, trained_on
+from pipeline.evaluate.evidence import (
+    PRETRAINED,
+    TRAINED,
+    ModelResults,
+    Results,
+    models_trained_on,
+    published_for,
+    trained_on,
+    training_of,
+)
 from pipeline.evaluate.results import OfModel, Table
 from pipeline.evaluate.summary import Summary
 from pipeline.storage.store import Store

@@ -32,10 +32,9 @@ from pipeline.evaluate.predictions import prediction_file
 from pipeline.evaluate.subjects import family_rows, mark_best
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary
-from transforms.families import Seeds
 from transforms.intervals import t_quantile
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
-from transforms.two_way import Roles
+from transforms.two_way import Roles, Seeds
 from transforms.variants import VariantName
 
 pytestmark = pytest.mark.usefixtures("no_figures")

@@ -8,7 +8,7 @@ import pytest
 from runs import dataset_in
 
 from pipeline.analyses.attack.stage import PlannedAttack
-from pipeline.analyses.evaluation.stage import PlannedEvaluation
+from pipeline.analyses.evaluation.parts import PlannedEvaluation
 from pipeline.analyses.imagenet.stage import ImageNetImage, ImageNetListing, ImageNetShards
 from pipeline.analyses.saliency.stage import PlannedSaliency
 from pipeline.evaluate.planned import Evaluation

@@ -9,7 +9,7 @@ import pytest
 from runs import run_python, stamps
 
 from pipeline.analyses.attack.stage import PlannedAttack
-from pipeline.analyses.evaluation.stage import PlannedEvaluation
+from pipeline.analyses.evaluation.parts import PlannedEvaluation
 from pipeline.analyses.imagenet.stage import PlannedImageNet
 from pipeline.analyses.saliency.stage import PlannedSaliency
 from pipeline.dataset.folder import Dataset

@@ -19,7 +19,7 @@ from small_models import checkpoint
 
 from pipeline.analyses.attack import arrays
 from pipeline.analyses.attack.stage import PlannedAttack
-from pipeline.analyses.evaluation.stage import PlannedEvaluation
+from pipeline.analyses.evaluation.parts import PlannedEvaluation
 from pipeline.analyses.saliency.stage import PlannedSaliency
 from pipeline.commands.job_flags import analyses_from_flags
 from pipeline.dataset.folder import Dataset

@@ -25,8 +25,7 @@ from pipeline.evaluate.summary import Summary
 from pipeline.jobs.conditions import MIN_IMAGES, Gate, Judgement, judge_models, outcome
 from pipeline.jobs.fail_if import Condition, parse_conditions
 from pipeline.storage.store import Store
-from transforms.estimates import Verdict, decide
-from transforms.intervals import level_of
+from transforms.intervals import Verdict, decide, level_of
 from transforms.variants import ORIGINAL, VariantName
 
 

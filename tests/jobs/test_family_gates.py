@@ -22,8 +22,7 @@ from pipeline.jobs.conditions import Judgement, judge_models
 from pipeline.jobs.fail_if import Condition
 from pipeline.report.write import write_tables
 from pipeline.storage.store import Store
-from transforms.estimates import Verdict
-from transforms.intervals import level_of
+from transforms.intervals import Verdict, level_of
 from transforms.two_way import difference_interval
 from transforms.variants import ORIGINAL
 

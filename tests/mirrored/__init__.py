@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from pipeline.analyses.analysis import Analysis
+from pipeline.analyses import Analysis
 from pipeline.runtime.flag_types import switch
 
 MIRRORED = Analysis(

@@ -16,15 +16,13 @@ from pipeline.analyses.imagenet.results import Trend
 from pipeline.analyses.matrix.parts import PARTS
 from pipeline.analyses.matrix.results import Matrix
 from pipeline.display.panel import Finding, overall
-from pipeline.evaluate.evidence import Evidence, ModelResults, Results
-from pipeline.evaluate.published import TRAINED
+from pipeline.evaluate.evidence import TRAINED, Evidence, ModelResults, Results
 from pipeline.evaluate.results import ModelRun
 from pipeline.evaluate.summaries import measure_accuracy
 from pipeline.evaluate.summary import Summary
 from pipeline.report.page import check_claims
 from transforms.analysis import constant_accuracy
-from transforms.estimates import Verdict
-from transforms.intervals import wilson
+from transforms.intervals import Verdict, wilson
 from transforms.taxonomy import imagenet9
 from transforms.two_way import Roles
 

@@ -19,7 +19,7 @@ from gcs import BUCKET, object_store
 from runs import keys, manifest_of, run_in9
 from small_models import checkpoint
 
-from pipeline.analyses.evaluation.stage import PlannedEvaluation
+from pipeline.analyses.evaluation.parts import PlannedEvaluation
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import JobError
 from pipeline.evaluate.planned import Evaluation

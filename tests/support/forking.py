@@ -174,7 +174,7 @@ def _prepare() -> None:
     import scipy.ndimage  # noqa: F401
     from quick_beam import hasten_beam
 
-    import pipeline.analyses.evaluation.stage
+    import pipeline.analyses.evaluation.parts
     import pipeline.commands.cli  # noqa: F401
     from pipeline.commands.command_line import COMMANDS, find_command
     from pipeline.report.page import _environment

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from two_way_by_hand import Method, singles_of, spread_of
 
 from transforms.analysis import gaps_of_pictures
-from transforms.families import Seeds, spread_of_further, spread_of_methods
-from transforms.two_way import EstimateSpread, Roles, difference_interval
+from transforms.two_way import EstimateSpread, Roles, Seeds, difference_interval, spread_of_methods
 
 
 class Drawn:
@@ -71,7 +70,7 @@ def test_variances_and_degrees_of_freedom_are_those_of_plain_loops(of: Drawn) ->
     for spread, expected in (
         (spread_of_methods(of.roles, first), by_hand(of, first)),
         (spread_of_methods(of.roles, first, second), by_hand(of, first, second)),
-        (spread_of_further(of.roles, first), by_hand(of, first, further=True)),
+        (spread_of_methods(of.roles, first, further=True), by_hand(of, first, further=True)),
     ):
         found = float(spread.variance), spread.units - 1
         assert found == pytest.approx(expected, rel=1e-12, abs=1e-12)
@@ -105,7 +104,10 @@ def test_the_order_of_seeds_does_not_matter(of: Drawn, chance: Any) -> None:
     for one, other in (
         (spread_of_methods(of.roles, first), spread_of_methods(of.roles, shuffled)),
         (spread_of_methods(of.roles, first, second), spread_of_methods(of.roles, shuffled, second)),
-        (spread_of_further(of.roles, first), spread_of_further(of.roles, shuffled)),
+        (
+            spread_of_methods(of.roles, first, further=True),
+            spread_of_methods(of.roles, shuffled, further=True),
+        ),
     ):
         assert figures(one) == pytest.approx(figures(other))
 
@@ -123,7 +125,7 @@ def test_seeds_that_are_alike_have_the_variance_of_one(of: Drawn, k: int) -> Non
         assert figures(spread_of_methods(of.roles, *single[:known])) == figures(expected)
         found = spread_of_methods(of.roles, *alike[:known])
         assert figures(found) == pytest.approx(figures(expected), rel=1e-9, abs=1e-18)
-    further = spread_of_further(of.roles, alike[0])
+    further = spread_of_methods(of.roles, alike[0], further=True)
     expected = of.roles.spread(single[0].r[0])
     assert figures(further) == pytest.approx(figures(expected), rel=1e-9, abs=1e-18)
 
@@ -133,7 +135,10 @@ def test_variances_and_degrees_of_freedom_have_bounds(of: Drawn) -> None:
     first, second = of.methods
     units = of.roles.units
     both = spread_of_methods(of.roles, first, second)
-    one, further = spread_of_methods(of.roles, first), spread_of_further(of.roles, first)
+    one, further = (
+        spread_of_methods(of.roles, first),
+        spread_of_methods(of.roles, first, further=True),
+    )
     of_images = of.roles.spread(first.r.mean(axis=0))
     of_difference = of.roles.spread(first.r.mean(axis=0) - second.r.mean(axis=0))
     # What other images would change is never less than it is without other seeds.
@@ -174,7 +179,7 @@ def test_gaps_of_seeds_that_differ_everywhere_alike_differ_by_that(seed: int, k:
     of_images = roles.spread(r[0])
     expected = of_images.variance + values.var(ddof=1) / k
     assert float(spread.variance) == pytest.approx(float(expected))
-    further = spread_of_further(roles, Seeds(values, np.repeat(r, k, axis=0)))
+    further = spread_of_methods(roles, Seeds(values, np.repeat(r, k, axis=0)), further=True)
     assert float(further.variance) == pytest.approx(float(expected + values.var(ddof=1)))
 
 
@@ -185,7 +190,7 @@ def test_with_one_unit_nothing_is_known_of_others() -> None:
         for spread in (
             spread_of_methods(roles, seeds_of(right)),
             spread_of_methods(roles, seeds_of(right), seeds_of(~right)),
-            spread_of_further(roles, seeds_of(right)),
+            spread_of_methods(roles, seeds_of(right), further=True),
         ):
             assert spread.variance == math.inf
             assert spread.units == 1

@@ -8,9 +8,19 @@ from hypothesis.extra import numpy as arrays
 from scipy import stats
 
 from pipeline.dataset.records import ShardCounts
-from transforms.estimates import Verdict, above, below, difference, widened, within
 from transforms.hashing import keyed_hash, keyed_hashes, substream
-from transforms.intervals import bootstrap_interval, bootstrap_means, poisson_weights, wilson
+from transforms.intervals import (
+    Verdict,
+    above,
+    below,
+    bootstrap_interval,
+    bootstrap_means,
+    difference,
+    poisson_weights,
+    widened,
+    wilson,
+    within,
+)
 from transforms.scoring import LABEL_RULES, labels_of_outputs
 from transforms.taxonomy import OUTSIDE, imagenet9
 

@@ -1,6 +1,6 @@
 """Adversarial backgrounds: which foregrounds some background turns wrong."""
 
-from pipeline.analyses.analysis import Analysis, Command
+from pipeline.analyses import Analysis, Command
 from pipeline.runtime.flag_types import Flag, grid, section, switch
 
 _GRID = "all|N|FxB"

@@ -13,8 +13,7 @@ from pipeline.display.plot import (
     rows_figure,
     spoken,
 )
-from pipeline.evaluate.evidence import Evidence
-from pipeline.evaluate.published import FOOLED_BY_CLASS
+from pipeline.evaluate.evidence import FOOLED_BY_CLASS, Evidence
 from transforms.taxonomy import Taxonomy
 
 

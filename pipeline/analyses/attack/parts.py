@@ -31,14 +31,20 @@ from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import SMALL, Budget, Claim, Measurement, Panel, data_uri, find_samples
 from pipeline.display.table import TIMES
-from pipeline.evaluate.evidence import Evidence, ModelResults, Results
+from pipeline.evaluate.evidence import (
+    CHALLENGE,
+    FOOLED,
+    FULL_GRID,
+    Evidence,
+    ModelResults,
+    Results,
+    published_for,
+)
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
-from pipeline.evaluate.published import CHALLENGE, FOOLED, FULL_GRID, published_for
 from pipeline.evaluate.results import read_failures
 from pipeline.evaluate.summary import Summary
 from pipeline.models.identity import encoder_of
-from transforms.estimates import Estimate, above, below, estimate_of
-from transforms.intervals import level_of, wilson
+from transforms.intervals import Estimate, above, below, estimate_of, level_of, wilson
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy
 from transforms.variants import ONLY_BG_T, VariantName

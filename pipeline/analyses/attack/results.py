@@ -21,10 +21,10 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import Row
 from pipeline.display.table import TIMES, aligned, percent_interval
 from pipeline.errors import UsageError
+from pipeline.evaluate.evidence import FULL_GRID
 from pipeline.evaluate.families import named_subjects
 from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predictions import EvalImages, read_current_results
-from pipeline.evaluate.published import FULL_GRID
 from pipeline.evaluate.results import (
     Label,
     PicturesResult,

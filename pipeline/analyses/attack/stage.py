@@ -10,8 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -119,7 +118,55 @@ class PlannedAttack(PlannedAnalysis):
 
     @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
-        write_attack(self.for_model(dataset, run))
+        """Also writes the table of backgrounds.
+
+        Removes files of the split that were computed from other pixels or weights, and files of
+        this grid that it no longer needs.
+        """
+        store, grid, work = dataset.store, self._grid(dataset), self.for_model(dataset, run)
+        split, taxonomy = run.evaluation.split, dataset.taxonomy
+        paths = list(map(work.path, grid.chunks))
+        tallies, devices = tally_chunks(store, paths, grid.backgrounds.labels, taxonomy.num_labels)
+        chunk_folder = f"results/{run.folder}/{grid_name(grid, self)}"
+        backgrounds_file = f"{chunk_folder}/{split}-backgrounds.parquet"
+        of_chunks = fingerprint([work.fingerprint(chunk) for chunk in grid.chunks])
+        expected = f"{work.shared_fingerprint}-{of_chunks}"
+        metadata = read_metadata(store, backgrounds_file)
+        if metadata is None or metadata.fingerprint != expected:
+            write_table(
+                store,
+                backgrounds_file,
+                background_table(grid, None if self.early_stop else tallies),
+                expected,
+            )
+        attack = pick(
+            AttackResult,
+            run,
+            evaluation=msgspec.structs.replace(run.evaluation, device=devices),
+            of=split_fingerprint(dataset, split, ATTACK_VARIANTS),
+            split=split,
+            foregrounds=len(grid.foregrounds),
+            backgrounds=len(grid.backgrounds),
+            full_grid=grid.is_full,
+            early_stop=self.early_stop,
+            forwards=next(iter(tallies.values())).tried,
+            backgrounds_file=backgrounds_file,
+            rules={
+                rule: measure_rule(tallied, grid, taxonomy, early_stop=self.early_stop)
+                for rule, tallied in tallies.items()
+            },
+        )
+        write_result(store, result_file(run.folder, "attack"), attack)
+        for path in list(store.walk(f"results/{run.folder}/attack")):
+            name, folder = os.path.basename(path), os.path.dirname(path)
+            if path in (backgrounds_file, *paths) or not name.startswith(f"{split}-"):
+                continue
+            metadata = read_metadata(store, path)
+            is_current = metadata is not None and metadata.fingerprint.startswith(
+                f"{work.shared_fingerprint}-"
+            )
+            if not is_current or folder == chunk_folder:
+                store.delete(path)
 
 
 @dataclasses.dataclass(eq=False)
@@ -179,7 +226,7 @@ class AttackChunks(AnalysisOfModel):
             stream_cutouts,
             try_all,
         )
-        from pipeline.models.predict import IN_FLIGHT
+        from pipeline.models.predict import lagging
 
         grid, device, batch_size = self.grid, predictor.device, predictor.batch_size
         split, early_stop = self.model.evaluation.split, self.plan.early_stop
@@ -196,12 +243,10 @@ class AttackChunks(AnalysisOfModel):
             note(chunk, int((predictions[0] != UNTRIED).sum()), 0)
             return ChunkOutput(chunk, chunk_table(foregrounds_of(chunk), predictions, device.type))
 
-        launched: deque[tuple[int, Callable[[], Grid]]] = deque()
-
-        def finish(at_most: int) -> Iterator[ChunkOutput]:
-            while len(launched) > at_most:
-                chunk, fetch = launched.popleft()
-                yield output(chunk, fetch())
+        def launch(chunk: int) -> tuple[int, Callable[[], Grid]]:
+            size = (len(grid.positions(chunk)), len(grid.backgrounds))
+            note_pairs = functools.partial(note, chunk, 0)
+            return chunk, try_all(composed, next(cutouts), size, batch_size, note_pairs)
 
         # The next chunk is decoded while the device works.
         with contextlib.closing(InBackground(stream, 1)) as ahead:
@@ -224,19 +269,9 @@ class AttackChunks(AnalysisOfModel):
                         predictions = predictions_of(read_table(self.store, self.path(chunk)))[0]
                     before = predictions, labels
                 return
-            for chunk in missing:
-                size = (len(grid.positions(chunk)), len(grid.backgrounds))
-                note_pairs = functools.partial(note, chunk, 0)
-                try:
-                    fetch = try_all(composed, next(cutouts), size, batch_size, note_pairs)
-                except Exception:
-                    # What was done before the failure is kept.
-                    yield from finish(0)
-                    raise
-                launched.append((chunk, fetch))
-                # A GPU never waits, because the next chunk is launched before one is fetched.
-                yield from finish(IN_FLIGHT[device.type])
-            yield from finish(0)
+            # A GPU never waits, because the next chunk is launched before one is fetched.
+            for chunk, fetch in lagging(map(launch, missing), device):
+                yield output(chunk, fetch())
 
 
 def grid_name(grid: AttackGrid, plan: PlannedAttack) -> str:
@@ -360,55 +395,3 @@ def tally_chunks(
         for rule, grid in zip(LABEL_RULES, grids, strict=True):
             tallies[rule].append(tally(grid, labels, bg_labels, num_labels))
     return {rule: merge(each) for rule, each in tallies.items()}, "+".join(sorted(devices))
-
-
-def write_attack(work: AttackChunks) -> None:
-    """Writes attack.json and the table of backgrounds of a model whose chunks are all done.
-
-    Removes files of the split that were computed from other pixels or weights, and files of this
-    grid that it no longer needs.
-    """
-    store, dataset, grid, run = work.store, work.dataset, work.grid, work.model
-    split, early_stop, taxonomy = run.evaluation.split, work.plan.early_stop, dataset.taxonomy
-    paths = list(map(work.path, grid.chunks))
-    tallies, devices = tally_chunks(store, paths, grid.backgrounds.labels, taxonomy.num_labels)
-    chunk_folder = f"results/{run.folder}/{grid_name(grid, work.plan)}"
-    backgrounds_file = f"{chunk_folder}/{split}-backgrounds.parquet"
-    of_chunks = fingerprint([work.fingerprint(chunk) for chunk in grid.chunks])
-    expected = f"{work.shared_fingerprint}-{of_chunks}"
-    metadata = read_metadata(store, backgrounds_file)
-    if metadata is None or metadata.fingerprint != expected:
-        write_table(
-            store,
-            backgrounds_file,
-            background_table(grid, None if early_stop else tallies),
-            expected,
-        )
-    attack = pick(
-        AttackResult,
-        run,
-        evaluation=msgspec.structs.replace(run.evaluation, device=devices),
-        of=split_fingerprint(dataset, split, ATTACK_VARIANTS),
-        split=split,
-        foregrounds=len(grid.foregrounds),
-        backgrounds=len(grid.backgrounds),
-        full_grid=grid.is_full,
-        early_stop=early_stop,
-        forwards=next(iter(tallies.values())).tried,
-        backgrounds_file=backgrounds_file,
-        rules={
-            rule: measure_rule(tallied, grid, taxonomy, early_stop=early_stop)
-            for rule, tallied in tallies.items()
-        },
-    )
-    write_result(store, result_file(run.folder, "attack"), attack)
-    for path in list(store.walk(f"results/{run.folder}/attack")):
-        name, folder = os.path.basename(path), os.path.dirname(path)
-        if path in (backgrounds_file, *paths) or not name.startswith(f"{split}-"):
-            continue
-        metadata = read_metadata(store, path)
-        is_current = metadata is not None and metadata.fingerprint.startswith(
-            f"{work.shared_fingerprint}-"
-        )
-        if not is_current or folder == chunk_folder:
-            store.delete(path)

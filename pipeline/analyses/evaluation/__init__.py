@@ -1,6 +1,6 @@
 """Accuracy of models on every variant, BG-Gap, and all statistics of their predictions."""
 
-from pipeline.analyses.analysis import Analysis, Command
+from pipeline.analyses import Analysis, Command
 
 EVALUATION = Analysis(
     name="evaluate",

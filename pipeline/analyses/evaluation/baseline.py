@@ -24,7 +24,6 @@ from pipeline.evaluate.comparisons import (
     Measured,
     ModelsOnSameImages,
     adjusted_p_values,
-    correct_by_rule,
     read_contributions,
     read_rows,
 )
@@ -35,7 +34,7 @@ from pipeline.evaluate.families import (
     named_subjects,
     subjects_of,
 )
-from pipeline.evaluate.predictions import EvalImages
+from pipeline.evaluate.predictions import EvalImages, correct_by_rule
 from pipeline.evaluate.results import (
     ModelRun,
     RunSettings,

@@ -45,7 +45,7 @@ from pipeline.evaluate.evidence import Evidence, ModelResults
 from pipeline.evaluate.results import safe_name
 from pipeline.evaluate.summary import ClassRow, SizeRow, Summary
 from transforms.analysis import KINDS
-from transforms.estimates import estimate_of
+from transforms.intervals import estimate_of
 from transforms.taxonomy import OUTSIDE, Taxonomy
 
 _VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next")

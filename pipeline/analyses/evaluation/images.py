@@ -14,7 +14,13 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.analyses.evaluation.patterns import PATTERNS, Pattern, VersionAnswer, patterns_of
+from pipeline.analyses.evaluation.patterns import (
+    PATTERNS,
+    Pattern,
+    Prediction,
+    VersionAnswer,
+    patterns_of,
+)
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.records import Row
 from pipeline.dataset.sinks import Sample
@@ -26,7 +32,7 @@ from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.hashing import keyed_hash
 from transforms.scoring import classes_of_outputs
-from transforms.taxonomy import OUTSIDE, Taxonomy
+from transforms.taxonomy import Taxonomy
 from transforms.variants import EXTERNAL, MIXED, VariantName
 
 PER_CLASS = 8
@@ -158,60 +164,6 @@ def read_predictions_of(
         path = result_shard(model[0].folder, "predictions", split, shard)
         if store.exists(path):
             yield from read_table(store, path, columns=columns, filters=wanted).to_pylist()
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """A model's answer to a picture.
-
-    Attributes:
-      is_right: whether the answer is right, by the label rule of the model's headline.
-      answer: name of the superclass that it predicts; "outside" if it predicts none.
-      label: label of this superclass, or `OUTSIDE`.
-      output: class name of the winning output; "" if the outputs are superclasses.
-      score: softmax probability of this output, a fraction; None without scores.
-      otherwise: another label rule, and the answer by it; "" if it gives the same answer.
-    """
-
-    model: str
-    is_right: bool
-    answer: str
-    label: int
-    output: str
-    score: float | None
-    otherwise: str = ""
-
-    @classmethod
-    def of(
-        cls,
-        model: str,
-        taxonomy: Taxonomy,
-        outputs: Sequence[str] | None,
-        label: int,
-        output: int,
-        score: float | None,
-        is_right: bool,
-    ) -> "Prediction":
-        """Describes an answer; `outputs` are the classes of the model's outputs, if it has some."""
-        return cls(
-            model=model,
-            is_right=is_right,
-            answer="outside" if label == OUTSIDE else taxonomy.names[label],
-            label=label,
-            output=outputs[output].partition(",")[0] if outputs and output >= 0 else "",
-            score=score,
-        )
-
-    @property
-    def lines(self) -> tuple[str, str]:
-        """The answer in two lines: the superclass, and the class that has won."""
-        percent = "" if self.score is None else f" {100 * self.score:.0f} %"
-        answer = "none of these" if self.is_outside else self.answer
-        return f"{'✓' if self.is_right else '✕'} {answer}", f"{self.output}{percent}".strip()
-
-    @property
-    def is_outside(self) -> bool:
-        return self.label == OUTSIDE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -442,12 +394,15 @@ def _card(
     models: Sequence[Evaluated],
     taxonomy: Taxonomy,
 ) -> ImageCard:
-    answers: dict[str, dict[str, VersionAnswer]] = {model.name: {} for model, _ in models}
-    for version in versions:
-        for p in version.predictions:
-            answers[p.model][version.variant] = VersionAnswer(
-                p.label, p.is_right, p.label == version.bg_label
-            )
+    answers = [
+        {
+            version.variant: VersionAnswer(p.label, p.is_right, p.label == version.bg_label)
+            for version in versions
+            for p in version.predictions
+            if p.model == model.name
+        }
+        for model, _ in models
+    ]
     return ImageCard(
         key=candidate.key,
         class_name=taxonomy.names[candidate.label],
@@ -455,7 +410,7 @@ def _card(
         fg_fraction=sample.fields["fg_fraction"],
         turned=-candidate.rank[1],
         versions=tuple(versions),
-        patterns=tuple(patterns_of(of_model) for of_model in answers.values()),
+        patterns=tuple(map(patterns_of, answers)),
     )
 
 

@@ -29,7 +29,15 @@ from pipeline.evaluate.comparisons import (
     read_contributions,
     read_rows,
 )
-from pipeline.evaluate.evidence import Evidence, ModelResults, Results, training_of
+from pipeline.evaluate.evidence import (
+    FOOLED_BY_CLASS,
+    PRETRAINED,
+    TRAINED,
+    Evidence,
+    ModelResults,
+    Results,
+    training_of,
+)
 from pipeline.evaluate.families import (
     FAMILIES,
     Family,
@@ -39,12 +47,10 @@ from pipeline.evaluate.families import (
     subjects_of,
     titled,
 )
-from pipeline.evaluate.published import FOOLED_BY_CLASS, PRETRAINED, TRAINED
 from pipeline.evaluate.subjects import IN_BOLD, mark_best
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary, rules_of, without_rule
-from transforms.estimates import Verdict, above, within
-from transforms.intervals import CONFIDENCE, holm
+from transforms.intervals import CONFIDENCE, Verdict, above, holm, within
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
 from transforms.two_way import Floats, p_value
 

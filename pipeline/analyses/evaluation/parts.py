@@ -1,4 +1,4 @@
-"""The parts of the evaluation, and what changed between two states of a dataset.
+"""The parts of the evaluation, its stage, and what changed between two states of a dataset.
 
 Accuracies of two states are compared over the images that both states have.
 """
@@ -13,11 +13,11 @@ from typing_extensions import override
 from pipeline.analyses.evaluation.baseline import BASELINE
 from pipeline.analyses.evaluation.images import IMAGES
 from pipeline.analyses.evaluation.panel import ACCURACY, CLAIMS, MISTAKES, SENSITIVITY
-from pipeline.analyses.evaluation.stage import PlannedEvaluation
 from pipeline.analyses.evaluation.tables import (
     HEADLINE,
     describe_stale,
     describe_summaries,
+    measure_power,
     write_evaluation_tables,
 )
 from pipeline.analyses.parts import Changed, Flags, Found, Parts
@@ -25,6 +25,7 @@ from pipeline.dataset.card import markdown
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
+from pipeline.errors import JobError
 from pipeline.evaluate.comparisons import (
     BG_GAP,
     COMPARISONS,
@@ -35,12 +36,53 @@ from pipeline.evaluate.comparisons import (
 )
 from pipeline.evaluate.families import FAMILIES, Subject, families_of
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
-from pipeline.evaluate.results import errors_by_model, read_failures
+from pipeline.evaluate.predict_shards import PredictShards, commit_predictions
+from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
+from pipeline.evaluate.results import ModelRun, errors_by_model, read_failures
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import TABLES, Summary
 from transforms.intervals import Floats, bootstrap_interval
 from transforms.taxonomy import Taxonomy
 from transforms.variants import VariantName, draws_of
+
+
+@dataclasses.dataclass(eq=False)
+class PlannedEvaluation(PlannedAnalysis):
+    """The stage that predicts all pictures of output shards, for tables of accuracy and BG-Gap."""
+
+    stage = "evaluate"
+    refuses_overlap = True
+    needs_network = False
+
+    @override
+    def size(self, dataset: Dataset, chunk: int) -> int:
+        if not self.evaluation.holdout:
+            return dataset.pictures(self.evaluation.split, chunk)
+        return len(self.evaluation.rows(dataset, chunk)) * len(evaluated_variants(dataset))
+
+    @override
+    def for_model(self, dataset: Dataset, run: ModelRun) -> PredictShards:
+        return PredictShards(dataset, run)
+
+    @override
+    def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
+        """Writes model.json; raises JobError if predictions do not fit the dataset."""
+        store, shards = dataset.store, PredictShards(dataset, run)
+        images = EvalImages.read(dataset, *run.tested_on)
+        missing = read_predictions(dataset, images, run).missing
+        if missing:
+            raise JobError(
+                f"the files in {store.path(f'results/{run.folder}/predictions')} do not fit the "
+                f"dataset: the predictions on {missing[0]} are of other images. Remove that "
+                "folder and evaluate the model again"
+            )
+        commit_predictions(
+            shards,
+            self.chunks(dataset),
+            run,
+            entry=entry,
+            power=measure_power(dataset, images, run),
+        )
 
 
 class EvaluationParts(Parts[Flags]):

@@ -1,7 +1,63 @@
-"""Patterns of a model's answers to an image's versions, by which the page filters images."""
+"""A model's answers to an image's versions, and patterns by which the page filters images."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+
+from transforms.taxonomy import OUTSIDE, Taxonomy
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """A model's answer to a picture.
+
+    Attributes:
+      is_right: whether the answer is right, by the label rule of the model's headline.
+      answer: name of the superclass that it predicts; "outside" if it predicts none.
+      label: label of this superclass, or `OUTSIDE`.
+      output: class name of the winning output; "" if the outputs are superclasses.
+      score: softmax probability of this output, a fraction; None without scores.
+      otherwise: another label rule, and the answer by it; "" if it gives the same answer.
+    """
+
+    model: str
+    is_right: bool
+    answer: str
+    label: int
+    output: str
+    score: float | None
+    otherwise: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        model: str,
+        taxonomy: Taxonomy,
+        outputs: Sequence[str] | None,
+        label: int,
+        output: int,
+        score: float | None,
+        is_right: bool,
+    ) -> "Prediction":
+        """Describes an answer; `outputs` are the classes of the model's outputs, if it has some."""
+        return cls(
+            model=model,
+            is_right=is_right,
+            answer="outside" if label == OUTSIDE else taxonomy.names[label],
+            label=label,
+            output=outputs[output].partition(",")[0] if outputs and output >= 0 else "",
+            score=score,
+        )
+
+    @property
+    def lines(self) -> tuple[str, str]:
+        """The answer in two lines: the superclass, and the class that has won."""
+        percent = "" if self.score is None else f" {100 * self.score:.0f} %"
+        answer = "none of these" if self.is_outside else self.answer
+        return f"{'✓' if self.is_right else '✕'} {answer}", f"{self.output}{percent}".strip()
+
+    @property
+    def is_outside(self) -> bool:
+        return self.label == OUTSIDE
 
 
 @dataclasses.dataclass(frozen=True)

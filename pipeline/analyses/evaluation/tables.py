@@ -299,7 +299,9 @@ def describe_power(summaries: Iterable[Summary], *, is_page: bool = False) -> It
         )
     weak = [(one, row) for one in summaries for row in one.power if not row.has_power]
     if weak:
-        near_zero = [one.name for one, _ in weak if one.is_gap_near_zero]
+        near_zero = [
+            one.name for one, _ in weak if (gap := one.gap()) and gap.ci_low <= 0 <= gap.ci_high
+        ]
         named = f" (as of {listed(near_zero)})" if len(near_zero) < len(weak) else ""
         yield (
             "a probe cannot tell the class from these backgrounds"

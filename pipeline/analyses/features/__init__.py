@@ -1,6 +1,6 @@
 """How much of an encoder's features is foreground, and how much is background."""
 
-from pipeline.analyses.analysis import Analysis
+from pipeline.analyses import Analysis
 
 FEATURES = Analysis(
     name="features",

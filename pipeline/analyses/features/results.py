@@ -16,8 +16,8 @@ from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.predictions import read_current_results
 from pipeline.evaluate.results import PicturesResult, Table
 from pipeline.storage.state_files import Name
-from transforms.estimates import Estimate
 from transforms.feature_shares import AT_MOST, feature_shares
+from transforms.intervals import Estimate
 
 Share = Literal["foreground", "background", "interaction", "class"]
 """A name of `SHARES`."""

@@ -36,6 +36,7 @@ from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.predictions import split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, read_result, result_file, write_result
 from pipeline.models.checkpoint import TrainedOn, head_file
+from pipeline.models.identity import PredictConfig
 from pipeline.storage.state_files import read_table
 from transforms.hashing import fingerprint
 
@@ -90,15 +91,13 @@ class PlannedFeatures(PlannedAnalysis):
     @override
     def for_model(self, dataset: Dataset, run: ModelRun) -> ChunkFeatures | None:
         """Returns None if the head is fitted, and the shares are computed."""
-        work = self._chunks(dataset, run)
+        predict = self.evaluation.predict
+        work = ChunkFeatures(dataset.store, self.encoded(dataset), run, predict)
         known = read_result(dataset.store, result_file(run.folder, "features"), FeaturesResult)
         is_present = known is not None and known.made_from == work.of_shares
         has_shares = not work.encoded.grid or is_present
         is_done = has_shares and is_fitted(dataset.store, work.head, work.trained)
         return None if is_done else work
-
-    def _chunks(self, dataset: Dataset, run: ModelRun) -> ChunkFeatures:
-        return ChunkFeatures(dataset.store, self.encoded(dataset), run, self)
 
     @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
@@ -107,7 +106,8 @@ class PlannedFeatures(PlannedAnalysis):
         from pipeline.models.checkpoint import save_checkpoint
         from pipeline.training.probe_fit import fit_head
 
-        store, work = dataset.store, self._chunks(dataset, run)
+        store, predict = dataset.store, self.evaluation.predict
+        work = ChunkFeatures(store, self.encoded(dataset), run, predict)
         features = work.encoded.plan.read(work.files.read)
         if not is_fitted(store, work.head, work.trained):
             state, trained = fit_head(work.encoded.plan, work.trained, features)
@@ -131,24 +131,21 @@ class ChunkFeatures(AnalysisOfModel):
 
     encoded: EncodedChunks
     model: ModelRun
-    planned: PlannedFeatures
+    predict: PredictConfig
 
     @functools.cached_property
     def files(self) -> FeatureFiles:
-        part, predict = self.encoded.plan.part, self.planned.evaluation.predict
-        return FeatureFiles(self.store, self.model, predict, part)
+        return FeatureFiles(self.store, self.model, self.predict, self.encoded.plan.part)
 
     @property
     def head(self) -> str:
         """Path of the head."""
-        plan = self.encoded.plan
-        return head_file(self.model.model, plan.split, plan.holdout)
+        return head_file(self.model.model, self.encoded.plan.split, self.encoded.plan.holdout)
 
     @functools.cached_property
     def trained(self) -> TrainedOn:
         """What the head is fitted on."""
-        predict = self.planned.evaluation.predict
-        return self.encoded.plan.trained_on(self.model.model, self.model, predict)
+        return self.encoded.plan.trained_on(self.model.model, self.model, self.predict)
 
     @property
     def of_shares(self) -> str:
@@ -169,9 +166,5 @@ class ChunkFeatures(AnalysisOfModel):
         self, predictor: Predictor, chunks: Sequence[int], missing: Sequence[int], note: NoteDone
     ) -> Generator[ChunkOutput, None, None]:
         for chunk in missing:
-            advance = functools.partial(_note_batch, note, chunk)
+            advance = functools.partial(note, chunk)
             yield ChunkOutput(chunk, encode(predictor, self.encoded.sets[chunk], advance))
-
-
-def _note_batch(note: NoteDone, chunk: int, count: int) -> None:
-    note(chunk, count, count)

@@ -3,7 +3,7 @@
 The trend runs no model: it comes from stored results and published figures.
 """
 
-from pipeline.analyses.analysis import Analysis
+from pipeline.analyses import Analysis
 from pipeline.runtime.flag_types import Flag
 
 IMAGENET = Analysis(

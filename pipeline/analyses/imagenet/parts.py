@@ -26,7 +26,7 @@ from pipeline.evaluate.evidence import Results
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import read_result
 from pipeline.evaluate.summaries import read_summaries
-from transforms.estimates import above, below
+from transforms.intervals import above, below
 from transforms.taxonomy import Taxonomy, imagenet9
 
 COMMAND = "in9 evaluate --dataset . --models MODELS --imagenet IMAGENET"

@@ -195,8 +195,10 @@ def describe_imagenet(
         if (one := _measured(store, summary))
     ]
     failed, _ = read_failures(store, dataset, "imagenet")
-    errors = errors_by_model(failed, entries)
-    failures = (f"ImageNet top-1, {name}: not measured: {text}" for name, text in errors.items())
+    failures = [
+        f"ImageNet top-1, {name}: not measured: {text}"
+        for name, text in errors_by_model(failed, entries).items()
+    ]
     return "\n".join([*measured, *failures])
 
 

@@ -48,7 +48,6 @@ from pipeline.inputs.location import Location, changed, read_location
 from pipeline.storage.files import relative
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_table
-from pipeline.storage.store import Store
 from transforms.hashing import fingerprint
 from transforms.intervals import wilson
 from transforms.limits import Unread
@@ -173,12 +172,27 @@ class PlannedImageNet(PlannedAnalysis):
 
     @override
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
-        store, folder = dataset.store, self._folder(run)
-        shards = ImageNetShards(store, run, folder, self._root, self._listing)
+        store, folder, listing = dataset.store, self._folder(run), self._listing
+        shards = ImageNetShards(store, run, folder, self._root, listing)
         paths = [*map(shards.path, self.chunks(dataset))]
-        write_result(
-            store, result_file(folder, "imagenet"), _accuracy(store, run, paths, self._listing)
+        predictions = pa.concat_tables([read_table(store, path) for path in paths])
+        labels, outputs = (predictions[name].to_numpy() for name in ("label", "prediction"))
+        n, correct = len(labels), int((labels == outputs).sum())
+        low, high = wilson(correct, n)
+        content = pick(
+            ImageNetResult,
+            run,
+            listing=listing_digest(listing.images),
+            n=n,
+            classes=len({image.output_index for image in listing.images}),
+            unknown=listing.num_unknown,
+            correct=correct,
+            top1=correct / n,
+            ci_low=low,
+            ci_high=high,
+            libraries={name: version(name) for name in LIBRARIES},
         )
+        write_result(store, result_file(folder, "imagenet"), content)
         store.delete_all(set(store.walk(f"results/{folder}/imagenet")).difference(paths))
 
 
@@ -262,26 +276,3 @@ class _ImageNetPictures:
                     "image": pa.array([data for _, data in batch], pa.binary()),
                 }
                 yield pa.table(table).select(["key", "index", *columns])
-
-
-def _accuracy(
-    store: Store, run: ModelRun, paths: Sequence[str], listing: ImageNetListing
-) -> ImageNetResult:
-    """Computes the content of a model's imagenet.json."""
-    predictions = pa.concat_tables([read_table(store, path) for path in paths])
-    labels, outputs = (predictions[name].to_numpy() for name in ("label", "prediction"))
-    n, correct = len(labels), int((labels == outputs).sum())
-    low, high = wilson(correct, n)
-    return pick(
-        ImageNetResult,
-        run,
-        listing=listing_digest(listing.images),
-        n=n,
-        classes=len({image.output_index for image in listing.images}),
-        unknown=listing.num_unknown,
-        correct=correct,
-        top1=correct / n,
-        ci_low=low,
-        ci_high=high,
-        libraries={name: version(name) for name in LIBRARIES},
-    )

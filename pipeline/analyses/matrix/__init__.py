@@ -1,6 +1,6 @@
 """The train x test matrix: models trained on each variant, tested on all."""
 
-from pipeline.analyses.analysis import Analysis, Command
+from pipeline.analyses import Analysis, Command
 from pipeline.runtime.flag_types import (
     ALLOW_OVERLAP,
     LEARNING,

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pipeline.analyses.matrix.results import MATRIX_FIGURES, Matrix, matrix_file
 from pipeline.display.plot import VERSIONS, Plot, heat_map
 from pipeline.display.table import shorten
-from pipeline.evaluate.evidence import Evidence
-from pipeline.evaluate.published import TABLE_5_NAMES
+from pipeline.evaluate.evidence import TABLE_5_NAMES, Evidence
 
 
 def make_plots(evidence: Evidence) -> Iterator[Plot]:

@@ -39,8 +39,8 @@ from pipeline.evaluate.comparisons import BG_GAP, describe_counted
 from pipeline.evaluate.evidence import Evidence, Results, models_trained_on
 from pipeline.evaluate.summary import AccuracyRow, GapRow, Summary
 from pipeline.training.train_plan import describe_penalty
-from transforms.estimates import above, below, difference, widened, within
-from transforms.families import MIN_SEEDS
+from transforms.intervals import above, below, difference, widened, within
+from transforms.two_way import MIN_SEEDS
 
 COMMAND = "in9 matrix --dataset . --probe --holdout 0.5"
 

@@ -23,9 +23,9 @@ from msgspec import UNSET, Meta, Struct
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
 from pipeline.evaluate.comparisons import BG_GAP, ModelsOnSameImages, measure, on_same_images
+from pipeline.evaluate.evidence import TABLE_5_NAMES, TRAINED
 from pipeline.evaluate.families import Estimated, Family
 from pipeline.evaluate.predictions import EvalImages
-from pipeline.evaluate.published import TABLE_5_NAMES, TRAINED
 from pipeline.evaluate.results import (
     PREDICTION_SCHEMA,
     Table,
@@ -39,8 +39,8 @@ from pipeline.models.identity import encoder_of
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.analysis import constant_accuracy
-from transforms.estimates import Estimate, estimate_of
 from transforms.hashing import fingerprint
+from transforms.intervals import Estimate, estimate_of
 from transforms.scoring import PAPER_RULE
 from transforms.variants import VariantName
 

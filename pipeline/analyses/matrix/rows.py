@@ -20,14 +20,18 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from pipeline.analyses.evaluation.stage import commit_predictions
 from pipeline.analyses.matrix.results import IN9L, Matrix, sort_names, write_matrix_tables
 from pipeline.dataset.folder import Dataset, refuse_empty_test, selected_rows
-from pipeline.dataset.records import write_table
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
 from pipeline.evaluate.features import HeadPlan
 from pipeline.evaluate.planned import Evaluation
-from pipeline.evaluate.predict_shards import PredictShards, RowsScorer, Scorer, ShardPictures
+from pipeline.evaluate.predict_shards import (
+    PredictShards,
+    RowsScorer,
+    Scorer,
+    ShardPictures,
+    commit_predictions,
+)
 from pipeline.evaluate.resident import free_memory
 from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.evaluate.summary import Evaluated, MatrixRow
@@ -361,12 +365,7 @@ def make_row(
         if missing:
             scorer = scorer or trainer.scorer(entry)
             for output in shards.run(scorer, numbers, missing, lambda *_: None):
-                write_table(
-                    store,
-                    shards.path(output.chunk),
-                    output.table,
-                    shards.fingerprint_to_store(output),
-                )
+                shards.write(store, output)
         commit_predictions(
             shards,
             numbers,

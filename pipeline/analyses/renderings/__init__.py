@@ -1,6 +1,6 @@
 """The analysis of renderings: how BG-Gap changes with how the pictures are rendered."""
 
-from pipeline.analyses.analysis import Analysis, Command
+from pipeline.analyses import Analysis, Command
 from pipeline.runtime.flag_types import RENDERINGS as RENDERINGS_FLAG
 from pipeline.runtime.flag_types import Flag, count, section
 

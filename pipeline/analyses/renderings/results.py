@@ -36,8 +36,7 @@ from pipeline.evaluate.results import (
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.analysis import compare_gaps, sd_of_draws, thirds
-from transforms.estimates import Estimate, estimate_of
-from transforms.intervals import CONFIDENCE
+from transforms.intervals import CONFIDENCE, Estimate, estimate_of
 from transforms.renderings import AGAINST, COMMON, GAPS, PAPER_RENDERING
 from transforms.scoring import LABEL_RULES
 from transforms.two_way import Floats

@@ -1,6 +1,6 @@
 """Saliency: the share of the gradient that lies on the foreground."""
 
-from pipeline.analyses.analysis import Analysis, Command
+from pipeline.analyses import Analysis, Command
 from pipeline.runtime.flag_types import Flag, count, section
 
 SALIENCY = Analysis(

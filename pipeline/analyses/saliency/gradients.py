@@ -1,7 +1,5 @@
 """Gradients of a model's winning outputs with respect to the pixels, reduced on its device."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

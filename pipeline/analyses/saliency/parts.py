@@ -37,7 +37,7 @@ from pipeline.evaluate.evidence import (
     training_of,
 )
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
-from transforms.estimates import above, estimate_of
+from transforms.intervals import above, estimate_of
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.variants import MASK, ORIGINAL, VariantName
 

@@ -230,7 +230,12 @@ class SaliencyShards(AnalysisOfModel):
 
         missing, expected_fingerprint = self._missing_maps(shard), self.fingerprint(shard)
         output_labels = labels_of_outputs(self.model.num_outputs, self.dataset.taxonomy)
-        pairs = (pair for pair in self._samples(shard) if keys is None or pair[0].key in keys)
+        split = self.plan.evaluation.split
+        pictures = self.dataset.samples(split, shard, self.plan.variant)
+        masks = self.dataset.samples(split, shard, MASK)
+        if keys is None:
+            keys = frozenset(row["key"] for row in self.plan.rows(self.dataset, shard))
+        pairs = (pair for pair in zip(pictures, masks, strict=True) if pair[0].key in keys)
         size = max(1, predictor.batch_size // BATCH_DIVISOR)
 
         def decode(pair: tuple[Sample, Sample]) -> _Triple:
@@ -259,13 +264,3 @@ class SaliencyShards(AnalysisOfModel):
                         "mask_area": float(mask.mean()),
                     }
                 note(shard, len(batch), len(batch))
-
-    def _samples(self, shard: int) -> Iterator[tuple[Sample, Sample]]:
-        """Yields (sample of the picture, sample of the mask) of each tested image."""
-        split = self.plan.evaluation.split
-        pictures = self.dataset.samples(split, shard, self.plan.variant)
-        masks = self.dataset.samples(split, shard, MASK)
-        tested = {row["key"] for row in self.plan.rows(self.dataset, shard)}
-        for picture, mask in zip(pictures, masks, strict=True):
-            if picture.key in tested:
-                yield picture, mask
