@@ -183,7 +183,11 @@ def _refuse_equal_seeds(labels: Mapping[str, str], load: Load) -> None:
     if len(contents) < len(labels):
         from pipeline.models.registry import source_of
 
-        contents += [(label, source_of(entry).digest(entry)) for entry, label in labels.items()]
+        contents += [
+            (label, source.digest(inner))
+            for entry, label in labels.items()
+            for source, inner in [source_of(entry)]
+        ]
     seen: dict[tuple[str, str], str] = {}
     for label, content in contents:
         family = label.partition("#")[0]

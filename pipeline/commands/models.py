@@ -100,11 +100,13 @@ def _list_sources(weights: str | None) -> None:
         print(f"  {name:<20}{'package installed' if PACKAGED.has_package(name) else advice}")
     print(f"{TIMM.text}: {len(TIMM.catalogue())} names with ImageNet weights")
     print(f"  {TIMM.form}")
-    for source in dict.fromkeys(SOURCES.values()):
+    for source in SOURCES.values():
         missing = " ".join(source.missing())
         state = f"pip install {missing}" if missing else "installed"
         print(f"{source.text} ({state})" if source.libraries else source.text)
         print(f"  {source.form}")
+    print("a linear probe, or nearest neighbours, on the features of any model but answers")
+    print("  probe:ENTRY or knn:ENTRY")
     print("names that match: in9 models list 'resnet*', in9 models list 'torchvision:*'")
     if weights:
         print(f"stored in {weights}")

@@ -74,7 +74,8 @@ def in_memory(
         except (UsageError, JobError) as error:
             raise ModelError(str(error)) from error
         known = KnownModels(evaluation.store, evaluation.weights, taxonomy)
-        known.store_identity(entry, identity, source_of(entry).origin(entry, model))
+        source, inner = source_of(entry)
+        known.store_identity(entry, identity, source.origin(inner, model))
         yield model
 
 

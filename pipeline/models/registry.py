@@ -1,5 +1,8 @@
 """The registry of model sources, which resolves, checks and loads `--models` entries.
 
+`probe:ENTRY` and `knn:ENTRY` classify the features of a frozen encoder by a head. What is loaded,
+stored and hashed is the encoder alone, so both forms of an entry have the same weights.
+
 It also stores models in a folder of weights, and loads them from it.
 
 DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash`
@@ -7,6 +10,7 @@ DIR/index.json              name -> the attributes of `StoredModel`
 """
 
 import contextlib
+import dataclasses
 import functools
 
 import torch
@@ -14,9 +18,9 @@ from safetensors.torch import load, save
 
 from pipeline.errors import JobError, UsageError, one_line
 from pipeline.models.answers import has_network, refuse_answers
-from pipeline.models.encoders import FrozenEncoder
+from pipeline.models.checkpoint import encoder_of_head
 from pipeline.models.hugging_face import HuggingFace
-from pipeline.models.identity import StoredModel, WeightsFolder
+from pipeline.models.identity import KNN, PROBE, StoredModel, WeightsFolder, encoder_of
 from pipeline.models.library_names import Packaged, TimmNames, TorchvisionNames
 from pipeline.models.open_clip_models import OpenClip
 from pipeline.models.own_models import AnswerFiles, OnnxFiles, PythonFunctions
@@ -70,7 +74,7 @@ def load_stored(source: Source, folder: WeightsFolder, stored: StoredModel) -> L
             f"{folder.store.path(stored.file)}, the weights of {stored.name}, has changed: its "
             f"tensors have sha256 {digest}, but the index says {stored.sha256}; fetch them again"
         )
-    make = functools.partial(source.build, stored.name, stored.recipe)
+    make = functools.partial(source.build, encoder_of(stored.name) or stored.name, stored.recipe)
     return loaded_model(
         name=stored.name,
         architecture=stored.architecture,
@@ -88,26 +92,6 @@ PACKAGED = Packaged()
 TIMM = TimmNames(similar=PACKAGED.catalogue())
 
 
-def source_of(spec: str) -> Source:
-    """Returns the source of an entry. Raises UsageError if the prefix is unknown."""
-    if spec in PACKAGED.catalogue():
-        return PACKAGED
-    prefix, colon, rest = spec.partition(":")
-    # In ARCH=FILE, the colon may be part of the path.
-    if not colon or "=" in prefix:
-        return TIMM
-    if not has_network(spec) and prefix not in SOURCES:
-        raise UsageError(f"--models {spec} was evaluated by in9.evaluate_model; call it again")
-    if prefix not in SOURCES:
-        custom = f"; for a function of your own: python:{module_of(prefix)}:{rest}"
-        hint = closest(prefix, SOURCES) or custom
-        raise UsageError(
-            f"--models {spec}: there is no source {prefix!r}{hint}; see: in9 models list"
-        )
-    return SOURCES[prefix]
-
-
-_ENCODERS = FrozenEncoder(source_of)
 SOURCES: dict[str, Source] = {
     "torchvision": TorchvisionNames(),
     "hf": HuggingFace(),
@@ -115,18 +99,52 @@ SOURCES: dict[str, Source] = {
     "open_clip": OpenClip(),
     "python": PythonFunctions(),
     "answers": AnswerFiles(),
-    "probe": _ENCODERS,
-    "knn": _ENCODERS,
 }
 """Maps the prefix of an entry, before the colon, to the entry's source."""
+
+
+def source_of(spec: str) -> tuple[Source, str]:
+    """Returns the source of an entry, and what it knows the entry as: a head's as its encoder.
+
+    Raises UsageError if the prefix is unknown, or the entry cannot be an encoder's.
+    """
+    entry = spec
+    if spec.startswith((PROBE, KNN)):
+        entry = encoder_of_head(spec) or encoder_of(spec)
+        if not entry or entry.startswith((PROBE, KNN)) or not has_network(entry):
+            raise UsageError(
+                f"--models {spec}: behind probe: or knn: comes the entry of one encoder that can "
+                "be run, such as probe:resnet50 or knn:hf:facebook/dinov2-small"
+            )
+    if entry in PACKAGED.catalogue():
+        return PACKAGED, entry
+    prefix, colon, rest = entry.partition(":")
+    # In ARCH=FILE, the colon may be part of the path.
+    if not colon or "=" in prefix:
+        return TIMM, entry
+    if not has_network(entry) and prefix not in SOURCES:
+        raise UsageError(f"--models {entry} was evaluated by in9.evaluate_model; call it again")
+    if prefix not in SOURCES:
+        custom = f"; for a function of your own: python:{module_of(prefix)}:{rest}"
+        hint = closest(prefix, [*SOURCES, "probe", "knn"]) or custom
+        raise UsageError(
+            f"--models {entry}: there is no source {prefix!r}{hint}; see: in9 models list"
+        )
+    return SOURCES[prefix], entry
 
 
 def full_name(spec: str) -> str:
     """Returns the name of an entry's model in results; the entry itself if it is unknown."""
     try:
-        return source_of(spec).full_name(spec)
+        source, entry = source_of(spec)
+        return _named(spec, entry, source.full_name(entry))
     except UsageError:
         return spec
+
+
+def _named(spec: str, entry: str, name: str) -> str:
+    """Returns a model's name, by that of what `source_of` knows; a head in a file keeps its own."""
+    return spec.removesuffix(entry) + name if spec.endswith(entry) else spec
 
 
 def check_model(spec: str, weights: str | None = None, *, needs_network: bool = False) -> None:
@@ -140,12 +158,12 @@ def check_model(spec: str, weights: str | None = None, *, needs_network: bool = 
     """
     if needs_network:
         refuse_answers(spec)
-    source = source_of(spec)
-    source.check_installed(spec)
+    source, entry = source_of(spec)
+    source.check_installed(entry)
     if weights and WeightsFolder.from_path(weights).find(full_name(spec)):
         return
-    source.check(spec)
-    if weights and source.needs_hub(spec):
+    source.check(entry)
+    if weights and source.needs_hub(entry):
         raise UsageError(
             f"--models {spec}: {weights} does not have its weights. On a machine that can reach "
             f"the hub: in9 models fetch --models {spec} --to {weights}"
@@ -157,12 +175,12 @@ def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None
 
     The message says which would. An entry passes if only the weights tell its number.
     """
-    source = source_of(spec)
+    source, entry = source_of(spec)
+    if entry != spec:  # The head of an encoder is fitted to the taxonomy.
+        return
     stored = WeightsFolder.from_path(weights).find(full_name(spec)) if weights else None
     try:
-        outputs = (
-            stored.num_outputs if stored and not stored.features else source.outputs(spec, taxonomy)
-        )
+        outputs = stored.num_outputs if stored else source.outputs(spec, taxonomy)
         if outputs is not None:
             labels_of_outputs(outputs, taxonomy)
     except ValueError as error:
@@ -188,15 +206,17 @@ def load_model(
       JobError: the weights cannot be fetched or read, or do not fit the architecture.
     """
     check_model(spec, weights, needs_network=needs_network)
-    source = source_of(spec)
+    source, entry = source_of(spec)
     try:
         if weights:
             folder = WeightsFolder.from_path(weights)
             stored = folder.find(full_name(spec))
             if stored is not None:
                 return load_stored(source, folder, stored)
-        with offline_without_answer() if source.needs_hub(spec) else contextlib.nullcontext():
-            return call_own(source.load, spec, taxonomy or imagenet9())
+        with offline_without_answer() if source.needs_hub(entry) else contextlib.nullcontext():
+            load_entry = functools.partial(source.load, encoder=entry != spec)
+            model = call_own(load_entry, entry, taxonomy or imagenet9())
+        return dataclasses.replace(model, name=_named(spec, entry, model.name))
     except (UsageError, JobError):
         raise
     except Exception as error:  # Each of the many libraries raises its own exceptions.

@@ -19,7 +19,7 @@ from small_models import checkpoint, export, lite0, network
 from pipeline.errors import JobError, UsageError
 from pipeline.models.expand import expand_models, split_labels
 from pipeline.models.identity import IN9_MEAN, KnownModels
-from pipeline.models.registry import check_fit, load_model, source_of
+from pipeline.models.registry import check_fit, full_name, load_model, source_of
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
@@ -174,7 +174,7 @@ def test_features_are_those_of_the_library_also_once_fetched(
         check_fit(name, imagenet9(), str(weights))
         model = load_model(name, str(weights))
         assert model.identity == original.identity
-        assert model.name == f"{name.partition(':')[0]}:{source_of(entry).full_name(entry)}"
+        assert model.name == f"{name.partition(':')[0]}:{full_name(entry)}"
         assert (model.features, model.num_outputs) == (features, expected.shape[1])
         assert model.weights_sha256 == models[0].weights_sha256
         with torch.inference_mode():
@@ -249,7 +249,8 @@ def test_an_encoder_is_known_until_its_file_changes(tmp_path: Path) -> None:
     entries = [f"{head}:{checkpoint(tmp_path / 'a.pth')}" for head in ("probe", "knn")]
     for entry in entries:
         model = load_model(entry)
-        known.store_identity(entry, model.identity, source_of(entry).origin(entry, model))
+        source, inner = source_of(entry)
+        known.store_identity(entry, model.identity, source.origin(inner, model))
         assert known.load(entry) == model.identity
     checkpoint(tmp_path / "a.pth", seed=1)
     assert list(map(known.load, entries)) == [None, None]

@@ -33,7 +33,8 @@ ARCHITECTURE = "mobilenetv3_small_050"
 def learn(known: KnownModels, entry: str) -> LoadedModel:
     """Loads a model and remembers it."""
     model = load_model(entry, known.weights)
-    known.store_identity(entry, model.identity, source_of(entry).origin(entry, model))
+    source, inner = source_of(entry)
+    known.store_identity(entry, model.identity, source.origin(inner, model))
     return model
 
 
