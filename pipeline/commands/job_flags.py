@@ -42,8 +42,9 @@ from pipeline.inputs.layout import InputFlags, find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
 from pipeline.jobs.changes import describe_list_change, shown
 from pipeline.models.answers import refuse_answers, refuse_other_dataset
+from pipeline.models.checkpoint import KnownModels
 from pipeline.models.expand import DEFAULT_MODEL, Load, expand_models, name_of, split_labels
-from pipeline.models.identity import KnownModels, PredictConfig, chosen_folder
+from pipeline.models.identity import PredictConfig, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
 from pipeline.runners.dataflow import Gpu
 from pipeline.runtime.custom_functions import PREFIX

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.errors import UsageError
-from pipeline.models.identity import ModelIdentity, encoder_of
+from pipeline.models.checkpoint import encoder_of
+from pipeline.models.identity import ModelIdentity
 from pipeline.storage.files import absolute, files_of, is_remote, parent
 
 _WILD = re.compile(r"[*?\[]")

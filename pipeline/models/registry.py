@@ -4,9 +4,6 @@
 stored and hashed is the encoder alone, so both forms of an entry have the same weights.
 
 It also stores models in a folder of weights, and loads them from it.
-
-DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash`
-DIR/index.json              name -> the attributes of `StoredModel`
 """
 
 import contextlib
@@ -18,9 +15,15 @@ from safetensors.torch import load, save
 
 from pipeline.errors import JobError, UsageError, one_line
 from pipeline.models.answers import has_network, refuse_answers
-from pipeline.models.checkpoint import encoder_of_head
+from pipeline.models.checkpoint import (
+    KNN,
+    PROBE,
+    StoredModel,
+    WeightsFolder,
+    encoder_of,
+    encoder_of_head,
+)
 from pipeline.models.hugging_face import HuggingFace
-from pipeline.models.identity import KNN, PROBE, StoredModel, WeightsFolder, encoder_of
 from pipeline.models.library_names import Packaged, TimmNames, TorchvisionNames
 from pipeline.models.open_clip_models import OpenClip
 from pipeline.models.own_models import AnswerFiles, OnnxFiles, PythonFunctions
@@ -34,7 +37,7 @@ from pipeline.models.source import (
     state_hash,
 )
 from pipeline.runtime.custom_functions import call_own, module_of
-from pipeline.storage.store import WORK_FOLDER
+from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -160,7 +163,7 @@ def check_model(spec: str, weights: str | None = None, *, needs_network: bool = 
         refuse_answers(spec)
     source, entry = source_of(spec)
     source.check_installed(entry)
-    if weights and WeightsFolder.from_path(weights).find(full_name(spec)):
+    if weights and WeightsFolder(Store.at(weights)).find(full_name(spec)):
         return
     source.check(entry)
     if weights and source.needs_hub(entry):
@@ -178,7 +181,7 @@ def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None
     source, entry = source_of(spec)
     if entry != spec:  # The head of an encoder is fitted to the taxonomy.
         return
-    stored = WeightsFolder.from_path(weights).find(full_name(spec)) if weights else None
+    stored = WeightsFolder(Store.at(weights)).find(full_name(spec)) if weights else None
     try:
         outputs = stored.num_outputs if stored else source.outputs(spec, taxonomy)
         if outputs is not None:
@@ -209,10 +212,11 @@ def load_model(
     source, entry = source_of(spec)
     try:
         if weights:
-            folder = WeightsFolder.from_path(weights)
+            folder = WeightsFolder(Store.at(weights))
             stored = folder.find(full_name(spec))
             if stored is not None:
-                return load_stored(source, folder, stored)
+                model = load_stored(source, folder, stored)
+                return dataclasses.replace(model, name=full_name(spec))
         with offline_without_answer() if source.needs_hub(entry) else contextlib.nullcontext():
             load_entry = functools.partial(source.load, encoder=entry != spec)
             model = call_own(load_entry, entry, taxonomy or imagenet9())

@@ -16,8 +16,8 @@ from pipeline.dataset.records import write_table
 from pipeline.errors import ModelError
 from pipeline.evaluate.features import FeatureFiles, Features, HeadPlan, encode, is_fitted
 from pipeline.evaluate.predict_shards import ShardPictures
-from pipeline.models.checkpoint import TrainedOn, head_file, save_checkpoint
-from pipeline.models.identity import PROBE, PredictConfig
+from pipeline.models.checkpoint import PROBE, TrainedOn, head_file, save_checkpoint
+from pipeline.models.identity import PredictConfig
 from pipeline.models.predict import Predictor
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store

@@ -1,5 +1,6 @@
 """Tests entries of frozen encoders against what the encoders' libraries compute."""
 
+import dataclasses
 import functools
 import re
 import shutil
@@ -17,9 +18,11 @@ from safetensors.torch import load_file, save_file
 from small_models import checkpoint, export, lite0, network
 
 from pipeline.errors import JobError, UsageError
+from pipeline.models.checkpoint import KnownModels, TrainedOn, save_checkpoint
 from pipeline.models.expand import expand_models, split_labels
-from pipeline.models.identity import IN9_MEAN, KnownModels
+from pipeline.models.identity import IN9_MEAN
 from pipeline.models.registry import check_fit, full_name, load_model, source_of
+from pipeline.models.source import LoadedModel
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
@@ -151,6 +154,15 @@ ENCODERS: dict[str, tuple[Callable[[Path, Path], Encoder], str]] = {
 }
 
 
+def head_in_file(encoder: LoadedModel, folder: Path) -> str:
+    """Stores a head, of no tensors, that names its encoder; returns its entry."""
+    method, _, name = encoder.name.partition(":")
+    of = ("net", "original", "0" * 64, "train", "0" * 16, encoder.preprocessing, ("a",), method)
+    trained = TrainedOn(*of, pretrained=name)
+    save_checkpoint(Store(str(folder)), f"{method}.safetensors", {}, trained)
+    return f"{method}:{folder / method}.safetensors"
+
+
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_features_are_those_of_the_library_also_once_fetched(
     kind: str, tmp_path: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -179,6 +191,14 @@ def test_features_are_those_of_the_library_also_once_fetched(
         assert model.weights_sha256 == models[0].weights_sha256
         with torch.inference_mode():
             assert torch.equal(model.module(batch), found)
+        head = head_in_file(original, tmp_path)
+        in_file = load_model(head, str(weights))
+        assert in_file.identity == dataclasses.replace(original.identity, name=head)
+        known = KnownModels(Store(str(tmp_path)), str(weights), imagenet9())
+        of, inner = source_of(head)
+        origin = of.origin(inner, in_file)
+        known.store_identity(head, in_file.identity, origin)
+        assert known.load(head) == (in_file.identity if origin else None)
 
 
 def lacking(tensor: str, folder: Path, name: str, config: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.published import CHALLENGE, FOOLED, FULL_GRID, published_for
 from pipeline.evaluate.results import read_failures
 from pipeline.evaluate.summary import Summary
-from pipeline.models.identity import encoder_of
+from pipeline.models.checkpoint import encoder_of
 from transforms.estimates import Estimate, above, below, estimate_of
 from transforms.intervals import level_of, wilson
 from transforms.scoring import PAPER_RULE
