@@ -17,7 +17,7 @@ from transforms.codec import UndecodableError, decode_image
 from transforms.variants import VariantName
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-"""Penalties to try, strongest first. Each is the `penalty` of `linear_probe.fit_probe`: a factor of
+"""Penalties to try, strongest first. Each is the `penalty` of `probe_fit.fit_probes`: a factor of
 half the sum of the squared weights, for standardised features."""
 
 
