@@ -58,23 +58,23 @@ def store_model(folder: WeightsFolder, model: LoadedModel) -> bool:
     return changed
 
 
-def load_stored(source: Source, folder: WeightsFolder, stored: StoredModel) -> LoadedModel:
+def load_stored(source: Source, folder: Store, stored: StoredModel) -> LoadedModel:
     """Loads a model from a folder of weights.
 
     Raises JobError if the tensors cannot be read, have changed since they were fetched, or do not
     fit.
     """
     try:
-        state = load(folder.store.read(stored.file, None))
+        state = load(folder.read(stored.file, None))
     except Exception as error:  # Broken bytes can raise anything.
         raise JobError(
-            f"{folder.store.path(stored.file)}, the weights of {stored.name}, cannot be read "
+            f"{folder.path(stored.file)}, the weights of {stored.name}, cannot be read "
             f"({type(error).__name__}); fetch them again"
         ) from error
     digest = state_hash(state)
     if digest != stored.sha256:
         raise JobError(
-            f"{folder.store.path(stored.file)}, the weights of {stored.name}, has changed: its "
+            f"{folder.path(stored.file)}, the weights of {stored.name}, has changed: its "
             f"tensors have sha256 {digest}, but the index says {stored.sha256}; fetch them again"
         )
     make = functools.partial(source.build, encoder_of(stored.name) or stored.name, stored.recipe)
@@ -92,7 +92,7 @@ def load_stored(source: Source, folder: WeightsFolder, stored: StoredModel) -> L
 
 
 PACKAGED = Packaged()
-TIMM = TimmNames(similar=PACKAGED.catalogue())
+TIMM = TimmNames()
 
 
 SOURCES: dict[str, Source] = {
@@ -150,10 +150,13 @@ def _named(spec: str, entry: str, name: str) -> str:
     return spec.removesuffix(entry) + name if spec.endswith(entry) else spec
 
 
-def check_model(spec: str, weights: str | None = None, *, needs_network: bool = False) -> None:
-    """Checks a `--models` entry without loading weights; one in folder `weights` needs no source.
+def check_model(
+    spec: str, weights: str | None = None, *, needs_network: bool = False
+) -> StoredModel | None:
+    """Checks a `--models` entry without loading weights.
 
-    `needs_network` refuses a file of answers, because a network must be run.
+    `needs_network` refuses a file of answers, because a network must be run. Returns what folder
+    `weights` has of the model, which then needs no source.
 
     Raises:
       UsageError: the name is unknown (the message suggests similar ones), the file does not exist,
@@ -163,14 +166,15 @@ def check_model(spec: str, weights: str | None = None, *, needs_network: bool = 
         refuse_answers(spec)
     source, entry = source_of(spec)
     source.check_installed(entry)
-    if weights and WeightsFolder(Store.at(weights)).find(full_name(spec)):
-        return
+    if weights and (stored := WeightsFolder(Store.at(weights)).find(full_name(spec))):
+        return stored
     source.check(entry)
     if weights and source.needs_hub(entry):
         raise UsageError(
             f"--models {spec}: {weights} does not have its weights. On a machine that can reach "
             f"the hub: in9 models fetch --models {spec} --to {weights}"
         )
+    return None
 
 
 def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None:
@@ -208,15 +212,12 @@ def load_model(
       UsageError: for the reasons of `check_model`.
       JobError: the weights cannot be fetched or read, or do not fit the architecture.
     """
-    check_model(spec, weights, needs_network=needs_network)
+    stored = check_model(spec, weights, needs_network=needs_network)
     source, entry = source_of(spec)
     try:
-        if weights:
-            folder = WeightsFolder(Store.at(weights))
-            stored = folder.find(full_name(spec))
-            if stored is not None:
-                model = load_stored(source, folder, stored)
-                return dataclasses.replace(model, name=full_name(spec))
+        if stored and weights:
+            model = load_stored(source, Store.at(weights), stored)
+            return dataclasses.replace(model, name=full_name(spec))
         with offline_without_answer() if source.needs_hub(entry) else contextlib.nullcontext():
             load_entry = functools.partial(source.load, encoder=entry != spec)
             model = call_own(load_entry, entry, taxonomy or imagenet9())
