@@ -34,7 +34,7 @@ from pipeline.training.batches import (
     training_batches,
 )
 from pipeline.training.network import Learner, Network, State, build_network
-from pipeline.training.train_plan import Samples, TrainPlan, check_same, find_samples
+from pipeline.training.train_plan import Samples, TrainPlan, find_samples
 from transforms.hashing import keyed_hash
 
 LOG = "log.csv"
@@ -137,8 +137,16 @@ def read_resumed(
     Raises UsageError if the folder holds another training, and JobError as `read_state_file` does.
     """
     state = None if overwrite else read_state_file(store)
-    if state is not None:
-        check_same(state["identity"], plan.identity(dataset), store.root)
+    if state is None:
+        return None
+    stored, requested = state["identity"], plan.identity(dataset)
+    if differing := sorted(name for name in requested if stored.get(name) != requested[name]):
+        flags = [f"--{name} {stored.get(name)}" for name in differing if name != "dataset"]
+        raise UsageError(
+            f"{store.root} holds another training "
+            f"({', '.join(flags) or 'the dataset has changed since'}): choose another --output, "
+            "or start again with --overwrite"
+        )
     return state
 
 
@@ -239,7 +247,6 @@ class _TrainingRun:
 
     def _write_model(self, epochs: int) -> None:
         plan = self.plan
-        settings = plan.identity(self.dataset)
         save_checkpoint(
             self.store,
             MODEL,
@@ -257,7 +264,7 @@ class _TrainingRun:
                 epochs=epochs,
                 holdout=plan.holdout,
                 pretrained=self.network.pretrained,
-                settings={name: settings[name] for name in _SETTINGS},
+                settings={name: getattr(plan, name) for name in _SETTINGS},
             ),
         )
 

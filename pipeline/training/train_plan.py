@@ -192,21 +192,6 @@ class TrainPlan:
         return {**kept, "dataset": dataset.manifest.fingerprint}
 
 
-def check_same(stored: Mapping[str, object], requested: Mapping[str, object], folder: str) -> None:
-    """Raises UsageError, which names `folder`, if it holds another training than the requested.
-
-    Both trainings are given by `TrainPlan.identity`.
-    """
-    differing = sorted(name for name in requested if stored.get(name) != requested[name])
-    if differing:
-        flags = [f"--{name} {stored.get(name)}" for name in differing if name != "dataset"]
-        raise UsageError(
-            f"{folder} holds another training "
-            f"({', '.join(flags) or 'the dataset has changed since'}): choose another --output, "
-            "or start again with --overwrite"
-        )
-
-
 def check_variant(dataset: Dataset, variant: str) -> None:
     """Raises UsageError if a dataset has no pictures of a variant."""
     pictures = list(map(str, dataset.picture_variants))
