@@ -92,11 +92,6 @@ def find_clashes(images: Iterable[tuple[str, str]]) -> frozenset[str]:
     return frozenset(key for same in keys.values() if len(same) > 1 for key in same)
 
 
-def mixed_stem(foreground: str, background: str | None) -> str:
-    """Returns the name of a mixed picture, without suffix, from the stems of its two images."""
-    return f"fg_{foreground}_bg_{background or UNKNOWN_BACKGROUND}"
-
-
 def parse_name(name: str, *, is_mixed: bool) -> tuple[str, str, str | None] | None:
     """Parses a file name without suffix into stem, wnid and, if mixed, the background's stem.
 
@@ -180,7 +175,8 @@ class ExportPlan:
         if variant.has_draws:
             key, wnid = fields["bg_key"], fields["bg_wnid"]
             # A scene has no class, and keeps its name.
-            name = mixed_stem(name, stem_of(key, wnid, self.clashes) if wnid else key)
+            background = stem_of(key, wnid, self.clashes) if wnid else key
+            name = f"fg_{name}_bg_{background or UNKNOWN_BACKGROUND}"
         suffix = "JPEG" if variant.is_picture else "npy"
         return f"{self.folder(variant, fields['label'])}/{name}.{suffix}"
 
