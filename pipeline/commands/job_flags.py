@@ -40,7 +40,7 @@ from pipeline.inputs.image_manifest import (
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import InputFlags, find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
-from pipeline.jobs.changes import describe_list_change, shown
+from pipeline.jobs.publish import describe_list_change, shown
 from pipeline.models.answers import refuse_answers, refuse_other_dataset
 from pipeline.models.checkpoint import KnownModels
 from pipeline.models.expand import DEFAULT_MODEL, Load, expand_models, name_of, split_labels
