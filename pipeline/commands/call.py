@@ -458,7 +458,6 @@ def _on_device(
 
     With a plan, the module is an encoder, and a probe is fitted on its features.
     """
-    from pipeline.models.heads import attach
     from pipeline.models.predict import Predictor
     from pipeline.models.source import check_head, measured_model
 
@@ -481,6 +480,8 @@ def _on_device(
         )
         trained = None
         if plan:
+            from pipeline.models.registry import attach
+
             with contextlib.closing(Predictor(model, evaluation.predict, block=gpu)) as encoder:
                 features = plan.read(lambda one: features_in(encode(encoder, one, one.dataset)))
             state, trained = _fit_head(plan, model, evaluation, features)
