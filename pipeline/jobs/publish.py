@@ -289,7 +289,6 @@ def shown(value: object) -> str:
 
 
 CHANGES = "changes.md"
-_LOCK_SECONDS = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,7 +341,7 @@ def publish(publishing: PublishPlan) -> bool:
     A runner may repeat this, because a second call changes nothing. Raises JobError if another job
     is changing the dataset, or publishing.
     """
-    with locked(publishing.target, PUBLISH_LOCK, wait=_LOCK_SECONDS) as target:
+    with locked(publishing.target, PUBLISH_LOCK, wait=600) as target:
         remove_leftovers(target)
         name = _version_name(publishing.store)
         versions = finished_versions(target)

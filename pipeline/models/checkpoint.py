@@ -276,8 +276,6 @@ def read_header(path: str) -> dict[str, Any]:
 
 INDEX = "index.json"
 _INDEX_FORMAT = {"format": "imagenet9 weights", "format_version": 1}
-_SHA256 = re.compile("[0-9a-f]{64}")
-_LOCK = f"{WORK_FOLDER}/lock-index"
 _LIBRARIES = (
     *("torch", "timm", "torchvision", "transformers", "open_clip_torch", "onnxruntime"),
     "numpy",
@@ -298,7 +296,7 @@ class StoredModel(ModelIdentity):
     recipe: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if not _SHA256.fullmatch(self.sha256):
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
             raise ValueError(f"{self.sha256!r} is not a SHA-256")
 
     @property
@@ -362,7 +360,7 @@ class WeightsFolder:
 
     def note(self, stored: StoredModel) -> bool:
         """Adds or replaces a model in the index, by its name; returns whether the index changed."""
-        with locked(self.store, _LOCK, wait=60) as store:
+        with locked(self.store, f"{WORK_FOLDER}/lock-index", wait=60) as store:
             models = self.models() if self.store.exists(INDEX) else {}
             models[stored.name] = stored
             content = {

@@ -49,7 +49,6 @@ UNKNOWN_BACKGROUND = "unknown"
 _SINGLE = re.compile(r"(?P<stem>(?P<wnid>n\d{8})_[^/]+)")
 _MIXED = re.compile(r"fg_(?P<stem>(?P<wnid>n\d{8})_[^/]+?)_bg_(?P<background>[^/]+)")
 _CLASS = re.compile(r"(\d{2,})_.+")
-_NUMBER = re.compile(r"\d+$")
 
 
 def class_folder(label: int, name: str, num_labels: int) -> str:
@@ -78,7 +77,7 @@ def stem_of(key: str, wnid: str, clashes: frozenset[str] = frozenset()) -> str:
     """
     if re.fullmatch(rf"{re.escape(wnid)}_\d+", key):
         return key
-    number = _NUMBER.search(key)
+    number = re.search(r"\d+$", key)
     if number is None or key in clashes:
         return f"{wnid}_{bucket_hash(key)}"
     return f"{wnid}_{number[0]}"
