@@ -46,10 +46,12 @@ class _Network(torch.nn.Module):
 
     def __init__(self, model: Any, flipped: bool, skipped: int = 0, features: str = "") -> None:
         super().__init__()
-        self.model = _tower(model) if features else model
+        # Of a model with several towers, the one for pictures.
+        self.model = getattr(model, "vision_model", model) if features else model
         self._flipped, self._skipped, self._features = flipped, skipped, features
         if model.config.model_type == "vit_mae":
-            model.embeddings.random_masking = _unmasked
+            # It would keep a random quarter of the patches.
+            model.embeddings.random_masking = lambda patches, noise: (patches, None, None)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         if self._flipped:
@@ -61,16 +63,6 @@ class _Network(torch.nn.Module):
             return features.flatten(1) if features.shape[2:].numel() == 1 else features
         logits: torch.Tensor = outputs.logits
         return logits[:, self._skipped :]
-
-
-def _tower(model: Any) -> Any:
-    """Returns the vision tower of a model that has several, else the model."""
-    return getattr(model, "vision_model", model)
-
-
-def _unmasked(patches: torch.Tensor, noise: None) -> tuple[torch.Tensor, None, None]:
-    """Keeps all patches, where a masked autoencoder would keep a random quarter."""
-    return patches, None, None
 
 
 class HuggingFace(Source):
@@ -146,9 +138,11 @@ class HuggingFace(Source):
         )
 
     def origin(self, spec: str, model: LoadedModel) -> Origin | None:
-        if not self.needs_hub(spec):
-            return super().origin(spec, model)
-        return Origin("hub", spec.removeprefix(_PREFIX))
+        return (
+            Origin("hub", spec.removeprefix(_PREFIX))
+            if self.needs_hub(spec)
+            else super().origin(spec, model)
+        )
 
     def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
@@ -186,7 +180,7 @@ def _choose_features(spec: str, model: Any, missing: Sequence[str], side: int) -
         for name in missing
         if name not in absent and model.get_buffer(name).is_floating_point()
     ]
-    tower = _tower(model)
+    tower = getattr(model, "vision_model", model)
     outputs = tower(pixel_values=torch.zeros(1, 3, side, side))
     pooled, token, mean = _FEATURES
     has_token = any(_CLASS_TOKEN.search(name) for name, _ in tower.named_parameters())
