@@ -25,7 +25,7 @@ import json
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import JobError, UsageError
@@ -103,7 +103,7 @@ class TrainedOn:
     @property
     def keys_digest(self) -> str:
         """Hexadecimal SHA-256 of the keys, joined by newlines."""
-        return hashlib.sha256(_joined(self.keys)).hexdigest()
+        return hashlib.sha256(text_bytes("\n".join(self.keys))).hexdigest()
 
     @property
     def fit(self) -> str:
@@ -133,7 +133,7 @@ def save_checkpoint(
     import torch
     from safetensors.torch import save
 
-    joined = _joined(trained.keys)
+    joined = text_bytes("\n".join(trained.keys))
     if len(joined) > _MAX_KEYS:
         raise JobError(
             f"the keys of {len(trained.keys)} training images take {len(joined)} bytes, and a "
@@ -245,10 +245,6 @@ def refuse_compressed(path: str) -> None:
             raise JobError(f"{path} is not a whole PyTorch file") from error
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise JobError(f"{path} has compressed members; save it with torch.save, as it is")
-
-
-def _joined(keys: Iterable[str]) -> bytes:
-    return text_bytes("\n".join(keys))
 
 
 def read_header(path: str) -> dict[str, Any]:

@@ -40,8 +40,7 @@ from transforms.hashing import keyed_hash
 LOG = "log.csv"
 MODEL = "model.safetensors"
 STATE = "state.pth"
-_FORMAT = "imagenet9 training"
-_VERSION = 1
+_FORMAT = {"format": "imagenet9 training", "version": 1}
 _SETTINGS = ("batch_size", "lr", "weight_decay", "precision")
 """Fields of the plan that the checkpoint stores as settings of the method."""
 
@@ -232,8 +231,7 @@ class _TrainingRun:
         columns = [field.name for field in dataclasses.fields(EpochLog)]
         self.store.write(LOG, csv_bytes(columns, rows))
         state: State = {
-            "format": _FORMAT,
-            "version": _VERSION,
+            **_FORMAT,
             "identity": self.plan.identity(self.dataset),
             "epoch": epochs,
             **self._learner.state(),
@@ -299,15 +297,15 @@ def read_state_file(store: Store) -> State | None:
         refuse_compressed(path)
         with store.open(STATE) as file:
             state: State = torch.load(file, map_location="cpu", weights_only=True)
-        file_format, version = state["format"], state["version"]
+        found = {name: state[name] for name in _FORMAT}
     except Exception as error:  # Broken bytes can raise anything.
         raise JobError(
             f"{path} cannot be read ({type(error).__name__}); start again with --overwrite"
         ) from error
-    if (file_format, version) != (_FORMAT, _VERSION):
+    if found != _FORMAT:
         raise JobError(
-            f"{path} is {file_format!r} of version {version}, which is not supported; start again "
-            "with --overwrite"
+            f"{path} is {found['format']!r} of version {found['version']}, which is not supported; "
+            "start again with --overwrite"
         )
     return state
 
