@@ -260,11 +260,8 @@ def fit_head(plan: HeadPlan, trained: TrainedOn, features: Features) -> tuple[St
     units = [rows[key].get("group") or key for key in trained.keys]
     penalty = choose_penalty(values, labels, units)
     (probe,) = fit_probes(values, labels, plan.dataset.taxonomy.num_labels, [penalty])
-    state = {"weight": torch.from_numpy(probe.weight), "bias": torch.from_numpy(probe.bias)}
-    settings = {**trained.settings, "penalty": penalty}
-    return {name: value.float() for name, value in state.items()}, dataclasses.replace(
-        trained, settings=settings
-    )
+    state = {"weight": torch.tensor(probe.weight).float(), "bias": torch.tensor(probe.bias).float()}
+    return state, dataclasses.replace(trained, settings={**trained.settings, "penalty": penalty})
 
 
 class Encoder:
@@ -301,8 +298,7 @@ class Encoder:
                 table = encode(self._predictor, pictures, pictures.dataset)
             except ModelError as error:
                 raise ModelError(f"{self.model.name}: {error}") from error
-            of = files.fingerprint(pictures.name)
-            write_table(files.store, files.path(pictures), table, of)
+            write_table(files.store, files.path(pictures), table, files.fingerprint(pictures.name))
         return files.read(pictures)
 
     def fit(self, plan: HeadPlan, store: Store, path: str | None = None) -> str:
