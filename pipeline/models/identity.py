@@ -87,8 +87,7 @@ class Preprocessing:
             "crop_pct": 0.875,
             "crop_mode": "center",
         }
-        unknown = sorted(set(settings) - set(values))
-        if unknown:
+        if unknown := sorted(set(settings) - set(values)):
             raise JobError(f"{where}: unknown {unknown[0]!r}; known are {', '.join(values)}")
         values.update(settings)
         try:

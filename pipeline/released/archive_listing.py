@@ -275,8 +275,7 @@ def read_listing(
     """
     tree = _tree(source, list(locations), splits)
     present = {variant for split in splits for variant in tree[split]}
-    missing = [f"{name}/{s}" for name in REQUIRED for s in splits if name not in tree[s]]
-    if missing:
+    if missing := [f"{name}/{s}" for name in REQUIRED for s in splits if name not in tree[s]]:
         raise UsageError(f"--from {source} has no {missing[0]}, which is needed")
     # An archive does not contain its scenes, so backgrounds of EXTERNAL cannot be recovered.
     # The backgrounds of a rendering are those of its base.
