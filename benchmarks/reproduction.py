@@ -23,7 +23,7 @@ from pipeline.analyses.matrix.results import Matrix
 from pipeline.analyses.saliency.results import SaliencyResult
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import TIMES
-from pipeline.evaluate import published
+from pipeline.evaluate import evidence as published
 from pipeline.evaluate.comparisons import GAP
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.summary import Summary

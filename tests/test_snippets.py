@@ -19,9 +19,10 @@ from huggingface_hub.utils import filter_repo_objects
 from runs import run_here, run_in9, run_program
 
 import in9
-from pipeline.models.identity import WeightsFolder
+from pipeline.models.checkpoint import WeightsFolder
 from pipeline.models.library_names import timm_model
 from pipeline.models.registry import load_model, store_model
+from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
 ROOT = Path(__file__).parents[1]
@@ -169,7 +170,7 @@ def test_the_gate_of_the_examples_ends_with_each_exit_code(
     network = timm.create_model("resnet50")
     torch.save(network.state_dict(), "new.pth")
     model = timm_model("resnet50.a1_in1k", network, "timm", imagenet9())
-    store_model(WeightsFolder.from_path("weights"), model)
+    store_model(WeightsFolder(Store.at("weights")), model)
     shutil.copytree(for_gaps, "out")
     run_here(*words, code=4)  # Both are the same network, and 18 images cannot tell.
     assert Path("out/report.html").exists()

@@ -3,7 +3,7 @@
 On pictures of backgrounds alone, the test limits what a gap between backgrounds can show: if
 backgrounds do not tell the class, a model that relies on them loses nothing when they are
 exchanged. For probes that are trained once and then evaluated as models, see
-`pipeline.training.linear_probe`.
+`pipeline.training.probe_fit`.
 """
 
 import dataclasses

@@ -29,7 +29,7 @@ from pipeline.dataset.reading import DatasetReader
 from pipeline.dataset.records import write_table
 from pipeline.display.table import interval
 from pipeline.errors import JobError, UsageError, one_line, refuse_first
-from pipeline.evaluate.features import HeadPlan, encode, features_in
+from pipeline.evaluate.features import Features, HeadPlan, encode, features_in
 from pipeline.evaluate.planned import Evaluation, refuse_no_fit, split_to_fit
 from pipeline.evaluate.predict_shards import (
     PredictShards,
@@ -220,8 +220,6 @@ def evaluate_model(
     )
     torch = sys.modules.get("torch")
     with live_bar(CALLED + name, total, "pictures") as advance:
-        if plan:
-            from pipeline.training.probe_fit import fit_head
         if torch and isinstance(predict, torch.nn.Module):
             with _on_device(predict, preprocessing or {}, opened, evaluation, plan) as on_device:
                 return _evaluate(opened, evaluation, *on_device, advance, store=store)
@@ -250,8 +248,7 @@ def evaluate_model(
             features = dict(
                 zip(plan.pictures, of_fit.on("original", [*plan.pictures]), strict=True)
             )
-            trained = plan.trained_on(identity.name, identity, evaluation.predict)
-            state, trained = fit_head(plan, trained, features)
+            state, trained = _fit_head(plan, identity, evaluation, features)
             scores = answers.values @ state["weight"].numpy().T + state["bias"].numpy()
             answers = dataclasses.replace(answers, values=scores)
             identity = dataclasses.replace(identity, num_outputs=taxonomy.num_labels)
@@ -264,6 +261,15 @@ def evaluate_model(
             lambda _: None,
             store=store,
         )
+
+
+def _fit_head(
+    plan: HeadPlan, encoder: ModelIdentity, evaluation: Evaluation, features: Features
+) -> tuple[Mapping[str, torch.Tensor], TrainedOn]:
+    """Fits a linear probe on features; returns its tensors and its metadata."""
+    from pipeline.training.probe_fit import fit_head
+
+    return fit_head(plan, plan.trained_on(encoder.name, encoder, evaluation.predict), features)
 
 
 def _evaluate(
@@ -458,10 +464,8 @@ def _on_device(
 
     With a plan, the module is an encoder, and a probe is fitted on its features.
     """
-    from pipeline.models.heads import attach
     from pipeline.models.predict import Predictor
     from pipeline.models.source import check_head, measured_model
-    from pipeline.training.probe_fit import fit_head
 
     (name,) = evaluation.models
     first = next(itertools.chain(module.parameters(), module.buffers()), None)
@@ -482,10 +486,11 @@ def _on_device(
         )
         trained = None
         if plan:
+            from pipeline.models.registry import attach
+
             with contextlib.closing(Predictor(model, evaluation.predict, block=gpu)) as encoder:
                 features = plan.read(lambda one: features_in(encode(encoder, one)))
-            fitted_on = plan.trained_on(name, model, evaluation.predict)
-            state, trained = fit_head(plan, fitted_on, features)
+            state, trained = _fit_head(plan, model, evaluation, features)
             model = attach(model, state, dataset.taxonomy.num_labels)
         check_head(model, dataset.taxonomy)
         with contextlib.closing(Predictor(model, evaluation.predict, block=gpu)) as predictor:

@@ -29,13 +29,16 @@ from pipeline.errors import UsageError, counted, refuse_first, shown_bytes
 from pipeline.generate.commit import commit, read_prepared, restate
 from pipeline.jobs.messages import describe_images
 from pipeline.released.archive_listing import (
+    AUTHORS,
     IMPORT_FOLDER,
+    PAPER,
     ReleasedArchive,
+    find_archive,
+    is_archive,
     is_packed,
     list_files,
     read_listing,
 )
-from pipeline.released.paper_archive import AUTHORS, PAPER, find_archive, is_archive
 from pipeline.released.write_shards import (
     BackgroundPool,
     ImportPlan,

@@ -39,10 +39,11 @@ from pipeline.inputs.image_manifest import (
 from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import InputFlags, find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
-from pipeline.jobs.changes import describe_list_change, shown
+from pipeline.jobs.publish import describe_list_change, shown
 from pipeline.models.answers import refuse_answers, refuse_other_dataset
+from pipeline.models.checkpoint import KnownModels
 from pipeline.models.expand import DEFAULT_MODEL, Load, expand_models, name_of, split_labels
-from pipeline.models.identity import KnownModels, PredictConfig, chosen_folder
+from pipeline.models.identity import PredictConfig, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
 from pipeline.runners.dataflow import Gpu
 from pipeline.runtime.custom_functions import PREFIX
@@ -182,7 +183,11 @@ def _refuse_equal_seeds(labels: Mapping[str, str], load: Load) -> None:
     if len(contents) < len(labels):
         from pipeline.models.registry import source_of
 
-        contents += [(label, source_of(entry).digest(entry)) for entry, label in labels.items()]
+        contents += [
+            (label, source.digest(inner))
+            for entry, label in labels.items()
+            for source, inner in [source_of(entry)]
+        ]
     seen: dict[tuple[str, str], str] = {}
     for label, content in contents:
         family = label.partition("#")[0]

@@ -6,8 +6,9 @@ import msgspec
 
 from pipeline.commands.command_line import flags_as
 from pipeline.errors import JobError, counted, refuse_first
+from pipeline.models.checkpoint import INDEX, WeightsFolder
 from pipeline.models.expand import expand_models, split_labels
-from pipeline.models.identity import INDEX, WeightsFolder, chosen_folder
+from pipeline.models.identity import chosen_folder
 from pipeline.models.library_names import distribution
 from pipeline.models.registry import (
     PACKAGED,
@@ -17,6 +18,7 @@ from pipeline.models.registry import (
     load_model,
     store_model,
 )
+from pipeline.storage.store import Store
 
 
 class ModelsFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +69,7 @@ def _fetch(models: tuple[str, ...], to: str) -> None:
     A model that cannot be fetched does not keep the others from being stored. Raises UsageError if
     `to` is not a folder.
     """
-    folder = WeightsFolder.from_path(to)
+    folder = WeightsFolder(Store.at(to))
     folder.store.refuse_file("--to")
     if folder.store.exists(INDEX):
         folder.models()  # Refuses a foreign index before anything is written.
@@ -100,13 +102,15 @@ def _list_sources(weights: str | None) -> None:
         print(f"  {name:<20}{'package installed' if PACKAGED.has_package(name) else advice}")
     print(f"{TIMM.text}: {len(TIMM.catalogue())} names with ImageNet weights")
     print(f"  {TIMM.form}")
-    for source in dict.fromkeys(SOURCES.values()):
+    for source in SOURCES.values():
         missing = " ".join(source.missing())
         state = f"pip install {missing}" if missing else "installed"
         print(f"{source.text} ({state})" if source.libraries else source.text)
         print(f"  {source.form}")
+    print("a linear probe, or nearest neighbours, on the features of any model but answers")
+    print("  probe:ENTRY or knn:ENTRY")
     print("names that match: in9 models list 'resnet*', in9 models list 'torchvision:*'")
     if weights:
         print(f"stored in {weights}")
-        for stored in WeightsFolder.from_path(weights).models().values():
+        for stored in WeightsFolder(Store.at(weights)).models().values():
             print(f"  {stored.name:<40} sha256 {stored.weights_sha256}")

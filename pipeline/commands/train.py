@@ -29,9 +29,9 @@ from pipeline.dataset.manifest import reading_store, writing_store
 from pipeline.errors import TO_EVALUATE, JobError, UsageError, counted
 from pipeline.evaluate.features import HeadPlan
 from pipeline.jobs.publish import check_publishing, describe_published, publish
-from pipeline.models.checkpoint import MODELS, SUFFIX, is_trained_here, read_metadata
+from pipeline.models.checkpoint import MODELS, PROBE, SUFFIX, is_trained_here, read_metadata
 from pipeline.models.expand import DEFAULT_MODEL
-from pipeline.models.identity import PROBE, PredictConfig, chosen_folder
+from pipeline.models.identity import PredictConfig, chosen_folder
 from pipeline.models.registry import check_model
 from pipeline.report.write import describe_report, write_report
 from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused

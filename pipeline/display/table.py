@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pipeline.errors import LINE, escaped_line
 from pipeline.evaluate.results import Named
-from pipeline.models.identity import encoder_of
+from pipeline.models.checkpoint import encoder_of
 from transforms.intervals import estimate_of
 
 TIMES = "\N{MULTIPLICATION SIGN}"

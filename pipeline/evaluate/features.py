@@ -23,8 +23,15 @@ from pipeline.dataset.folder import Dataset, selected_rows, training_pictures
 from pipeline.errors import ModelError, UsageError, counted
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.results import ModelRun, safe_name
-from pipeline.models.checkpoint import TrainedOn, digest_of_classes, read_metadata
-from pipeline.models.identity import KNN, PROBE, ModelIdentity, PredictConfig, encoder_of
+from pipeline.models.checkpoint import (
+    KNN,
+    PROBE,
+    TrainedOn,
+    digest_of_classes,
+    encoder_of,
+    read_metadata,
+)
+from pipeline.models.identity import ModelIdentity, PredictConfig
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.hashing import fingerprint

@@ -37,7 +37,7 @@ from pipeline.evaluate.results import (
     read_failures,
     result_folder,
 )
-from pipeline.models.identity import KnownModels, encoder_of
+from pipeline.models.checkpoint import KnownModels, encoder_of
 from pipeline.runtime.lock import locked, model_lock
 from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Tally, count, count_bytes, count_written, timed

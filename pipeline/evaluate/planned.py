@@ -30,8 +30,15 @@ from pipeline.models.answers import (
     refuse_other_dataset,
     refuse_unfit,
 )
-from pipeline.models.checkpoint import TrainedOn, encoder_of_head, head_file, metadata_of_entry
-from pipeline.models.identity import PROBE, ModelIdentity, PredictConfig, encoder_of
+from pipeline.models.checkpoint import (
+    PROBE,
+    TrainedOn,
+    encoder_of,
+    encoder_of_head,
+    head_file,
+    metadata_of_entry,
+)
+from pipeline.models.identity import ModelIdentity, PredictConfig
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress
 from pipeline.storage.state_files import convert

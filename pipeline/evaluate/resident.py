@@ -14,11 +14,10 @@ from pipeline.errors import JobError, ModelError, UsageError
 from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predict_shards import RowsScorer
 from pipeline.evaluate.results import ModelRun, read_results, result_file
-from pipeline.models.heads import with_head
-from pipeline.models.identity import KnownModels, encoder_of
+from pipeline.models.checkpoint import KnownModels, encoder_of
 from pipeline.models.loader import PixelCache
 from pipeline.models.predict import Predictor, device_of, is_out_of_memory
-from pipeline.models.registry import load_model, source_of
+from pipeline.models.registry import load_model, source_of, with_head
 from pipeline.models.source import LoadedModel, check_head
 from pipeline.runtime.machine import (
     give_back_freed_memory,
@@ -74,7 +73,8 @@ def in_memory(
         except (UsageError, JobError) as error:
             raise ModelError(str(error)) from error
         known = KnownModels(evaluation.store, evaluation.weights, taxonomy)
-        known.store_identity(entry, identity, source_of(entry).origin(entry, model))
+        source, inner = source_of(entry)
+        known.store_identity(entry, identity, source.origin(inner, model))
         yield model
 
 

@@ -1,8 +1,19 @@
-"""Self-describing checkpoints: safetensors files with training metadata in their header.
+"""What is stored of models; this module does not import torch until a checkpoint is saved.
 
-`--models ARCH=FILE` loads them like any other checkpoint. The metadata holds the variant and the
-settings of the training, the preprocessing, and the keys of all training images, so that a test on
-one of these images is detected wherever the file is copied to.
+Checkpoints describe themselves: they are safetensors files with training metadata in their header,
+which `--models ARCH=FILE` loads like any other. The metadata holds the variant and the settings of
+the training, the preprocessing, and the keys of all training images, so that a test on one of these
+images is detected wherever the file is copied to.
+
+A folder of weights has an index, for machines that cannot reach the hubs:
+
+DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash`
+DIR/index.json              name -> the attributes of `StoredModel`
+
+And a cache of model identities: what each entry of `--models` was when it was last loaded. The
+model's identity cannot change while the origin of its weights does not. So results that are up to
+date are recognised without loading the model or importing torch. The cache lies in the dataset's
+work folder and is not part of the dataset: after it is deleted, each model is loaded once more.
 """
 
 from __future__ import annotations
@@ -11,15 +22,18 @@ import base64
 import dataclasses
 import hashlib
 import json
+import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import JobError
-from pipeline.models.identity import Preprocessing, encoder_of
+from pipeline.errors import JobError, UsageError
+from pipeline.models.identity import ModelIdentity, Origin, Preprocessing
+from pipeline.runtime.lock import locked
 from pipeline.storage.files import files_of
-from pipeline.storage.store import FileDigest, Store
+from pipeline.storage.state_files import json_bytes, read_json
+from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.hashing import fingerprint, text_bytes
 from transforms.limits import load_json
 from transforms.taxonomy import Taxonomy
@@ -27,8 +41,17 @@ from transforms.taxonomy import Taxonomy
 if TYPE_CHECKING:
     import torch
 
-FORMAT = "imagenet9 checkpoint"
-FORMAT_VERSION = 1
+PROBE, KNN = "probe:", "knn:"
+"""Beginnings of entries of `--models` that wrap the entry of a frozen encoder."""
+
+
+def encoder_of(entry: str) -> str:
+    """Returns the entry of the encoder that a probe's or kNN's entry wraps; "" for any other."""
+    prefix, colon, inner = entry.partition(":")
+    return inner if prefix + colon in (PROBE, KNN) else ""
+
+
+_FORMAT = {"format": "imagenet9 checkpoint", "format_version": 1}
 SUFFIX = ".safetensors"
 MODELS = "models"
 """Folder of a dataset that holds the checkpoints trained on it."""
@@ -80,7 +103,7 @@ class TrainedOn:
     @property
     def keys_digest(self) -> str:
         """Hexadecimal SHA-256 of the keys, joined by newlines."""
-        return hashlib.sha256(_joined(self.keys)).hexdigest()
+        return hashlib.sha256(text_bytes("\n".join(self.keys))).hexdigest()
 
     @property
     def fit(self) -> str:
@@ -110,7 +133,7 @@ def save_checkpoint(
     import torch
     from safetensors.torch import save
 
-    joined = _joined(trained.keys)
+    joined = text_bytes("\n".join(trained.keys))
     if len(joined) > _MAX_KEYS:
         raise JobError(
             f"the keys of {len(trained.keys)} training images take {len(joined)} bytes, and a "
@@ -122,8 +145,7 @@ def save_checkpoint(
         for name, value in state.items()
     }
     note = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        **_FORMAT,
         **dataclasses.asdict(trained),
         "images": len(trained.keys),
         "keys_sha256": trained.keys_digest,
@@ -145,10 +167,11 @@ def read_metadata(path: str) -> TrainedOn | None:
         if text is None:
             return None
         note = load_json(text)
-        file_format, version = note["format"], note["format_version"]
-        if (file_format, version) != (FORMAT, FORMAT_VERSION):
+        found = {name: note[name] for name in _FORMAT}
+        if found != _FORMAT:
             raise JobError(
-                f"{path} is {file_format!r} of version {version}, which is not supported"
+                f"{path} is {found['format']!r} of version {found['format_version']}, which is not "
+                "supported"
             )
         unpacked = zlib.decompressobj().decompress(base64.b64decode(note.pop(_KEYS)), _MAX_KEYS + 1)
         if len(unpacked) > _MAX_KEYS:
@@ -224,10 +247,6 @@ def refuse_compressed(path: str) -> None:
         raise JobError(f"{path} has compressed members; save it with torch.save, as it is")
 
 
-def _joined(keys: Iterable[str]) -> bytes:
-    return text_bytes("\n".join(keys))
-
-
 def read_header(path: str) -> dict[str, Any]:
     """Reads the header of a safetensors file; empty if the file is not in this format.
 
@@ -249,3 +268,148 @@ def read_header(path: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return header if isinstance(header, dict) else {}
+
+
+INDEX = "index.json"
+_INDEX_FORMAT = {"format": "imagenet9 weights", "format_version": 1}
+_LIBRARIES = (
+    *("torch", "timm", "torchvision", "transformers", "open_clip_torch", "onnxruntime"),
+    "numpy",
+)
+"""Distributions whose versions can change the model that an entry loads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredModel(ModelIdentity):
+    """An entry of the index, with the attributes of `ModelIdentity` and these.
+
+    Attributes:
+      sha256: SHA-256 of the stored tensors. It equals `weights_sha256`, which results show, except
+        for zero-shot classifiers, whose stored tensors include the computed head.
+    """
+
+    sha256: str
+    recipe: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"{self.sha256!r} is not a SHA-256")
+
+    @property
+    def file(self) -> str:
+        """Path, inside the folder, of the file that holds the tensors."""
+        return f"{self.sha256}.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsFolder:
+    """A folder of weights."""
+
+    store: Store
+
+    def models(self) -> dict[str, StoredModel]:
+        """Returns the stored models by name; raises UsageError without a readable index."""
+        if not self.store.exists(INDEX):
+            raise UsageError(
+                f"{self.store.root} holds no weights; fetch some with: "
+                f"in9 models fetch --models NAME --to {self.store.root}"
+            )
+        path = self.store.path(INDEX)
+        try:
+            content = load_json(self.store.read(INDEX))
+            found = {name: content[name] for name in _INDEX_FORMAT}
+            if found != _INDEX_FORMAT:
+                raise UsageError(
+                    f"{path} is {found['format']!r} of version {found['format_version']}, which is "
+                    "not supported; fetch into an empty folder"
+                )
+            return {
+                name: StoredModel(
+                    **{
+                        **entry,
+                        "name": name,
+                        "preprocessing": Preprocessing.from_settings(
+                            entry["preprocessing"], num_outputs=entry["num_outputs"], where=path
+                        ),
+                    }
+                )
+                for name, entry in content["models"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError, JobError) as error:
+            raise UsageError(
+                f"{path} is not an index of weights ({error}); fetch into an empty folder"
+            ) from error
+
+    def find(self, name: str) -> StoredModel | None:
+        """Returns the stored model with this name, None if the folder does not have it.
+
+        Of a head in a file, it is the encoder. Raises UsageError for the reasons of `models`, or if
+        the file of tensors is missing.
+        """
+        encoder = encoder_of_head(name)
+        stored = self.models().get(f"{name.partition(':')[0]}:{encoder}" if encoder else name)
+        if stored is not None and not self.store.exists(stored.file):
+            raise UsageError(
+                f"{self.store.path(stored.file)}, the weights of {name}, is missing; fetch again"
+            )
+        return stored
+
+    def note(self, stored: StoredModel) -> bool:
+        """Adds or replaces a model in the index, by its name; returns whether the index changed."""
+        with locked(self.store, f"{WORK_FOLDER}/lock-index", wait=60) as store:
+            models = self.models() if self.store.exists(INDEX) else {}
+            models[stored.name] = stored
+            content = {
+                **_INDEX_FORMAT,
+                "models": {name: dataclasses.asdict(models[name]) for name in sorted(models)},
+            }
+            return store.update(INDEX, json_bytes(content))
+
+
+@dataclasses.dataclass(frozen=True)
+class _RememberedModel:
+    entry: str
+    stamp: str
+    origin: Origin
+    identity: ModelIdentity
+
+
+@dataclasses.dataclass(frozen=True)
+class KnownModels:
+    """The cached identities in a dataset folder.
+
+    Attributes:
+      weights: folder of `in9 models fetch` that weights are loaded from, if any.
+    """
+
+    store: Store
+    weights: str | None
+    taxonomy: Taxonomy
+
+    def load(self, entry: str) -> ModelIdentity | None:
+        """Returns the identity of an entry; None if the model must be loaded to know it."""
+        known = read_json(self.store, self._path(entry), _RememberedModel)
+        if known is None or known.entry != entry:
+            return None
+        return known.identity if known.stamp == self._stamp(known.origin, known.identity) else None
+
+    def store_identity(self, entry: str, identity: ModelIdentity, origin: Origin | None) -> None:
+        """Stores the identity of an entry, unless the origin of its weights is None."""
+        if origin and (stamp := self._stamp(origin, identity)):
+            known = _RememberedModel(entry, stamp, origin, identity)
+            self.store.update(self._path(entry), json_bytes(dataclasses.asdict(known)))
+
+    def _path(self, entry: str) -> str:
+        return f"{WORK_FOLDER}/models/{fingerprint(entry)}.json"
+
+    def _stamp(self, origin: Origin, identity: ModelIdentity) -> str | None:
+        """Returns a stamp that changes with all that an identity depends on; None if unknown."""
+        if self.weights:
+            folder = WeightsFolder(Store.at(self.weights))
+            if stored := folder.find(identity.name):
+                origin = Origin("file", folder.store.path(stored.file))
+        weights = origin.stamp()
+        if weights is None:
+            return None
+        libraries = [Origin("package", name).stamp() for name in _LIBRARIES]
+        return fingerprint(weights, libraries, self.taxonomy.description)

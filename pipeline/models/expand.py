@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from pipeline.errors import UsageError
-from pipeline.models.identity import ModelIdentity, encoder_of
+from pipeline.models.checkpoint import encoder_of
+from pipeline.models.identity import ModelIdentity
 from pipeline.storage.files import absolute, files_of, is_remote, parent
 
-_WILD = re.compile(r"[*?\[]")
 _LABEL = re.compile(r"(?!.*(#.*#|\s#|#\s|#\*$))[^,=:/#\s]([^,=:/]*[^,=:/#\s])?")
 """A name, or `FAMILY#SEED`."""
 _OF_SEEDS = re.compile(
@@ -159,7 +159,7 @@ def _files_between(start: str, end: str) -> list[str]:
 def _is_wild(entry: str) -> bool:
     """Returns whether an entry is a wildcard, rather than a path that contains `*`, `?` or `[`."""
     entry = encoder_of(entry) or entry
-    if "=" in entry or not _WILD.search(entry):
+    if "=" in entry or not re.search(r"[*?\[]", entry):
         return False
     from pipeline.models.registry import SOURCES
 

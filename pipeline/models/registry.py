@@ -2,22 +2,36 @@
 
 It also stores models in a folder of weights, and loads them from it.
 
-DIR/<sha256>.safetensors    the tensors of one model, named by their `state_hash`
-DIR/index.json              name -> the attributes of `StoredModel`
+`probe:ENTRY` and `knn:ENTRY` classify the features of a frozen encoder by a head that was fitted on
+them. What is loaded, stored and hashed is the encoder alone, so both forms of an entry have the
+same weights. A head is a checkpoint (`pipeline.models.checkpoint`), with the encoder's entry in its
+metadata:
+
+probe   weight (classes, width) and bias (classes,) of a linear layer
+knn     features (n, width) of the n pictures of the fit, and their labels (n,)
 """
 
 import contextlib
+import dataclasses
 import functools
+from collections.abc import Mapping
 
 import torch
 from safetensors.torch import load, save
+from torch.nn import functional
 
 from pipeline.errors import JobError, UsageError, one_line
 from pipeline.models.answers import has_network, refuse_answers
-from pipeline.models.encoders import FrozenEncoder
+from pipeline.models.checkpoint import (
+    KNN,
+    PROBE,
+    StoredModel,
+    WeightsFolder,
+    encoder_of,
+    encoder_of_head,
+)
 from pipeline.models.hugging_face import HuggingFace
-from pipeline.models.identity import StoredModel, WeightsFolder
-from pipeline.models.library_names import Packaged, TimmNames, TorchvisionNames
+from pipeline.models.library_names import Packaged, TimmNames, TorchvisionNames, read_state
 from pipeline.models.open_clip_models import OpenClip
 from pipeline.models.own_models import AnswerFiles, OnnxFiles, PythonFunctions
 from pipeline.models.source import (
@@ -30,7 +44,8 @@ from pipeline.models.source import (
     state_hash,
 )
 from pipeline.runtime.custom_functions import call_own, module_of
-from pipeline.storage.store import WORK_FOLDER
+from pipeline.storage.files import files_of
+from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.scoring import labels_of_outputs
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -51,26 +66,26 @@ def store_model(folder: WeightsFolder, model: LoadedModel) -> bool:
     return changed
 
 
-def load_stored(source: Source, folder: WeightsFolder, stored: StoredModel) -> LoadedModel:
+def load_stored(source: Source, folder: Store, stored: StoredModel) -> LoadedModel:
     """Loads a model from a folder of weights.
 
     Raises JobError if the tensors cannot be read, have changed since they were fetched, or do not
     fit.
     """
     try:
-        state = load(folder.store.read(stored.file, None))
+        state = load(folder.read(stored.file, None))
     except Exception as error:  # Broken bytes can raise anything.
         raise JobError(
-            f"{folder.store.path(stored.file)}, the weights of {stored.name}, cannot be read "
+            f"{folder.path(stored.file)}, the weights of {stored.name}, cannot be read "
             f"({type(error).__name__}); fetch them again"
         ) from error
     digest = state_hash(state)
     if digest != stored.sha256:
         raise JobError(
-            f"{folder.store.path(stored.file)}, the weights of {stored.name}, has changed: its "
+            f"{folder.path(stored.file)}, the weights of {stored.name}, has changed: its "
             f"tensors have sha256 {digest}, but the index says {stored.sha256}; fetch them again"
         )
-    make = functools.partial(source.build, stored.name, stored.recipe)
+    make = functools.partial(source.build, encoder_of(stored.name) or stored.name, stored.recipe)
     return loaded_model(
         name=stored.name,
         architecture=stored.architecture,
@@ -85,29 +100,9 @@ def load_stored(source: Source, folder: WeightsFolder, stored: StoredModel) -> L
 
 
 PACKAGED = Packaged()
-TIMM = TimmNames(similar=PACKAGED.catalogue())
+TIMM = TimmNames()
 
 
-def source_of(spec: str) -> Source:
-    """Returns the source of an entry. Raises UsageError if the prefix is unknown."""
-    if spec in PACKAGED.catalogue():
-        return PACKAGED
-    prefix, colon, rest = spec.partition(":")
-    # In ARCH=FILE, the colon may be part of the path.
-    if not colon or "=" in prefix:
-        return TIMM
-    if not has_network(spec) and prefix not in SOURCES:
-        raise UsageError(f"--models {spec} was evaluated by in9.evaluate_model; call it again")
-    if prefix not in SOURCES:
-        custom = f"; for a function of your own: python:{module_of(prefix)}:{rest}"
-        hint = closest(prefix, SOURCES) or custom
-        raise UsageError(
-            f"--models {spec}: there is no source {prefix!r}{hint}; see: in9 models list"
-        )
-    return SOURCES[prefix]
-
-
-_ENCODERS = FrozenEncoder(source_of)
 SOURCES: dict[str, Source] = {
     "torchvision": TorchvisionNames(),
     "hf": HuggingFace(),
@@ -115,24 +110,61 @@ SOURCES: dict[str, Source] = {
     "open_clip": OpenClip(),
     "python": PythonFunctions(),
     "answers": AnswerFiles(),
-    "probe": _ENCODERS,
-    "knn": _ENCODERS,
 }
 """Maps the prefix of an entry, before the colon, to the entry's source."""
+
+
+def source_of(spec: str) -> tuple[Source, str]:
+    """Returns the source of an entry, and what it knows the entry as: a head's as its encoder.
+
+    Raises UsageError if the prefix is unknown, or the entry cannot be an encoder's.
+    """
+    entry = spec
+    if spec.startswith((PROBE, KNN)):
+        entry = encoder_of_head(spec) or encoder_of(spec)
+        if not entry or entry.startswith((PROBE, KNN)) or not has_network(entry):
+            raise UsageError(
+                f"--models {spec}: behind probe: or knn: comes the entry of one encoder that can "
+                "be run, such as probe:resnet50 or knn:hf:facebook/dinov2-small"
+            )
+    if entry in PACKAGED.catalogue():
+        return PACKAGED, entry
+    prefix, colon, rest = entry.partition(":")
+    # In ARCH=FILE, the colon may be part of the path.
+    if not colon or "=" in prefix:
+        return TIMM, entry
+    if not has_network(entry) and prefix not in SOURCES:
+        raise UsageError(f"--models {entry} was evaluated by in9.evaluate_model; call it again")
+    if prefix not in SOURCES:
+        custom = f"; for a function of your own: python:{module_of(prefix)}:{rest}"
+        hint = closest(prefix, [*SOURCES, "probe", "knn"]) or custom
+        raise UsageError(
+            f"--models {entry}: there is no source {prefix!r}{hint}; see: in9 models list"
+        )
+    return SOURCES[prefix], entry
 
 
 def full_name(spec: str) -> str:
     """Returns the name of an entry's model in results; the entry itself if it is unknown."""
     try:
-        return source_of(spec).full_name(spec)
+        source, entry = source_of(spec)
+        return _named(spec, entry, source.full_name(entry))
     except UsageError:
         return spec
 
 
-def check_model(spec: str, weights: str | None = None, *, needs_network: bool = False) -> None:
-    """Checks a `--models` entry without loading weights; one in folder `weights` needs no source.
+def _named(spec: str, entry: str, name: str) -> str:
+    """Returns a model's name, by that of what `source_of` knows; a head in a file keeps its own."""
+    return spec.removesuffix(entry) + name if spec.endswith(entry) else spec
 
-    `needs_network` refuses a file of answers, because a network must be run.
+
+def check_model(
+    spec: str, weights: str | None = None, *, needs_network: bool = False
+) -> StoredModel | None:
+    """Checks a `--models` entry without loading weights.
+
+    `needs_network` refuses a file of answers, because a network must be run. Returns what folder
+    `weights` has of the model, which then needs no source.
 
     Raises:
       UsageError: the name is unknown (the message suggests similar ones), the file does not exist,
@@ -140,16 +172,17 @@ def check_model(spec: str, weights: str | None = None, *, needs_network: bool = 
     """
     if needs_network:
         refuse_answers(spec)
-    source = source_of(spec)
-    source.check_installed(spec)
-    if weights and WeightsFolder.from_path(weights).find(full_name(spec)):
-        return
-    source.check(spec)
-    if weights and source.needs_hub(spec):
+    source, entry = source_of(spec)
+    source.check_installed(entry)
+    if weights and (stored := WeightsFolder(Store.at(weights)).find(full_name(spec))):
+        return stored
+    source.check(entry)
+    if weights and source.needs_hub(entry):
         raise UsageError(
             f"--models {spec}: {weights} does not have its weights. On a machine that can reach "
             f"the hub: in9 models fetch --models {spec} --to {weights}"
         )
+    return None
 
 
 def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None:
@@ -157,12 +190,12 @@ def check_fit(spec: str, taxonomy: Taxonomy, weights: str | None = None) -> None
 
     The message says which would. An entry passes if only the weights tell its number.
     """
-    source = source_of(spec)
-    stored = WeightsFolder.from_path(weights).find(full_name(spec)) if weights else None
+    source, entry = source_of(spec)
+    if entry != spec:  # The head of an encoder is fitted to the taxonomy.
+        return
+    stored = WeightsFolder(Store.at(weights)).find(full_name(spec)) if weights else None
     try:
-        outputs = (
-            stored.num_outputs if stored and not stored.features else source.outputs(spec, taxonomy)
-        )
+        outputs = stored.num_outputs if stored else source.outputs(spec, taxonomy)
         if outputs is not None:
             labels_of_outputs(outputs, taxonomy)
     except ValueError as error:
@@ -187,19 +220,98 @@ def load_model(
       UsageError: for the reasons of `check_model`.
       JobError: the weights cannot be fetched or read, or do not fit the architecture.
     """
-    check_model(spec, weights, needs_network=needs_network)
-    source = source_of(spec)
+    stored = check_model(spec, weights, needs_network=needs_network)
+    source, entry = source_of(spec)
     try:
-        if weights:
-            folder = WeightsFolder.from_path(weights)
-            stored = folder.find(full_name(spec))
-            if stored is not None:
-                return load_stored(source, folder, stored)
-        with offline_without_answer() if source.needs_hub(spec) else contextlib.nullcontext():
-            return call_own(source.load, spec, taxonomy or imagenet9())
+        if stored and weights:
+            model = load_stored(source, Store.at(weights), stored)
+            return dataclasses.replace(model, name=full_name(spec))
+        with offline_without_answer() if source.needs_hub(entry) else contextlib.nullcontext():
+            load_entry = functools.partial(source.load, encoder=entry != spec)
+            model = call_own(load_entry, entry, taxonomy or imagenet9())
+        return dataclasses.replace(model, name=_named(spec, entry, model.name))
     except (UsageError, JobError):
         raise
     except Exception as error:  # Each of the many libraries raises its own exceptions.
         raise JobError(
             f"{spec} could not be loaded ({type(error).__name__}: {one_line(error)})"
         ) from error
+
+
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+"""Neighbours that vote, and the temperature of their votes (Caron et al. 2021, DINO)."""
+
+
+class Neighbours(torch.nn.Module):
+    """A head by votes of the nearest features of the fit, by cosine.
+
+    A neighbour's vote has the weight exp(cosine / `TEMPERATURE`). Outputs are logarithms of the
+    classes' shares of the votes, at least that of 1e-12.
+
+    Args:
+      features: (n, width) float32.
+      labels: (n,) int64 in [0, classes).
+    """
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor, classes: int) -> None:
+        super().__init__()
+        self.register_buffer("features", functional.normalize(features, dim=1))
+        self.register_buffer("votes", functional.one_hot(labels.long(), classes).float())
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        bank, votes = self.get_buffer("features"), self.get_buffer("votes")
+        cosines = functional.normalize(features, dim=1) @ bank.T
+        nearest = cosines.topk(min(NEIGHBOURS, len(bank)), dim=1)
+        weights = (nearest.values / TEMPERATURE).softmax(dim=1)
+        shares = (weights[..., None] * votes[nearest.indices]).sum(dim=1)
+        return shares.clamp_min(1e-12).log()
+
+
+class Linear(torch.nn.Module):
+    """A linear head. Its tensors are buffers, which nothing converts to another precision."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return functional.linear(features, self.get_buffer("weight"), self.get_buffer("bias"))
+
+
+class WithHead(torch.nn.Module):
+    """An encoder, which maps pictures to (n, width) features, and a head, always in float32."""
+
+    def __init__(self, encoder: torch.nn.Module, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        features = self.encoder(pictures)
+        with torch.autocast(pictures.device.type, enabled=False):
+            outputs: torch.Tensor = self.head(features.float())
+        return outputs
+
+
+def head_of(state: Mapping[str, torch.Tensor], classes: int) -> torch.nn.Module:
+    """Makes a head from its stored tensors."""
+    if "features" in state:
+        return Neighbours(state["features"], state["labels"], classes)
+    return Linear(state["weight"], state["bias"])
+
+
+def attach(encoder: LoadedModel, state: Mapping[str, torch.Tensor], classes: int) -> LoadedModel:
+    """Returns an encoder with the head of these tensors."""
+    module = WithHead(encoder.module, head_of(state, classes)).eval().requires_grad_(False)
+    return dataclasses.replace(encoder, module=module, num_outputs=classes)
+
+
+def with_head(encoder: LoadedModel, path: str, classes: int) -> LoadedModel:
+    """Returns an encoder with the head in a file. Raises JobError if there is none that fits it."""
+    if files_of(path).info(path) is None:
+        raise JobError(f"{encoder.name} has no fitted head, {path}")
+    state = read_state(path)
+    width = state["features" if "features" in state else "weight"].shape[1]
+    if width != encoder.num_outputs:
+        raise JobError(f"{path} is for {width} features, and {encoder.name} has others")
+    return attach(encoder, state, classes)

@@ -312,8 +312,7 @@ class Source(abc.ABC):
 
     def check_installed(self, spec: str) -> None:
         """Raises UsageError if a library is missing, with the command that installs it."""
-        missing = self.missing()
-        if missing:
+        if missing := self.missing():
             raise UsageError(
                 f"--models {spec} needs {' and '.join(missing)}: pip install {' '.join(missing)} "
                 f"(or the extra [{self.extra}])"

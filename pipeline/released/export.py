@@ -49,7 +49,6 @@ UNKNOWN_BACKGROUND = "unknown"
 _SINGLE = re.compile(r"(?P<stem>(?P<wnid>n\d{8})_[^/]+)")
 _MIXED = re.compile(r"fg_(?P<stem>(?P<wnid>n\d{8})_[^/]+?)_bg_(?P<background>[^/]+)")
 _CLASS = re.compile(r"(\d{2,})_.+")
-_NUMBER = re.compile(r"\d+$")
 
 
 def class_folder(label: int, name: str, num_labels: int) -> str:
@@ -78,7 +77,7 @@ def stem_of(key: str, wnid: str, clashes: frozenset[str] = frozenset()) -> str:
     """
     if re.fullmatch(rf"{re.escape(wnid)}_\d+", key):
         return key
-    number = _NUMBER.search(key)
+    number = re.search(r"\d+$", key)
     if number is None or key in clashes:
         return f"{wnid}_{bucket_hash(key)}"
     return f"{wnid}_{number[0]}"
@@ -90,11 +89,6 @@ def find_clashes(images: Iterable[tuple[str, str]]) -> frozenset[str]:
     for key, wnid in images:
         keys[stem_of(key, wnid)].append(key)
     return frozenset(key for same in keys.values() if len(same) > 1 for key in same)
-
-
-def mixed_stem(foreground: str, background: str | None) -> str:
-    """Returns the name of a mixed picture, without suffix, from the stems of its two images."""
-    return f"fg_{foreground}_bg_{background or UNKNOWN_BACKGROUND}"
 
 
 def parse_name(name: str, *, is_mixed: bool) -> tuple[str, str, str | None] | None:
@@ -180,7 +174,8 @@ class ExportPlan:
         if variant.has_draws:
             key, wnid = fields["bg_key"], fields["bg_wnid"]
             # A scene has no class, and keeps its name.
-            name = mixed_stem(name, stem_of(key, wnid, self.clashes) if wnid else key)
+            background = stem_of(key, wnid, self.clashes) if wnid else key
+            name = f"fg_{name}_bg_{background or UNKNOWN_BACKGROUND}"
         suffix = "JPEG" if variant.is_picture else "npy"
         return f"{self.folder(variant, fields['label'])}/{name}.{suffix}"
 

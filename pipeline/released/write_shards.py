@@ -108,11 +108,9 @@ def _examine_image(
 def _fault_of_names(config: DatasetConfig, image: ReleasedImage) -> tuple[Reason, str] | None:
     if not is_valid_key(image.stem):
         return Reason.INVALID_KEY, "a key is printable, without dots, at most 200 bytes long"
-    double = [name for name, file in image.files.items() if file.double]
-    if double:
+    if double := [name for name, file in image.files.items() if file.double]:
         return Reason.DUPLICATE_KEY, f"two files for it in {', '.join(map(str, double))}"
-    missing = [name for name in config.compose.composed if name not in image.files]
-    if missing:
+    if missing := [name for name in config.compose.composed if name not in image.files]:
         return Reason.EXCLUDED, f"not in {', '.join(map(str, missing))}"
     return None
 

@@ -31,10 +31,6 @@ logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").add
     lambda record: not record.getMessage().startswith("If direct_num_workers is not equal to 1")
 )
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
-_LOST_ELEMENTS = (
-    "--direct_running_mode=multi_threading silently loses elements in Beam; "
-    "use in_memory (the default, with threads) or multi_processing"
-)
 
 
 class _BeamParser(argparse.ArgumentParser):
@@ -77,7 +73,10 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
             f"{direct.direct_num_workers}"
         )
     if direct.direct_running_mode == "multi_threading":
-        raise UsageError(_LOST_ELEMENTS)
+        raise UsageError(
+            "--direct_running_mode=multi_threading silently loses elements in Beam; "
+            "use in_memory (the default, with threads) or multi_processing"
+        )
     if runner.rpartition(".")[2] in _LOCAL_RUNNERS:
         options.view_as(StandardOptions).runner = "FnApiRunner"
         chosen = any(argument.startswith("--direct_num_workers") for argument in arguments)

@@ -301,7 +301,8 @@ def _check_paths(flags: WorkerFlags, options: PipelineOptions, paths: Mapping[st
     for entry in split_labels(flags.models or ())[0]:
         from pipeline.models.registry import source_of  # Imports torch.
 
-        if (file := source_of(entry).path(entry)) and not is_remote(absolute(file)):
+        source, inner = source_of(entry)
+        if (file := source.path(inner)) and not is_remote(absolute(file)):
             raise UsageError(
                 f"--models {entry}: workers of Dataflow cannot reach {file}; copy it to gs://"
             )

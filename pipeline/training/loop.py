@@ -34,14 +34,13 @@ from pipeline.training.batches import (
     training_batches,
 )
 from pipeline.training.network import Learner, Network, State, build_network
-from pipeline.training.train_plan import Samples, TrainPlan, check_same, find_samples
+from pipeline.training.train_plan import Samples, TrainPlan, find_samples
 from transforms.hashing import keyed_hash
 
 LOG = "log.csv"
 MODEL = "model.safetensors"
 STATE = "state.pth"
-_FORMAT = "imagenet9 training"
-_VERSION = 1
+_FORMAT = {"format": "imagenet9 training", "version": 1}
 _SETTINGS = ("batch_size", "lr", "weight_decay", "precision")
 """Fields of the plan that the checkpoint stores as settings of the method."""
 
@@ -137,8 +136,16 @@ def read_resumed(
     Raises UsageError if the folder holds another training, and JobError as `read_state_file` does.
     """
     state = None if overwrite else read_state_file(store)
-    if state is not None:
-        check_same(state["identity"], plan.identity(dataset), store.root)
+    if state is None:
+        return None
+    stored, requested = state["identity"], plan.identity(dataset)
+    if differing := sorted(name for name in requested if stored.get(name) != requested[name]):
+        flags = [f"--{name} {stored.get(name)}" for name in differing if name != "dataset"]
+        raise UsageError(
+            f"{store.root} holds another training "
+            f"({', '.join(flags) or 'the dataset has changed since'}): choose another --output, "
+            "or start again with --overwrite"
+        )
     return state
 
 
@@ -224,8 +231,7 @@ class _TrainingRun:
         columns = [field.name for field in dataclasses.fields(EpochLog)]
         self.store.write(LOG, csv_bytes(columns, rows))
         state: State = {
-            "format": _FORMAT,
-            "version": _VERSION,
+            **_FORMAT,
             "identity": self.plan.identity(self.dataset),
             "epoch": epochs,
             **self._learner.state(),
@@ -239,7 +245,6 @@ class _TrainingRun:
 
     def _write_model(self, epochs: int) -> None:
         plan = self.plan
-        settings = plan.identity(self.dataset)
         save_checkpoint(
             self.store,
             MODEL,
@@ -257,7 +262,7 @@ class _TrainingRun:
                 epochs=epochs,
                 holdout=plan.holdout,
                 pretrained=self.network.pretrained,
-                settings={name: settings[name] for name in _SETTINGS},
+                settings={name: getattr(plan, name) for name in _SETTINGS},
             ),
         )
 
@@ -292,15 +297,15 @@ def read_state_file(store: Store) -> State | None:
         refuse_compressed(path)
         with store.open(STATE) as file:
             state: State = torch.load(file, map_location="cpu", weights_only=True)
-        file_format, version = state["format"], state["version"]
+        found = {name: state[name] for name in _FORMAT}
     except Exception as error:  # Broken bytes can raise anything.
         raise JobError(
             f"{path} cannot be read ({type(error).__name__}); start again with --overwrite"
         ) from error
-    if (file_format, version) != (_FORMAT, _VERSION):
+    if found != _FORMAT:
         raise JobError(
-            f"{path} is {file_format!r} of version {version}, which is not supported; start again "
-            "with --overwrite"
+            f"{path} is {found['format']!r} of version {found['version']}, which is not supported; "
+            "start again with --overwrite"
         )
     return state
 

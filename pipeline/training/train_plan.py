@@ -17,7 +17,7 @@ from transforms.codec import UndecodableError, decode_image
 from transforms.variants import VariantName
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-"""Penalties to try, strongest first. Each is the `penalty` of `linear_probe.fit_probe`: a factor of
+"""Penalties to try, strongest first. Each is the `penalty` of `probe_fit.fit_probes`: a factor of
 half the sum of the squared weights, for standardised features."""
 
 
@@ -190,21 +190,6 @@ class TrainPlan:
         fields = dataclasses.asdict(self).items()
         kept = {name: value for name, value in fields if name not in _MACHINE_FIELDS}
         return {**kept, "dataset": dataset.manifest.fingerprint}
-
-
-def check_same(stored: Mapping[str, object], requested: Mapping[str, object], folder: str) -> None:
-    """Raises UsageError, which names `folder`, if it holds another training than the requested.
-
-    Both trainings are given by `TrainPlan.identity`.
-    """
-    differing = sorted(name for name in requested if stored.get(name) != requested[name])
-    if differing:
-        flags = [f"--{name} {stored.get(name)}" for name in differing if name != "dataset"]
-        raise UsageError(
-            f"{folder} holds another training "
-            f"({', '.join(flags) or 'the dataset has changed since'}): choose another --output, "
-            "or start again with --overwrite"
-        )
 
 
 def check_variant(dataset: Dataset, variant: str) -> None:

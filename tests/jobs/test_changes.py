@@ -7,7 +7,7 @@ import pyarrow as pa
 from runs import Run, darken, dataset_in, keys, pictures_of
 
 from pipeline.analyses.evaluation.parts import AccuracyChange, ModelChange, describe_models
-from pipeline.jobs.changes import Changes, ImageChanges, compare_images, summary_of, to_markdown
+from pipeline.jobs.publish import Changes, ImageChanges, compare_images, summary_of, to_markdown
 
 
 def test_images_are_compared_by_key_and_content(

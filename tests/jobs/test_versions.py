@@ -37,8 +37,13 @@ from pipeline.dataset.manifest import (
     writing_store,
 )
 from pipeline.errors import JobError, UsageError
-from pipeline.jobs.changes import describe_changes
-from pipeline.jobs.publish import PublishPlan, check_publishing, describe_published, publish
+from pipeline.jobs.publish import (
+    PublishPlan,
+    check_publishing,
+    describe_changes,
+    describe_published,
+    publish,
+)
 from pipeline.storage.files import LocalFiles
 from pipeline.storage.gcs_files import GcsFiles
 from pipeline.storage.store import Store

@@ -1,5 +1,6 @@
 """Tests entries of frozen encoders against what the encoders' libraries compute."""
 
+import dataclasses
 import functools
 import re
 import shutil
@@ -17,9 +18,11 @@ from safetensors.torch import load_file, save_file
 from small_models import checkpoint, export, lite0, network
 
 from pipeline.errors import JobError, UsageError
+from pipeline.models.checkpoint import KnownModels, TrainedOn, save_checkpoint
 from pipeline.models.expand import expand_models, split_labels
-from pipeline.models.identity import IN9_MEAN, KnownModels
-from pipeline.models.registry import check_fit, load_model, source_of
+from pipeline.models.identity import IN9_MEAN
+from pipeline.models.registry import check_fit, full_name, load_model, source_of
+from pipeline.models.source import LoadedModel
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 
@@ -151,6 +154,15 @@ ENCODERS: dict[str, tuple[Callable[[Path, Path], Encoder], str]] = {
 }
 
 
+def head_in_file(encoder: LoadedModel, folder: Path) -> str:
+    """Stores a head, of no tensors, that names its encoder; returns its entry."""
+    method, _, name = encoder.name.partition(":")
+    of = ("net", "original", "0" * 64, "train", "0" * 16, encoder.preprocessing, ("a",), method)
+    trained = TrainedOn(*of, pretrained=name)
+    save_checkpoint(Store(str(folder)), f"{method}.safetensors", {}, trained)
+    return f"{method}:{folder / method}.safetensors"
+
+
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_features_are_those_of_the_library_also_once_fetched(
     kind: str, tmp_path: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -174,11 +186,19 @@ def test_features_are_those_of_the_library_also_once_fetched(
         check_fit(name, imagenet9(), str(weights))
         model = load_model(name, str(weights))
         assert model.identity == original.identity
-        assert model.name == f"{name.partition(':')[0]}:{source_of(entry).full_name(entry)}"
+        assert model.name == f"{name.partition(':')[0]}:{full_name(entry)}"
         assert (model.features, model.num_outputs) == (features, expected.shape[1])
         assert model.weights_sha256 == models[0].weights_sha256
         with torch.inference_mode():
             assert torch.equal(model.module(batch), found)
+        head = head_in_file(original, tmp_path)
+        in_file = load_model(head, str(weights))
+        assert in_file.identity == dataclasses.replace(original.identity, name=head)
+        known = KnownModels(Store(str(tmp_path)), str(weights), imagenet9())
+        of, inner = source_of(head)
+        origin = of.origin(inner, in_file)
+        known.store_identity(head, in_file.identity, origin)
+        assert known.load(head) == (in_file.identity if origin else None)
 
 
 def lacking(tensor: str, folder: Path, name: str, config: dict[str, Any]) -> str:
@@ -249,7 +269,8 @@ def test_an_encoder_is_known_until_its_file_changes(tmp_path: Path) -> None:
     entries = [f"{head}:{checkpoint(tmp_path / 'a.pth')}" for head in ("probe", "knn")]
     for entry in entries:
         model = load_model(entry)
-        known.store_identity(entry, model.identity, source_of(entry).origin(entry, model))
+        source, inner = source_of(entry)
+        known.store_identity(entry, model.identity, source.origin(inner, model))
         assert known.load(entry) == model.identity
     checkpoint(tmp_path / "a.pth", seed=1)
     assert list(map(known.load, entries)) == [None, None]

@@ -19,7 +19,8 @@ from small_models import checkpoint
 
 from pipeline.errors import JobError
 from pipeline.models import source
-from pipeline.models.identity import KnownModels, Origin, WeightsFolder
+from pipeline.models.checkpoint import KnownModels, WeightsFolder
+from pipeline.models.identity import Origin
 from pipeline.models.registry import load_model, source_of, store_model
 from pipeline.models.source import LoadedModel
 from pipeline.storage.store import Store
@@ -33,7 +34,8 @@ ARCHITECTURE = "mobilenetv3_small_050"
 def learn(known: KnownModels, entry: str) -> LoadedModel:
     """Loads a model and remembers it."""
     model = load_model(entry, known.weights)
-    known.store_identity(entry, model.identity, source_of(entry).origin(entry, model))
+    source, inner = source_of(entry)
+    known.store_identity(entry, model.identity, source.origin(inner, model))
     return model
 
 
@@ -93,7 +95,7 @@ def test_code_of_ones_own_is_never_known(known: KnownModels) -> None:
 
 def test_weights_of_a_folder_are_known_by_their_file(known: KnownModels, tmp_path: Path) -> None:
     entry = checkpoint(tmp_path / "a.pth", outputs=1000)
-    store_model(WeightsFolder.from_path(str(tmp_path / "weights")), load_model(entry))
+    store_model(WeightsFolder(Store.at(str(tmp_path / "weights"))), load_model(entry))
     (tmp_path / "a.pth").unlink()
     known = dataclasses.replace(known, weights=str(tmp_path / "weights"))
     identity = learn(known, entry).identity
@@ -126,7 +128,7 @@ def cached(home: Path, repository: str, commit: str, outputs: int = 1000) -> Non
 
 OFFLINE = """
 import sys
-from pipeline.models.identity import KnownModels
+from pipeline.models.checkpoint import KnownModels
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
 found = KnownModels(Store(sys.argv[1]), None, imagenet9()).load(sys.argv[2])

@@ -158,7 +158,8 @@ def test_no_network_is_built_to_count_the_outputs_of_a_checkpoint(
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("a network is built"))
     for architecture, outputs in cases.items():
         entry = f"{architecture}={tmp_path / architecture}.pth"
-        assert source_of(entry).outputs(entry, imagenet9()) == outputs
+        source, _ = source_of(entry)
+        assert source.outputs(entry, imagenet9()) == outputs
 
 
 def test_torchvision_names(torchvision_cache: torch.nn.Module) -> None:

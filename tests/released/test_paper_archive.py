@@ -14,8 +14,8 @@ import pytest
 from runs import manifest_of, refusal, run_here
 
 from pipeline.errors import JobError, UsageError
-from pipeline.released import paper_archive
-from pipeline.released.paper_archive import AUTHORS, NAME, find_archive, is_archive
+from pipeline.released import archive_listing
+from pipeline.released.archive_listing import AUTHORS, PAPER_NAME, find_archive, is_archive
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -50,7 +50,7 @@ class Site:
         asked = request.headers["Range"]
         self.requests.append(asked)
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if self.takes_ranges else 0
-        found = request.path == f"/data/{NAME}"
+        found = request.path == f"/data/{PAPER_NAME}"
         there = found and start < len(self.content)
         body = self.content[start:] if there else b"no such file"
         status = (206 if self.takes_ranges else 200) if there else 416 if found else 404
@@ -67,9 +67,9 @@ def archive(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A small dataset in the released layout, as a compressed tar."""
     folder = tmp_path_factory.mktemp("released")
     run_here("export", "--dataset", three_draws, "--to", folder / "bg_challenge")
-    with tarfile.open(folder / NAME, "w:gz") as tar:
+    with tarfile.open(folder / PAPER_NAME, "w:gz") as tar:
         tar.add(folder / "bg_challenge", "bg_challenge")
-    return folder / NAME
+    return folder / PAPER_NAME
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def site(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """A server of the archive, in place of the authors'. The cache is `tmp_path / "cache"`."""
     content = archive.read_bytes()
     site = Site(content)
-    monkeypatch.setattr(paper_archive, "SITE", site.url)
-    monkeypatch.setattr(paper_archive, "BYTES", len(content))
-    monkeypatch.setattr(paper_archive, "SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(archive_listing, "PAPER_SITE", site.url)
+    monkeypatch.setattr(archive_listing, "PAPER_BYTES", len(content))
+    monkeypatch.setattr(archive_listing, "PAPER_SHA256", hashlib.sha256(content).hexdigest())
     monkeypatch.setenv("IN9_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("IN9_RELEASED", raising=False)
     threading.Thread(target=site.server.serve_forever, args=(0.01,), daemon=True).start()
@@ -91,11 +91,16 @@ def site(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 def test_what_is_cut_off_is_gone_on_with_and_imported(
     site: Site, archive: Path, tmp_path: Path
 ) -> None:
-    whole, part = len(site.content), tmp_path / "cache" / f"{NAME}.part"
+    whole, part = len(site.content), tmp_path / "cache" / f"{PAPER_NAME}.part"
     command = ("import", "--from", "paper:", "--output", tmp_path / "out")
     site.cut = whole // 3
     (line,) = run_here(*command, code=1).err.splitlines()
-    for words in (f"{site.url}/{NAME}", f"{whole:,} bytes", paper_archive.SHA256, "same command"):
+    for words in (
+        f"{site.url}/{PAPER_NAME}",
+        f"{whole:,} bytes",
+        archive_listing.PAPER_SHA256,
+        "same command",
+    ):
         assert words in line
     kept = part.read_bytes()
     assert site.content.startswith(kept)
@@ -105,7 +110,7 @@ def test_what_is_cut_off_is_gone_on_with_and_imported(
     run_here(*command)
     assert site.requests == ["bytes=0-", f"bytes={len(kept)}-"]
     assert site.sent == [whole // 3, whole - len(kept)]
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [NAME]
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [PAPER_NAME]
     assert "nothing to do" in run_here(*command).out
     assert len(site.requests) == 2
     # The same file is the authors' wherever it lies, and a folder may be anybody's.
@@ -129,8 +134,8 @@ def test_other_bytes_are_refused_before_they_are_read_and_fetched_again(
     content = site.content
     site.content = wrong or content[:-1] + bytes([content[-1] ^ 1])
     line = refusal("import", "--from", "paper:", "--output", tmp_path / "out")
-    told = f"({len(content):,} bytes, SHA-256 {paper_archive.SHA256})"
-    assert line == f"in9 import: {site.url}/{NAME} is not the authors' archive {told}"
+    told = f"({len(content):,} bytes, SHA-256 {archive_listing.PAPER_SHA256})"
+    assert line == f"in9 import: {site.url}/{PAPER_NAME} is not the authors' archive {told}"
     site.content = content
     assert Path(find_archive()).read_bytes() == content
     assert site.requests == ["bytes=0-"] * 2
@@ -147,7 +152,7 @@ def test_a_server_without_ranges_sends_everything_again(site: Site) -> None:
 
 def test_a_file_that_a_killed_run_had_whole_is_taken(site: Site, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir(mode=0o700)
-    (tmp_path / "cache" / f"{NAME}.part").write_bytes(site.content)
+    (tmp_path / "cache" / f"{PAPER_NAME}.part").write_bytes(site.content)
     assert is_archive(find_archive())
     assert site.requests == [f"bytes={len(site.content)}-"]
 
@@ -163,9 +168,10 @@ def test_without_a_network_one_line_says_what_to_fetch(
         monkeypatch.setenv("IN9_RELEASED", place)
         (line,) = run_here(*command, code=1).err.splitlines()
         assert line == (
-            f"in9 import: the job failed: {place}/{NAME} was not fetched whole ({reason}): run the "
-            f"same command again to go on, or fetch the file elsewhere ({len(site.content):,} "
-            f"bytes, SHA-256 {paper_archive.SHA256}) and name it by --from"
+            f"in9 import: the job failed: {place}/{PAPER_NAME} was not fetched whole ({reason}): "
+            "run the same command again to go on, or fetch the file elsewhere "
+            f"({len(site.content):,} bytes, SHA-256 {archive_listing.PAPER_SHA256}) and name it by "
+            "--from"
         )
         assert not (tmp_path / "out").exists()
 
@@ -176,13 +182,13 @@ def test_a_mirror_may_be_an_address_a_folder_or_a_file(
     for place in (archive, archive.parent, f"{archive.parent}/"):
         monkeypatch.setenv("IN9_RELEASED", str(place))
         assert find_archive() == str(archive)
-    (tmp_path / NAME).write_bytes(b"other")
+    (tmp_path / PAPER_NAME).write_bytes(b"other")
     for place in (tmp_path, tmp_path / "missing"):
         monkeypatch.setenv("IN9_RELEASED", str(place))
-        with pytest.raises(UsageError, match=f"{place}/{NAME} is not the authors' archive"):
+        with pytest.raises(UsageError, match=f"{place}/{PAPER_NAME} is not the authors' archive"):
             find_archive()
     assert not site.requests
-    for place in (site.url, f"{site.url}/", f"{site.url}/{NAME}"):
+    for place in (site.url, f"{site.url}/", f"{site.url}/{PAPER_NAME}"):
         monkeypatch.setenv("IN9_RELEASED", place)
         assert is_archive(find_archive())
     assert len(site.requests) == 1

@@ -29,7 +29,7 @@ from pipeline.dataset.card import card_files, markdown
 from pipeline.display.table import escape
 from pipeline.errors import escaped_line
 from pipeline.evaluate.results import FailedModel, ModelRun, note_failures, read_results
-from pipeline.jobs.changes import describe_changes, to_markdown
+from pipeline.jobs.publish import describe_changes, to_markdown
 from pipeline.report.write import write_report, write_tables
 from pipeline.storage.state_files import read_csv
 from pipeline.storage.store import Store

@@ -1,7 +1,7 @@
 """Tests the linear probe against its definition.
 
 A fit leaves at most `LEFT` in the difference between two logits of one image, by the bound of
-`pipeline.training.linear_probe`.
+`pipeline.training.probe_fit`.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import JobError
-from pipeline.training.linear_probe import LinearProbe, choose_penalty, fit_probes
+from pipeline.training.probe_fit import LinearProbe, choose_penalty, fit_probes
 from pipeline.training.train_plan import PENALTIES, describe_penalty
 
 LEFT = 2 * 1e-6 * 4

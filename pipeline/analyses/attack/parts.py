@@ -43,7 +43,7 @@ from pipeline.evaluate.evidence import (
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.results import read_failures
 from pipeline.evaluate.summary import Summary
-from pipeline.models.identity import encoder_of
+from pipeline.models.checkpoint import encoder_of
 from transforms.intervals import Estimate, above, below, estimate_of, level_of, wilson
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import Taxonomy

@@ -19,8 +19,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.display.panel import Panel
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis, refuse_no_fit
 from pipeline.evaluate.results import pick
-from pipeline.models.checkpoint import encoder_of_head
-from pipeline.models.identity import encoder_of
+from pipeline.models.checkpoint import encoder_of, encoder_of_head
 from transforms.taxonomy import Taxonomy
 
 

@@ -35,7 +35,7 @@ from pipeline.evaluate.results import (
     write_result,
 )
 from pipeline.evaluate.summary import Evaluated, MatrixRow, Summary
-from pipeline.models.identity import encoder_of
+from pipeline.models.checkpoint import encoder_of
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
 from transforms.analysis import constant_accuracy

@@ -37,16 +37,17 @@ from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.evaluate.summary import Evaluated, MatrixRow
 from pipeline.models.checkpoint import (
     MODELS,
+    PROBE,
     TrainedOn,
     digest_of_classes,
+    encoder_of,
     metadata_of_entry,
     read_metadata,
 )
-from pipeline.models.heads import head_of
-from pipeline.models.identity import PROBE, ModelIdentity, PredictConfig, encoder_of
+from pipeline.models.identity import ModelIdentity, PredictConfig
 from pipeline.models.library_names import read_state
 from pipeline.models.predict import Predictor, are_numbers, refuse_broken
-from pipeline.models.registry import load_model
+from pipeline.models.registry import head_of, load_model
 from pipeline.models.source import state_hash
 from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, locked
 from pipeline.runtime.progress import Progress, duration
