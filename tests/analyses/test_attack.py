@@ -254,7 +254,7 @@ def test_measures_are_what_their_words_say(
 ) -> None:
     grid, labels, bg_labels = drawn
     counts = tally(grid, labels, bg_labels, 4)
-    parts = (tally(grid[rows], labels[rows], bg_labels, 4) for rows in (slice(cut), slice(cut, 9)))
+    parts = [tally(grid[rows], labels[rows], bg_labels, 4) for rows in (slice(cut), slice(cut, 9))]
     merged = merge(parts)
     for name in ("labels", "turning", "fooled_by", "successes", "tried"):
         np.testing.assert_array_equal(getattr(merged, name), getattr(counts, name))
