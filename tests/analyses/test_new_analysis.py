@@ -3,6 +3,8 @@
 An analysis that is added to a copy of this checkout works everywhere.
 """
 
+import contextlib
+import importlib
 import os
 import shutil
 import sys
@@ -90,6 +92,8 @@ def test_an_analysis_and_its_work_have_one_name() -> None:
     analyses = {one.name: one for one in ANALYSES if one.runs_models}
     for analysis in analyses.values():
         assert analysis.parts
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(f"{analysis.implementation.rpartition('.')[0]}.stage")
     works = {work.stage: work for work in PlannedAnalysis.__subclasses__()}
     assert works.keys() == analyses.keys()
     for name, work in works.items():
