@@ -186,8 +186,7 @@ def _reject_early(
     `preceding` is for `reject_by_name`; `statuses` are those in its record, none if the image has
     not been segmented.
     """
-    by_name = reject_by_name(image, preceding)
-    if by_name is not None:
+    if by_name := reject_by_name(image, preceding):
         return by_name[0]
     if statuses:
         return statuses[0] if _BY_ANNOTATION.issuperset(statuses) else None

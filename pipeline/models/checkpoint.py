@@ -221,6 +221,15 @@ def encoder_of_head(entry: str) -> str:
     return trained.pretrained or "" if trained and trained.method != "train" else ""
 
 
+def stored_name(model: str) -> str:
+    """Returns the name of a model in a folder of weights: of a head in a file, it is the encoder's.
+
+    Raises the errors of `read_metadata`.
+    """
+    encoder = encoder_of_head(model)
+    return f"{model.partition(':')[0]}:{encoder}" if encoder else model
+
+
 def head_file(model: str, split: str, holdout: float, variant: str = "original") -> str:
     """Returns the path, in a dataset's folder, of a head that was fitted on a part of a split.
 
@@ -343,11 +352,9 @@ class WeightsFolder:
     def find(self, name: str) -> StoredModel | None:
         """Returns the stored model with this name, None if the folder does not have it.
 
-        Of a head in a file, it is the encoder. Raises UsageError for the reasons of `models`, or if
-        the file of tensors is missing.
+        Raises UsageError for the reasons of `models`, or if the file of tensors is missing.
         """
-        encoder = encoder_of_head(name)
-        stored = self.models().get(f"{name.partition(':')[0]}:{encoder}" if encoder else name)
+        stored = self.models().get(stored_name(name))
         if stored is not None and not self.store.exists(stored.file):
             raise UsageError(
                 f"{self.store.path(stored.file)}, the weights of {name}, is missing; fetch again"

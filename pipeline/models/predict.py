@@ -469,8 +469,7 @@ def refuse_broken(valid: torch.Tensor | NDArray[np.bool_], what: str = "outputs"
 
     (n,) bool of `are_numbers` are in host memory: on a device they would have to be waited for.
     """
-    broken = len(valid) - int(valid.sum())
-    if broken:
+    if broken := len(valid) - int(valid.sum()):
         raise ModelError(
             f"its {what} are not numbers but NaN or infinity for {broken} of {len(valid)} pictures "
             "of a batch"

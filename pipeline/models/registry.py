@@ -29,6 +29,7 @@ from pipeline.models.checkpoint import (
     WeightsFolder,
     encoder_of,
     encoder_of_head,
+    stored_name,
 )
 from pipeline.models.hugging_face import HuggingFace
 from pipeline.models.library_names import Packaged, TimmNames, TorchvisionNames, read_state
@@ -56,7 +57,8 @@ def store_model(folder: WeightsFolder, model: LoadedModel) -> bool:
     Raises JobError if the model's state holds values that are not tensors.
     """
     state, store = model.module.state_dict(), folder.store
-    stored = StoredModel(**vars(model.identity), sha256=state_hash(state), recipe=model.recipe)
+    identity = vars(model.identity) | {"name": stored_name(model.name)}
+    stored = StoredModel(**identity, sha256=state_hash(state), recipe=model.recipe)
     # safetensors refuses tensors that share memory, so each is copied.
     layout = torch.contiguous_format
     tensors = {key: value.clone(memory_format=layout) for key, value in state.items()}

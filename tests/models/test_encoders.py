@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from small_models import checkpoint, export, lite0, network
 
 from pipeline.errors import JobError, UsageError
-from pipeline.models.checkpoint import KnownModels, TrainedOn, save_checkpoint
+from pipeline.models.checkpoint import KnownModels, TrainedOn, WeightsFolder, save_checkpoint
 from pipeline.models.expand import expand_models, split_labels
 from pipeline.models.identity import IN9_MEAN
 from pipeline.models.registry import check_fit, full_name, load_model, source_of
@@ -178,10 +178,12 @@ def test_features_are_those_of_the_library_also_once_fetched(
     with torch.inference_mode():
         expected, found = encode(batch), models[0].module(batch)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    run_here("models", "fetch", "--models", ",".join(both), "--to", weights)
+    heads = [head_in_file(one, tmp_path) for one in models]
+    run_here("models", "fetch", "--models", ",".join([*both, *heads]), "--to", weights)
     assert len([*weights.glob("*.safetensors")]) == 1
+    assert [*WeightsFolder(Store(str(weights))).models()] == sorted(one.name for one in models)
     shutil.rmtree(source)
-    for name, original in zip(both, models, strict=True):
+    for name, original, head in zip(both, models, heads, strict=True):
         check_fit(name, imagenet9(), str(weights))
         model = load_model(name, str(weights))
         assert model.identity == original.identity
@@ -190,7 +192,6 @@ def test_features_are_those_of_the_library_also_once_fetched(
         assert model.weights_sha256 == models[0].weights_sha256
         with torch.inference_mode():
             assert torch.equal(model.module(batch), found)
-        head = head_in_file(original, tmp_path)
         in_file = load_model(head, str(weights))
         assert in_file.identity == dataclasses.replace(original.identity, name=head)
         known = KnownModels(Store(str(tmp_path)), str(weights), imagenet9())
