@@ -486,7 +486,7 @@ def _on_device(
         )
         trained = None
         if plan:
-            from pipeline.models.registry import attach
+            from pipeline.models.heads import attach
 
             with contextlib.closing(Predictor(model, evaluation.predict, block=gpu)) as encoder:
                 features = plan.read(lambda one: features_in(encode(encoder, one)))

@@ -15,9 +15,10 @@ from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predict_shards import RowsScorer
 from pipeline.evaluate.results import ModelRun, read_results, result_file
 from pipeline.models.checkpoint import KnownModels, encoder_of
+from pipeline.models.heads import with_head
 from pipeline.models.loader import PixelCache
 from pipeline.models.predict import Predictor, device_of, is_out_of_memory
-from pipeline.models.registry import load_model, source_of, with_head
+from pipeline.models.registry import load_model, source_of
 from pipeline.models.source import LoadedModel, check_head
 from pipeline.runtime.machine import (
     give_back_freed_memory,

@@ -17,7 +17,8 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import in9
 from pipeline.evaluate.features import HeadPlan
-from pipeline.models.registry import NEIGHBOURS, TEMPERATURE, Neighbours, load_model
+from pipeline.models.heads import NEIGHBOURS, TEMPERATURE, Neighbours
+from pipeline.models.registry import load_model
 from transforms.codec import decode_image
 
 NAME = "efficientnet_lite0"

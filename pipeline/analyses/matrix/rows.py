@@ -44,10 +44,11 @@ from pipeline.models.checkpoint import (
     metadata_of_entry,
     read_metadata,
 )
+from pipeline.models.heads import head_of
 from pipeline.models.identity import ModelIdentity, PredictConfig
 from pipeline.models.library_names import read_state
 from pipeline.models.predict import Predictor, are_numbers, refuse_broken
-from pipeline.models.registry import head_of, load_model
+from pipeline.models.registry import load_model
 from pipeline.models.source import state_hash
 from pipeline.runtime.lock import DATASET_LOCK, TABLES_LOCK, locked
 from pipeline.runtime.progress import Progress, duration
