@@ -185,6 +185,8 @@ def evaluate_model(
             f"predict={predict!r} is neither a function nor a torch.nn.Module; models by name are "
             "for in9 evaluate"
         )
+    if not 0 <= holdout < 1:
+        raise UsageError(f"holdout={holdout!r} must be at least 0 and less than 1")
     reader = (
         dataset
         if isinstance(dataset, DatasetReader)
@@ -202,7 +204,10 @@ def evaluate_model(
         fit=split_to_fit(opened.config.split, reader.split, holdout),
     )
     total = len(evaluation.rows(opened)) * len(evaluated_variants(opened))
-    plan = HeadPlan(opened, "original", *refuse_no_fit(name, evaluation.fit)) if probe else None
+    plan = None
+    if probe:
+        fit = refuse_no_fit(name, evaluation.fit, opened.config.compose.variants)
+        plan = HeadPlan(opened, "original", *fit)
     refuse_first(
         {
             f"batch_size={batch_size!r} must be a whole number of at least 1": batch_size
@@ -215,7 +220,6 @@ def evaluate_model(
                 preprocessing, Mapping | None
             ),
             f"the split {reader.split} has no pictures": not total,
-            f"holdout={holdout!r} must be at least 0 and less than 1": not 0 <= holdout < 1,
         }
     )
     torch = sys.modules.get("torch")
@@ -483,6 +487,7 @@ def _on_device(
             architecture=type(module).__name__,
             weights=name,
             module=copied,
+            features="its output" if plan else "",
         )
         trained = None
         if plan:

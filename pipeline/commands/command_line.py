@@ -440,7 +440,7 @@ def refuse_cleared(arguments: argparse.Namespace) -> None:
 
 def _paths_of_entry(entry: str) -> list[str]:
     """Lists the absolute paths that an entry of `--models` may name."""
-    named = entry.rpartition(":=")[2]
+    named = re.sub("^(probe|knn):", "", entry.rpartition(":=")[2])
     # Of a path with a * for seeds, the folder that they are in.
     texts = (re.sub(r"[^/]*\*.*", "", named.partition(mark)[2]) for mark in ("=", ":", "@"))
     return [

@@ -41,7 +41,7 @@ from pipeline.inputs.layout import InputFlags, find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
 from pipeline.jobs.publish import describe_list_change, shown
 from pipeline.models.answers import refuse_answers, refuse_other_dataset
-from pipeline.models.checkpoint import KnownModels
+from pipeline.models.checkpoint import KnownModels, encoder_of
 from pipeline.models.expand import DEFAULT_MODEL, Load, expand_models, name_of, split_labels
 from pipeline.models.identity import PredictConfig, chosen_folder
 from pipeline.released.export import EXPORT_FOLDER
@@ -180,7 +180,8 @@ def _refuse_equal_seeds(labels: Mapping[str, str], load: Load) -> None:
     contents: list[tuple[str, str | None]] = [
         (label, known.weights_sha256) for entry, label in labels.items() if (known := load(entry))
     ]
-    if len(contents) < len(labels):
+    contents += [(label, encoder_of(entry)) for entry, label in labels.items()]
+    if not all(map(load, labels)):
         from pipeline.models.registry import source_of
 
         contents += [

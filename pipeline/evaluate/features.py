@@ -22,7 +22,7 @@ from pipeline.dataset.config import EVALUATE_VERSION
 from pipeline.dataset.folder import Dataset, selected_rows, training_pictures
 from pipeline.errors import ModelError, UsageError, counted
 from pipeline.evaluate.predict_shards import ShardPictures
-from pipeline.evaluate.results import ModelRun, safe_name
+from pipeline.evaluate.results import ModelRun
 from pipeline.models.checkpoint import (
     KNN,
     PROBE,
@@ -30,6 +30,7 @@ from pipeline.models.checkpoint import (
     digest_of_classes,
     encoder_of,
     read_metadata,
+    safe_name,
 )
 from pipeline.models.identity import ModelIdentity, PredictConfig
 from pipeline.storage.state_files import read_table
@@ -73,7 +74,8 @@ class FeatureFiles:
         """Returns a fingerprint of the encoder, the settings, and what tells pictures apart."""
         model, settings = self.model, (self.predict.identity, EVALUATE_VERSION)
         # Weights alone do not tell what is done with them.
-        of = model.weights_sha256, model.architecture, model.features or ""
+        entry = encoder_of(model.model if isinstance(model, ModelRun) else model.name)
+        of = entry, model.weights_sha256, model.architecture, model.features or ""
         return fingerprint(*of, dataclasses.asdict(model.preprocessing), *settings, *pictures)
 
     def is_done(self, pictures: ShardPictures) -> bool:
@@ -194,6 +196,7 @@ class HeadPlan:
             pretrained=encoder_of(name),
             settings={
                 "head_version": HEAD_VERSION,
+                "evaluate_version": EVALUATE_VERSION,
                 "weights_sha256": model.weights_sha256,
                 "features": model.features or "",
                 "predict": predict.identity,

@@ -343,8 +343,11 @@ class SummarizeModel(_Step):
         run = runs.pop()
         if run is None:
             return [escaped_line(entry)]
-        with timed(work.stage):
-            work.summarize(self.dataset(), run, entry)
+        try:
+            with timed(work.stage):
+                work.summarize(self.dataset(), run, entry)
+        except ModelError as error:
+            return [FailedModel(element[0], entry, run.model, " ".join(str(error).split()))]
         return [escaped_line(entry), run.model]
 
 

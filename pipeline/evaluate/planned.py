@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import pyarrow as pa
@@ -147,9 +147,10 @@ class Evaluation:
         """Returns the index rows of the tested images, in one output shard or in all shards."""
         return selected_rows(dataset, self.split, self.holdout, shard)
 
-    def overlap(self, dataset: Dataset, trained: TrainedOn) -> int:
-        """Counts the tested images that a checkpoint was trained on."""
-        return len({row["key"] for row in self.rows(dataset)}.intersection(trained.keys))
+    def overlap(self, dataset: Dataset, *trained: TrainedOn | None) -> int:
+        """Counts the tested images that one of some checkpoints was trained on."""
+        keys = {key for one in trained if one for key in one.keys}
+        return len(keys.intersection(row["key"] for row in self.rows(dataset)))
 
     def refuse_unfit(self, dataset: Dataset, entry: str) -> None:
         """Checks that an entry of `--models` can be tested on the images.
@@ -158,19 +159,18 @@ class Evaluation:
         UsageError if it was trained on some of them, and `allow_overlap` is not set; or it is a
         file whose answers are not those to the dataset's pictures.
         """
-        # An encoder may have been trained here, too.
-        entries = () if self.allow_overlap else (entry, encoder_of(entry))
-        trained = next(filter(None, map(metadata_of_entry, entries)), None)
-        if trained and (count := self.overlap(dataset, trained)):
-            remedy = (
-                f"it was trained with --holdout {trained.holdout:g}; test with the same"
-                if trained.holdout
-                else "test with another --eval_split"
-            )
-            raise UsageError(
-                f"{entry} was trained on {count} of the images to test on: {remedy}, or add "
-                "--allow_overlap to mark the result"
-            )
+        for one in () if self.allow_overlap else (entry, _encoder_in(entry)):
+            trained = metadata_of_entry(one)
+            if trained and (count := self.overlap(dataset, trained)):
+                remedy = (
+                    f"it was trained with --holdout {trained.holdout:g}; test with the same"
+                    if trained.holdout
+                    else "test with another --eval_split"
+                )
+                raise UsageError(
+                    f"{entry} was trained on {count} of the images to test on: {remedy}, or add "
+                    "--allow_overlap to mark the result"
+                )
         if not has_network(entry):
             refuse_other_dataset(entry, dataset.manifest.fingerprint)
             refuse_unfit(
@@ -211,7 +211,9 @@ class Evaluation:
             label=self.labels.get(model.name, UNSET),
             evaluate_version=EVALUATE_VERSION,
             evaluation=pick(EvaluationSettings, self.settings, input_size=input_size),
-            overlap=self.overlap(dataset, trained) if trained else UNSET,
+            overlap=self.overlap(dataset, trained, metadata_of_entry(_encoder_in(model.name)))
+            if trained
+            else UNSET,
             trained=pick(
                 Trained,
                 trained,
@@ -232,8 +234,19 @@ def split_to_fit(splits: Sequence[str], split: str, holdout: float) -> tuple[str
     return ("train", 0.0) if "train" in splits and split != "train" else None
 
 
-def refuse_no_fit(name: str, fit: tuple[str, float] | None) -> tuple[str, float]:
-    """Returns `Evaluation.fit`; raises UsageError if it is None, because a model needs it."""
+def _encoder_in(entry: str) -> str:
+    """Returns the entry of the encoder in an entry, which may have been trained here, too."""
+    return encoder_of_head(entry) or encoder_of(entry)
+
+
+def refuse_no_fit(
+    name: str, fit: tuple[str, float] | None, variants: Iterable[str]
+) -> tuple[str, float]:
+    """Returns `Evaluation.fit`; raises UsageError if a model's head cannot be fitted."""
+    if "original" not in variants:
+        raise UsageError(
+            f"{name}: its head is fitted on pictures of original, and the dataset has none"
+        )
     if fit is None:
         raise UsageError(
             f"{name}: its head must be fitted on pictures that are not tested: give --holdout 0.5, "

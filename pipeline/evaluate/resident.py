@@ -65,7 +65,7 @@ def in_memory(
                 model = load_model(entry, evaluation.weights, taxonomy)
             identity = model.identity
             if encoder_of(entry) and not encodes:
-                model = with_head(model, evaluation.head(model.name), taxonomy.num_labels)
+                model = with_head(model, evaluation.head(model.name), taxonomy)
             stack.callback(_drop, model)
             if not encodes:
                 check_head(model, taxonomy)

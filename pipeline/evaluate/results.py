@@ -17,8 +17,6 @@ keeps them, and usually gets no row for the failure (`failures_without_results`)
 """
 
 import dataclasses
-import hashlib
-import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 
@@ -28,6 +26,7 @@ from typing_extensions import override
 
 from pipeline.errors import escaped_line, escaped_texts
 from pipeline.models.answers import CALLED
+from pipeline.models.checkpoint import safe_name
 from pipeline.models.identity import Preprocessing
 from pipeline.runtime.lock import TABLES_LOCK, locked
 from pipeline.storage.state_files import (
@@ -39,7 +38,6 @@ from pipeline.storage.state_files import (
     read_intact,
 )
 from pipeline.storage.store import Store
-from transforms.hashing import text_bytes
 from transforms.scoring import AnswerKind
 
 _S = TypeVar("_S", bound=Struct)
@@ -212,15 +210,6 @@ class Failure(Named, frozen=True, kw_only=True):
 def result_folder(model: str, settings: RunSettings) -> str:
     """Returns the name of the folder under `results/` of a model run with these settings."""
     return safe_name(model) + "".join(f"+{name}" for name in settings.names)
-
-
-def safe_name(model: str) -> str:
-    """Returns a file name for a model, valid on every system, that no other model's name gives."""
-    model = escaped_line(model)
-    safe = re.sub(r"[^A-Za-z0-9._=-]", "_", model).lstrip(".") or "_"
-    if safe == model:
-        return safe
-    return f"{safe[:100]}-{hashlib.sha256(text_bytes(model)).hexdigest()[:8]}"
 
 
 def pick(kind: type[_S], *sources: object, **values: Any) -> _S:

@@ -28,7 +28,7 @@ import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, escaped_line
 from pipeline.models.identity import ModelIdentity, Origin, Preprocessing
 from pipeline.runtime.lock import locked
 from pipeline.storage.files import files_of
@@ -230,12 +230,21 @@ def stored_name(model: str) -> str:
     return f"{model.partition(':')[0]}:{encoder}" if encoder else model
 
 
+def safe_name(model: str) -> str:
+    """Returns a file name for a model, valid on every system, that no other model's name gives."""
+    model = escaped_line(model)
+    safe = re.sub(r"[^A-Za-z0-9._=-]", "_", model).lstrip(".") or "_"
+    if safe == model:
+        return safe
+    return f"{safe[:100]}-{hashlib.sha256(text_bytes(model)).hexdigest()[:8]}"
+
+
 def head_file(model: str, split: str, holdout: float, variant: str = "original") -> str:
     """Returns the path, in a dataset's folder, of a head that was fitted on a part of a split.
 
     `model` is the entry of the encoder, with `probe:` or `knn:` before it.
     """
-    parts = [model.replace(":", "-").replace("/", "_"), split]
+    parts = [safe_name(model.replace(":", "-", 1)), split]
     parts += [f"holdout{holdout:g}"] if holdout else []
     return f"{MODELS}/{'-'.join(parts)}-seed0/{variant}{SUFFIX}"
 

@@ -13,9 +13,11 @@ import torch
 from torch.nn import functional
 
 from pipeline.errors import JobError
+from pipeline.models.checkpoint import digest_of_classes, read_metadata
 from pipeline.models.library_names import read_state
 from pipeline.models.source import LoadedModel
 from pipeline.storage.files import files_of
+from transforms.taxonomy import Taxonomy
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 """Neighbours that vote, and the temperature of their votes (Caron et al. 2021, DINO)."""
@@ -85,12 +87,12 @@ def attach(encoder: LoadedModel, state: Mapping[str, torch.Tensor], classes: int
     return dataclasses.replace(encoder, module=module, num_outputs=classes)
 
 
-def with_head(encoder: LoadedModel, path: str, classes: int) -> LoadedModel:
+def with_head(encoder: LoadedModel, path: str, taxonomy: Taxonomy) -> LoadedModel:
     """Returns an encoder with the head in a file. Raises JobError if there is none that fits it."""
-    if files_of(path).info(path) is None:
+    trained = read_metadata(path) if files_of(path).info(path) else None
+    if trained is None or "head_version" not in trained.settings:
         raise JobError(f"{encoder.name} has no fitted head, {path}")
-    state = read_state(path)
-    width = state["features" if "features" in state else "weight"].shape[1]
-    if width != encoder.num_outputs:
-        raise JobError(f"{path} is for {width} features, and {encoder.name} has others")
-    return attach(encoder, state, classes)
+    fitted = trained.settings["weights_sha256"], trained.classes
+    if fitted != (encoder.weights_sha256, digest_of_classes(taxonomy)):
+        raise JobError(f"{path} is the head of other weights than {encoder.name}, or other classes")
+    return attach(encoder, read_state(path), taxonomy.num_labels)

@@ -37,7 +37,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from pipeline.dataset.folder import selected_rows
 from pipeline.dataset.records import write_table
-from pipeline.errors import JobError, ModelError
+from pipeline.errors import ModelError
 from pipeline.evaluate.features import FeatureFiles, Features, HeadPlan, encode, is_fitted
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.models.checkpoint import PROBE, TrainedOn, head_file, save_checkpoint
@@ -216,7 +216,7 @@ def _minimise(
             step = _newton_step(inputs, shares, strength, gradient)
             slope = float((gradient * step).sum())
             parameters = parameters - step
-    raise JobError(
+    raise ModelError(
         f"a probe with a penalty of {penalty:g} does not converge, because features of some "
         "pictures are too extreme; use another network"
     )

@@ -1,5 +1,6 @@
 """Tests heads on frozen encoders: the fit, its place in a job, and what users get of it."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,12 +14,16 @@ import torch
 from numpy.typing import NDArray
 from runs import ONE, dataset_in, refusal, run_here, run_in9, table_of
 from safetensors.numpy import load_file
+from safetensors.torch import load_file as torch_file
 from sklearn.neighbors import KNeighborsClassifier
 
 import in9
+from pipeline.errors import UsageError
 from pipeline.evaluate.features import HeadPlan
+from pipeline.models.checkpoint import read_metadata, save_checkpoint
 from pipeline.models.heads import NEIGHBOURS, TEMPERATURE, Neighbours
 from pipeline.models.registry import load_model
+from pipeline.storage.store import Store
 from transforms.codec import decode_image
 
 NAME = "efficientnet_lite0"
@@ -191,3 +196,31 @@ def test_an_encoder_in_memory_gives_the_figures_of_the_command(evaluated: Path) 
         assert {name: of[0] for name, of in found.accuracy.items()} == pytest.approx(figures)
         assert found.summary.trained
         assert found.summary.trained.method == "probe"
+
+
+def test_heads_that_cannot_be_right_are_refused(copied: Path, tmp_path: Path) -> None:
+    """Tries heads of other weights, encoders that have seen the test, and a lack of `original`."""
+    few = ("--dataset", copied, "--holdout", 0.5, "--pictures", "none", *ONE)
+    (head,) = copied.glob("models/knn-*/original.safetensors")
+    (other,) = copied.glob("models/probe-*/original.safetensors")
+    trained = read_metadata(str(head))
+    assert trained
+    encoder = f"test_efficientnet={tmp_path / 'seen.safetensors'}"
+    network = timm.create_model("test_efficientnet", num_classes=9)
+    seen = dataclasses.replace(trained, method="train", keys=tuple(pixels_of(copied, "original")))
+    save_checkpoint(Store(str(tmp_path)), "seen.safetensors", network.state_dict(), seen)
+    of_seen = dataclasses.replace(trained, pretrained=encoder)
+    save_checkpoint(Store(str(tmp_path)), "head.safetensors", torch_file(str(head)), of_seen)
+    for entry in (f"probe:{encoder}", f"probe:{tmp_path / 'head.safetensors'}"):
+        assert "of the images to test on" in refusal("evaluate", *few, "--models", entry)
+    assert "equal weights" in refusal(
+        "evaluate", *few, "--models", f"a#0:=probe:{NAME},a#1:=knn:{NAME}"
+    )
+    changed = dataclasses.replace(trained, settings={**trained.settings, "weights_sha256": "0"})
+    save_checkpoint(Store(str(tmp_path)), "other.safetensors", torch_file(str(other)), changed)
+    entry = f"probe:{tmp_path / 'other.safetensors'}"
+    printed = run_here("evaluate", *few, "--models", f"{entry},probe:{NAME}")
+    assert "is the head of other weights" in printed.err
+    assert f"probe:{NAME}" in printed.out
+    with pytest.raises(UsageError, match=r"holdout=1\.5 must be"):
+        in9.evaluate_model(copied, features_of, name="e", probe=True, holdout=1.5)

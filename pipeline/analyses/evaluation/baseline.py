@@ -43,10 +43,10 @@ from pipeline.evaluate.results import (
     read_failures,
     read_result,
     read_results,
-    safe_name,
     write_result,
 )
 from pipeline.evaluate.summary import Evaluated, Summary
+from pipeline.models.checkpoint import safe_name
 from pipeline.storage.files import absolute, is_remote
 from pipeline.storage.store import Store
 from transforms.intervals import CONFIDENCE

@@ -42,8 +42,8 @@ from pipeline.display.style import (
 from pipeline.display.table import Cell, shorten
 from pipeline.evaluate.comparisons import GAP
 from pipeline.evaluate.evidence import Evidence, ModelResults
-from pipeline.evaluate.results import safe_name
 from pipeline.evaluate.summary import ClassRow, SizeRow, Summary
+from pipeline.models.checkpoint import safe_name
 from transforms.analysis import KINDS
 from transforms.intervals import estimate_of
 from transforms.taxonomy import OUTSIDE, Taxonomy

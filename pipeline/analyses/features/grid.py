@@ -53,11 +53,15 @@ class FeatureGrid(ShardPictures):
         # The image with the lowest hash of a group stands for the group.
         of_groups = {row.get("group") or row["key"]: row for row in falling}.values()
         counts = Counter(row["label"] for row in of_groups)
-        classes = sorted(
-            (label for label, count in counts.items() if count > 1),
-            key=lambda label: keyed_hash(0, _PURPOSE, str(label)),
-        )[:MOST_CLASSES]
-        each = min([SIDE // max(1, len(classes)), *(counts[label] // 2 for label in classes)])
+        by_hash = sorted(counts, key=lambda label: keyed_hash(0, _PURPOSE, str(label)))
+        # Two images or more of a class, of which its share is estimated, count more than classes.
+        classes, each = max(
+            (
+                ([label for label in by_hash if counts[label] >= 2 * each][:MOST_CLASSES], each)
+                for each in range(1, SIDE // max(1, min(len(counts), MOST_CLASSES)) + 1)
+            ),
+            key=lambda one: (len(one[0]) >= FEWEST and one[1] > 1, len(one[0]) * one[1]),
+        )
         if each * len(classes) < FEWEST:
             return None
         kept = {row["key"] for row in of_groups if row["label"] in classes}

@@ -49,7 +49,7 @@ class FeaturesParts(Parts[Flags]):
         encoders = tuple(one for one in entries if encoder_of(one) and not encoder_of_head(one))
         if not encoders:
             return None
-        refuse_no_fit(encoders[0], evaluation.fit)
+        refuse_no_fit(encoders[0], evaluation.fit, config.compose.variants)
         return PlannedFeatures(dataclasses.replace(evaluation, models=encoders), taxonomy)
 
     @override
