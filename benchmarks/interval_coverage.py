@@ -18,8 +18,7 @@ condition holds: for one model or any of ten models whose gaps equal the baselin
 model whose gap is larger by the mean of the smallest differences that the runs have stated.
 
 The other tables, of accurate models, groups of images, extremes of many models, and power, are made
-by `threshold_models`, that of families, several trainings of a method, by `family_models`, and that
-of the shares of features by `feature_models`.
+by `threshold_models`, those of families by `family_models`, of features by `feature_models`.
 """
 
 from __future__ import annotations

@@ -166,18 +166,16 @@ def evaluate_model(
       batch_size: number of pictures in a batch, at least 1; None for that of `in9 evaluate`.
       store: whether to store predictions, as the model `call:NAME`, in place of an earlier one of
         the name, and to write tables and page. If that fails, the call warns, and returns.
-      probe: whether `predict` is a frozen encoder, which returns (n, width) features. A linear
-        probe is then fitted on them, on the split train or on what `holdout` leaves.
+      probe: whether `predict` is a frozen encoder, which returns (n, width) features; a linear
+        probe is fitted on them, on the split train, else on what `holdout` leaves.
       holdout: share of the images to test on, as for `in9 evaluate`; 0 for all.
 
     Raises:
-      UsageError: the folder holds no finished dataset, the split no pictures, or none to fit a
-        probe on, an argument has a value that is not allowed, `predict` returns something else
-        or is a function with `preprocessing`, or the module cannot be copied.
+      UsageError: there is no finished dataset, no picture to test or to fit on, a value is not
+        allowed, `predict` returns something else, or the module cannot be copied.
       TypeError: `predict` is neither a function nor a module.
       ValueError: the number of outputs fits neither the classes nor the superclasses.
-      JobError, ModelError: a picture cannot be decoded, a setting of `preprocessing` is wrong, or
-        the module fails.
+      JobError, ModelError: a picture or a setting of `preprocessing` is broken, or the module.
       Exception: any exception of `predict`.
     """
     if not callable(predict):

@@ -17,12 +17,7 @@ from pipeline.dataset.folder import Dataset, refuse_empty_test, sample_folder
 from pipeline.dataset.manifest import Manifest, StatedFlags, last_manifest, stated
 from pipeline.dataset.records import DATA_FOLDERS, ShardCounts
 from pipeline.errors import UsageError, refuse_first
-from pipeline.evaluate.planned import (
-    Evaluation,
-    ModelFlags,
-    PlannedAnalysis,
-    split_to_fit,
-)
+from pipeline.evaluate.planned import Evaluation, ModelFlags, PlannedAnalysis, split_to_fit
 from pipeline.evaluate.results import ModelRun, read_results
 from pipeline.generate.commit import INPUT_NOTE, read_prepared
 from pipeline.generate.origin import GenerateJob, InputOrigin, Origin, RecipeOrigin
@@ -116,8 +111,6 @@ def evaluation_from_flags(
         }
     )
     _refuse_equal_seeds({entry: label for entry, label in given.items() if "#" in label}, load)
-    # With both, all images are tested, and results say on how many the model was fitted.
-    tests_all = bool(flags.holdout and flags.allow_overlap)
     evaluation = Evaluation(
         store=store,
         models=models,
@@ -134,7 +127,8 @@ def evaluation_from_flags(
         blocks=flags.gpus,
         hints=Gpu.parse(flags.gpu).hints if flags.gpu else (),
         has_machines=bool(flags.gpu or flags.dask),
-        holdout=0.0 if tests_all else flags.holdout,
+        # With both flags, all images are tested, and results say on how many a model was fitted.
+        holdout=0.0 if flags.allow_overlap else flags.holdout,
         fit=split_to_fit(config.split, split, flags.holdout),
         pixel_cache=None if megabytes is None else megabytes << 20,
         # A command without the flag measures no test score, so overlap is allowed.

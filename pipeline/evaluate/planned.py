@@ -229,9 +229,9 @@ class Evaluation:
 
 def split_to_fit(splits: Sequence[str], split: str, holdout: float) -> tuple[str, float] | None:
     """Returns `Evaluation.fit` for a test on a split, or on the share that is held out of it."""
-    if holdout:
-        return split, holdout
-    return ("train", 0.0) if "train" in splits and split != "train" else None
+    if "train" in splits and split != "train":
+        return "train", 0.0
+    return (split, holdout) if holdout else None
 
 
 def _encoder_in(entry: str) -> str:

@@ -234,7 +234,7 @@ def safe_name(model: str) -> str:
     """Returns a file name for a model, valid on every system, that no other model's name gives."""
     model = escaped_line(model)
     safe = re.sub(r"[^A-Za-z0-9._=-]", "_", model).lstrip(".") or "_"
-    if safe == model:
+    if safe == model and len(safe) <= 200:  # Systems allow 255 bytes, and settings may follow.
         return safe
     return f"{safe[:100]}-{hashlib.sha256(text_bytes(model)).hexdigest()[:8]}"
 

@@ -18,12 +18,15 @@ from safetensors.torch import load_file as torch_file
 from sklearn.neighbors import KNeighborsClassifier
 
 import in9
-from pipeline.errors import UsageError
-from pipeline.evaluate.features import HeadPlan
-from pipeline.models.checkpoint import read_metadata, save_checkpoint
+from pipeline.errors import ModelError, UsageError
+from pipeline.evaluate.features import FeatureFiles, HeadPlan
+from pipeline.evaluate.planned import refuse_no_fit, split_to_fit
+from pipeline.models.checkpoint import head_file, read_metadata, save_checkpoint
 from pipeline.models.heads import NEIGHBOURS, TEMPERATURE, Neighbours
+from pipeline.models.identity import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
+from pipeline.training import probe_fit
 from transforms.codec import decode_image
 
 NAME = "efficientnet_lite0"
@@ -224,3 +227,60 @@ def test_heads_that_cannot_be_right_are_refused(copied: Path, tmp_path: Path) ->
     assert f"probe:{NAME}" in printed.out
     with pytest.raises(UsageError, match=r"holdout=1\.5 must be"):
         in9.evaluate_model(copied, features_of, name="e", probe=True, holdout=1.5)
+
+
+def test_encoders_do_not_share_what_is_theirs(copied: Path) -> None:
+    """Compares entries of equal weights, and entries whose names are alike or long."""
+    identity = load_model(f"probe:{NAME}").identity
+    store, settings = Store(str(copied)), PredictConfig("cpu")
+
+    def of(name: str) -> str:
+        return FeatureFiles(store, dataclasses.replace(identity, name=name), settings).folder
+
+    assert of("probe:python:a:first") == of("knn:python:a:first")
+    assert of("probe:python:a:first") != of("probe:python:a:second")
+    names = (
+        "probe:hf:a/b_c",
+        "probe:hf:a_b/c",
+        "probe:hf:a/b/c",
+        "knn:hf:a/b_c",
+        "probe:" + 300 * "a",
+    )
+    files = {head_file(name, "val", 0.5) for name in names}
+    assert len(files) == len(names)
+    assert max(len(part) for file in files for part in file.split("/")) < 200
+
+
+@pytest.mark.parametrize(
+    ("splits", "split", "holdout", "fit"),
+    [
+        (("val",), "val", 0.5, ("val", 0.5)),
+        (("train", "val"), "val", 0.0, ("train", 0.0)),
+        (("train", "val"), "val", 0.5, ("train", 0.0)),
+        (("train", "val"), "train", 0.5, ("train", 0.5)),
+        (("train", "val"), "train", 0.0, None),
+        (("val",), "val", 0.0, None),
+    ],
+)
+def test_the_fit_is_on_train_else_on_what_is_not_held_out(
+    splits: tuple[str, ...], split: str, holdout: float, fit: tuple[str, float] | None
+) -> None:
+    assert split_to_fit(splits, split, holdout) == fit
+    if not fit:
+        with pytest.raises(UsageError, match="x: its head must be fitted on pictures that are not"):
+            refuse_no_fit("x", fit, ["original"])
+    with pytest.raises(UsageError, match="x: its head is fitted on pictures of original"):
+        refuse_no_fit("x", fit, ["mixed_rand"])
+
+
+def test_a_fit_that_fails_is_its_models_alone(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> float:
+        raise ModelError("a probe does not converge")
+
+    monkeypatch.setattr(probe_fit, "choose_penalty", fail)
+    few = ("--dataset", copied, "--holdout", 0.4, "--pictures", "none", *ONE)
+    printed = run_here("evaluate", *few, "--models", f"probe:{NAME},knn:{NAME}")
+    assert f"not evaluated: probe:{NAME}: a probe does not converge" in printed.err
+    assert f"knn:{NAME} holdout0.4" in printed.out
