@@ -284,3 +284,23 @@ def test_a_fit_that_fails_is_its_models_alone(
     printed = run_here("evaluate", *few, "--models", f"probe:{NAME},knn:{NAME}")
     assert f"not evaluated: probe:{NAME}: a probe does not converge" in printed.err
     assert f"knn:{NAME} holdout0.4" in printed.out
+
+
+def test_another_fit_is_no_other_weights_but_other_predictions(
+    copied: Path, tmp_path: Path
+) -> None:
+    (file,) = copied.glob("models/probe-*/original.safetensors")
+    trained, tensors = read_metadata(str(file)), torch_file(str(file))
+    assert trained
+    others = dataclasses.replace(trained, keys=trained.keys[1:])
+    always_second = {**tensors, "bias": 1e6 * torch.eye(9)[1]}
+    command = ("evaluate", "--dataset", copied, "--holdout", 0.5, "--pictures", "none", *ONE)
+    answers = []
+    for state, of in ((tensors, trained), (always_second, others)):
+        save_checkpoint(Store(str(tmp_path)), "head.safetensors", state, of)
+        run_here(*command, "--models", f"probe:{tmp_path / 'head.safetensors'}")
+        (folder,) = copied.glob("results/probe_*head.safetensors*/predictions")
+        rows = pq.read_table(folder, partitioning=None)
+        answers.append(set(rows["output"].to_pylist()))
+    assert len(answers[0]) > 1
+    assert answers[1] == {1}
