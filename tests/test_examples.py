@@ -145,26 +145,12 @@ def test_lightning_logs_the_gap(three_draws: Path, monkeypatch: pytest.MonkeyPat
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.network = network(9)
-
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            return self.network(pictures)
-
-        def training_step(self, batch: Any, _: int) -> torch.Tensor:
-            return self(batch).square().mean()
+            self.forward = network(9)
 
         def validation_step(self, batch: Any, _: int) -> None:
             self(batch)
 
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), 0.1)
-
-    pictures = torch.utils.data.DataLoader(torch.rand(4, 3, 64, 64), batch_size=2)
-    trainer = lightning.Trainer(
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        callbacks=[BackgroundGap(three_draws)],
-    )
-    trainer.fit(Module(), pictures, pictures)
+    pictures = torch.utils.data.DataLoader(torch.rand(2, 3, 64, 64))
+    trainer = lightning.Trainer(logger=False, callbacks=[BackgroundGap(three_draws)])
+    trainer.validate(Module(), pictures)
     assert -1 <= trainer.logged_metrics["in9/bg_gap"] <= 1

@@ -1,6 +1,5 @@
 """Tests IN-9L: whole images of all classes, with or without boxes."""
 
-import io
 import json
 import os
 import shutil
@@ -12,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 from runs import (
     ONE,
     SHARDS,
@@ -27,9 +25,8 @@ from runs import (
 )
 from soundness import assert_sound
 
-from transforms.codec import decode_image, encode_png
+from transforms.codec import encode_png
 from transforms.cutting import Cut, cut_objects
-from transforms.filters import Reason
 from transforms.geometry import ResizeCrop
 
 IN9L = ("--selection", "in9l", *ONE)
@@ -201,12 +198,3 @@ def cropped_whole(data: bytes, resize: int, crop: int, interpolation: str = "nea
         needs_box=False,
     )
     return cropped
-
-
-def test_a_picture_too_narrow_to_be_resized_is_rejected() -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (2000, 1)).save(buffer, "PNG")
-    cropped = cropped_whole(buffer.getvalue(), 256, 224)
-    assert cropped.reason == Reason.TOO_MANY_PIXELS
-    assert cropped.width == 2000
-    assert decode_image(buffer.getvalue()).shape == (1, 2000, 3)
