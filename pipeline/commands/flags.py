@@ -95,7 +95,7 @@ SECTIONS = (
             "released: a file for each picture, as in the authors' release; recipe: a file without "
             "a pixel, from which --recipe makes the same dataset; answers: the table of "
             "answers:FILE to fill, as .csv (paths of the released layout) or .parquet (pictures); "
-            "waterbirds: mixed pictures and metadata.csv, as in Waterbirds",
+            "waterbirds: mixed pictures and metadata.csv",
             "NAME",
         ),
         Flag(

@@ -223,16 +223,16 @@ WATERBIRDS = (
     Flag(
         "--variants",
         "A,B",
-        "waterbirds: mixed variants, that of training and that of the test",
+        "waterbirds: mixed variants of training and of the test",
         type=comma_separated,
     ),
     Flag(
         "--classes",
         "A,B",
-        "waterbirds: keep what shows only these two superclasses, as 0 and 1 (default: all)",
+        "waterbirds: keep what shows only these superclasses, as 0 and 1 (default: all)",
         type=comma_separated,
     ),
-    Flag("--holdout", "X", "waterbirds: share of the split to hold out for the test", 0.0, share),
+    Flag("--holdout", "X", "waterbirds: hold this share out for the test", 0.0, share),
 )
 """Flags of `--layout waterbirds`."""
 
