@@ -179,10 +179,20 @@ def lines_figure(
     series: Sequence[Series],
     x_label: str,
     log: bool = False,
+    *,
+    signed: bool = False,
 ) -> Drawn:
-    """Draws accuracies of up to `len(MODELS)` models at labelled positions, joined by lines."""
+    """Draws accuracies of up to `len(MODELS)` models at labelled positions, joined by lines.
+
+    If they are `signed`, they are differences, as for `rows_figure`.
+    """
     with styled():
-        figure, axes = titled_axes(title, 270 + 12 * len(series), "y")
+        figure, axes = titled_axes(
+            title,
+            270 + 12 * len(series),
+            "y",
+            MaxNLocator(7, steps=[1, 2, 5, 10]) if signed else None,
+        )
         if log:
             axes.set_xscale("log")
             axes.minorticks_off()
@@ -206,7 +216,10 @@ def lines_figure(
                     linewidth=0,
                 )
         axes.set_xticks(positions, labels)
-        axes.set(ylim=(-0.02, 1.02), xlabel=x_label, ylabel="accuracy, %")
+        axes.set(ylim=(-0.02, 1.02), xlabel=x_label, ylabel="points" if signed else "accuracy, %")
+        if signed:
+            axes.axhline(0, color=INK, linewidth=0.8, zorder=0)
+            axes.autoscale(axis="y")
         legend_below(figure, axes)
         return drawn(figure)
 
