@@ -184,7 +184,8 @@ def lines_figure(
 ) -> Drawn:
     """Draws accuracies of up to `len(MODELS)` models at labelled positions, joined by lines.
 
-    If they are `signed`, they are differences, as for `rows_figure`.
+    If they are `signed`, they are differences, as for `rows_figure`, at positions 0, 1, 2, ...,
+    with a line for each interval in place of a band.
     """
     with styled():
         figure, axes = titled_axes(
@@ -198,7 +199,7 @@ def lines_figure(
             axes.minorticks_off()
         for number, one in enumerate(series):
             points = [(x, v) for x, v in zip(positions, one.values, strict=True) if v]
-            xs = [x for x, _ in points]
+            xs = [x + signed * 0.1 * number for x, _ in points]
             axes.plot(
                 xs,
                 [value[0] for _, value in points],
@@ -206,7 +207,14 @@ def lines_figure(
                 marker=MARKERS[number],
                 label=shorten(one.name),
             )
-            if any(low < high for _, (_, low, high) in points):
+            if signed:
+                axes.vlines(
+                    xs,
+                    *zip(*(v[1:] for _, v in points), strict=True),
+                    color=MODELS[number],
+                    alpha=0.55,
+                )
+            elif any(low < high for _, (_, low, high) in points):
                 axes.fill_between(
                     xs,
                     [value[1] for _, value in points],

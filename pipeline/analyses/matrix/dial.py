@@ -108,9 +108,13 @@ class DialRow(Struct, frozen=True, kw_only=True):
 
     @property
     def worst(self) -> str:
-        """The worst group in words; a dash without one."""
+        """The worst group in words, with the number of groups; a dash without one."""
         figure = percent_interval(self.worst_accuracy, self.worst_ci_low, self.worst_ci_high)
-        return f"{self.worst_class}, {self.worst_background}: {figure}" if self.worst_class else "-"
+        return (
+            f"{self.worst_class}, {self.worst_background} (of {self.groups}): {figure}"
+            if self.worst_class
+            else "-"
+        )
 
 
 class DialLine(DialRow, frozen=True, kw_only=True):
@@ -196,18 +200,17 @@ def dial_rows(
             for figure, others in (("gap", []), ("difference", [by_row[NEUTRAL]]))
             if name != NEUTRAL or not others
         }
-        values = {
-            f"{figure}{end}": value
-            for figure, (whole, one) in figures.items()
-            for end, value in (("", whole), ("_ci_low", one.ci_low), ("_ci_high", one.ci_high))
-        }
         yield pick(
             DialRow,
             figures["gap"][1],
             train_variant=name,
             strength=strengths[name],
             level=level,
-            **values,
+            **{
+                f"{figure}{end}": value
+                for figure, (whole, one) in figures.items()
+                for end, value in (("", whole), ("_ci_low", one.ci_low), ("_ci_high", one.ci_high))
+            },
             **_worst_group(models, by_row[name], bg_labels, taxonomy),
         )
 
@@ -220,11 +223,13 @@ def _worst_group(
 ) -> dict[str, Any]:
     """Finds the worst group of a row, as `groups.csv` does; returns fields of `DialRow`."""
     parts = [models.pictures[name] for name in ("mixed_same", "mixed_rand")]
-    family = Family("", tuple(one.summary for one in rows))
-    sources: list[Mapping[VariantName, NDArray[Any]]] = [bg_labels, models.bg_units]
+    sources: list[Mapping[VariantName, NDArray[Any]]] = [
+        bg_labels,
+        models.bg_units,
+        *models.answers(Family("", tuple(one.summary for one in rows)), PAPER_RULE),
+    ]
     backgrounds, units, *answers = (
-        np.concatenate([part.of_variants(values) for part in parts])
-        for values in sources + models.answers(family, PAPER_RULE)
+        np.concatenate([part.of_variants(values) for part in parts]) for values in sources
     )
     shown = np.concatenate([part.images for part in parts])
     labels = models.images.labels[shown]
@@ -272,8 +277,9 @@ def describe_dial(rows: Sequence[DialRow]) -> str:
     )
     return (
         f"{GAP} above that of {NEUTRAL}: shown "
-        f"from {shown[-1].train_variant if shown else 'no strength'} on, n = {judged[0].n}, "
-        f"each interval at 1 - 0.05 / {len(judged)}"
-        + f"; {'smaller ' if shown else ''}strengths: not shown, which is no statement that they "
-        "do not" * (len(shown) < len(judged))
+        + (f"from {shown[-1].train_variant} on" if shown else "at no strength")
+        + f" (n = {judged[0].n}, intervals at 1 - 0.05 / {len(judged)})"
+        + ", which is no statement that none raises it" * (not shown)
+        + "; smaller strengths: not shown, which is no statement that they do not raise it"
+        * (0 < len(shown) < len(judged))
     )

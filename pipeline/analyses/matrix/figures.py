@@ -20,17 +20,18 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
 def _of_dial(matrix: Matrix) -> Plot:
     gaps, differences = zip(*(row.figures for row in matrix.dial), strict=True)
     labels = [row.label.removesuffix(" %") for row in matrix.dial]
-    series = [Series(GAP, gaps), Series(f"{GAP} minus that of mixed_rand", differences)]
+    series = [Series(GAP, gaps), Series("minus that of mixed_rand", differences)]
     return Plot(
         "matrix",
         matrix_file(matrix.name, "dial"),
         f"{GAP} by strength of the background in training. {spoken(series, labels)}",
         lines_figure(
-            shorten(matrix.name),
+            shorten(matrix.name, 20)
+            + f", mean of {len(matrix.trainings)}" * (len(matrix.trainings) > 1),
             range(len(labels)),
             labels,
             series,
-            "trained on pictures with a background of the own class, %",
+            "training backgrounds of the own class, %",
             signed=True,
         ),
     )

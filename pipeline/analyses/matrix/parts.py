@@ -167,7 +167,14 @@ def _dial_table(matrix: Matrix) -> str:
             [
                 row.train_variant,
                 row.label,
-                *(interval(*one) if one else "-" for one in row.figures),
+                *(
+                    "-"
+                    if one is None
+                    else interval(*one)
+                    if one[1] < one[2]
+                    else f"{100 * one[0]:.1f}"
+                    for one in row.figures
+                ),
                 row.worst,
             ]
             for row in matrix.dial
