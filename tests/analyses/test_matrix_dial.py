@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from judged_models import MIXED, Answers, answers, models_of
-from runs import ONE, QUICK, run_here, run_in9, table_of
+from runs import ONE, QUICK, dataset_in, run_here, run_in9, table_of
 from two_way_by_hand import (
     Method,
     contributions_to,
@@ -21,6 +21,9 @@ from two_way_by_hand import (
 )
 
 from pipeline.analyses.matrix.dial import COLUMNS, ROWS, DialRow, describe_dial, dial_rows
+from pipeline.analyses.matrix.rows import make_plan
+from pipeline.errors import UsageError
+from pipeline.models.identity import PredictConfig
 from transforms.taxonomy import imagenet9
 from transforms.variants import DIAL_VARIANTS, VariantName
 
@@ -75,13 +78,11 @@ def interval_by_hand(
             for model, (same, rand) in zip(seeds, means, strict=True)
         ]
         of.append(Method([same - rand for same, rand in means], r))
-    value, *others = (float(np.mean(one.values)) for one in of)
+    difference = float(np.subtract.reduce([np.mean(one.values) for one in of]))
     pictures = [(*role, x) for role, x in zip(roles, contributions_to(of), strict=True)]
     spread = spread_of(roles, of) if len(methods[0]) > 1 else None
     paired = [fg for fg, _ in roles]
-    of_singles = singles_of(of)
-    difference = value - sum(others)
-    ends = interval_of(difference, pictures, paired, spread, of_singles, confidence)
+    ends = interval_of(difference, pictures, paired, spread, singles_of(of), confidence)
     return difference, *ends
 
 
@@ -156,21 +157,16 @@ def test_the_worst_group_has_ten_pictures_and_an_interval_for_all_groups() -> No
         assert found == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_dial_beside_the_matrix_of_the_other_variants(
-    for_gaps: Path, small_sample: Path, tmp_path: Path
-) -> None:
+def test_a_dial_beside_the_matrix_of_the_other_variants(small_sample: Path, tmp_path: Path) -> None:
     output, name = tmp_path / "out", "test_efficientnet-1ep-val-holdout0.5-dial"
     how = ("--holdout", 0.5, "--arch", "test_efficientnet", "--epochs", 1, "--batch_size", 4)
     how += ("--workers", 0, "--lr", 0.01, "--pictures", "none", "--dataset")
-    message = run_here("matrix", "--variants", "dial", *how, for_gaps, code=2).err
-    assert "lacks mixed_p00, mixed_p100, mixed_p25 and 6 more; make it with in9 gen" in message
     variants = ("--variants", "dial,mixed_same,original,only_fg", "--replicates", 3)
     run_here("generate", "--output", output, "--input", small_sample, *variants, *QUICK, *ONE)
     refused = ("--variants", "dial", "--in9l", output, *how, output)
     assert "leave out --in9l" in run_here("matrix", *refused, code=2).err
-    run_here("matrix", *how, output)
+    run_here("matrix", "--variants", "original", *how, output)
     plain = table_of(output, "matrix")
-    assert {row["train_variant"] for row in plain} == set(COLUMNS)
     assert not (output / "results" / "dial.csv").exists()
     printed = run_in9("matrix", "--variants", "dial", *how, output, figures=True).stdout
     both = table_of(output, "matrix")
@@ -186,3 +182,12 @@ def test_a_dial_beside_the_matrix_of_the_other_variants(
         assert "never" in text
     figure = (output / "results" / "figures" / f"matrix-{name}-dial.svg").read_text()
     assert all(f">{label}</text>" in figure for label in ("never", "1/9", "25", "100"))
+    # Where mixed_rand is never of the own class, it is no reference.
+    dataset = dataset_in(output)
+    compose = dataclasses.replace(dataset.config.compose, mixed_rand="other")
+    config = dataclasses.replace(dataset.config, compose=compose)
+    manifest = dataclasses.replace(dataset.manifest, config=config)
+    plan = {"split": None, "train_split": None, "share": 0.5, "predict": PredictConfig("cpu")}
+    assert set(make_plan(dataset, None, variants=None, **plan).rows) == set(COLUMNS)
+    with pytest.raises(UsageError, match="without --mixed_rand other"):
+        make_plan(dataclasses.replace(dataset, manifest=manifest), None, variants=("dial",), **plan)

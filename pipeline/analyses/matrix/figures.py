@@ -26,7 +26,7 @@ def _of_dial(matrix: Matrix) -> Plot:
         matrix_file(matrix.name, "dial"),
         f"{GAP} by strength of the background in training. {spoken(series, labels)}",
         lines_figure(
-            shorten(matrix.name, 20)
+            shorten(matrix.name, 20 if len(matrix.trainings) > 1 else 30)
             + f", mean of {len(matrix.trainings)}" * (len(matrix.trainings) > 1),
             range(len(labels)),
             labels,
