@@ -17,6 +17,7 @@ before adding it equals rounding the sum.
 import dataclasses
 import difflib
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -349,6 +350,10 @@ class VariantName:
         return self.base != "fg_mask"
 
 
+BG_GAP = "bg_gap"
+"""Name of BG-Gap, `mixed_same` less `mixed_rand`, in lists that otherwise hold variant names. That
+of `X_same` and `X_rand` is `bg_gap_X`, so no variant has a name that begins with this."""
+
 ORIGINAL, ONLY_BG_T, MASK = map(VariantName, ("original", "only_bg_t", "fg_mask"))
 """The variants that are read for other reasons than that a user asked for them."""
 
@@ -398,6 +403,51 @@ def draws_of(names: Iterable[VariantName]) -> dict[str, tuple[VariantName, ...]]
     }
 
 
+def variants_behind(quantity: str) -> tuple[str, ...]:
+    """Returns the variant whose accuracy a quantity is, or the two whose difference it is.
+
+    >>> variants_behind("bg_gap"), variants_behind("bg_gap_haze")
+    (('mixed_same', 'mixed_rand'), ('haze_same', 'haze_rand'))
+    >>> variants_behind("original"), variants_behind("haze - original")
+    (('original',), ('haze', 'original'))
+    """
+    if quantity.startswith(BG_GAP):
+        stem = quantity.removeprefix(BG_GAP).removeprefix("_") or "mixed"
+        return f"{stem}_same", f"{stem}_rand"
+    return tuple(quantity.split(" - "))
+
+
+def paired_draws(quantity: str, names: Iterable[VariantName]) -> list[tuple[VariantName, ...]]:
+    """Returns the draws of the variants behind a quantity, together those of the same number.
+
+    A variant without draws stands beside each of the other's. None if one is not among `names`.
+
+    >>> names = with_replicates(["original", "mixed_same"], 2)
+    >>> [tuple(map(str, each)) for each in paired_draws("mixed_same - original", names)]
+    [('mixed_same', 'original'), ('mixed_same_r1', 'original')]
+    """
+    draws = draws_of(names)
+    of_each = (draws.get(name, ()) for name in variants_behind(quantity))
+    return [
+        each
+        for each in itertools.product(*of_each)
+        if len({name.draw for name in each if name.has_draws}) < 2
+    ]
+
+
+def gaps_of(names: Iterable[VariantName]) -> list[str]:
+    """Returns the gaps of variants, `bg_gap` for the mixed ones, in their order.
+
+    >>> gaps_of(map(VariantName.parse, ("mixed_same", "haze_rand", "mixed_rand", "haze_same")))
+    ['bg_gap', 'bg_gap_haze']
+    """
+    names = list(names)
+    bases = dict.fromkeys(name.base for name in names if not name.rendering)
+    stems = (base.removesuffix("_same") for base in bases if base.endswith("_same"))
+    gaps = (BG_GAP + f"_{stem}" * (stem != "mixed") for stem in stems)
+    return [gap for gap in gaps if paired_draws(gap, names)]
+
+
 def select_variants(names: Iterable[str]) -> tuple[str, ...]:
     """Checks names and specifications of variants, and puts them in order.
 
@@ -428,11 +478,13 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
         raise ValueError(f"unknown variant {unknown[0]!r}; {known}{hint}")
     if not wanted:
         raise ValueError(f"no variant named; {known}")
-    reserved = {*VARIANTS, *(f"mixed_same_{name}" for name in GAPS)}
+    reserved = {*VARIANTS, "baseline", *(f"mixed_same_{name}" for name in GAPS)}
     for entry in custom:
         name = str(parsed[entry])
-        # The name may read as a draw's, or that of a variant as a rendering's.
-        if name in reserved or VariantName.parse(name) != parsed[entry]:
+        # The name may read as a draw's, or that of a variant as a rendering's; conditions have a
+        # baseline and gaps beside variants.
+        is_taken = name in reserved or name.startswith(BG_GAP)
+        if is_taken or VariantName.parse(name) != parsed[entry]:
             raise ValueError(f"{entry}: the name {name!r} is taken; rename the function")
         reserved.add(name)
     return (*(name for name in VARIANTS if name in wanted), *custom)

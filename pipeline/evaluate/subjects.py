@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from msgspec.structs import replace
 
 from pipeline.evaluate.comparisons import (
-    BG_GAP,
     ComparisonRow,
     Measured,
     ModelsOnSameImages,
@@ -23,7 +22,7 @@ from pipeline.evaluate.results import pick
 from pipeline.evaluate.summary import Summary
 from transforms.intervals import CONFIDENCE, t_quantile
 from transforms.two_way import Seeds, spread_of_methods
-from transforms.variants import OBJECT_HIDDEN, VariantName
+from transforms.variants import BG_GAP, OBJECT_HIDDEN, VariantName
 
 IN_BOLD = (
     "bold: cannot be told from the best in its column (paired, Holm's adjustment, 5 %); never "
@@ -137,7 +136,7 @@ def mark_best(
     known += [
         (((row.split, row.n), row.label_rule, row.variant), row.family, row.mean)
         for row in figures
-        if row.ci_low is not None and row.variant != BG_GAP
+        if row.ci_low is not None and not row.variant.startswith(BG_GAP)
     ]
     rivals: dict[_Figure, dict[str, float]] = {}
     for figure, name, accuracy in known:

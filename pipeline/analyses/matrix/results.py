@@ -22,7 +22,7 @@ from msgspec import UNSET, Meta, Struct
 
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
-from pipeline.evaluate.comparisons import BG_GAP, ModelsOnSameImages, measure, on_same_images
+from pipeline.evaluate.comparisons import ModelsOnSameImages, measure, on_same_images
 from pipeline.evaluate.evidence import TABLE_5_NAMES, TRAINED
 from pipeline.evaluate.families import Estimated, Family
 from pipeline.evaluate.predictions import EvalImages
@@ -42,7 +42,7 @@ from transforms.analysis import constant_accuracy
 from transforms.hashing import fingerprint
 from transforms.intervals import Estimate, estimate_of
 from transforms.scoring import PAPER_RULE
-from transforms.variants import VariantName
+from transforms.variants import BG_GAP, VariantName
 
 MATRICES = "results/matrix.json"
 
@@ -421,7 +421,8 @@ def _estimate(
     families = [Family("", tuple(one.summary for one in rows)) for rows in methods]
     answers = (models.answers(one, PAPER_RULE) for one in families)
     seeds = [one for each in answers if (one := models.seeds(quantity, each))]
-    pictures, is_share = models.pictures[quantity], len(methods) == 1 and quantity != BG_GAP
+    pictures = models.pictures[quantity]
+    is_share = pictures.is_share and len(methods) == 1
     measured = measure(pictures.roles, pictures.n, *seeds, is_share=is_share)
     low, high = measured.interval() if measured else (None, None)
     value, *others = (float(one.values.mean()) for one in seeds)
