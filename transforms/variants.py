@@ -17,7 +17,6 @@ before adding it equals rounding the sum.
 import dataclasses
 import difflib
 import functools
-import itertools
 import math
 import re
 from collections.abc import Callable, Iterable
@@ -249,7 +248,23 @@ VARIANTS = {
         ),
     )
 } | {name: v for each in RENDERINGS.values() for name, v in variants_of(each).items()}
-"""Variants by name: the paper's in the paper's order, then the others, then those of renderings."""
+"""Variants by name: the paper's in the paper's order, then the others, then those of renderings and
+the dial's."""
+
+DIAL = {
+    f"mixed_p{percent:02}": Variant(
+        f"mixed_p{percent:02}",
+        description="the foreground on a background of the same class for each image with a chance "
+        f"of {percent} %, else of another class",
+    )
+    for percent in range(101)
+}
+"""A dial for how strongly the background goes with the class: each picture is one of `mixed_same`
+or, with `--mixed_rand other`, of `mixed_rand`, and all that have the same class at a strength have
+it at every greater one."""
+VARIANTS |= DIAL
+DIAL_VARIANTS = tuple(f"mixed_p{percent:02}" for percent in (0, 25, 50, 75, 90, 95, 99, 100))
+"""The strengths that `dial` stands for, beside `mixed_rand`, whose backgrounds say nothing."""
 
 PAPER = tuple(VARIANTS)[:9]
 """The variants that `all` stands for: the paper's eight variants and the mask."""
@@ -335,9 +350,14 @@ class VariantName:
         return dataclasses.replace(self, rendering="")
 
     @property
+    def strength(self) -> float | None:
+        """The chance of a background of the own class (0 to 1); None if it is not of the dial."""
+        return int(self.base.removeprefix("mixed_p")) / 100 if self.base in DIAL else None
+
+    @property
     def is_mixed(self) -> bool:
         """Whether its backgrounds are other images of the dataset."""
-        return self.base in MIXED
+        return self.base in MIXED or self.base in DIAL
 
     @property
     def has_draws(self) -> bool:
@@ -403,56 +423,12 @@ def draws_of(names: Iterable[VariantName]) -> dict[str, tuple[VariantName, ...]]
     }
 
 
-def variants_behind(quantity: str) -> tuple[str, ...]:
-    """Returns the variant whose accuracy a quantity is, or the two whose difference it is.
-
-    >>> variants_behind("bg_gap"), variants_behind("bg_gap_haze")
-    (('mixed_same', 'mixed_rand'), ('haze_same', 'haze_rand'))
-    >>> variants_behind("original"), variants_behind("haze - original")
-    (('original',), ('haze', 'original'))
-    """
-    if quantity.startswith(BG_GAP):
-        stem = quantity.removeprefix(BG_GAP).removeprefix("_") or "mixed"
-        return f"{stem}_same", f"{stem}_rand"
-    return tuple(quantity.split(" - "))
-
-
-def paired_draws(quantity: str, names: Iterable[VariantName]) -> list[tuple[VariantName, ...]]:
-    """Returns the draws of the variants behind a quantity, together those of the same number.
-
-    A variant without draws stands beside each of the other's. None if one is not among `names`.
-
-    >>> names = with_replicates(["original", "mixed_same"], 2)
-    >>> [tuple(map(str, each)) for each in paired_draws("mixed_same - original", names)]
-    [('mixed_same', 'original'), ('mixed_same_r1', 'original')]
-    """
-    draws = draws_of(names)
-    of_each = (draws.get(name, ()) for name in variants_behind(quantity))
-    return [
-        each
-        for each in itertools.product(*of_each)
-        if len({name.draw for name in each if name.has_draws}) < 2
-    ]
-
-
-def gaps_of(names: Iterable[VariantName]) -> list[str]:
-    """Returns the gaps of variants, `bg_gap` for the mixed ones, in their order.
-
-    >>> gaps_of(map(VariantName.parse, ("mixed_same", "haze_rand", "mixed_rand", "haze_same")))
-    ['bg_gap', 'bg_gap_haze']
-    """
-    names = list(names)
-    bases = dict.fromkeys(name.base for name in names if not name.rendering)
-    stems = (base.removesuffix("_same") for base in bases if base.endswith("_same"))
-    gaps = (BG_GAP + f"_{stem}" * (stem != "mixed") for stem in stems)
-    return [gap for gap in gaps if paired_draws(gap, names)]
-
-
 def select_variants(names: Iterable[str]) -> tuple[str, ...]:
     """Checks names and specifications of variants, and puts them in order.
 
     The paper's variants come first, then the other built-in variants, then specifications of custom
-    variants by name. `all` stands for `PAPER`, `method` for `METHOD`.
+    variants by name. `all` stands for `PAPER`, `method` for `METHOD`, `dial` for `DIAL_VARIANTS`
+    and `mixed_rand`.
 
     >>> select_variants(["bg_blurred", "original"])
     ('original', 'bg_blurred')
@@ -461,14 +437,15 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
       ValueError: a name is unknown, two variants would have the same name, a custom variant has a
         name that replicates have, or no variant is named.
     """
-    sets = {"all": PAPER, "method": METHOD}
+    sets = {"all": PAPER, "method": METHOD, "dial": (*DIAL_VARIANTS, "mixed_rand")}
     wanted = {each for name in names for each in sets.get(name, (name,))}
     parsed = {each: VariantName.parse(each) for each in wanted}
     custom = sorted(
         (each for each in wanted if str(parsed[each]) != each), key=lambda each: str(parsed[each])
     )
-    bases = ", ".join(name for name in VARIANTS if VariantName.parse(name).base == name)
-    known = f"known: {bases}, method, python:MODULE:FUNCTION"
+    plain = (name for name in VARIANTS if VariantName.parse(name).base == name not in DIAL)
+    known = f"known: {', '.join(plain)}, mixed_p00 to mixed_p100, {', '.join(sets)}, "
+    known += "python:MODULE:FUNCTION"
     unknown = sorted(wanted - set(VARIANTS) - set(custom))
     if unknown:
         close = difflib.get_close_matches(unknown[0], VARIANTS, n=1)

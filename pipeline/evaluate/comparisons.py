@@ -8,7 +8,6 @@ a difference is far narrower than the models' own intervals suggest.
 import dataclasses
 import functools
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
@@ -19,7 +18,13 @@ from numpy.typing import NDArray
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import counted
 from pipeline.evaluate.families import Family, Subject, families_of
-from pipeline.evaluate.predictions import EvalImages, correct_by_rule, evaluated_variants
+from pipeline.evaluate.predictions import (
+    EvalImages,
+    correct_by_rule,
+    evaluated_variants,
+    gaps_of,
+    paired_draws,
+)
 from pipeline.evaluate.results import Table
 from pipeline.evaluate.summary import Summary
 from pipeline.storage.state_files import convert, read_csv
@@ -37,18 +42,13 @@ from transforms.two_way import (
     smallest_difference,
     spread_of_methods,
 )
-from transforms.variants import BG_GAP, MIXED, VariantName, draws_of, gaps_of, paired_draws
+from transforms.variants import BG_GAP, VariantName, draws_of
 
 GAP = "BG-Gap"
 """BG-Gap in tables for readers."""
 
 Correct = NDArray[np.bool_]
 _Row = TypeVar("_Row", bound=Struct)
-
-
-def column_of(quantity: str) -> str:
-    """Returns the column of a quantity in tables for readers: its name, or `BG-Gap X` of a gap."""
-    return re.sub(f"^{BG_GAP}_?", f"{GAP} ", quantity).strip()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -235,7 +235,7 @@ def describe_counted(
 
     `counted` are their numbers by quantity, of which those of mixed variants and BG-Gap are told.
     """
-    numbers = {name: n for name, n in counted if name in (*MIXED, BG_GAP)}
+    numbers = {name: n for name, n in counted if name == BG_GAP or VariantName(name).is_mixed}
     parts = [
         f"{n} of {every} " + (f"pairs of {GAP}" if name == BG_GAP else f"of {name}")
         for name, n in numbers.items()

@@ -7,11 +7,13 @@ show them in bold.
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec.structs import replace
 
 from pipeline.evaluate.comparisons import (
+    GAP,
     ComparisonRow,
     Measured,
     ModelsOnSameImages,
@@ -32,6 +34,11 @@ IN_BOLD = (
 
 _Figure = tuple[object, str, str]
 """(the images tested on, label rule, variant)."""
+
+
+def column_of(quantity: str) -> str:
+    """Returns the column of a quantity in tables for readers: its name, or `BG-Gap X` of a gap."""
+    return re.sub(f"^{BG_GAP}_?", f"{GAP} ", quantity).strip()
 
 
 def family_rows(fingerprint: str, compared: Iterable[ModelsOnSameImages]) -> Iterator[FamilyRow]:

@@ -56,7 +56,7 @@ from transforms.filters import Reason
 from transforms.hashing import keyed_hash
 from transforms.intervals import level_of
 from transforms.segmentation import takes_masks
-from transforms.variants import MIXED
+from transforms.variants import VariantName
 
 SAMPLE_IMAGES = 24
 """Number of images that are measured, chosen by the hash of their name."""
@@ -390,7 +390,10 @@ def _print_analyses(
         level = level_of(max(1, len(gate.subjects) * len(gate.conditions)))
         judged = (
             sample.with_pairs(evaluation.holdout, dataset.variants)
-            if any(len({*one.needs} & {*MIXED}) == 2 for one in gate.conditions)
+            if any(
+                sum(VariantName.parse(name).is_mixed for name in one.needs) > 1
+                for one in gate.conditions
+            )
             else sample
         )
         print(

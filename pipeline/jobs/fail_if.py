@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable, Sequence
 
 from pipeline.errors import UsageError, did_you_mean
+from pipeline.evaluate.predictions import gaps_of, variants_behind
 from transforms.scoring import ALL_RULES
-from transforms.variants import VARIANTS, VariantName, draws_of, gaps_of, variants_behind
+from transforms.variants import VARIANTS, VariantName, draws_of
 
 _EXPRESSION = re.compile(
     r"(?:(\w+)\s*:)?\s*(\w+)\s*(>=|<=|>|<)\s*(?=\S)([^\W\d]\w*+)?\s*+([+-]?)\s*+(\S*)"

@@ -23,7 +23,6 @@ from pipeline.evaluate.comparisons import (
     Measured,
     ModelsOnSameImages,
     adjusted_p_values,
-    column_of,
     read_contributions,
     read_rows,
 )
@@ -45,6 +44,7 @@ from pipeline.evaluate.results import (
     read_results,
     write_result,
 )
+from pipeline.evaluate.subjects import column_of
 from pipeline.evaluate.summary import Evaluated, Summary
 from pipeline.models.checkpoint import safe_name
 from pipeline.storage.files import absolute, is_remote

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pipeline.analyses.evaluation.baseline import BASELINE, BaselineRow
 from pipeline.display.panel import COMPARED
 from pipeline.display.table import Cell
-from pipeline.evaluate.comparisons import COMPARISONS, GAP, ComparisonRow, column_of, read_rows
+from pipeline.evaluate.comparisons import COMPARISONS, GAP, ComparisonRow, read_rows
 from pipeline.evaluate.evidence import Evidence
+from pipeline.evaluate.subjects import column_of
 
 _DIFFERING = 3
 """Up to this number of differing pairs, the summary lists each pair's differences; if there

@@ -30,7 +30,6 @@ from pipeline.evaluate.comparisons import (
     COMPARISONS,
     GAP,
     ComparisonRow,
-    column_of,
     read_contributions,
     read_rows,
 )
@@ -52,7 +51,7 @@ from pipeline.evaluate.families import (
     subjects_of,
     titled,
 )
-from pipeline.evaluate.subjects import IN_BOLD, mark_best
+from pipeline.evaluate.subjects import IN_BOLD, column_of, mark_best
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary, rules_of, without_rule
 from transforms.intervals import CONFIDENCE, Verdict, above, holm, within

@@ -30,19 +30,25 @@ from pipeline.evaluate.comparisons import (
     COMPARISONS,
     ModelsOnSameImages,
     Sample,
-    column_of,
     on_same_images,
 )
 from pipeline.evaluate.families import FAMILIES, Subject, families_of
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.predict_shards import PredictShards, commit_predictions
-from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
+from pipeline.evaluate.predictions import (
+    EvalImages,
+    evaluated_variants,
+    gaps_of,
+    paired_draws,
+    read_predictions,
+)
 from pipeline.evaluate.results import ModelRun, errors_by_model, read_failures
+from pipeline.evaluate.subjects import column_of
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import TABLES, Summary
 from transforms.intervals import Floats, bootstrap_interval
 from transforms.taxonomy import Taxonomy
-from transforms.variants import BG_GAP, VariantName, draws_of, gaps_of, paired_draws
+from transforms.variants import BG_GAP, VariantName, draws_of
 
 
 @dataclasses.dataclass(eq=False)

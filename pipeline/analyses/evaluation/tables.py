@@ -33,7 +33,6 @@ from pipeline.errors import shown_bytes
 from pipeline.evaluate.comparisons import (
     COMPARISONS,
     GAP,
-    column_of,
     compare_models,
     describe_counted,
     read_contributions,
@@ -52,6 +51,7 @@ from pipeline.evaluate.predictions import (
     OF_LOGITS,
     PROBED_VARIANT,
     EvalImages,
+    gaps_of,
     logits_in_tables,
     prediction_file,
 )
@@ -66,7 +66,13 @@ from pipeline.evaluate.results import (
     read_result,
     result_file,
 )
-from pipeline.evaluate.subjects import IN_BOLD, compare_families, family_rows, mark_best
+from pipeline.evaluate.subjects import (
+    IN_BOLD,
+    column_of,
+    compare_families,
+    family_rows,
+    mark_best,
+)
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import (
     TABLES,
@@ -83,7 +89,7 @@ from transforms.hashing import fingerprint
 from transforms.intervals import CONFIDENCE
 from transforms.power import power_of_outputs
 from transforms.scoring import ALL_RULES
-from transforms.variants import BG_GAP, PAPER_NAMES, VariantName, gaps_of
+from transforms.variants import BG_GAP, PAPER_NAMES, VariantName
 
 HEADLINE = ("original", "only_bg_t", "mixed_same", "mixed_rand", BG_GAP)
 """Default columns of the headline table."""

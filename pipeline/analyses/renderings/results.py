@@ -21,6 +21,7 @@ from pipeline.evaluate.comparisons import Pictures
 from pipeline.evaluate.predictions import (
     COLUMNS,
     EvalImages,
+    paired_draws,
     predictions_in_table,
     read_current_results,
 )
@@ -40,7 +41,7 @@ from transforms.intervals import CONFIDENCE, Estimate, estimate_of
 from transforms.renderings import AGAINST, COMMON, GAPS, PAPER_RENDERING
 from transforms.scoring import LABEL_RULES
 from transforms.two_way import Floats
-from transforms.variants import BG_GAP, VariantName, paired_draws, with_replicates
+from transforms.variants import BG_GAP, VariantName, with_replicates
 
 PAIRS = ("mixed_same", "mixed_rand")
 """The variants whose accuracies BG-Gap compares."""
