@@ -12,6 +12,7 @@ from pipeline.runtime.flag_types import (
     LEARNING,
     RENDERINGS,
     TRAIN_JOB,
+    WATERBIRDS,
     Flag,
     Section,
     choice,
@@ -90,10 +91,11 @@ SECTIONS = (
         Flag("--split", "NAME", "split to export", "val"),
         choice(
             "--layout",
-            ("released", "recipe", "answers"),
+            ("released", "recipe", "answers", "waterbirds"),
             "released: a file for each picture, as in the authors' release; recipe: a file without "
             "a pixel, from which --recipe makes the same dataset; answers: the table of "
-            "answers:FILE to fill, as .csv (paths of the released layout) or .parquet (pictures)",
+            "answers:FILE to fill, as .csv (paths of the released layout) or .parquet (pictures); "
+            "waterbirds: mixed pictures and metadata.csv",
             "NAME",
         ),
         Flag(
@@ -103,6 +105,7 @@ SECTIONS = (
             "answers: .pdf, .png, .jpg or .html",
             type=comma_separated,
         ),
+        *WATERBIRDS,
     ),
     section(
         "",

@@ -9,6 +9,8 @@ OUT: dict[str, str | bytes] = {"out/.in9/progress/mine": "# mine"}
 MINE = {"mine/thesis.txt": "mine"}
 PUBLISHED = "{tmp}/published/v-0123456789ab"
 VERSION: dict[str, str | bytes] = {"published/v-0123456789ab/m/": ""}
+BIRDS = "--layout waterbirds --to {new}"
+TWO = f"{BIRDS} --variants mixed_same,mixed_rand --holdout 0.5 --classes"
 TRAIN = "--dataset {dataset} --holdout 0.5 --output {tmp}/mine"
 
 
@@ -88,6 +90,14 @@ ROWS: Rows = {
         ),
         ("--layout answers --to {tmp}/a.csv", "--layout answers needs a", {"a.csv": ""}),
         ("--layout answers --to {tmp}/a.xlsx", "{tmp}/a.xlsx: --layout answers needs a new file"),
+        ("--to {new} --classes dog,fish", "--layout released takes no --classes; leave --classes"),
+        (f"{BIRDS} --variants mixed_same,mixed_rand --split val", "waterbirds takes no --split"),
+        (f"{BIRDS} --variants mixed_same,mixed_rand", "no split train, but val: generate one"),
+        (f"{BIRDS} --holdout 0.5", "needs two --variants"),
+        (f"{BIRDS} --holdout 0.5 --variants mixed_rand,original", "--variants original: the data"),
+        (f"{BIRDS} --holdout 1e-9 --variants mixed_same,mixed_rand", "is left for split 1"),
+        (f"{TWO} dog,brd", "--classes brd: the dataset has dog,"),
+        *((f"{TWO} {names}", f"--classes {names}: name two") for names in ("dog", "dog,dog")),
     ],
     f"show {PHOTO} --to {{tmp}}/a.png --class bird": [
         ("--box 900,900,990,990", "rejected, invalid_box: the box holds no pixel of the image"),
