@@ -370,6 +370,10 @@ class VariantName:
         return self.base != "fg_mask"
 
 
+BG_GAP = "bg_gap"
+"""Name of BG-Gap, `mixed_same` less `mixed_rand`, in lists that otherwise hold variant names. That
+of `X_same` and `X_rand` is `bg_gap_X`, so no variant has a name that begins with this."""
+
 ORIGINAL, ONLY_BG_T, MASK = map(VariantName, ("original", "only_bg_t", "fg_mask"))
 """The variants that are read for other reasons than that a user asked for them."""
 
@@ -451,11 +455,13 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
         raise ValueError(f"unknown variant {unknown[0]!r}; {known}{hint}")
     if not wanted:
         raise ValueError(f"no variant named; {known}")
-    reserved = {*VARIANTS, *(f"mixed_same_{name}" for name in GAPS)}
+    reserved = {*VARIANTS, "baseline", *(f"mixed_same_{name}" for name in GAPS)}
     for entry in custom:
         name = str(parsed[entry])
-        # The name may read as a draw's, or that of a variant as a rendering's.
-        if name in reserved or VariantName.parse(name) != parsed[entry]:
+        # The name may read as a draw's, or that of a variant as a rendering's; conditions have a
+        # baseline and gaps beside variants.
+        is_taken = name in reserved or name.startswith(BG_GAP)
+        if is_taken or VariantName.parse(name) != parsed[entry]:
             raise ValueError(f"{entry}: the name {name!r} is taken; rename the function")
         reserved.add(name)
     return (*(name for name in VARIANTS if name in wanted), *custom)

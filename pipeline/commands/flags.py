@@ -428,7 +428,7 @@ SECTIONS = (
             "--fail_if",
             "COND",
             "exit with code 3 if a model's whole interval satisfies COND, such as 'bg_gap>0.1' or "
-            "'bg_gap > baseline + 0.02'",
+            "'bg_gap > baseline + 0.02' or 'no_fg < original - 0.1'",
             type=comma_separated,
             action="extend",
         ),

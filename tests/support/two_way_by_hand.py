@@ -21,7 +21,7 @@ def interval_of(
     pairs: Iterable[object] | None = None,
     spread: tuple[float, float] | None = None,
     singles: Sequence[Sequence[float]] = (),
-    confidence: float = 0.95,
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """Returns the interval (low, high) of a difference, by the formulas of Tango 1998.
 
@@ -31,13 +31,14 @@ def interval_of(
       pairs: the paired difference that each picture belongs to; None if each is one by itself.
       spread: the variance and its degrees of freedom; None for those of the pictures.
       singles: what each picture contributes to each of the differences whose mean this is.
+      level: confidence of the interval.
     """
     rows = list(pictures)
     variance, df = spread or variance_of(rows)
     if df < 1:
         return -1.0, 1.0
     square, trials, rest = trials_of(estimate, rows, pairs, (variance, df), singles)
-    quantile = t_quantile(df, confidence)
+    quantile = t_quantile(df, level)
 
     def is_inside(value: float) -> bool:
         plus, minus = (trials * (square + sign * estimate) / 2 for sign in (1, -1))

@@ -17,7 +17,7 @@ from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from pipeline.display.table import percent_interval
-from pipeline.evaluate.comparisons import BG_GAP, GAP, Measured, ModelsOnSameImages, measure
+from pipeline.evaluate.comparisons import GAP, Measured, ModelsOnSameImages, measure
 from pipeline.evaluate.families import Estimated, Family
 from pipeline.evaluate.results import Table, Trained, pick
 from pipeline.evaluate.summary import Evaluated, MatrixRow, Summary
@@ -26,7 +26,7 @@ from transforms.intervals import CONFIDENCE, Estimate, estimate_of, level_of
 from transforms.scoring import PAPER_RULE
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.two_way import Roles, Seeds
-from transforms.variants import DIAL_VARIANTS, VariantName
+from transforms.variants import BG_GAP, DIAL_VARIANTS, VariantName
 
 NEUTRAL = "mixed_rand"
 ROWS: tuple[str, ...] = (*DIAL_VARIANTS, NEUTRAL)
@@ -161,7 +161,8 @@ def estimate(
     families = (Family("", tuple(one.summary for one in rows)) for rows in methods)
     answers = (models.answers(one, PAPER_RULE) for one in families)
     seeds = [one for each in answers if (one := models.seeds(quantity, each))]
-    pictures, is_share = models.pictures[quantity], len(methods) == 1 and quantity != BG_GAP
+    pictures = models.pictures[quantity]
+    is_share = pictures.is_share and len(methods) == 1
     measured = measure(pictures.roles, pictures.n, *seeds, is_share=is_share)
     low, high = measured.interval(confidence) if measured else (None, None)
     value, *others = (float(one.values.mean()) for one in seeds)

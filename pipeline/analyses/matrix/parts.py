@@ -36,12 +36,13 @@ from pipeline.display.panel import (
 )
 from pipeline.display.table import aligned, describe_chance, interval
 from pipeline.errors import counted
-from pipeline.evaluate.comparisons import BG_GAP, GAP, describe_counted
+from pipeline.evaluate.comparisons import GAP, describe_counted
 from pipeline.evaluate.evidence import Evidence, Results, models_trained_on
 from pipeline.evaluate.summary import AccuracyRow, GapRow, Summary
 from pipeline.training.train_plan import describe_penalty
 from transforms.intervals import above, below, difference, widened, within
 from transforms.two_way import MIN_SEEDS
+from transforms.variants import BG_GAP
 
 COMMAND = "in9 matrix --dataset . --probe --holdout 0.5"
 

@@ -31,7 +31,7 @@ from pipeline.analyses.matrix.dial import (
 )
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
-from pipeline.evaluate.comparisons import BG_GAP, ModelsOnSameImages, on_same_images
+from pipeline.evaluate.comparisons import ModelsOnSameImages, on_same_images
 from pipeline.evaluate.evidence import TABLE_5_NAMES, TRAINED
 from pipeline.evaluate.families import Estimated
 from pipeline.evaluate.predictions import EvalImages, read_predictions
@@ -50,7 +50,7 @@ from transforms.analysis import constant_accuracy
 from transforms.hashing import fingerprint
 from transforms.intervals import Estimate, estimate_of
 from transforms.scoring import PAPER_RULE
-from transforms.variants import VariantName
+from transforms.variants import BG_GAP, VariantName
 
 MATRICES = "results/matrix.json"
 
