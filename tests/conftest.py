@@ -34,7 +34,7 @@ collect_ignore = ["mirrored"]
 
 _LONGEST = (
     *("spread", "snippets", "evaluate", "flink", "recipe", "slurm", "rerun", "faults"),
-    *("analysis", "family_gates", "page_images", "labels", "kills", "training"),
+    *("analysis", "benchmarks", "family_gates", "page_images", "labels", "kills", "training"),
     *("gpus", "leftovers", "scenes", "model_stage", "versions", "object_storage", "baseline"),
     *("lock", "attack", "matrix", "grabcut", "report", "guard", "examples", "method", "import"),
     *("answers", "dataflow", "predict", "job", "call", "dry_run", "portable", "new_analysis"),

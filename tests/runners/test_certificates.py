@@ -12,7 +12,7 @@ import pytest
 import yaml
 from engine_jobs import DaskCluster, dask_cluster
 from machines import listens_at
-from runs import ROOT
+from runs import ROOT, SHARDS, results_of, run_in9
 
 PAGES = ("health", "info/main/workers.html", "json/counts.json", "metrics", "sitemap.json")
 """Pages that Dask shows everybody by default."""
@@ -78,6 +78,28 @@ def test_strangers_get_nothing(dask: DaskCluster, tmp_path: Path) -> None:
         for page in PAGES:
             answer = _asked(port, page)
             assert b" 404 " in answer or answer.endswith(b'{"paths": ["/sitemap.json"]}')
+
+
+def test_a_job_on_dask_with_certificates(
+    dask: DaskCluster,
+    small_sample: Path,
+    one_worker: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "out"
+    flags = ("generate", "--input", small_sample, *SHARDS, "--output", output)
+    flags = (*flags, "--dask", dask.folder / "scheduler")
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT", "3s")
+    for stranger in (_make(tmp_path / "other"), Path("/dev/null")):
+        monkeypatch.setenv("DASK_CONFIG", str(stranger))
+        (line,) = run_in9(*flags, check=2).stderr.splitlines()
+        assert "no scheduler answers at tls://127.0.0.1:" in line
+        assert not output.exists()
+    monkeypatch.setenv("DASK_CONFIG", str(dask.folder.with_name("own") / "dask.yaml"))
+    monkeypatch.delenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT")
+    run_in9(*flags)
+    assert results_of(output) == results_of(one_worker)
 
 
 def test_only_the_user_reads_certificates(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ import hashlib
 import math
 import multiprocessing
 import os
+import pickle
 import pwd
+import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from processor import without_avx512
-from runs import everything, run_python
+from runs import everything, run_program, run_python
 
 from pipeline.dataset.folder import sample_folder
 from transforms.codec import decode_image
@@ -318,14 +321,22 @@ def test_the_kernels_lie_in_the_users_cache_or_where_it_is_said(
     assert cache.code_folder().parent == tmp_path / "own"
 
 
-def _plant(folder: Path) -> None:
+class _Planted:
+    """Code in a cache that ends the process that loads it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (77,)
+
+
+def _plant(folder: Path) -> Path:
     """Makes a complete cache of planted code in a folder."""
     prepare()
     planted = folder / cache.code_folder().name
     planted.mkdir(parents=True, mode=0o700)
     for path in cache.Locator.folder.glob("*.nbi"):
-        (planted / path.name).write_bytes(b"code of somebody else")
+        (planted / path.name).write_bytes(pickle.dumps(_Planted()))
     cache.complete(planted)
+    return planted
 
 
 def _link(cache_dir: Path) -> Path:
@@ -372,6 +383,22 @@ def test_a_cache_that_others_can_change_is_neither_read_nor_written(
     (record,) = caplog.records
     assert str(cache.code_folder()) in record.getMessage()
     assert "IN9_CACHE_DIR" in record.getMessage()
+
+
+def test_planted_code_does_not_run(tmp_path: Path) -> None:
+    cache_dir, temporary = _plant(tmp_path / "cache").parent, tmp_path / "tmp"
+    temporary.mkdir()
+    # The second mode shows that the code would run if the folder were trusted.
+    said = {}
+    for mode, code in ((0o777, 1), (0o700, 77)):
+        for folder in (cache_dir, temporary):
+            folder.chmod(mode)
+        variables = {"IN9_CACHE_DIR": str(cache_dir), "TMPDIR": str(temporary)}
+        words = (sys.executable, "-m", "transforms.grabcut")
+        said[mode] = run_program(*words, code=code, **variables).stderr
+    # No folder can hold compiled code, so OpenCV would take over.
+    found = rf"{temporary}: others may write to it, .*{cache_dir}: others may"
+    assert re.search(found, said[0o777])
 
 
 def test_links_and_sticky_folders_of_ones_own_are_trusted(
