@@ -23,7 +23,6 @@ from two_way_by_hand import effective, interval_of, share_interval
 
 from pipeline.analyses.evaluation.tables import (
     accuracy_table,
-    describe_power,
     latex_tables,
     measure_power,
     missing_rows,
@@ -200,27 +199,6 @@ def test_stored_power_is_reused_only_if_it_was_measured_on_the_same_outputs(
         noted = replace(row, accuracy=0.125, fingerprint=fingerprint)
         result_files.write_result(dataset.store, path, replace(model, power=(noted,)))
         assert measure_power(dataset, images, current)[0].accuracy == accuracy
-
-
-def test_models_without_power_are_named_and_those_whose_gap_says_little(told: Dataset) -> None:
-    summary, *_ = summaries_of(told)
-    (row,) = summary.power
-    gap = next(row for row in summary.gaps if row.label_rule == "argmax_then_map")
-    near, far = (replace(gap, ci_low=low, ci_high=0.2) for low in (-0.1, 0.1))
-    for gaps, says_little in (
-        ((near,), ", so a gap near 0 is no evidence"),
-        ((far,), ""),
-        # Only models whose interval includes 0 are named, if there are others.
-        ((near, far), f", so a gap near 0 (as of {summary.model}) is no evidence"),
-    ):
-        shown = [replace(summary, gaps=(gap,), power=(replace(row, has_power=True),))]
-        weak = (replace(row, has_power=False),)
-        shown += [replace(summary, gaps=(one,), power=weak) for one in gaps]
-        (line,) = describe_power(shown)
-        cannot = f"a probe cannot tell the class from these backgrounds{says_little}: "
-        assert line.startswith(cannot)
-        assert line.removeprefix(cannot).count(summary.model) == len(gaps)
-    assert not list(describe_power([replace(summary, power=())]))
 
 
 class Picture(NamedTuple):

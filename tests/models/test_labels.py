@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -10,8 +9,6 @@ import onnx
 import pytest
 from answer_files import answer_files, entry
 from gcs import BUCKET
-from hypothesis import given
-from hypothesis import strategies as st
 from runs import ONE, QUICK, refusal, run_here, run_in9, table_of
 from small_models import checkpoint, export, network, vit
 
@@ -72,15 +69,6 @@ def test_a_star_stands_for_seeds_in_natural_order(
         (f"{kind}{root}//./{path.replace('*', name)}", f"erm#{name}")
         for name in ("2", "10", "x.1", "x.9", "x.10")
     ]
-
-
-@given(st.sets(st.integers(0, 10**6), min_size=1, max_size=12))
-def test_numbers_of_seeds_are_in_their_order(numbers: set[int]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        for number in numbers:
-            Path(folder, f"a{number}.pth").touch()
-        found = lines("a#*", f"resnet50={folder}/a*.pth")
-    assert list(found.values()) == [f"a#{number}" for number in sorted(numbers)]
 
 
 def test_links_and_relative_paths_lead_to_seeds(

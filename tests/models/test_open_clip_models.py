@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from small_models import logits, pictures
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError
 from pipeline.models.open_clip_models import class_prompts
-from pipeline.models.registry import check_model, load_model
+from pipeline.models.registry import load_model
 from pipeline.models.source import check_head
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -95,15 +95,3 @@ def test_every_class_has_a_name_of_its_own() -> None:
     labels = tuple(0 if label == 0 else -1 for label in classes.labels)
     dogs = dataclasses.replace(classes, names=("dog",), labels=labels)
     assert class_prompts(dogs) == class_prompts(classes)
-
-
-def test_open_clip_names_are_checked(tmp_path: Path) -> None:
-    check_model("open_clip:ViT-B-32:openai")
-    check_model("open_clip:hf-hub:laion/CLIP-ViT-B-32")
-    for spec, message in (
-        ("open_clip:ViT-B-33:openai", "no model 'ViT-B-33'; close to it: ViT-B-32"),
-        ("open_clip:ViT-B-32:opanai", "nor one of the weights of ViT-B-32: openai"),
-        (f"open_clip:{tmp_path}", "no open_clip_config.json"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            check_model(spec)
