@@ -30,39 +30,6 @@ def config_of(tmp_path: Path, text: str) -> str:
     return str(path)
 
 
-def test_a_file_gives_flags_and_the_command_line_replaces_them(tmp_path: Path) -> None:
-    path = config_of(
-        tmp_path,
-        """
-        output = "out"
-        models = ["resnet50", "resnet18=a.pth"]
-        max_box = 0.5
-        own-background = true
-        limit = 3
-        fail_if = ["bg_gap>0.1", "original<0.5"]
-        direct_num_workers = 1
-        experiments = ["a", "b"]
-        streaming = false
-        no_wait_until_finish = true
-        """,
-    )
-    arguments, rest = parse_command_line(["run", "--config", path])
-    assert arguments.output == str(tmp_path / "out")
-    assert arguments.models == ("resnet50", "resnet18=a.pth")
-    assert (arguments.max_box, arguments.own_background, arguments.limit) == (0.5, True, 3)
-    assert arguments.fail_if == ["bg_gap>0.1", "original<0.5"]
-    assert rest == [
-        *("--direct_num_workers=1", "--experiments=a", "--experiments=b"),
-        "--no_wait_until_finish",
-    ]
-    words = ["--fail-if", "bg_gap>0", "--own_background=false", "--direct_num_workers", "1"]
-    arguments, rest = parse_command_line(["run", "--limit=4", f"--config={path}", *words])
-    assert (arguments.limit, arguments.own_background) == (4, False)
-    assert arguments.fail_if == ["bg_gap>0"]
-    assert rest[-2:] == ["--direct_num_workers", "1"]
-    assert not any(word.startswith("--direct_num_workers=") for word in rest)
-
-
 def test_what_it_says_to_write_is_taken(tmp_path: Path) -> None:
     for name, value in (("jpeg_quality", "90"), ("terms", 'C:\\new "x" ä'), ("min_visible", "0.5")):
         with pytest.raises(UsageError) as refused:
@@ -94,10 +61,13 @@ SHARED = """
 split = ["train", "val"]
 models = "resnet50"
 max-box = 0.5
+own-background = true
 limit = 3
 grid = "100"
+fail_if = ["bg_gap>0.1", "original<0.5"]
 direct_num_workers = 8
 streaming = true
+no_wait_until_finish = false
 experiments = ["a", "b"]
 
 [generate]
@@ -112,18 +82,21 @@ dataset = "data/out"
 """
 
 
-def test_a_file_is_shared_by_commands(tmp_path: Path) -> None:
+def test_a_file_is_shared_by_commands_and_the_command_line_replaces_it(tmp_path: Path) -> None:
     path = config_of(tmp_path, SHARED)
-    arguments, rest = parse_command_line(["run", "--config", path, "--limit=4"])
+    words = ["--fail-if", "bg_gap>0", "--own_background=false", "--direct_num_workers", "1"]
+    arguments, rest = parse_command_line(["run", "--limit=4", f"--config={path}", *words])
     assert (arguments.split, arguments.models) == (("train", "val"), ("resnet50",))
     assert (arguments.max_box, arguments.limit, arguments.precision) == (0.5, 4, "fp32")
-    workers = ["--direct_num_workers=8", "--streaming"]
-    assert rest == [*workers, "--experiments=a", "--experiments=b"]
+    assert (arguments.own_background, arguments.fail_if) == (False, ["bg_gap>0"])
+    assert rest == ["--streaming", "--experiments=a", "--experiments=b", *words[-2:]]
     arguments, rest = parse_command_line(["generate", "--config", path])
     assert (arguments.split, arguments.max_box, arguments.limit) == (("train", "val"), 0.7, 3)
-    assert rest == [*workers, "--experiments=c"]
+    assert arguments.own_background
+    assert rest == ["--direct_num_workers=8", "--streaming", "--experiments=c"]
     arguments, _ = parse_command_line(["evaluate", "--config", path])
     assert (arguments.models, arguments.precision) == (("resnet50",), "bf16")
+    assert arguments.fail_if == ["bg_gap>0.1", "original<0.5"]
     arguments, _ = parse_command_line(["attack", "--config", path])
     assert arguments.grid == (100, 100)
     arguments, rest = parse_command_line(["verify", "--config", path])

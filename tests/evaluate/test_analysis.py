@@ -26,7 +26,6 @@ from runs import (
     table_of,
 )
 from small_models import lite0
-from two_way_by_hand import interval_of
 
 from pipeline.report.write import write_tables
 from transforms.analysis import (
@@ -123,14 +122,10 @@ def test_the_gap_is_the_mean_over_replicates(drawn: tuple[Any, Any]) -> None:
     gap = bg_gap(correct, is_same, draws, roles)
     by_replicate = [float(s.mean() - r.mean()) for s, r in zip(same, rand, strict=True)]
     assert gap.gap == pytest.approx(np.mean(by_replicate))
-    assert gap.gap == pytest.approx(gap.mixed_same - gap.mixed_rand)
     expected = np.std(by_replicate, ddof=1) if replicates > 1 else None
     assert gap.seed_sd == (None if expected is None else pytest.approx(expected))
     assert -1 <= gap.low <= gap.gap <= gap.high <= 1
     r = gaps_of_pictures(correct, is_same)[1]
-    assert r.sum() == pytest.approx(0)
-    pictures = zip(numbers.astype(str), [None] * len(r), r, strict=True)
-    assert (gap.low, gap.high) == pytest.approx(interval_of(gap.gap, pictures, pairs), abs=1e-8)
     # The same holds in any order, and for several renderings at once.
     order, both = np.random.default_rng(n).permutation(correct.size), np.stack([correct, ~correct])
     gaps, contributions = gaps_of_pictures(both[:, order], is_same[order])

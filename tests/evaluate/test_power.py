@@ -224,11 +224,11 @@ def test_of_many_images_each_shard_keeps_its_share(sharded: Path) -> None:
 
 
 def test_models_without_power_are_named_and_those_whose_gap_says_little() -> None:
-    def model(number: int, low: float, *, has_power: bool = False) -> Summary:
+    def model(number: int, low: float, *, has_power: bool = False, end: str = "") -> Summary:
         power = {"chance": 0.125, "ci_low": 0.0, "ci_high": 0.2, "has_power": has_power}
         return made(
             Summary,
-            model=f"model-{number}-{'x' * 40}",
+            model=f"model-{number}{end}",
             answers="scores",
             label_rules=("argmax_then_map",),
             power=[{**power, "accuracy": number / 100}],
@@ -247,6 +247,7 @@ def test_models_without_power_are_named_and_those_whose_gap_says_little() -> Non
         assert line.startswith(cannot)
         told = line.removeprefix(cannot)
         assert [one for one in (strong, near, far) if one.model in told] == weak
-    assert not list(describe_power([made(Summary, model="m")]))
-    (line,) = describe_power([model(number, -0.1) for number in range(1, 21)], is_page=True)
+    assert not list(describe_power([made(Summary, model="m", answers="scores")]))
+    many = [model(number, -0.1, end=40 * "x") for number in range(1, 21)]
+    (line,) = describe_power(many, is_page=True)
     assert "and 17 more (probes 1.0 to 20.0 %, in power.csv, chance 12.5 %)" in line

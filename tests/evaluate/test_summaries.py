@@ -32,7 +32,7 @@ from pipeline.dataset.records import read_metadata, write_table
 from pipeline.errors import JobError
 from pipeline.evaluate import predictions
 from pipeline.evaluate import results as result_files
-from pipeline.evaluate.comparisons import ComparisonRow, compare_models, read_contributions
+from pipeline.evaluate.comparisons import compare_models, read_contributions
 from pipeline.evaluate.predictions import evaluated_variants, prediction_file
 from pipeline.evaluate.results import Failure
 from pipeline.evaluate.summaries import read_summaries, summary_rows
@@ -162,7 +162,8 @@ def test_only_predictions_of_the_pictures_that_are_there_count(
     lost = prediction_file(second, 0)
     told.store.copy_into(dataset.store, [(lost, lost)])
     # A comparison of two models has the variants that both have.
-    rows = compared(dataset, [kept, second])
+    measured = read_contributions(dataset, [kept, second])
+    rows = list(compare_models(dataset.manifest.fingerprint, measured))
     shown = {*draws_of(evaluated_variants(told)), "bg_gap"}
     assert {row.variant for row in rows} == shown - {"original"}
     assert len(rows) == 2 * (len(shown) - 1)
@@ -394,23 +395,3 @@ def test_gaps_and_flips_are_of_the_pictures_and_of_their_rarer_role(of: Drawn) -
         shown = set(itertools.chain.from_iterable(pairs))
         roles = ([getattr(picture, role) for picture in shown] for role in ("fg", "bg"))
         assert row.units == pytest.approx(min(map(effective, roles)))
-
-
-def compared(dataset: Dataset, summaries: list[Summary]) -> list[ComparisonRow]:
-    measured = read_contributions(dataset, summaries)
-    return list(compare_models(dataset.manifest.fingerprint, measured))
-
-
-def test_the_difference_of_two_models_is_minus_that_of_the_reverse(told: Dataset) -> None:
-    summaries = summaries_of(told)
-    rows, back = (compared(told, each) for each in (summaries, summaries[::-1]))
-    reverse = {(r.second, r.first, r.label_rule, r.variant): r for r in back}
-    assert len(rows) == len(reverse) == 3 * 2 * (len(draws_of(evaluated_variants(told))) + 1)
-    for row in rows:
-        other = reverse[row.first, row.second, row.label_rule, row.variant]
-        assert (row.ci_low, row.ci_high) == pytest.approx((-other.ci_high, -other.ci_low))
-        assert row.difference == pytest.approx(-other.difference)
-        assert row.p_adjusted == pytest.approx(other.p_adjusted)
-        # A difference that is significant after adjustment is significant without it.
-        assert row.p_adjusted >= 0.05 or row.ci_low > 0 or row.ci_high < 0
-    assert compared(told, summaries[:1]) == []

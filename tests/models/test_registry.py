@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -288,19 +287,3 @@ def test_files_hold_one_entry_a_line(tmp_path: Path) -> None:
         split_labels([f"@{path}"])
     with pytest.raises(UsageError, match=r"none\.txt cannot be read"):
         split_labels([f"@{tmp_path / 'none.txt'}"])
-
-
-@pytest.mark.parametrize("entry", [
-    *("a:=resnet18", "b:=resnet50", ":=resnet18", "a/b:=resnet18", "a,b:=resnet18"),
-    *("a=b:=resnet18", "a:b:=resnet18", "c:=", "a\nb:=resnet18", "a\x1bb:=resnet18"),
-])  # fmt: skip
-def test_labels_that_are_no_names_or_given_twice_are_refused(entry: str) -> None:
-    with pytest.raises(UsageError) as refused:
-        split_labels(["a:=resnet50", entry])
-    assert f"{entry}: a label is a name of its own without = : /" in str(refused.value)
-
-
-@pytest.mark.parametrize("entry", ["all:=resnet*", "all:=@names.txt"])
-def test_a_label_names_one_model(entry: str) -> None:
-    with pytest.raises(UsageError, match=f"{re.escape(entry)}: a label names one model, not seve"):
-        split_labels([entry])

@@ -34,11 +34,7 @@ ROWS: Rows = {
         ("probe:call:net", "probe:call:net: behind probe: or knn: comes the entry of one encoder"),
         ("GPT4=resnet50", "there is no file resnet50; for a label, write GPT4:=resnet50"),
         ("erm#*:=resnet50={tmp}/*.pth", "{tmp}/*.pth: there is no such file; * stands for"),
-        (
-            "erm#*:=resnet50={tmp}/*.pth",
-            "--models: erm#1 and erm#2 have equal weights, or answers",
-            {"1.pth": "", "2.pth": ""},
-        ),
+        ("erm#*:=resnet50={tmp}/*.pth", "erm#1 and erm#2 have eq", {"1.pth": "", "2.pth": ""}),
     ],
     "models": [
         ("fech", "invalid choice: 'fech'"),
