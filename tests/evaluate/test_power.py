@@ -240,13 +240,13 @@ def test_models_without_power_are_named_and_those_whose_gap_says_little() -> Non
         ([near], ", so a gap near 0 is no evidence"),
         ([far], ""),
         # Only models whose interval includes 0 are named, if there are others.
-        ([near, far], f", so a gap near 0 (as of {near.model}) is no evidence"),
+        ([near, far], f", so a gap near 0 (as of {near.name}) is no evidence"),
     ):
         (line,) = describe_power([strong, *weak])
         cannot = f"a probe cannot tell the class from these backgrounds{says_little}: "
         assert line.startswith(cannot)
         told = line.removeprefix(cannot)
-        assert [one for one in (strong, near, far) if one.model in told] == weak
+        assert [one for one in (strong, near, far) if one.name in told] == weak
     assert not list(describe_power([made(Summary, model="m", answers="scores")]))
     many = [model(number, -0.1, end=40 * "x") for number in range(1, 21)]
     (line,) = describe_power(many, is_page=True)
