@@ -4,6 +4,7 @@ from messages import Rows
 from pipeline.dataset.folder import sample_folder
 
 PHOTO = f"{sample_folder()}/val/n01820546/sample_val_00000016.JPEG"
+FITS = f"{PHOTO} --box 169,95,437,221 --to {{tmp}}/a.png"
 CLEARED = "where files are replaced and removed; name a place outside of it"
 OUT: dict[str, str | bytes] = {"out/.in9/progress/mine": "# mine"}
 MINE = {"mine/thesis.txt": "mine"}
@@ -111,13 +112,10 @@ ROWS: Rows = {
         ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.tif", "a.tif: a figure needs a file that ends"),
         ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.png", "{tmp}/a.jpg cannot be read: No such"),
         ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.png", "rejected, undecodable", {"a.jpg": "mine"}),
-        (
-            f"{PHOTO} --box 169,95,437,221 --to {{tmp}}/a.png --models resnet5O",
-            "close to it: resnet50",
-        ),
+        (f"{FITS} --models resnet5O", "close to it: resnet50"),
         (f"{PHOTO} --box 1,1,9,9 --to {{tmp}}/a.png", "is no figure of in9", {"a.png": "mine"}),
         (
-            f"{PHOTO} --box 169,95,437,221 --to {{tmp}}/a.png --class brd",
+            f"{FITS} --class brd",
             "--class must say what the photo shows, one of dog, bird, wheeled vehicle, reptile, "
             "carnivore, insect, musical instrument, primate, fish: got 'brd'; did you mean bird?",
         ),
