@@ -24,6 +24,7 @@ from runs import (
 )
 from small_models import lite0
 
+from pipeline.analyses.attack.arrays import Cutouts, put_on
 from pipeline.analyses.attack.figures import make_plots
 from pipeline.analyses.attack.results import AttackResult
 from pipeline.commands.command_line import build_parser
@@ -42,6 +43,7 @@ from transforms.adversarial import (
     try_until_turned,
 )
 from transforms.intervals import wilson
+from transforms.renderings import composite
 from transforms.selection import sample_evenly
 from transforms.taxonomy import imagenet9
 
@@ -354,3 +356,22 @@ def test_stopped_early_on_the_authors_grid_it_has_no_figure_by_class() -> None:
         dataset=SimpleNamespace(is_comparable=True),
     )
     assert list(make_plots(evidence)) == []  # type: ignore[arg-type]
+
+
+def test_composites_on_the_device_are_the_papers() -> None:
+    random = np.random.default_rng(0)
+    originals = random.integers(0, 256, (3, 8, 8, 3), np.uint8)
+    backgrounds = random.integers(0, 256, (4, 8, 8, 3), np.uint8)
+    masks = random.random((3, 8, 8)) < 0.5
+    f, b = np.asarray([0, 2, 2, 1]), np.asarray([3, 3, 0, 1])
+    expected = [
+        composite(originals[i], masks[i], backgrounds[j]) for i, j in zip(f, b, strict=True)
+    ]
+    blend = masks[f][..., None]
+    assert np.array_equal(expected, originals[f] * blend + backgrounds[b] * (1 - blend))
+    cutouts = Cutouts.from_arrays(originals, masks, torch.device("cpu"))
+    untouched = torch.from_numpy(backgrounds.copy())
+    pairs = (torch.from_numpy(axis) for axis in (f, b))
+    actual = put_on(untouched, cutouts.holes, cutouts.pixels, *pairs)
+    assert np.array_equal(actual.numpy(), expected)
+    assert np.array_equal(untouched.numpy(), backgrounds)
