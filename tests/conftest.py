@@ -38,7 +38,7 @@ _LONGEST = (
     *("gpus", "leftovers", "scenes", "model_stage", "versions", "object_storage", "baseline"),
     *("lock", "attack", "matrix", "grabcut", "report", "guard", "examples", "method", "import"),
     *("answers", "dataflow", "predict", "job", "call", "dry_run", "portable", "new_analysis"),
-    *("models_on_shards", "cli", "integrity"),
+    *("models_on_shards", "cli", "integrity", "matrix_dial"),
 )
 """Test modules that take a quarter of a minute or more, the longest first."""
 

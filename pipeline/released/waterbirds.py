@@ -49,7 +49,7 @@ def plan_waterbirds(
       UsageError: a variant or a class is wrong, or a split would have no pictures.
     """
     names = dataset.taxonomy.names
-    mixed = [str(name) for name in dataset.picture_variants if name.is_mixed]
+    mixed = [name for name, (draw, *_) in draws_of(dataset.variants).items() if draw.is_mixed]
     wrong = [name for name in variants if name not in mixed][:1]
     unknown = [name for name in classes if name not in names][:1]
     refuse_first(

@@ -136,5 +136,9 @@ def test_an_export_is_whole_or_has_no_metadata(made: Path, tmp_path: Path) -> No
     (tmp_path / "metadata.csv").unlink()
     run_here(*command)
     assert results_of(tmp_path) == whole
-    with pytest.raises(UsageError, match="no split val to test on"):
-        plan_waterbirds(dataset_in(made), Store(str(tmp_path)), (), (), ("train", "train"), 0)
+    for variants, splits, why in (
+        ((), ("train", "train"), "no split val to test on"),
+        (("mixed_p95_r1", "mixed_rand"), ("train", "val"), "mixed variants mixed_rand, mixed_p95;"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            plan_waterbirds(dataset_in(made), Store(str(tmp_path)), variants, (), splits, 0)

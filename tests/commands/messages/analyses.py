@@ -40,6 +40,7 @@ ROWS: Rows = {
         ("--probe --holdout 0.001", NO_IMAGE),
         ("--probe", "no split train, but val: add --holdout 0.5"),
         ("--probe --holdout 0.5 --variants mixed", "--variants mixed: the dataset has"),
+        ("--probe --holdout 0.5 --variants dial", "lacks mixed_p00, mixed_p100, mixed_p25 and "),
         ("--probe --holdout 0.5 --train_split train", "--holdout divides one split"),
         ("--probe --train_split test", "--train_split test: the dataset has val"),
         ("--train_split val", "all images of val would be both trained on and tested on"),
