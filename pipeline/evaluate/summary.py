@@ -83,6 +83,7 @@ class AccuracyRow(VariantRow, frozen=True, kw_only=True):
 class GapRow(VariantRow, frozen=True, kw_only=True):
     """BG-Gap, or `bg_gap_X`, of which `X_same` and `X_rand` stand for the mixed variants."""
 
+    variant: str = BG_GAP
     gap: Annotated[float, Meta(description="accuracy on `mixed_same` - accuracy on `mixed_rand`")]
     ci_low: float
     ci_high: float

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pipeline.errors import UsageError, did_you_mean
 from pipeline.evaluate.predictions import gaps_of, variants_behind
 from transforms.scoring import ALL_RULES
-from transforms.variants import VARIANTS, VariantName, draws_of
+from transforms.variants import DIAL, VARIANTS, VariantName, draws_of
 
 _EXPRESSION = re.compile(
     r"(?:(\w+)\s*:)?\s*(\w+)\s*(>=|<=|>|<)\s*(?=\S)([^\W\d]\w*+)?\s*+([+-]?)\s*+(\S*)"
@@ -97,7 +97,8 @@ class Condition:
                         f"--fail_if {text!r}: {one} is one draw of {variant}, whose "
                         "accuracy is the mean over all draws"
                     )
-                hint = did_you_mean(one, known) or f"; known: {', '.join(filter(None, known))}"
+                shown = ", ".join(name for name in known if name and name not in DIAL)
+                hint = did_you_mean(one, known) or f"; known: {shown}"
                 raise UsageError(f"--fail_if {text!r}: no measure {one!r}{hint}")
         if against in (measure, *gaps) or (against in variants and measure in gaps):
             raise UsageError(
