@@ -428,11 +428,39 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
         raise ValueError(f"unknown variant {unknown[0]!r}; {known}{hint}")
     if not wanted:
         raise ValueError(f"no variant named; {known}")
-    reserved = {*VARIANTS, *(f"mixed_same_{name}" for name in GAPS)}
+    taken: list[str] = []
     for entry in custom:
         name = str(parsed[entry])
-        # The name may read as a draw's, or that of a variant as a rendering's.
-        if name in reserved or VariantName.parse(name) != parsed[entry]:
+        if _is_taken(parsed[entry], taken):
             raise ValueError(f"{entry}: the name {name!r} is taken; rename the function")
-        reserved.add(name)
+        taken.append(name)
     return (*(name for name in VARIANTS if name in wanted), *custom)
+
+
+def _is_taken(variant: VariantName, others: Iterable[str]) -> bool:
+    """Returns whether others, built-in ones included, have a variant's name.
+
+    The name may also read as a draw's, or that of a variant as a rendering's.
+    """
+    reserved = {*VARIANTS, *(f"mixed_same_{name}" for name in GAPS), *others}
+    return str(variant) in reserved or VariantName.parse(str(variant)) != variant
+
+
+def outside_variant(name: str, entries: Iterable[str]) -> VariantName:
+    """Returns the name of a variant whose pictures others have made.
+
+    `entries` are the variants of the dataset's configuration.
+
+    >>> str(outside_variant("haze", ["original"]))
+    'haze'
+
+    Raises:
+      ValueError: the name has another form, or means something else.
+    """
+    variant = VariantName(name)
+    if not re.fullmatch("[a-z][a-z0-9_]{,99}", name):
+        raise ValueError(f"{name!r}: a name has small letters, digits and _, a letter first")
+    own = (str(VariantName.parse(entry)) for entry in entries)
+    if name.startswith("bg_gap") or _is_taken(variant, ["all", "method", "baseline", *own]):
+        raise ValueError(f"the name {name!r} is taken; choose another")
+    return variant

@@ -6,6 +6,7 @@ It does not import Beam, because readers use it, too.
 import dataclasses
 import os
 import re
+from collections.abc import Collection, Iterable, Mapping
 from importlib import metadata
 from typing import Annotated, Any, Literal, Self
 
@@ -17,8 +18,10 @@ from pipeline.errors import UsageError
 from pipeline.storage.files import parent
 from pipeline.storage.state_files import convert, json_bytes, parse_json, read_commit
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
+from transforms.hashing import fingerprint
 from transforms.limits import MAX_STATED
 from transforms.taxonomy import Taxonomy
+from transforms.variants import VariantName, outside_variant
 
 MANIFEST = "manifest.json"
 PREVIOUS_MANIFEST = f"{WORK_FOLDER}/manifest.previous.json"
@@ -64,11 +67,24 @@ class StatedFlags(msgspec.Struct, frozen=True):
 
 
 @dataclasses.dataclass(frozen=True)
+class Outside:
+    """A variant that others have made: fingerprints of what it needs, and of what it is.
+
+    Attributes:
+      images: the selected images that it was imported for, and their shards.
+      pictures: its pictures' bytes and backgrounds, by split and key.
+    """
+
+    images: str
+    pictures: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """A description of a dataset that lists all of its files.
 
     Attributes:
-      fingerprint: covers inputs, configuration and stage versions.
+      fingerprint: covers inputs, configuration, stage versions, and pictures from outside.
       images: by split, the numbers `listed`, `outside_taxonomy`, `other_files`, `accepted`,
         `rejected` and `selected`. With `--objects each` the last three count objects, and there is
         also `objects`, the number of accepted and rejected objects. `of_sample`, the number of
@@ -81,6 +97,8 @@ class Manifest:
       backgrounds: number of scenes by status; empty if none are used.
       unmatched: by split, a line on classes that only the input has, or only the taxonomy.
       about: what its maker states; no part of the fingerprint.
+      outside: the variants that others have made, by name; the configuration does not name them.
+      made: the fingerprint that it would have without these; "" if it has none.
     """
 
     config: DatasetConfig
@@ -96,6 +114,8 @@ class Manifest:
     backgrounds: dict[str, int] = dataclasses.field(default_factory=dict)
     unmatched: dict[str, _Stated] = dataclasses.field(default_factory=dict)
     about: About = NOTHING_STATED
+    outside: dict[str, Outside] = dataclasses.field(default_factory=dict)
+    made: str = ""
 
     def __hash__(self) -> int:
         """Hashes the fingerprint, so that what is planned for a dataset can be cached."""
@@ -109,6 +129,34 @@ class Manifest:
             for name in ("selected", "of_sample")
         )
         return 0 < selected == of_sample
+
+    @property
+    def variants(self) -> tuple[VariantName, ...]:
+        """Its variants: those composed, in the paper's order, then those from outside by name."""
+        return (*self.config.compose.composed, *map(VariantName, sorted(self.outside)))
+
+    def files_of(self, variants: Collection[str]) -> list[FileDigest]:
+        """Returns the files with samples of some variants."""
+        return [file for file in self.files if parent(file.path).partition("/")[2] in variants]
+
+    def with_outside(
+        self, outside: Mapping[str, Outside], files: Iterable[FileDigest] = ()
+    ) -> Self:
+        """Returns the manifest with these variants from outside, and their files, for its own."""
+        made, every = self.made or self.fingerprint, [*map(str, self.config.compose.composed)]
+        own = {*self.files}.difference(self.files_of(self.outside))
+        pictures = [[name, one.pictures] for name, one in sorted(outside.items())]
+        return dataclasses.replace(
+            self,
+            fingerprint=fingerprint(made, pictures) if outside else made,
+            samples={
+                split: dict.fromkeys([*every, *outside], numbers[every[0]])
+                for split, numbers in self.samples.items()
+            },
+            files=tuple(sorted(own.union(files), key=lambda file: file.path)),
+            outside=dict(outside),
+            made=made if outside else "",
+        )
 
     @property
     def counted_noun(self) -> str:
@@ -141,6 +189,14 @@ class Manifest:
             **({"unmatched": self.unmatched} if self.unmatched else {}),
             **({"taxonomy": self.taxonomy.to_json()} if self.taxonomy else {}),
             **({"about": dataclasses.asdict(self.about)} if self.about != NOTHING_STATED else {}),
+            **(
+                {
+                    "made": self.made,
+                    "outside": {n: dataclasses.asdict(one) for n, one in self.outside.items()},
+                }
+                if self.outside
+                else {}
+            ),
             "files": [dataclasses.asdict(file) for file in self.files],
         }
         return json_bytes(content)
@@ -179,14 +235,16 @@ def _check(stored: Manifest) -> None:
     """Checks that a manifest's parts are consistent with each other. Raises ValueError if not."""
     config = stored.config
     check_data_paths(stored.files)
+    for name in stored.outside:
+        outside_variant(name, config.compose.variants)
     for name in ("shards", "images", "rejections", "samples"):
         if set(getattr(stored, name)) != set(config.split):
             raise ValueError(f"{name} must have the splits {', '.join(config.split)}")
     for split in config.split:
         if missing := _REQUIRED_COUNTS - set(stored.images[split]):
             raise ValueError(f"images of {split} lack {', '.join(sorted(missing))}")
-        if set(stored.samples[split]) != set(map(str, config.compose.composed)):
-            raise ValueError(f"samples of {split} must have the variants of its configuration")
+        if set(stored.samples[split]) != set(map(str, stored.variants)):
+            raise ValueError(f"samples of {split} must have the variants of the dataset")
 
 
 def stage_versions(config: DatasetConfig) -> dict[str, int | str]:

@@ -293,10 +293,10 @@ class Predictions:
       bg_labels: for each mixed variant and replicate: (n,) int16, labels of the backgrounds;
         `OUTSIDE` where an imported dataset does not name the background. `mixed_external` has no
         entry, because scenes have no class.
-      bg_units: for each variant and replicate whose backgrounds are other images or scenes: (n,)
-        int64, units of the backgrounds, numbered as in `EvalImages.background_units`. Each scene,
-        and each background that an imported dataset does not name, has a negative number of its
-        own.
+      bg_units: for each variant and replicate whose backgrounds are other images or scenes, or have
+        names of their own: (n,) int64, units of the backgrounds, numbered as in
+        `EvalImages.background_units`. Each scene or name, and each background that an imported
+        dataset does not name, has a negative number of its own.
     """
 
     labels: NDArray[np.int16]
@@ -412,7 +412,7 @@ def predictions_in_table(
                 units = images.background_units[positions]
                 units[unknown] = _other_units(predictions, rows[unknown])
                 result.bg_units[variant] = units
-            elif variant.has_draws:
+            elif variant.has_draws or not is_unknown[rows].all():
                 result.bg_units[variant] = _other_units(predictions, rows)
     devices = tuple(sorted(filter(None, pc.unique(predictions["device"]).to_pylist())))
     unanswered = (predictions["output"].to_numpy() == NO_ANSWER).sum() // len(rules)

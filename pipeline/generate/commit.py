@@ -27,6 +27,7 @@ from pipeline.dataset.manifest import (
     PREVIOUS_MANIFEST,
     About,
     Manifest,
+    last_manifest,
     library_versions,
     read_manifest,
     stage_versions,
@@ -44,6 +45,7 @@ from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.hashing import fingerprint
 from transforms.taxonomy import Taxonomy, imagenet9
+from transforms.variants import VariantName
 
 PREPARED_MANIFEST = f"{STAGING}/manifest.json"
 """The new manifest while files are moved; it does not list the dataset card's files yet. As long as
@@ -124,16 +126,20 @@ def commit(
     return _finish_with_new_fence(store, taxonomy, fingerprint)
 
 
-def restate(store: Store, taxonomy: Taxonomy, manifest: Manifest) -> None:
+def restate(
+    store: Store, taxonomy: Taxonomy, manifest: Manifest, moves: Iterable[tuple[str, str]] = ()
+) -> None:
     """Writes the card and the manifest, which has what the maker now states, and no other file.
 
-    If it is killed, `read_prepared` has the new manifest, for which it is called again.
+    It may have other pictures from outside, too, whose files are moved into place. If it is killed,
+    `read_prepared` has the new manifest, for which it is called again.
     """
     files = tuple(file for file in manifest.files if file.path not in CARD_FILES)
     prepared = dataclasses.replace(manifest, files=files)
     store.write(PREPARED_MANIFEST, prepared.to_json(), durable=True)
     if store.exists(MANIFEST):
         store.move(MANIFEST, PREVIOUS_MANIFEST)
+    store.move_all(moves)
     _finish_with_new_fence(store, taxonomy, manifest.fingerprint)
 
 
@@ -165,13 +171,17 @@ def prepare(
         committed.
       UsageError: a folder of the dataset is a link.
     """
+    shards = list(shards)
     manifest, moves = merge_shards(config, shards, taxonomy)
+    outputs = (shard for shard in shards if isinstance(shard, OutputShard))
+    images = outside_images(manifest, ((o.totals.split, o.shard, o.chosen) for o in outputs))
     manifest = dataclasses.replace(manifest, about=about)
     with locked(store, PREPARE_LOCK, wait=math.inf) as fenced:
         # The prepared manifest is read first, because Finish writes the final manifest before it
         # removes the prepared one: in this order, at least one of them is seen.
         prepared, old = read_prepared(store), read_manifest(fenced)
         sizes = _file_sizes(fenced)
+        manifest = keep_outside(fenced, manifest, images)
         remaining = [
             staged for shard in moves if (staged := [move for move in shard if move[0] in sizes])
         ]
@@ -196,6 +206,34 @@ def prepare(
         )
         fenced.write(PREPARED_MANIFEST, manifest.to_json(), durable=True)
     return manifest.fingerprint, remaining
+
+
+def outside_images(manifest: Manifest, chosen: Iterable[tuple[str, int, str]]) -> str:
+    """Returns `Outside.images`, from (split, number, `chosen_images`) of each output shard."""
+    config, shards = manifest.config, {s: n.output for s, n in manifest.shards.items()}
+    flags = [config.segment.fingerprint(), config.taxonomy, sorted(config.compose.formats)]
+    return fingerprint(flags, shards, sorted(chosen))
+
+
+def keep_outside(store: Store, manifest: Manifest, images: str) -> Manifest:
+    """Adds to a manifest the variants from outside that the dataset in place has.
+
+    Those are left out whose `Outside.images` are others, or whose files are not all there. If a
+    commit was interrupted, a file may be that of another import, so its content counts, too.
+    """
+    old, is_finished = last_manifest(store) or manifest, store.exists(MANIFEST)
+    kept = {
+        name: one
+        for name, one in old.outside.items()
+        if one.images == images
+        and VariantName(name) not in manifest.variants
+        and all(
+            store.size(file.path) == file.bytes
+            and (is_finished or store.digest(file.path) == file.sha256)
+            for file in old.files_of({name})
+        )
+    }
+    return manifest.with_outside(kept, old.files_of(kept))
 
 
 def read_prepared(store: Store) -> Manifest | None:

@@ -7,7 +7,7 @@ import operator
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable
 from pipeline.inputs.location import Location
 from pipeline.inputs.source_images import Packed, SourceImage
+from transforms.hashing import fingerprint
 
 SOURCE_SCHEMA = pa.schema(
     [
@@ -146,6 +147,7 @@ class OutputShard:
       statuses: number of index rows by status.
       selected: number of selected images by label.
       of_sample: number of selected images whose files equal pictures of the embedded sample.
+      chosen: `chosen_images` of its rows.
     """
 
     totals: SplitTotals
@@ -159,6 +161,7 @@ class OutputShard:
     statuses: dict[str, int] = dataclasses.field(default_factory=dict)
     selected: dict[int, int] = dataclasses.field(default_factory=dict)
     of_sample: int = 0
+    chosen: str = ""
 
     def with_result(self, index: Record, rows: list[Row], images: int) -> OutputShard:
         """Returns the shard as it leaves Compose, which found or made its files.
@@ -183,7 +186,14 @@ class OutputShard:
             selected=dict(selected),
             # Imported rows have no MD5, because an import does not know its source images.
             of_sample=sum(row["selected"] and row.get("source_md5") in sample for row in rows),
+            chosen=chosen_images(rows),
         )
+
+
+def chosen_images(rows: Iterable[Row]) -> str:
+    """Returns a fingerprint of a shard's selected images, in order, by rows of its index."""
+    names = ("key", "wnid", "label", "source_md5", "box", "fg_fraction")
+    return fingerprint([[row.get(name) for name in names] for row in rows if row["selected"]])
 
 
 def pack_sources(rows: list[ImageRow], source_of: Callable[[ImageRow], SourceImage]) -> bytes:

@@ -4,21 +4,27 @@ The authors' own archive is fetched once into the user's cache, and checked befo
 """
 
 import dataclasses
+import io
 import itertools
 import os
 import posixpath
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.csv
 import requests
 
 from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.records import ShardCounts
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, counted
 from pipeline.generate.shard_elements import SplitTotals
 from pipeline.inputs.archives import Unpacker, members, naming, unpacker_of
 from pipeline.inputs.location import Location, read_location, reads_ahead
-from pipeline.released.export import label_of_folder, parse_name
+from pipeline.inputs.source_images import HIDDEN
+from pipeline.released.export import find_clashes, label_of_folder, parse_name, stem_of
 from pipeline.runtime.progress import live_bar
 from pipeline.storage.files import absolute, files_of, relative
 from pipeline.storage.interface import FileInfo, read_ahead
@@ -137,24 +143,24 @@ def _unpacker(source: str) -> Unpacker | None:
         return unpacker_of(file.read(8))
 
 
-def list_files(source: str, store: Store) -> list[ArchiveLocation]:
+def list_files(source: str, store: Store, flag: str = "--from ") -> list[ArchiveLocation]:
     """Lists the files of a folder or a tar; unpacks a compressed tar into the store's work folder.
 
-    Raises UsageError if the source is neither a folder nor a tar, or the tar is damaged or refused
+    `flag` stands before the source in messages. Raises UsageError if the source is neither a folder nor a tar, or the tar is damaged or refused
     (a member could point outside it, or it unpacks to too many bytes).
     """
     files = files_of(source)
     info = files.info(source)
     if info is None:
         if not files.is_folder(source):
-            raise UsageError(f"--from {source} is neither a folder nor a file that can be read")
+            raise UsageError(f"{flag}{source} is neither a folder nor a file that can be read")
         return [
             ArchiveLocation(relative(each.path, source), each.path, 0, each.size, each.identity)
             for each in files.walk(source)
         ]
     unpacker = _unpacker(source)
-    path = source if unpacker is None else _unpack(source, info, unpacker, store)
-    with naming(f"--from {source}"):
+    path = source if unpacker is None else _unpack(source, info, unpacker, store, flag)
+    with naming(f"{flag}{source}"):
         return [
             ArchiveLocation(
                 name=posixpath.normpath(member.name),
@@ -167,13 +173,13 @@ def list_files(source: str, store: Store) -> list[ArchiveLocation]:
         ]
 
 
-def _unpack(source: str, info: FileInfo, unpacker: Unpacker, store: Store) -> str:
+def _unpack(source: str, info: FileInfo, unpacker: Unpacker, store: Store, flag: str) -> str:
     """Unpacks a compressed tar, unless an earlier run has done so; returns the path of the tar."""
     target = f"{IMPORT_FOLDER}/{fingerprint(source, info.size, info.identity)}.tar"
     if not store.exists(target):
         limit = _MAX_RATIO * info.size + _MAX_MORE
         with (
-            naming(f"--from {source}"),
+            naming(f"{flag}{source}"),
             files_of(source).open(source) as file,
             unpacker(file) as content,
             store.create(target) as unpacked,
@@ -182,7 +188,7 @@ def _unpack(source: str, info: FileInfo, unpacker: Unpacker, store: Store) -> st
                 unpacked.write(data)
                 if unpacked.size > limit:
                     raise UsageError(
-                        f"--from {source} is refused: it unpacks to more than {limit} bytes, "
+                        f"{flag}{source} is refused: it unpacks to more than {limit} bytes, "
                         f"{_MAX_RATIO} times its size and a gigabyte. Unpack it yourself"
                     )
     return store.path(target)
@@ -431,3 +437,74 @@ def _size(source: str, images: list[ReleasedImage]) -> int:
             )
         return int(height)
     raise UsageError(f"--from {source}: none of the first pictures in original can be decoded")
+
+
+_PICTURES = (".jpeg", ".jpg", ".png")
+_TABLE, _COLUMNS = "pictures.csv", ("picture", "background")
+"""Table beside pictures from outside that names backgrounds, and its columns."""
+
+FoundPictures = dict[tuple[str, str], tuple[ArchiveLocation, str | None]]
+"""By split and key, a picture from outside and the name of its background; None: its own."""
+
+
+def find_pictures(
+    dataset: Dataset, variant: VariantName, source: str, store: Store
+) -> FoundPictures:
+    """Finds a picture from outside for each selected image of a dataset.
+
+    Its name is the key, or that in an export, in any folder, except below another split's. Raises
+    UsageError if an image has none, or several, and if the source cannot be read.
+    """
+    label, splits, found = f"--variant {variant}={source}", {*dataset.config.split}, {}
+    by_name: dict[str, list[ArchiveLocation]] = defaultdict(list)
+    listed = list_files(source, store, f"--variant {variant}=")
+    files = [file for file in listed if not HIDDEN.search(file.name)]
+    for file in files:
+        stem = posixpath.splitext(posixpath.basename(file.name))[0]
+        for name in {stem, (parse_name(stem, is_mixed=True) or (stem,))[0]}:
+            by_name[name].append(file)
+    for split in dataset.config.split:
+        wnids = {row["key"]: row["wnid"] for row in selected_rows(dataset, split)}
+        clashes = find_clashes(wnids.items())
+        for key, wnid in wnids.items():
+            its = [
+                file
+                for name in {key, stem_of(key, wnid, clashes)}
+                for file in by_name[name]
+                if not (splits - {split}).intersection(file.name.split("/")[-3:-2])
+            ]
+            found[split, key] = [f for f in its if f.name.lower().endswith(_PICTURES)] or its
+    if wrong := sorted((len(its), key) for (_, key), its in found.items() if len(its) != 1):
+        none = sum(not number for number, _ in wrong)
+        raise UsageError(
+            f"{label}: of {counted(len(found), 'selected image')}, {none} have no picture and "
+            f"{len(wrong) - none} have several: {', '.join(key for _, key in wrong[:3])}"
+            f"{', ...' * (len(wrong) > 3)}. Name each picture by the key of its image, or as in9 "
+            "export does"
+        )
+    named = _read_backgrounds(
+        label, [file for file in files if posixpath.basename(file.name) == _TABLE]
+    )
+    names_of = {at: (at[1], f.name, posixpath.basename(f.name)) for at, (f,) in found.items()}
+    return {
+        at: (file, next((named[name] for name in names_of[at] if named.get(name)), None))
+        for at, (file,) in found.items()
+    }
+
+
+def _read_backgrounds(label: str, tables: Sequence[ArchiveLocation]) -> dict[str, str]:
+    """Reads names of backgrounds, by the key, path or file name of the picture."""
+    texts = pyarrow.csv.ConvertOptions(
+        include_columns=_COLUMNS, column_types=dict.fromkeys(_COLUMNS, pa.string())
+    )
+    try:
+        read = [
+            pyarrow.csv.read_csv(io.BytesIO(content), convert_options=texts)
+            for content in read_contents(tables)
+        ]
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise UsageError(
+            f"{label}: {_TABLE} is no CSV with the columns {', '.join(_COLUMNS)}: {error}"
+        ) from error
+    columns = (table.to_pydict().values() for table in read)
+    return {name: named for pair in columns for name, named in zip(*pair, strict=True)}

@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import (
     ACCEPTED,
     Row,
@@ -26,10 +27,25 @@ from pipeline.dataset.records import (
     index_file,
     read_rows,
 )
-from pipeline.dataset.sinks import Sample, Sink, digests_of, open_sinks, sample_schema
+from pipeline.dataset.sinks import (
+    SAMPLE_FIELDS,
+    Sample,
+    Sink,
+    digests_of,
+    open_sinks,
+    sample_schema,
+)
+from pipeline.errors import UsageError, counted
 from pipeline.generate.compose import index_schema
 from pipeline.generate.shard_elements import OutputShard
-from pipeline.released.archive_listing import ReleasedImage, ReleasedShard, read_contents
+from pipeline.released.archive_listing import (
+    FoundPictures,
+    ReleasedImage,
+    ReleasedShard,
+    find_pictures,
+    read_contents,
+)
+from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, count_shard
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import FileDigest
@@ -262,7 +278,7 @@ class ShardWriter:
             record, rows = staging.write(index, table, checksum, files), table.to_pylist()
         else:
             # Examine's rows lack the columns of backgrounds, so the rows are read from the index.
-            rows = read_rows(staging.store, record.path, ["label", "status", "selected", "object"])
+            rows = read_rows(staging.store, record.path)
             record = staging.with_record(record, index, len(rows))
         count_shard("output_shards", record.files, is_new=is_new)
         self.job.progress.note_done("import", f"{totals.split}-{shard:05d}", len(rows))
@@ -374,3 +390,75 @@ class ShardWriter:
                 "fg_fraction": row["fg_fraction"],
             },
         )
+
+
+def stage_variant(
+    dataset: Dataset, variant: VariantName, source: str, staging: Staging
+) -> tuple[str, list[FileDigest], int]:
+    """Checks and stages pictures from outside as a variant of a dataset; their bytes are kept.
+
+    Returns (`Outside.pictures`, digests of the files, number of pictures with a named background).
+    Raises UsageError if a picture is missing or broken, or has another size than the dataset's.
+    """
+    found = find_pictures(dataset, variant, source, staging.store)
+    shards = [(split, n) for split in dataset.config.split for n in dataset.shards(split)]
+    stage = functools.partial(_stage_shard, dataset, variant, staging, found)
+    staged = [one for _, one in read_ahead(stage, shards, usable_cores())]
+    faults = [fault for _, of_shard, _ in staged for fault in of_shard]
+    if faults:
+        side = dataset.config.segment.image_size
+        resize = (
+            f"; to resize: find {source} -type f -exec mogrify -path NEW -format png "
+            f"-resize '{side}x{side}!' {{}} +"
+        )
+        is_other = any(reason == Reason.SIZE_MISMATCH for reason, _ in faults)
+        raise UsageError(
+            f"--variant {variant}={source}: {len(faults)} of {counted(len(found), 'picture')} "
+            f"cannot be taken: {', '.join(text for _, text in faults[:3])}"
+            f"{', ...' * (len(faults) > 3)}" + resize * is_other
+        )
+    rows = sorted(row for of_shard, *_ in staged for row in of_shard)
+    files = [file for *_, of_shard in staged for file in of_shard]
+    return fingerprint(rows), files, sum(background is not None for *_, background in rows)
+
+
+def _stage_shard(
+    dataset: Dataset,
+    variant: VariantName,
+    staging: Staging,
+    found: FoundPictures,
+    at: tuple[str, int],
+) -> tuple[
+    list[tuple[str, str, str, str | None]], list[tuple[Reason, str]], tuple[FileDigest, ...]
+]:
+    """Stages a shard. What its samples say of an image is the same in all variants.
+
+    Returns (split, key, SHA-256 and background of each picture; faults; digests of the files).
+    """
+    (split, shard), rows, faults = at, [], []
+    with staging.store.together() as store, contextlib.ExitStack() as stack:
+        sinks = open_sinks(
+            stack,
+            store,
+            staging,
+            variants=[variant],
+            formats=dataset.config.compose.formats,
+            schema=sample_schema(dataset.taxonomy.names),
+            split=split,
+            shard=shard,
+            num_shards=len(dataset.shards(split)),
+        )
+        columns = ["key", *(field.name for field in SAMPLE_FIELDS)]
+        tables = dataset.tables(split, shard, dataset.variants[0], columns)
+        for row in itertools.chain.from_iterable(table.to_pylist() for table in tables):
+            place, background = found[split, key := row.pop("key")]
+            (data,) = read_contents([place])
+            fault, _ = check_pictures({variant: data}, dataset.config.segment.image_size)
+            if fault:
+                faults.append((fault[0], f"{place.name} ({fault[1].partition(': ')[2]})"))
+                continue
+            rows.append((split, key, hashlib.sha256(data).hexdigest(), background))
+            fields = {**row, "bg_key": background, "bg_label": None, "bg_wnid": None}
+            for sink in sinks[variant]:
+                sink.add(Sample(key, data, suffix_of(data), fields))
+    return rows, faults, digests_of(sinks)
