@@ -55,6 +55,15 @@ def keyed_hashes(seed: int, purpose: str, keys: Iterable[str]) -> UInt64Array:
     return np.fromiter((keyed_hash(seed, purpose, key) for key in keys), np.uint64)
 
 
+def are_below(hashes: UInt64Array, share: float) -> NDArray[np.bool_]:
+    """Tells which hashes lie in the lowest `share` (0 to 1) of their range: (n,) bool.
+
+    All that lie in one share lie in every larger one; none lie in 0, and all in 1.
+    """
+    # A double holds the hash's upper 53 bits exactly.
+    return np.asarray((hashes >> np.uint64(11)) < share * 2.0**53, np.bool_)
+
+
 def substream(hashes: UInt64Array, index: int) -> UInt64Array:
     """Derives the draw `index`, >= 0, of each hash's substream; draws are independent.
 

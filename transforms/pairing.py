@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.hashing import UInt64Array, keyed_hashes, substream, substreams
+from transforms.hashing import UInt64Array, are_below, keyed_hashes, substream, substreams
 from transforms.variants import VariantName
 
 BUCKETS = 256
@@ -117,7 +117,8 @@ def pair(
       keys: (m,) keys of the foregrounds.
       variant: `mixed_same` draws from the foreground's class, `mixed_next` from the next
         present class, cyclically; `mixed_rand` draws a present class uniformly, then an
-        image of it.
+        image of it; one of the dial has the draw of `mixed_same` with its strength as the chance,
+        else that of `mixed_rand` from an `other` class.
       seed: seed of the keyed hash. Variants, and draws of one, draw independently.
       own_background: whether an image may get its own background, or one of its group. Then only
         the class of a foreground's position counts, so foregrounds from outside the pool can have
@@ -128,6 +129,22 @@ def pair(
       (m,) position of each foreground's background in the pool, `NO_PARTNER` if there is no
       background to draw. The draw of one foreground does not depend on the other foregrounds.
     """
+    if variant.strength is not None:
+        same, other = (
+            pair(
+                pool,
+                foregrounds,
+                keys,
+                dataclasses.replace(variant, base=base),
+                seed=seed,
+                own_background=own_background,
+                mixed_rand="other",
+            )
+            for base in ("mixed_same", "mixed_rand")
+        )
+        # One hash for all strengths, so that a greater one only adds images of the own class.
+        chance = keyed_hashes(seed, str(dataclasses.replace(variant, base="dial")), keys)
+        return np.where(are_below(chance, variant.strength), same, other)
     hashes = keyed_hashes(seed, f"{variant}/image", keys)
     classes = _background_classes(
         pool, foregrounds, keys, variant, seed, own_background, mixed_rand

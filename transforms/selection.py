@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.hashing import keyed_hashes
+from transforms.hashing import are_below, keyed_hashes
+from transforms.variants import VariantName
 
 Labels = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -73,6 +74,14 @@ def has_partners(
       own_background, mixed_rand: see `pair`.
       groups: (n,) int64, number of each image's group; None if there are no groups.
     """
+    # Every strength of a dial needs both of its kinds, so that it selects the same images.
+    kinds = {
+        kind
+        for name in mixed
+        for kind in ((name,) if VariantName(name).strength is None else ("mixed_same", "other"))
+    }
+    if mixed_rand == "other" and "mixed_rand" in kinds:
+        kinds = kinds - {"mixed_rand"} | {"other"}
     keep = np.ones(len(labels), np.bool_)
     while keep.any():
         kept = np.flatnonzero(keep)
@@ -87,10 +96,10 @@ def has_partners(
                 cell * len(kept) + numbers, return_inverse=True, return_counts=True
             )
             classes, group = np.divmod(cells, len(kept))
-        partners = _count_partners(class_sizes, classes, group, own, own_background, mixed_rand)
+        partners = _count_partners(class_sizes, classes, group, own, own_background)
         has_all = np.ones(len(classes), np.bool_)
-        for variant in mixed:
-            has_all &= partners[variant] > 0
+        for kind in kinds:
+            has_all &= partners[kind] > 0
         if has_all.all():
             break
         keep[kept[~has_all[cell]]] = False
@@ -103,9 +112,10 @@ def _count_partners(
     groups: Labels,
     own: Labels,
     own_background: bool,
-    mixed_rand: str,
 ) -> dict[str, Labels]:
-    """Counts the backgrounds, (cells,), that each mixed variant can draw for an image of each cell.
+    """Counts the backgrounds, (cells,), that can be drawn for an image of each cell, by kind.
+
+    The kinds are the mixed variants, and `other`, a background of another class.
 
     Args:
       class_sizes: (classes,) number of images of each class.
@@ -125,7 +135,8 @@ def _count_partners(
     return {
         "mixed_same": same,
         "mixed_next": np.where(following == classes, 0, after),
-        "mixed_rand": anyone - same if mixed_rand == "other" else anyone,
+        "mixed_rand": anyone,
+        "other": anyone - same,
     }
 
 
@@ -158,7 +169,4 @@ def held_out(units: Sequence[str], share: float, seed: int = 0) -> NDArray[np.bo
     """
     if not 0 <= share <= 1:
         raise ValueError(f"the share that is held out must be between 0 and 1: got {share}")
-    hashes = keyed_hashes(seed, "holdout", units)
-    # A double holds the hash's upper 53 bits exactly, so a share of 1 holds out all units, and a
-    # share of 0 holds out none.
-    return np.asarray((hashes >> np.uint64(11)) < share * 2.0**53, np.bool_)
+    return are_below(keyed_hashes(seed, "holdout", units), share)

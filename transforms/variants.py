@@ -248,7 +248,23 @@ VARIANTS = {
         ),
     )
 } | {name: v for each in RENDERINGS.values() for name, v in variants_of(each).items()}
-"""Variants by name: the paper's in the paper's order, then the others, then those of renderings."""
+"""Variants by name: the paper's in the paper's order, then the others, then those of renderings and
+the dial's."""
+
+DIAL = {
+    f"mixed_p{percent:02}": Variant(
+        f"mixed_p{percent:02}",
+        description="the foreground on a background of the same class for each image with a chance "
+        f"of {percent} %, else of another class",
+    )
+    for percent in range(101)
+}
+"""A dial for how strongly the background goes with the class: each picture is one of `mixed_same`
+or, with `--mixed_rand other`, of `mixed_rand`, and all that have the same class at a strength have
+it at every greater one."""
+VARIANTS |= DIAL
+DIAL_VARIANTS = tuple(f"mixed_p{percent:02}" for percent in (0, 25, 50, 75, 90, 95, 99, 100))
+"""The strengths that `dial` stands for, beside `mixed_rand`, whose backgrounds say nothing."""
 
 PAPER = tuple(VARIANTS)[:9]
 """The variants that `all` stands for: the paper's eight variants and the mask."""
@@ -334,9 +350,14 @@ class VariantName:
         return dataclasses.replace(self, rendering="")
 
     @property
+    def strength(self) -> float | None:
+        """The chance of a background of the own class (0 to 1); None if it is not of the dial."""
+        return int(self.base.removeprefix("mixed_p")) / 100 if self.base in DIAL else None
+
+    @property
     def is_mixed(self) -> bool:
         """Whether its backgrounds are other images of the dataset."""
-        return self.base in MIXED
+        return self.base in MIXED or self.base in DIAL
 
     @property
     def has_draws(self) -> bool:
@@ -402,7 +423,8 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
     """Checks names and specifications of variants, and puts them in order.
 
     The paper's variants come first, then the other built-in variants, then specifications of custom
-    variants by name. `all` stands for `PAPER`, `method` for `METHOD`.
+    variants by name. `all` stands for `PAPER`, `method` for `METHOD`, `dial` for `DIAL_VARIANTS`
+    and `mixed_rand`.
 
     >>> select_variants(["bg_blurred", "original"])
     ('original', 'bg_blurred')
@@ -411,14 +433,15 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
       ValueError: a name is unknown, two variants would have the same name, a custom variant has a
         name that replicates have, or no variant is named.
     """
-    sets = {"all": PAPER, "method": METHOD}
+    sets = {"all": PAPER, "method": METHOD, "dial": (*DIAL_VARIANTS, "mixed_rand")}
     wanted = {each for name in names for each in sets.get(name, (name,))}
     parsed = {each: VariantName.parse(each) for each in wanted}
     custom = sorted(
         (each for each in wanted if str(parsed[each]) != each), key=lambda each: str(parsed[each])
     )
-    bases = ", ".join(name for name in VARIANTS if VariantName.parse(name).base == name)
-    known = f"known: {bases}, method, python:MODULE:FUNCTION"
+    plain = (name for name in VARIANTS if VariantName.parse(name).base == name not in DIAL)
+    known = f"known: {', '.join(plain)}, mixed_p00 to mixed_p100, {', '.join(sets)}, "
+    known += "python:MODULE:FUNCTION"
     unknown = sorted(wanted - set(VARIANTS) - set(custom))
     if unknown:
         close = difflib.get_close_matches(unknown[0], VARIANTS, n=1)

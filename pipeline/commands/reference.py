@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.analyses import ANALYSES
 from pipeline.commands.command_line import COMMANDS
 from pipeline.commands.flags import sections_of
+from pipeline.dataset.config import ComposeConfig
 from pipeline.dataset.records import RECORD_SCHEMA
 from pipeline.dataset.sinks import sample_schema
 from pipeline.evaluate.results import PREDICTION_SCHEMA, Table
@@ -34,7 +35,7 @@ FILES: Mapping[str, tuple[str, pa.Schema, str]] = {
     ),
     "index": (
         "index/<split>-*.parquet",
-        index_schema(1),
+        index_schema(ComposeConfig()),
         "a source image, accepted or not; with `--objects each`, an object. Further draws of "
         "`--replicates` have columns of their own. The index of an imported dataset has three more "
         "columns for each `_bg_key`: the background that the file name claimed (`_bg_named`), and "

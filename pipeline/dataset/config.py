@@ -14,10 +14,12 @@ from transforms.hashing import fingerprint
 from transforms.limits import MAX_IMAGE_SIZE
 from transforms.segmentation import Segmenter, describe_segmenter
 from transforms.variants import (
+    DIAL,
     EXTERNAL,
     MIXED,
     OF_WHOLE_IMAGES,
     PAPER,
+    VARIANTS,
     VariantName,
     select_variants,
     with_replicates,
@@ -179,7 +181,14 @@ class ComposeConfig:
     def mixed(self) -> tuple[VariantName, ...]:
         """The mixed variants whose backgrounds are drawn, in all draws; renderings share theirs."""
         pairs = {name.pairs for name in self.composed if name.is_mixed}
-        return tuple(sorted(pairs, key=lambda name: (MIXED.index(name.base), name.draw)))
+        order = list(VARIANTS)
+        return tuple(sorted(pairs, key=lambda name: (order.index(name.base), name.draw)))
+
+    @property
+    def indexed(self) -> tuple[VariantName, ...]:
+        """The variants, with replicates, whose backgrounds the index names; some may be missing."""
+        dial = [name for name in self.variants if name in DIAL]
+        return with_replicates((*MIXED, EXTERNAL, *dial), self.replicates)
 
     def fingerprint(self) -> str:
         """Identifies everything that a variant shard depends on, except the layers and scenes.

@@ -36,7 +36,7 @@ from transforms.two_way import (
     smallest_difference,
     spread_of_methods,
 )
-from transforms.variants import MIXED, VariantName, draws_of
+from transforms.variants import VariantName, draws_of
 
 BG_GAP = "bg_gap"
 """Name of BG-Gap in lists that otherwise hold variant names."""
@@ -233,7 +233,7 @@ def describe_counted(
 
     `counted` are their numbers by quantity, of which those of mixed variants and BG-Gap are told.
     """
-    numbers = {name: n for name, n in counted if name in (*MIXED, BG_GAP)}
+    numbers = {name: n for name, n in counted if name == BG_GAP or VariantName(name).is_mixed}
     parts = [
         f"{n} of {every} " + (f"pairs of {GAP}" if name == BG_GAP else f"of {name}")
         for name, n in numbers.items()

@@ -60,7 +60,7 @@ from transforms.hashing import fingerprint
 from transforms.intervals import CONFIDENCE, level_of
 from transforms.taxonomy import OUTSIDE, Taxonomy
 from transforms.two_way import Roles, wilson_of_pictures
-from transforms.variants import EXTERNAL, MIXED, ONLY_BG_T, ORIGINAL, VariantName, draws_of
+from transforms.variants import ONLY_BG_T, ORIGINAL, VariantName, draws_of
 
 
 def summary_rows(
@@ -189,8 +189,9 @@ def _gaps(
 def _flips(
     rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
 ) -> Iterator[FlipRow]:
-    compared = [("mixed_same", "mixed_rand"), *((name, name) for name in (*MIXED, EXTERNAL))]
     draws_by_variant = draws_of(predictions.predicted)
+    drawn = [name for name in draws_by_variant if VariantName(name).has_draws]
+    compared = [("mixed_same", "mixed_rand"), *((name, name) for name in drawn)]
     for variant, other in compared:
         draws, other_draws = draws_by_variant.get(variant, ()), draws_by_variant.get(other, ())
         named = (
@@ -304,7 +305,7 @@ def _groups(
     rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
 ) -> Iterator[GroupRow]:
     for pooled in _pool_draws(predictions, images, taxonomy):
-        if pooled.variant not in MIXED:
+        if not VariantName(pooled.variant).is_mixed:
             continue
         bg_labels = pooled.pictures.of_variants(predictions.bg_labels)
         all_groups = groups(pooled.labels, bg_labels, taxonomy.num_labels)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from pipeline.dataset.config import ComposeConfig
 from pipeline.dataset.records import (
     ACCEPTED,
     RECORD_SCHEMA,
@@ -41,10 +42,10 @@ from pipeline.storage.state_files import warn_damaged
 from pipeline.storage.store import FileDigest
 from transforms.filters import Reason
 from transforms.hashing import fingerprint
-from transforms.variants import EXTERNAL, MIXED, VariantName, filled_bases, with_replicates
+from transforms.variants import VariantName, filled_bases
 
 
-def index_schema(replicates: int) -> pa.Schema:
+def index_schema(config: ComposeConfig) -> pa.Schema:
     """Returns the schema of the index: a row for every image (or object), accepted or not."""
     return pa.schema(
         [
@@ -57,10 +58,7 @@ def index_schema(replicates: int) -> pa.Schema:
                 )
             ),
             pa.field("selected", pa.bool_(), nullable=False),
-            *(
-                pa.field(f"{variant}_bg_key", pa.string())
-                for variant in with_replicates((*MIXED, EXTERNAL), replicates)
-            ),
+            *(pa.field(f"{variant}_bg_key", pa.string()) for variant in config.indexed),
             pa.field("segmenter", pa.string()),
         ]
     )
@@ -118,7 +116,7 @@ class ComposeShard(JobStep):
             files = self.write_variants(output, source, list(selected.values()), tally)
             tally.counts["images_composed"] += len(selected)
             tally.note()
-            table = pa.Table.from_pylist(rows, index_schema(config.replicates))
+            table = pa.Table.from_pylist(rows, index_schema(config))
             record = self.outputs.write(index, table, checksum, files)
         else:
             is_new = tally.load()

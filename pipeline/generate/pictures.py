@@ -121,14 +121,11 @@ class LayerSource:
         tar = image.planned.tar
         layer = None if tar is None else self._layer(tar, image.row)
         source = _source(image.planned) if tar is None else None
-        return (
-            layer,
-            source,
-            {
-                name: self._background(each, name.base in self.filled)
-                for name, each in image.backgrounds.items()
-            },
-        )
+        drawn = {name: (id(b), name.base in self.filled) for name, b in image.backgrounds.items()}
+        # Variants of the dial share the backgrounds of others, which are read once.
+        of = {drawn[name]: each for name, each in image.backgrounds.items()}
+        read = {one: self._background(each, one[1]) for one, each in of.items()}
+        return layer, source, {name: read[one] for name, one in drawn.items()}
 
     def _background(self, drawn: PlannedImage | Scene, is_filled: bool) -> Background:
         if isinstance(drawn, Scene):

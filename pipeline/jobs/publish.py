@@ -43,7 +43,6 @@ from pipeline.storage.interface import in_parallel
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.hashing import fingerprint
-from transforms.variants import EXTERNAL, MIXED, with_replicates
 
 _IMAGE = ["key", "number"]
 """Columns that tell images, or objects, apart; the number counts the rows of one key."""
@@ -66,10 +65,8 @@ class ImageChanges:
 
 def compare_images(before: Dataset, after: Dataset, split: str) -> ImageChanges:
     """Compares the images of a split, which may exist in only one of the two datasets."""
-    replicates = min(side.manifest.config.compose.replicates for side in (before, after))
-    drawn = {
-        f"{name}": f"{name}_bg_key" for name in with_replicates((*MIXED, EXTERNAL), replicates)
-    }
+    was_drawn, now_drawn = (side.manifest.config.compose.indexed for side in (before, after))
+    drawn = {f"{name}": f"{name}_bg_key" for name in now_drawn if name in was_drawn}
     columns = ["path", "status", "selected", *drawn.values()]
     images = _joined(before, after, f"index/{split}-", columns)
     was, now = images["status_before"], images["status"]

@@ -236,7 +236,7 @@ def imported_index_schema(config: DatasetConfig) -> pa.Schema:
     types = {"named": pa.string(), "difference": pa.float64(), "next_difference": pa.float64()}
     return pa.schema(
         [
-            *index_schema(config.compose.replicates),
+            *index_schema(config.compose),
             *(
                 pa.field(f"{variant}_bg_{name}", kind)
                 for variant in config.compose.mixed

@@ -6,12 +6,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
 from transforms.pairing import NO_PARTNER, Pool, pair
 from transforms.selection import has_partners, lowest_hashes, select
-from transforms.variants import VariantName, with_replicates
+from transforms.variants import DIAL_VARIANTS, VariantName, with_replicates
 
 MIXED = ("mixed_same", "mixed_rand", "mixed_next")
 
@@ -147,6 +148,45 @@ def test_shares_are_fair_without_the_own_group(sizes: tuple[int, int]) -> None:
     assert ((counts - expected) ** 2 / expected).sum() < others + 4 * np.sqrt(2 * others)
 
 
+@given(labelled, st.integers(0, 2))
+def test_a_dial_has_one_of_two_draws_and_a_greater_strength_only_adds(
+    labels: list[int], draw: int
+) -> None:
+    pool, them = make_pool(labels), everyone(labels)
+    same, other = (
+        pair(pool, *them, VariantName(base, draw=draw), seed=3, mixed_rand="other")
+        for base in ("mixed_same", "mixed_rand")
+    )
+    was_same = np.zeros(len(labels), np.bool_)
+    for name in DIAL_VARIANTS:
+        shown = pair(pool, *them, VariantName(name, draw=draw), seed=3)
+        assert ((shown == same) | (shown == other)).all()
+        is_same = (shown == same) & (same != other)
+        assert (is_same >= was_same).all()
+        was_same = is_same
+    assert (shown == same).all()
+    np.testing.assert_array_equal(
+        pair(pool, *them, VariantName("mixed_p00", draw=draw), seed=3), other
+    )
+
+
+def test_the_strength_of_a_dial_is_the_share_of_the_own_class() -> None:
+    labels = [i % 9 for i in range(1800)]
+    counts = []
+    for draw in range(2):
+        names = [VariantName(name, draw=draw) for name in DIAL_VARIANTS]
+        drawn_labels = [
+            np.asarray(labels)[pair(make_pool(labels), *everyone(labels), name, seed=0)]
+            for name in names
+        ]
+        counts.append([int((one == labels).sum()) for one in drawn_labels])
+        low, high = scipy.stats.binom.interval(
+            0.999, len(labels), [name.strength for name in names]
+        )
+        assert ((low <= counts[-1]) & (counts[-1] <= high)).all()
+    assert counts[0] != counts[1]
+
+
 def test_mixed_rand_draws_classes_uniformly_whatever_their_size() -> None:
     labels = [0] * 1000 + [1] * 200 + [2] * 50
     background = pair(make_pool(labels), *everyone(labels), VariantName("mixed_rand"), seed=0)
@@ -164,6 +204,8 @@ def test_mixed_rand_draws_classes_uniformly_whatever_their_size() -> None:
         ([0, 0], ("mixed_rand",), False, "other", [False, False]),
         ([4], ("mixed_rand",), False, "any", [False]),
         ([4], (), False, "any", [True]),
+        ([0, 0], ("mixed_p100",), False, "any", [False, False]),
+        ([0, 0, 1, 1, 2], ("mixed_p00",), False, "any", [True] * 4 + [False]),
         # Class 1 drops out because of mixed_same, so class 0 has no next class any more.
         ([0, 0, 1], ("mixed_same", "mixed_next"), False, "any", [False] * 3),
     ],

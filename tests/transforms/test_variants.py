@@ -22,6 +22,7 @@ from transforms.renderings import (
     paste_mask,
 )
 from transforms.variants import (
+    DIAL,
     EXTERNAL,
     FILLED,
     MIXED,
@@ -270,7 +271,7 @@ def test_a_name_is_a_base_a_rendering_and_a_draw(name: str, replicates: int) -> 
     assert name == "_".join(filter(None, (variant.base, variant.rendering)))
     assert VARIANTS[name].rendering.name == variant.rendering
     drawn = with_replicates([name], replicates)
-    assert len(drawn) == (replicates if variant.base in (*MIXED, EXTERNAL) else 1)
+    assert len(drawn) == (replicates if variant.base in (*MIXED, *DIAL, EXTERNAL) else 1)
     assert tuple(one.pairs for one in drawn) == with_replicates([variant.base], replicates)
     assert {(one.base, one.variant) for one in drawn} == {(variant.base, variant)}
     assert tuple(VariantName.parse(str(one)) for one in drawn) == drawn
@@ -312,6 +313,6 @@ def test_names_of_renderings_are_theirs_alone() -> None:
     with pytest.raises(ValueError, match="mixed_external has no renderings"):
         select_variants(["mixed_external_telea"])
     with pytest.raises(
-        ValueError, match="method, python:MODULE:FUNCTION; did you mean mixed_same_telea"
+        ValueError, match="dial, python:MODULE:FUNCTION; did you mean mixed_same_telea"
     ):
         select_variants(["mixed_next_telea"])
