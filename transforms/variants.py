@@ -461,16 +461,16 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _is_taken(variant: VariantName, others: Iterable[str]) -> bool:
-    """Returns whether others, built-in ones included, have a variant's name.
+    """Returns whether a variant has the name of a built-in one, a quantity or one of some others.
 
     The name may also read as a draw's, or that of a variant as a rendering's.
     """
-    reserved = {*VARIANTS, *(f"mixed_same_{name}" for name in GAPS), *others}
-    return str(variant) in reserved or VariantName.parse(str(variant)) != variant
+    name, quantities = str(variant), (f"mixed_same_{gap}" for gap in GAPS)
+    return name in {*VARIANTS, *quantities, *others} or VariantName.parse(name) != variant
 
 
 def outside_variant(name: str, entries: Iterable[str]) -> VariantName:
-    """Returns the name of a variant whose pictures others have made.
+    """Returns the name of a variant whose pictures come from outside.
 
     `entries` are the variants of the dataset's configuration.
 
@@ -480,10 +480,12 @@ def outside_variant(name: str, entries: Iterable[str]) -> VariantName:
     Raises:
       ValueError: the name has another form, or means something else.
     """
-    variant = VariantName(name)
-    if not re.fullmatch("[a-z][a-z0-9_]{,99}", name):
-        raise ValueError(f"{name!r}: a name has small letters, digits and _, a letter first")
-    own = (str(VariantName.parse(entry)) for entry in entries)
-    if name.startswith("bg_gap") or _is_taken(variant, ["all", "method", "baseline", *own]):
-        raise ValueError(f"the name {name!r} is taken; choose another")
-    return variant
+    taken = ("all", "method", "dial", "baseline", *(str(VariantName.parse(e)) for e in entries))
+    if not re.fullmatch("(?!bg_gap)[a-z][a-z0-9_]{,99}", name) or _is_taken(
+        VariantName(name), taken
+    ):
+        raise ValueError(
+            f"{name!r} is no name for pictures from outside: it has small letters, digits and _, a "
+            "letter first, and is not that of a variant, a draw, a gap or the baseline"
+        )
+    return VariantName(name)

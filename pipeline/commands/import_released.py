@@ -11,12 +11,11 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
 from pipeline.commands.command_line import flags_as
-from pipeline.commands.flags import flags_of
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.manifest import (
     About,
@@ -28,16 +27,9 @@ from pipeline.dataset.manifest import (
     stated,
     writing_store,
 )
-from pipeline.dataset.records import STAGING, Staging
+from pipeline.dataset.records import STAGING, Staging, chosen_images
 from pipeline.errors import UsageError, counted, refuse_first, shown_bytes
-from pipeline.generate.commit import (
-    commit,
-    keep_outside,
-    outside_images,
-    read_prepared,
-    restate,
-)
-from pipeline.generate.shard_elements import chosen_images
+from pipeline.generate.commit import commit, keep_outside, read_prepared, restate
 from pipeline.jobs.messages import describe_images
 from pipeline.released.archive_listing import (
     AUTHORS,
@@ -57,7 +49,6 @@ from pipeline.released.write_shards import (
     examine_shard,
     stage_variant,
 )
-from pipeline.runtime.flag_types import as_given
 from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, run_locally
@@ -85,22 +76,17 @@ class ImportFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_import(arguments: argparse.Namespace) -> int:
     """Runs `in9 import`; returns the exit code."""
-    is_outside = bool(arguments.dataset or arguments.variant)
-    needed = ("dataset", "variant") if is_outside else ("from", "output")
+    if arguments.dataset or arguments.variant:
+        return _import_outside(arguments)
     refuse_first(
         {
-            f"{as_given(name)} does not go with --dataset and --variant": name in arguments.given
-            for name in ("from", "output", "split", "formats", "images_per_shard")
-            if is_outside
-        }
-        | {
-            f"{flag.name} {flag.metavar} is required (see: in9 import --help)": True
-            for flag in flags_of("import")
-            if flag.dest in needed and not getattr(arguments, flag.dest)
+            f"{flag} is required (see: in9 import --help)": not value
+            for flag, value in (
+                ("--from DIR|TAR|paper:", vars(arguments)["from"]),
+                ("--output DIR", arguments.output),
+            )
         }
     )
-    if is_outside:
-        return _import_outside(arguments)
     flags = flags_as(ImportFlags, arguments)
     store, source = writing_store("output", flags.output), absolute(flags.source)
     _check_output(store, source)
@@ -132,13 +118,22 @@ def run_import(arguments: argparse.Namespace) -> int:
             if is_new := read_manifest(store) != manifest:
                 restate(store, imagenet9(), manifest)
         _forget_unpacked(store)
-    had = manifest.outside if manifest else ()
-    _print_summary(store, released, had, is_new, time.monotonic() - started)
+    _print_summary(store, released, manifest, is_new, time.monotonic() - started)
     return 0
 
 
 def _import_outside(arguments: argparse.Namespace) -> int:
     """Imports pictures from outside as variants of a dataset; returns the exit code."""
+    refuse_first(
+        {
+            f"{name} does not go with --dataset and --variant": name in arguments.given
+            for name in ("from", "output", "split", "formats", "images_per_shard")
+        }
+        | {
+            "--dataset DIR is required with --variant": not arguments.dataset,
+            "--variant NAME=DIR|TAR is required with --dataset": not arguments.variant,
+        }
+    )
     started, store = time.monotonic(), writing_store("dataset", arguments.dataset)
     entries = _dataset_in(store).config.compose.variants
     given = [each.partition("=")[::2] for each in arguments.variant]
@@ -147,72 +142,72 @@ def _import_outside(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise UsageError(f"--variant {error}") from error
     refuse_first(
-        {
-            f"{','.join(arguments.variant)}: expected NAME=DIR or NAME=TAR, and each name once": (
-                len(sources) < len(given)
-            ),
-            **{
-                f"{name}={path} lies inside --dataset {store.root}": is_below(path, store.root)
-                for name, path in sources.items()
-            },
+        {"expected NAME=DIR or NAME=TAR, and each name once": len(sources) < len(given)}
+        | {
+            f"{name}={path} lies inside --dataset {store.root}": is_below(path, store.root)
+            for name, path in sources.items()
         },
-        "--variant ",
+        "--variant: ",
     )
     with locked(store, DATASET_LOCK) as store:
-        dataset, staging = _dataset_in(store), Staging(store, f"{STAGING}/outside")
-        before = dataset.manifest
+        dataset, staging = _dataset_in(store), Staging(store, f"{IMPORT_FOLDER}/outside")
         try:
             staged = {
-                str(name): stage_variant(dataset, name, path, staging)
-                for name, path in sources.items()
+                str(name): stage_variant(dataset, name, source, staging)
+                for name, source in sources.items()
             }
-            images = outside_images(
-                before,
-                (
-                    (split, number, chosen_images(dataset.index_of_shard(split, number)))
-                    for split in before.shards
-                    for number in dataset.shards(split)
-                ),
+            chosen = (
+                (split, number, chosen_images(dataset.index_of_shard(split, number)))
+                for split in dataset.config.split
+                for number in dataset.shards(split)
             )
-            kept = keep_outside(store, before.with_outside({}), images)
-            outside = {name: Outside(images, pictures) for name, (pictures, *_) in staged.items()}
-            new = {name for name, one in outside.items() if kept.outside.get(name) != one}
+            kept, images = keep_outside(store, dataset.manifest.with_outside({}), chosen)
+            new = {
+                name: one
+                for name, (pictures, *_) in staged.items()
+                for one in [Outside(images, pictures)]
+                if kept.outside.get(name) != one
+            }
             files = [file for name in new for file in staged[name][1]]
             manifest = dataclasses.replace(
                 kept.with_outside(
-                    kept.outside | outside, [*kept.files_of(kept.outside.keys() - new), *files]
+                    kept.outside | new, *kept.files_of(*kept.outside.keys() - new), *files
                 ),
-                about=stated(flags_as(StatedFlags, arguments), before),
+                about=stated(flags_as(StatedFlags, arguments), dataset.manifest),
             )
             if is_new := read_manifest(store) != manifest:
-                moves = [(staging.staged(file.path), file.path) for file in files]
-                restate(store, dataset.taxonomy, manifest, moves)
+                moved = ((staging.staged(file.path), file.path) for file in files)
+                restate(store, dataset.taxonomy, manifest, moved)
         finally:
-            _forget_unpacked(store)
-    named = (
-        f"{name}: {backgrounds} named backgrounds" for name, (*_, backgrounds) in staged.items()
+            store.delete_tree(IMPORT_FOLDER)
+    print(
+        "\n".join(
+            [
+                *describe_images(manifest, had=dataset.manifest.outside),
+                *(f"{name}: {number} named backgrounds" for name, (*_, number) in staged.items()),
+                f"time: {time.monotonic() - started:.1f} s"
+                if is_new
+                else "nothing to do: everything is up to date",
+                f"dataset {manifest.fingerprint[:12]}: in9 evaluate --dataset {store.root}",
+            ]
+        )
     )
-    print("\n".join([*describe_images(manifest, had=before.outside), *named]))
-    _print_end(manifest, store, is_new, time.monotonic() - started)
     return 0
 
 
 def _dataset_in(store: Store) -> Dataset:
     """Opens a dataset, also one in which an import of pictures from outside was killed.
 
-    That has written no file of another variant.
+    Such an import has written no file of another variant.
     """
     states = [one for one in (last_manifest(store), read_prepared(store)) if one]
-    made = {one.made or one.fingerprint for one in states}
-    return Dataset(store, states[0]) if len(states) > len(made) else Dataset.open(store)
+    is_resumed = len({one.made or one.fingerprint for one in states}) < len(states)
+    return Dataset(store, states[0]) if is_resumed else Dataset.open(store)
 
 
 def _forget_unpacked(store: Store) -> None:
-    """Removes what is unpacked and staged, which only a run that was interrupted needs again."""
+    """Removes the unpacked archive, which only a run that was interrupted needs again."""
     store.delete_all(p for p in list(store.walk(IMPORT_FOLDER)) if p.endswith(".tar"))
-    store.delete_tree(f"{STAGING}/outside")
-    for folder in (STAGING, IMPORT_FOLDER):
-        store.prune(folder)
 
 
 def _check_output(store: Store, source: str) -> None:
@@ -275,7 +270,7 @@ def _run(released: ReleasedArchive, store: Store, about: About) -> None:
 
 
 def _print_summary(
-    store: Store, released: ReleasedArchive, had: Iterable[str], is_new: bool, seconds: float
+    store: Store, released: ReleasedArchive, before: Manifest | None, is_new: bool, seconds: float
 ) -> None:
     dataset = Dataset.open(store)
     backgrounds = [
@@ -283,7 +278,11 @@ def _print_summary(
         for split in dataset.manifest.config.split
         for line in _background_lines(dataset, split)
     ]
-    print("\n".join([*describe_images(dataset.manifest, had=had), *backgrounds]))
+    print(
+        "\n".join(
+            [*describe_images(dataset.manifest, had=before.outside if before else ()), *backgrounds]
+        )
+    )
     if dataset.manifest.config.compose.mixed and ONLY_BG_T not in dataset.variants:
         print(
             "only_bg_t is missing, so backgrounds cannot be identified; intervals treat every "
@@ -291,12 +290,8 @@ def _print_summary(
         )
     if released.ignored:
         print(f"not imported: {', '.join(released.ignored)}")
-    _print_end(dataset.manifest, store, is_new, seconds)
-
-
-def _print_end(manifest: Manifest, store: Store, is_new: bool, seconds: float) -> None:
     print(f"time: {seconds:.1f} s" if is_new else "nothing to do: everything is up to date")
-    print(f"dataset {manifest.fingerprint[:12]}: in9 evaluate --dataset {store.root}")
+    print(f"dataset {dataset.manifest.fingerprint[:12]}: in9 evaluate --dataset {store.root}")
 
 
 def _background_lines(dataset: Dataset, split: str) -> Iterator[str]:

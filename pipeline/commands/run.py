@@ -158,8 +158,9 @@ def _plan_job(
     if flags.command in ("run", "evaluate") and not is_stage:
         evaluation = plans[EVALUATION.name].evaluation
         asked = flags_as(GateFlags, arguments)
-        variants = (*dataset.config.compose.composed, *outside)
-        gate = gate_from_flags(asked, store, variants, evaluation)
+        gate = gate_from_flags(
+            asked, store, (*dataset.config.compose.composed, *outside), evaluation
+        )
     ending = JobSummary(
         flags.command,
         store,

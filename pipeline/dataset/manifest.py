@@ -6,7 +6,6 @@ It does not import Beam, because readers use it, too.
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping
 from importlib import metadata
 from typing import Annotated, Any, Literal, Self
 
@@ -133,28 +132,34 @@ class Manifest:
     @property
     def variants(self) -> tuple[VariantName, ...]:
         """Its variants: those composed, in the paper's order, then those from outside by name."""
-        return (*self.config.compose.composed, *map(VariantName, sorted(self.outside)))
+        return (
+            *self.config.compose.composed,
+            *(outside_variant(n, self.config.compose.variants) for n in sorted(self.outside)),
+        )
 
-    def files_of(self, variants: Collection[str]) -> list[FileDigest]:
+    def files_of(self, *variants: str) -> list[FileDigest]:
         """Returns the files with samples of some variants."""
         return [file for file in self.files if parent(file.path).partition("/")[2] in variants]
 
-    def with_outside(
-        self, outside: Mapping[str, Outside], files: Iterable[FileDigest] = ()
-    ) -> Self:
+    def with_outside(self, outside: dict[str, Outside], *files: FileDigest) -> Self:
         """Returns the manifest with these variants from outside, and their files, for its own."""
         made, every = self.made or self.fingerprint, [*map(str, self.config.compose.composed)]
-        own = {*self.files}.difference(self.files_of(self.outside))
-        pictures = [[name, one.pictures] for name, one in sorted(outside.items())]
         return dataclasses.replace(
             self,
-            fingerprint=fingerprint(made, pictures) if outside else made,
+            fingerprint=fingerprint(made, {n: one.pictures for n, one in outside.items()})
+            if outside
+            else made,
             samples={
                 split: dict.fromkeys([*every, *outside], numbers[every[0]])
                 for split, numbers in self.samples.items()
             },
-            files=tuple(sorted(own.union(files), key=lambda file: file.path)),
-            outside=dict(outside),
+            files=tuple(
+                sorted(
+                    {*self.files}.difference(self.files_of(*self.outside)).union(files),
+                    key=lambda file: file.path,
+                )
+            ),
+            outside=outside,
             made=made if outside else "",
         )
 
@@ -235,8 +240,6 @@ def _check(stored: Manifest) -> None:
     """Checks that a manifest's parts are consistent with each other. Raises ValueError if not."""
     config = stored.config
     check_data_paths(stored.files)
-    for name in stored.outside:
-        outside_variant(name, config.compose.variants)
     for name in ("shards", "images", "rejections", "samples"):
         if set(getattr(stored, name)) != set(config.split):
             raise ValueError(f"{name} must have the splits {', '.join(config.split)}")

@@ -45,7 +45,6 @@ from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.hashing import fingerprint
 from transforms.taxonomy import Taxonomy, imagenet9
-from transforms.variants import VariantName
 
 PREPARED_MANIFEST = f"{STAGING}/manifest.json"
 """The new manifest while files are moved; it does not list the dataset card's files yet. As long as
@@ -173,15 +172,14 @@ def prepare(
     """
     shards = list(shards)
     manifest, moves = merge_shards(config, shards, taxonomy)
-    outputs = (shard for shard in shards if isinstance(shard, OutputShard))
-    images = outside_images(manifest, ((o.totals.split, o.shard, o.chosen) for o in outputs))
+    chosen = [(o.totals.split, o.shard, o.chosen) for o in shards if isinstance(o, OutputShard)]
     manifest = dataclasses.replace(manifest, about=about)
     with locked(store, PREPARE_LOCK, wait=math.inf) as fenced:
         # The prepared manifest is read first, because Finish writes the final manifest before it
         # removes the prepared one: in this order, at least one of them is seen.
         prepared, old = read_prepared(store), read_manifest(fenced)
         sizes = _file_sizes(fenced)
-        manifest = keep_outside(fenced, manifest, images)
+        manifest, _ = keep_outside(fenced, manifest, chosen)
         remaining = [
             staged for shard in moves if (staged := [move for move in shard if move[0] in sizes])
         ]
@@ -208,32 +206,37 @@ def prepare(
     return manifest.fingerprint, remaining
 
 
-def outside_images(manifest: Manifest, chosen: Iterable[tuple[str, int, str]]) -> str:
-    """Returns `Outside.images`, from (split, number, `chosen_images`) of each output shard."""
-    config, shards = manifest.config, {s: n.output for s, n in manifest.shards.items()}
-    flags = [config.segment.fingerprint(), config.taxonomy, sorted(config.compose.formats)]
-    return fingerprint(flags, shards, sorted(chosen))
+def keep_outside(
+    store: Store, manifest: Manifest, chosen: Iterable[tuple[str, int, str]]
+) -> tuple[Manifest, str]:
+    """Adds to a manifest without variants from outside those of the dataset in place.
 
+    `chosen` has (split, number, `chosen_images`) of each output shard. A variant is left out if it
+    is for other images, or its files are not all there. If a commit was interrupted, a file may be
+    that of another import, so its content counts, too.
 
-def keep_outside(store: Store, manifest: Manifest, images: str) -> Manifest:
-    """Adds to a manifest the variants from outside that the dataset in place has.
-
-    Those are left out whose `Outside.images` are others, or whose files are not all there. If a
-    commit was interrupted, a file may be that of another import, so its content counts, too.
+    Returns (the manifest, `Outside.images`).
     """
+    config, shards = manifest.config, {s: n.output for s, n in manifest.shards.items()}
+    images = fingerprint(
+        config.segment.fingerprint(),
+        [config.taxonomy, sorted(config.compose.formats)],
+        shards,
+        sorted(chosen),
+    )
     old, is_finished = last_manifest(store) or manifest, store.exists(MANIFEST)
     kept = {
         name: one
         for name, one in old.outside.items()
         if one.images == images
-        and VariantName(name) not in manifest.variants
+        and name not in map(str, manifest.variants)
         and all(
             store.size(file.path) == file.bytes
             and (is_finished or store.digest(file.path) == file.sha256)
-            for file in old.files_of({name})
+            for file in old.files_of(name)
         )
     }
-    return manifest.with_outside(kept, old.files_of(kept))
+    return manifest.with_outside(kept, *old.files_of(*kept)), images
 
 
 def read_prepared(store: Store) -> Manifest | None:

@@ -7,19 +7,26 @@ import operator
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.dataset.folder import sample_digests
-from pipeline.dataset.records import ACCEPTED, ImageRow, Record, Row, ShardCounts, layer_tar
+from pipeline.dataset.records import (
+    ACCEPTED,
+    ImageRow,
+    Record,
+    Row,
+    ShardCounts,
+    chosen_images,
+    layer_tar,
+)
 from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable
 from pipeline.inputs.location import Location
 from pipeline.inputs.source_images import Packed, SourceImage
-from transforms.hashing import fingerprint
 
 SOURCE_SCHEMA = pa.schema(
     [
@@ -188,12 +195,6 @@ class OutputShard:
             of_sample=sum(row["selected"] and row.get("source_md5") in sample for row in rows),
             chosen=chosen_images(rows),
         )
-
-
-def chosen_images(rows: Iterable[Row]) -> str:
-    """Returns a fingerprint of a shard's selected images, in order, by rows of its index."""
-    names = ("key", "wnid", "label", "source_md5", "box", "fg_fraction")
-    return fingerprint([[row.get(name) for name in names] for row in rows if row["selected"]])
 
 
 def pack_sources(rows: list[ImageRow], source_of: Callable[[ImageRow], SourceImage]) -> bytes:

@@ -4,7 +4,6 @@ The authors' own archive is fetched once into the user's cache, and checked befo
 """
 
 import dataclasses
-import io
 import itertools
 import os
 import posixpath
@@ -12,18 +11,17 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.csv
 import requests
 
 from pipeline.dataset.config import DatasetConfig
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.records import ShardCounts
-from pipeline.errors import JobError, UsageError, counted
+from pipeline.errors import JobError, UsageError, counted, refuse_first
 from pipeline.generate.shard_elements import SplitTotals
 from pipeline.inputs.archives import Unpacker, members, naming, unpacker_of
 from pipeline.inputs.location import Location, read_location, reads_ahead
-from pipeline.inputs.source_images import HIDDEN
+from pipeline.inputs.source_images import HIDDEN, IMAGE_SUFFIXES
+from pipeline.inputs.tables import read_rows
 from pipeline.released.export import find_clashes, label_of_folder, parse_name, stem_of
 from pipeline.runtime.progress import live_bar
 from pipeline.storage.files import absolute, files_of, relative
@@ -146,8 +144,9 @@ def _unpacker(source: str) -> Unpacker | None:
 def list_files(source: str, store: Store, flag: str = "--from ") -> list[ArchiveLocation]:
     """Lists the files of a folder or a tar; unpacks a compressed tar into the store's work folder.
 
-    `flag` stands before the source in messages. Raises UsageError if the source is neither a folder nor a tar, or the tar is damaged or refused
-    (a member could point outside it, or it unpacks to too many bytes).
+    `flag` stands before the source in messages. Raises UsageError if the source is neither a folder
+    nor a tar, or the tar is damaged or refused (a member could point outside it, or it unpacks to
+    too many bytes).
     """
     files = files_of(source)
     info = files.info(source)
@@ -413,7 +412,7 @@ def _images(
 def _parse(variant: VariantName, location: ArchiveLocation) -> tuple[str, str, str | None] | None:
     """Parses a file name into (stem, wnid, named background); None if it is not of the layout."""
     name, suffix = posixpath.splitext(posixpath.basename(location.name))
-    wanted = (".jpeg", ".jpg", ".png") if variant.is_picture else (".npy",)
+    wanted = IMAGE_SUFFIXES if variant.is_picture else (".npy",)
     if suffix.lower() not in wanted:
         return None
     return parse_name(name, is_mixed=variant.is_mixed)
@@ -439,72 +438,54 @@ def _size(source: str, images: list[ReleasedImage]) -> int:
     raise UsageError(f"--from {source}: none of the first pictures in original can be decoded")
 
 
-_PICTURES = (".jpeg", ".jpg", ".png")
-_TABLE, _COLUMNS = "pictures.csv", ("picture", "background")
-"""Table beside pictures from outside that names backgrounds, and its columns."""
-
-FoundPictures = dict[tuple[str, str], tuple[ArchiveLocation, str | None]]
-"""By split and key, a picture from outside and the name of its background; None: its own."""
-
-
 def find_pictures(
     dataset: Dataset, variant: VariantName, source: str, store: Store
-) -> FoundPictures:
-    """Finds a picture from outside for each selected image of a dataset.
+) -> dict[tuple[str, str], tuple[ArchiveLocation, str | None]]:
+    """Finds a picture from outside for each selected image of a dataset, by split and key.
 
-    Its name is the key, or that in an export, in any folder, except below another split's. Raises
-    UsageError if an image has none, or several, and if the source cannot be read.
+    Its file is named by the key, or as in an export, and lies in any folder but that of another
+    split. With it comes the name of its background in `pictures.csv`, or None. Raises UsageError if
+    an image has no picture, or several, or something cannot be read.
     """
-    label, splits, found = f"--variant {variant}={source}", {*dataset.config.split}, {}
+    flag, splits, found, named = f"--variant {variant}=", {*dataset.config.split}, {}, {}
     by_name: dict[str, list[ArchiveLocation]] = defaultdict(list)
-    listed = list_files(source, store, f"--variant {variant}=")
-    files = [file for file in listed if not HIDDEN.search(file.name)]
+    files = [file for file in list_files(source, store, flag) if not HIDDEN.search(file.name)]
     for file in files:
-        stem = posixpath.splitext(posixpath.basename(file.name))[0]
+        stem, suffix = posixpath.splitext(posixpath.basename(file.name))
         for name in {stem, (parse_name(stem, is_mixed=True) or (stem,))[0]}:
-            by_name[name].append(file)
+            by_name[name] += [file] * (suffix.lower() in IMAGE_SUFFIXES)
     for split in dataset.config.split:
         wnids = {row["key"]: row["wnid"] for row in selected_rows(dataset, split)}
         clashes = find_clashes(wnids.items())
         for key, wnid in wnids.items():
-            its = [
+            found[split, key] = [
                 file
                 for name in {key, stem_of(key, wnid, clashes)}
                 for file in by_name[name]
                 if not (splits - {split}).intersection(file.name.split("/")[-3:-2])
             ]
-            found[split, key] = [f for f in its if f.name.lower().endswith(_PICTURES)] or its
     if wrong := sorted((len(its), key) for (_, key), its in found.items() if len(its) != 1):
-        none = sum(not number for number, _ in wrong)
         raise UsageError(
-            f"{label}: of {counted(len(found), 'selected image')}, {none} have no picture and "
-            f"{len(wrong) - none} have several: {', '.join(key for _, key in wrong[:3])}"
-            f"{', ...' * (len(wrong) > 3)}. Name each picture by the key of its image, or as in9 "
-            "export does"
+            f"{flag}{source}: of {counted(len(found), 'selected image')}, "
+            f"{sum(not number for number, _ in wrong)} have no JPEG or PNG and "
+            f"{sum(number > 1 for number, _ in wrong)} have several: "
+            f"{', '.join(key for _, key in wrong[:3])}{', ...' * (len(wrong) > 3)}; name each "
+            "picture by the key of its image, or as in9 export does"
         )
-    named = _read_backgrounds(
-        label, [file for file in files if posixpath.basename(file.name) == _TABLE]
-    )
-    names_of = {at: (at[1], f.name, posixpath.basename(f.name)) for at, (f,) in found.items()}
+    for table in (file for file in files if posixpath.basename(file.name) == "pictures.csv"):
+        # A table in a tar is copied, because tables are read from files.
+        copy = store.write(f"{IMPORT_FOLDER}/pictures.csv", read_contents([table])[0]).path
+        for row in read_rows(store.path(copy), f"{flag}{source}:"):
+            refuse_first(
+                {
+                    f"{table.name} has no column {name}": name not in row.values
+                    for name in ("picture", "background")
+                },
+                f"{flag}{source}: ",
+            )
+            named[row.text("picture")] = row.text("background")
     return {
-        at: (file, next((named[name] for name in names_of[at] if named.get(name)), None))
-        for at, (file,) in found.items()
+        (split, key): (file, next(filter(None, map(named.get, names)), None))
+        for (split, key), (file,) in found.items()
+        for names in [(key, file.name, posixpath.basename(file.name))]
     }
-
-
-def _read_backgrounds(label: str, tables: Sequence[ArchiveLocation]) -> dict[str, str]:
-    """Reads names of backgrounds, by the key, path or file name of the picture."""
-    texts = pyarrow.csv.ConvertOptions(
-        include_columns=_COLUMNS, column_types=dict.fromkeys(_COLUMNS, pa.string())
-    )
-    try:
-        read = [
-            pyarrow.csv.read_csv(io.BytesIO(content), convert_options=texts)
-            for content in read_contents(tables)
-        ]
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise UsageError(
-            f"{label}: {_TABLE} is no CSV with the columns {', '.join(_COLUMNS)}: {error}"
-        ) from error
-    columns = (table.to_pydict().values() for table in read)
-    return {name: named for pair in columns for name, named in zip(*pair, strict=True)}

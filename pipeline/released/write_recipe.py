@@ -47,9 +47,9 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
     Raises UsageError if the dataset has no masks, or says what no recipe may say; JobError if a
     file of it is missing or damaged.
     """
-    outside = ", ".join(dataset.manifest.outside)
-    dataset = dataclasses.replace(dataset, manifest=dataset.manifest.with_outside({}))
-    config, has_layers = dataset.manifest.config, dataset.manifest.config.layers == "keep"
+    outside, manifest = dataset.manifest.outside, dataset.manifest.with_outside({})
+    dataset = dataclasses.replace(dataset, manifest=manifest)
+    config, has_layers = manifest.config, manifest.config.layers == "keep"
     refuse_first(
         {
             "it was imported": config.is_imported,
@@ -82,7 +82,7 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
         Store(folder).write(RECIPE, data)
         Recipe.open(f"{folder}/{RECIPE}", f"--layout recipe: the recipe of {dataset.store.root}")
     file = target.write(RECIPE, data)
-    target.write("README.md", shown_bytes(_readme(dataset, masks, outside)))
+    target.write("README.md", shown_bytes(_readme(dataset, masks, ", ".join(outside))))
     target.write("croissant.json", file_metadata(file, dataset.manifest, CITATION))
     target.remove_temporary()
     target.prune(WORK_FOLDER)

@@ -35,11 +35,11 @@ from pipeline.dataset.sinks import (
     open_sinks,
     sample_schema,
 )
-from pipeline.errors import UsageError, counted
+from pipeline.errors import UsageError
 from pipeline.generate.compose import index_schema
 from pipeline.generate.shard_elements import OutputShard
 from pipeline.released.archive_listing import (
-    FoundPictures,
+    ArchiveLocation,
     ReleasedImage,
     ReleasedShard,
     find_pictures,
@@ -401,41 +401,30 @@ def stage_variant(
     Raises UsageError if a picture is missing or broken, or has another size than the dataset's.
     """
     found = find_pictures(dataset, variant, source, staging.store)
-    shards = [(split, n) for split in dataset.config.split for n in dataset.shards(split)]
-    stage = functools.partial(_stage_shard, dataset, variant, staging, found)
+    stage = functools.partial(_stage_shard, dataset, variant, source, staging, found)
+    shards = ((split, n) for split in dataset.config.split for n in dataset.shards(split))
     staged = [one for _, one in read_ahead(stage, shards, usable_cores())]
-    faults = [fault for _, of_shard, _ in staged for fault in of_shard]
-    if faults:
-        side = dataset.config.segment.image_size
-        resize = (
-            f"; to resize: find {source} -type f -exec mogrify -path NEW -format png "
-            f"-resize '{side}x{side}!' {{}} +"
-        )
-        is_other = any(reason == Reason.SIZE_MISMATCH for reason, _ in faults)
-        raise UsageError(
-            f"--variant {variant}={source}: {len(faults)} of {counted(len(found), 'picture')} "
-            f"cannot be taken: {', '.join(text for _, text in faults[:3])}"
-            f"{', ...' * (len(faults) > 3)}" + resize * is_other
-        )
-    rows = sorted(row for of_shard, *_ in staged for row in of_shard)
-    files = [file for *_, of_shard in staged for file in of_shard]
-    return fingerprint(rows), files, sum(background is not None for *_, background in rows)
+    rows = sorted(row for of_shard, _ in staged for row in of_shard)
+    return (
+        fingerprint(rows),
+        [file for _, of_shard in staged for file in of_shard],
+        sum(background is not None for *_, background in rows),
+    )
 
 
 def _stage_shard(
     dataset: Dataset,
     variant: VariantName,
+    source: str,
     staging: Staging,
-    found: FoundPictures,
+    found: dict[tuple[str, str], tuple[ArchiveLocation, str | None]],
     at: tuple[str, int],
-) -> tuple[
-    list[tuple[str, str, str, str | None]], list[tuple[Reason, str]], tuple[FileDigest, ...]
-]:
-    """Stages a shard. What its samples say of an image is the same in all variants.
+) -> tuple[list[tuple[str, str, str, str | None]], tuple[FileDigest, ...]]:
+    """Stages a shard; what its samples say of an image is the same in all variants.
 
-    Returns (split, key, SHA-256 and background of each picture; faults; digests of the files).
+    Returns (split, key, SHA-256 and background of each picture; digests of the files).
     """
-    (split, shard), rows, faults = at, [], []
+    (split, shard), rows, side = at, [], dataset.config.segment.image_size
     with staging.store.together() as store, contextlib.ExitStack() as stack:
         sinks = open_sinks(
             stack,
@@ -448,17 +437,20 @@ def _stage_shard(
             shard=shard,
             num_shards=len(dataset.shards(split)),
         )
-        columns = ["key", *(field.name for field in SAMPLE_FIELDS)]
-        tables = dataset.tables(split, shard, dataset.variants[0], columns)
+        tables = dataset.tables(
+            split, shard, dataset.variants[0], ["key", *(field.name for field in SAMPLE_FIELDS)]
+        )
         for row in itertools.chain.from_iterable(table.to_pylist() for table in tables):
             place, background = found[split, key := row.pop("key")]
             (data,) = read_contents([place])
-            fault, _ = check_pictures({variant: data}, dataset.config.segment.image_size)
-            if fault:
-                faults.append((fault[0], f"{place.name} ({fault[1].partition(': ')[2]})"))
-                continue
+            if fault := check_pictures({variant: data}, side)[0]:
+                raise UsageError(
+                    f"--variant {variant}={source}: {place.name}: {fault[1].partition(': ')[2]}"
+                    + f"; to resize: find {source} -type f -exec mogrify -path NEW -format png "
+                    f"-resize '{side}x{side}!' {{}} +" * (fault[0] == Reason.SIZE_MISMATCH)
+                )
+            row |= {"bg_key": background, "bg_label": None, "bg_wnid": None}
             rows.append((split, key, hashlib.sha256(data).hexdigest(), background))
-            fields = {**row, "bg_key": background, "bg_label": None, "bg_wnid": None}
             for sink in sinks[variant]:
-                sink.add(Sample(key, data, suffix_of(data), fields))
-    return rows, faults, digests_of(sinks)
+                sink.add(Sample(key, data, suffix_of(data), row))
+    return rows, digests_of(sinks)
