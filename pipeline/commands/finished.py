@@ -166,12 +166,12 @@ def _export_recipe(dataset: Dataset, to: str, given: Sequence[str]) -> None:
     target = Store.at(to)
     _check(dataset, target, is_ours=target.exists(RECIPE))
     file, masks = write_recipe(dataset, target)
-    made, outside = dataset.manifest.with_outside({}).fingerprint, dataset.manifest.outside
     print(
-        f"recipe: {target.path(RECIPE)} of dataset {made[:12]}, {counted(masks, 'mask')}, "
-        f"{file.bytes} bytes"
-        + f"\nnot in the recipe, as others have made them: {', '.join(outside)}"
-        * bool(outside)
+        f"recipe: {target.path(RECIPE)} of dataset "
+        f"{dataset.manifest.with_outside({}).fingerprint[:12]}, {counted(masks, 'mask')}, "
+        f"{file.bytes} bytes",
+        *(f"not in the recipe, as it comes from outside: {n}" for n in dataset.manifest.outside),
+        sep="\n",
     )
 
 

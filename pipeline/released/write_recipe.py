@@ -153,7 +153,7 @@ def _readme(dataset: Dataset, masks: int, outside: str) -> str:
             "```",
             "",
             *(f"**{sentence(note)}**\n" for note in notes_of(manifest)),
-            *((f"Not contained, as others have made it: {outside}.", "") if outside else ()),
+            *((f"Not contained, because it comes from outside: {outside}.", "") if outside else ()),
             "## How it was made",
             "",
             *steps_of(manifest.config),
