@@ -446,8 +446,9 @@ def _stage_shard(
             if fault := check_pictures({variant: data}, side)[0]:
                 raise UsageError(
                     f"--variant {variant}={source}: {place.name}: {fault[1].partition(': ')[2]}"
-                    + f"; to resize: find {source} -type f -exec mogrify -path NEW -format png "
-                    f"-resize '{side}x{side}!' {{}} +" * (fault[0] == Reason.SIZE_MISMATCH)
+                    + (fault[0] == Reason.SIZE_MISMATCH)
+                    * f"; to resize: mkdir NEW; find {source} -type f -exec mogrify -path NEW "
+                    f"-format png -resize '{side}x{side}!' {{}} +"
                 )
             row |= {"bg_key": background, "bg_label": None, "bg_wnid": None}
             rows.append((split, key, hashlib.sha256(data).hexdigest(), background))
