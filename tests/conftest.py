@@ -38,7 +38,7 @@ _LONGEST = (
     *("gpus", "leftovers", "scenes", "model_stage", "versions", "object_storage", "baseline"),
     *("lock", "attack", "matrix", "grabcut", "report", "guard", "examples", "method", "import"),
     *("answers", "dataflow", "predict", "job", "call", "dry_run", "portable", "new_analysis"),
-    *("models_on_shards", "cli", "integrity"),
+    *("models_on_shards", "cli", "integrity", "matrix_dial"),
 )
 """Test modules that take a quarter of a minute or more, the longest first."""
 
@@ -131,69 +131,44 @@ def small_sample(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return made_once(tmp_path_factory, "small", make)
 
 
-@pytest.fixture(scope="session")
-def small_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of the main job on 18 small pictures. Tests must not write into it."""
-    run = ("run", "--input", small_sample, "--output")
-    return made_once(tmp_path_factory, "small-run", lambda out: run_in9(*run, out, figures=True))
+def of_small_sample(name: str, command: str, *words: object, figures: bool = False) -> Any:
+    """Returns a fixture: the output of a command on `small_sample`. Tests must not change it."""
+
+    @pytest.fixture(scope="session")
+    def output(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        flags = (command, "--input", small_sample, *words, "--output")
+        return made_once(tmp_path_factory, name, lambda out: run_in9(*flags, out, figures=figures))
+
+    return output
 
 
-@pytest.fixture(scope="session")
-def one_worker(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of 18 pictures in several shards, made by one worker. Tests must not change it."""
-    flags = ("generate", "--input", small_sample, *ONE, *SHARDS, "--output")
-    return made_once(tmp_path_factory, "one-worker", lambda out: run_in9(*flags, out))
+small_run = of_small_sample("small-run", "run", figures=True)
+"""The output of the main job, with all defaults."""
 
+one_worker = of_small_sample("one-worker", "generate", *ONE, *SHARDS)
+"""A dataset in several shards, made by one worker."""
 
-@pytest.fixture(scope="session")
-def three_draws(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of 18 small pictures with three draws of each mixed variant, cut along boxes.
+three_draws = of_small_sample("draws", "generate", "--replicates", 3, *QUICK, *ONE)
+"""A dataset with three draws of each mixed variant, cut along boxes."""
 
-    Tests must not change it.
-    """
-    command = ("generate", "--input", small_sample, "--replicates", 3, *QUICK, *ONE, "--output")
-    return made_once(tmp_path_factory, "draws", lambda out: run_in9(*command, out))
+for_gaps = of_small_sample(
+    *("for-gaps", "generate", "--variants", "original,mixed_same,mixed_rand", *QUICK, *ONE)
+)
+"""A dataset with the variants of the BG-Gap alone, cut along boxes."""
 
+quick_shards = of_small_sample("quick-shards", "generate", *QUICK, *SHARDS, *ONE)
+"""A dataset in several shards, cut along boxes by one worker."""
 
-@pytest.fixture(scope="session")
-def for_gaps(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of 18 small pictures with the variants of the BG-Gap alone, cut along boxes.
+three_models = of_small_sample(
+    *("three-models", "run", *QUICK, "--replicates", 2, "--pictures", "none", *ONE, "--models"),
+    ",".join(f"python:tiny_models:{name}" for name in ("first", "second", "third")),
+)
+"""Two draws of small pictures with results of three models."""
 
-    Tests must not change it.
-    """
-    flags = ("--variants", "original,mixed_same,mixed_rand", *QUICK, *ONE, "--output")
-    command = ("generate", "--input", small_sample, *flags)
-    return made_once(tmp_path_factory, "for-gaps", lambda out: run_in9(*command, out))
-
-
-@pytest.fixture(scope="session")
-def quick_shards(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of 18 small pictures in several shards, cut along boxes. Tests must not change it.
-
-    It is made by one worker.
-    """
-    command = ("generate", "--input", small_sample, *QUICK, *SHARDS, *ONE, "--output")
-    return made_once(tmp_path_factory, "quick-shards", lambda out: run_in9(*command, out))
-
-
-@pytest.fixture(scope="session")
-def three_models(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two draws of small pictures with results of three models. Tests must not change it."""
-    models = ",".join(f"python:tiny_models:{name}" for name in ("first", "second", "third"))
-    flags = (*QUICK, "--replicates", 2, "--pictures", "none", "--models", models, *ONE)
-    run = ("run", "--input", small_sample, *flags, "--output")
-    return made_once(tmp_path_factory, "three-models", lambda out: run_in9(*run, out))
-
-
-@pytest.fixture(scope="session")
-def rendered(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset of 18 small pictures with two draws and all renderings, cut along boxes.
-
-    Tests must not change it.
-    """
-    flags = ("--replicates", 2, "--variants", "all,method", *QUICK, *ONE, "--output")
-    command = ("generate", "--input", small_sample, *flags)
-    return made_once(tmp_path_factory, "rendered", lambda out: run_in9(*command, out))
+rendered = of_small_sample(
+    *("rendered", "generate", "--replicates", 2, "--variants", "all,method", *QUICK, *ONE)
+)
+"""A dataset with two draws and all renderings, cut along boxes."""
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Tests that links in the pages lead somewhere, and that pages named in code exist."""
 
+import os
 import re
 import subprocess
 import sys
@@ -64,3 +65,15 @@ def test_commands_of_pages_are_sound_and_files_of_the_deployment_exist(tmp_path:
     # Another block or the reader may use the variables of a block.
     words = ("--shell=bash", "--exclude=SC2034", *tmp_path.iterdir())
     subprocess.run([Path(sys.executable).with_name("shellcheck"), *words], check=True)
+
+
+def test_tasks_of_a_job_array_share_the_list(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "models.md").read_text()
+    (script,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", text, re.DOTALL)
+    (tmp_path / "models.txt").write_text("a\nb\nc\n")
+    for task in ("0", "1"):
+        variables = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": "2"}
+        words = ("bash", "-c", f"in9() {{ :; }}\n{script}")
+        subprocess.run(words, cwd=tmp_path, env={**os.environ, **variables}, check=True)
+    shares = [(tmp_path / f"models-{task}.txt").read_text() for task in (0, 1)]
+    assert shares == ["b\n", "a\nc\n"]

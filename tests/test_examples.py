@@ -3,10 +3,9 @@
 import json
 import os
 import re
+import runpy
 import sys
-import threading
 from collections.abc import Callable
-from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any
 
@@ -23,51 +22,32 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 SMALL = ("--image_size", "64", *keys(resize=64), "--formats", "parquet", "--pictures", "none")
 BOX = ("--segmenter", "box")
 
-FORK = """#!{python}
-import os, sys
-from multiprocessing.connection import Client
-with Client({address!r}) as client:
-    client.send((sys.argv[1:], dict(os.environ)))
-    code, out, err = client.recv()
-sys.stdout.write(out)
-sys.stderr.write(err)
-sys.exit(code)
-"""
-"""The command `in9` as `run_in9` starts it, for programs that take it from the path."""
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the command `FORK`, which works in the working directory of this process."""
-    folder = tmp_path_factory.mktemp("forked")
-    listener = Listener(str(folder / "socket"))
-
-    def answer() -> None:
-        while True:
-            with listener.accept() as connection:
-                done = forks().run(*connection.recv())
-                connection.send((done.returncode, done.stdout, done.stderr))
-
-    threading.Thread(target=answer, daemon=True).start()
-    (folder / "in9").write_text(FORK.format(python=sys.executable, address=listener.address))
-    (folder / "in9").chmod(0o755)
-    return folder
-
 
 @pytest.fixture
 def run(
-    small_sample: Path, forked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_sample: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., str]:
-    """A function that runs an example on 18 small pictures in a folder and returns its output."""
+    """A function that runs an example on 18 small pictures in a folder and returns what it prints.
+
+    It runs in this process, and the commands that it starts are forks.
+    """
     monkeypatch.chdir(tmp_path)
-    input_flags = ("--input", str(small_sample))
+
+    def start(words: list[str], env: Any = os.environ, **_: Any) -> Any:
+        done = forks().run(words[1:], dict(env))
+        assert (words[0], done.returncode) == ("in9", 0), done.stderr
+        return done
+
+    monkeypatch.setattr("subprocess.run", start)
 
     def run(name: str, *arguments: str, makes: bool = True) -> str:
-        commands = os.pathsep.join([str(forked), os.environ["PATH"]])
-        modules = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
-        words = (ROOT / "examples" / name, *arguments, *(input_flags if makes else ()))
-        variables = {"PATH": commands, "PYTHONPATH": modules}
-        return run_program(sys.executable, *words, cwd=tmp_path, **variables).stdout
+        path, added = str(ROOT / "examples" / name), ("--input", str(small_sample))
+        monkeypatch.setattr("sys.argv", [path, *arguments, *(added if makes else ())])
+        runpy.run_path(path, run_name="__main__")
+        return capsys.readouterr().out
 
     return run
 
@@ -150,21 +130,10 @@ def test_lightning_logs_the_gap(three_draws: Path, monkeypatch: pytest.MonkeyPat
         def forward(self, pictures: torch.Tensor) -> torch.Tensor:
             return self.network(pictures)
 
-        def training_step(self, batch: Any, _: int) -> torch.Tensor:
-            return self(batch).square().mean()
-
         def validation_step(self, batch: Any, _: int) -> None:
             self(batch)
 
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), 0.1)
-
-    pictures = torch.utils.data.DataLoader(torch.rand(4, 3, 64, 64), batch_size=2)
-    trainer = lightning.Trainer(
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        callbacks=[BackgroundGap(three_draws)],
-    )
-    trainer.fit(Module(), pictures, pictures)
+    pictures = torch.utils.data.DataLoader(torch.rand(2, 3, 64, 64))
+    trainer = lightning.Trainer(logger=False, callbacks=[BackgroundGap(three_draws)])
+    trainer.validate(Module(), pictures)
     assert -1 <= trainer.logged_metrics["in9/bg_gap"] <= 1

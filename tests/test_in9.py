@@ -72,6 +72,7 @@ def test_flags_are_checked_as_on_the_command_line(small_sample: Path, tmp_path: 
         ({"ouput": "x"}, "unknown flag --ouput; did you mean --output?"),
         ({"direct_num_workers": 2}, "--direct_num_workers is no flag of a stage"),
         ({"publish": tmp_path}, "--publish is no flag of a stage"),
+        ({"dask": "auto"}, "--dask is no flag of a stage"),
         ({"models": ["resnet50"]}, "--models is no flag of a stage"),
         ({"limit": "few"}, "argument --limit: invalid int value: 'few'"),
         ({"variants": ["original", "mixed_best"]}, "unknown variant 'mixed_best'"),

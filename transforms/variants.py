@@ -370,6 +370,10 @@ class VariantName:
         return self.base != "fg_mask"
 
 
+BG_GAP = "bg_gap"
+"""Name of BG-Gap, `mixed_same` less `mixed_rand`, in lists that otherwise hold variant names. That
+of `X_same` and `X_rand` is `bg_gap_X`, so no variant has a name that begins with this."""
+
 ORIGINAL, ONLY_BG_T, MASK = map(VariantName, ("original", "only_bg_t", "fg_mask"))
 """The variants that are read for other reasons than that a user asked for them."""
 
@@ -461,12 +465,14 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _is_taken(variant: VariantName, others: Iterable[str]) -> bool:
-    """Returns whether a variant has the name of a built-in one, a quantity or one of some others.
+    """Returns whether a variant has the name of a built-in one, or one of some others.
 
-    The name may also read as a draw's, or that of a variant as a rendering's.
+    The name may also read as a draw's, or that of a variant as a rendering's; conditions have a
+    baseline and gaps beside variants.
     """
-    name, quantities = str(variant), (f"mixed_same_{gap}" for gap in GAPS)
-    return name in {*VARIANTS, *quantities, *others} or VariantName.parse(name) != variant
+    name, quantities = str(variant), ("baseline", *(f"mixed_same_{gap}" for gap in GAPS))
+    is_reserved = name in {*VARIANTS, *quantities, *others} or name.startswith(BG_GAP)
+    return is_reserved or VariantName.parse(name) != variant
 
 
 def outside_variant(name: str, entries: Iterable[str]) -> VariantName:
@@ -480,10 +486,8 @@ def outside_variant(name: str, entries: Iterable[str]) -> VariantName:
     Raises:
       ValueError: the name has another form, or means something else.
     """
-    taken = ("all", "method", "dial", "baseline", *(str(VariantName.parse(e)) for e in entries))
-    if not re.fullmatch("(?!bg_gap)[a-z][a-z0-9_]{,99}", name) or _is_taken(
-        VariantName(name), taken
-    ):
+    taken = ("all", "method", "dial", *(str(VariantName.parse(entry)) for entry in entries))
+    if not re.fullmatch("[a-z][a-z0-9_]{,99}", name) or _is_taken(VariantName(name), taken):
         raise ValueError(
             f"{name!r} is no name for pictures from outside: it has small letters, digits and _, a "
             "letter first, and is not that of a variant, a draw, a gap or the baseline"

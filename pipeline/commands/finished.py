@@ -13,7 +13,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -54,12 +54,14 @@ from pipeline.released.export import (
     ExportPlan,
     class_folder,
     export_split,
-    find_clashes,
     take_folder,
     write_answer_table,
+    write_note,
 )
+from pipeline.released.waterbirds import plan_waterbirds, write_metadata
 from pipeline.released.write_recipe import write_recipe
 from pipeline.report.write import describe_report, write_report, write_tables
+from pipeline.runtime.flag_types import WATERBIRDS
 from pipeline.runtime.lock import (
     DATASET_LOCK,
     TABLES_LOCK,
@@ -67,10 +69,17 @@ from pipeline.runtime.lock import (
     locked,
     removed_if_refused,
 )
-from pipeline.runtime.progress import Progress, run_locally
+from pipeline.runtime.progress import run_locally
 from pipeline.storage.files import is_below
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import FileDigest, Store, single_file
+from pipeline.training.train_plan import choose_splits
+
+_NOT_FOR = {
+    "recipe": ("images", "split", *(flag.dest for flag in WATERBIRDS)),
+    "waterbirds": ("images", "split"),
+}
+"""Flags that a layout of an export does not take; the others take none of Waterbirds'."""
 
 
 class ExportFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +91,9 @@ class ExportFlags(msgspec.Struct, frozen=True, kw_only=True):
     split: str
     layout: str
     images: tuple[str, ...] | None
+    variants: tuple[str, ...] | None
+    classes: tuple[str, ...] | None
+    holdout: float
 
 
 class ReportFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,10 +115,15 @@ def run_export(arguments: argparse.Namespace) -> int:
       JobError: the job failed, or another one is writing the folder.
     """
     flags = flags_as(ExportFlags, arguments)
+    refused = _NOT_FOR.get(flags.layout, [flag.dest for flag in WATERBIRDS])
+    if wrong := [name for name in refused if name in flags.given]:
+        raise UsageError(f"--layout {flags.layout} takes no --{wrong[0]}; leave --{wrong[0]} out")
     dataset = Dataset.open(reading_store(flags.dataset))
     splits, split = dataset.manifest.config.split, flags.split
     if flags.layout == "recipe":
-        _export_recipe(dataset, flags.to, flags.given)
+        _export_recipe(dataset, flags.to)
+    elif flags.layout == "waterbirds":
+        _export_waterbirds(dataset, flags, arguments.dataset)
     elif split not in splits:
         raise UsageError(f"--split {split} is not in the dataset, which has {', '.join(splits)}")
     elif keys := flags.images:
@@ -123,46 +140,69 @@ def run_export(arguments: argparse.Namespace) -> int:
 
 def _export_pictures(dataset: Dataset, split: str, to: str, named: str) -> None:
     """Writes the released layout; `named` is the dataset's folder as the user named it."""
-    target = Store.at(to)
-    _check(dataset, target, is_ours=target.has_folder(EXPORT_FOLDER))
-    selected = selected_rows(dataset, split)
-    clashes = find_clashes((row["key"], row["wnid"]) for row in selected)
-    plan = ExportPlan(dataset, split, target, clashes, Progress.for_store(target))
-    with removed_if_refused(target, EXPORT_FOLDER):
-        # Written first, so that the next run recognizes the folder as an export if this one is
-        # killed.
-        take_folder(target, dataset, named)
-        with (
-            locked(target, DATASET_LOCK) as fenced,
-            run_locally(plan.progress, target.log(f"export-{os.getpid()}")),
-        ):
-            started = time.monotonic()
-            plan.progress.note_total("export", split, len(selected) * len(dataset.variants))
-            exported, removed, strangers = export_split(dataclasses.replace(plan, target=fenced))
-    print(
-        f"{split}: {counted(len(selected), 'image')}, {counted(len(dataset.variants), 'variant')}"
-    )
-    if exported or removed:
-        also = f", {removed} removed" if removed else ""
-        print(
-            f"done now: {counted(exported, 'file')} written{also}\n"
-            f"time: {time.monotonic() - started:.1f} s"
-        )
-    else:
-        print("nothing to do: everything is up to date")
-    if strangers:
+    plan = ExportPlan.of(dataset, split, Store.at(to))
+    if strangers := _write_plans([plan], named, write_note):
         print(
             f"not of this export: {counted(len(strangers), 'file')}, such as {strangers[0]}; they "
             "stay, but readers take them for pictures"
         )
-    for note in _notes(dataset, {row["label"] for row in selected}, target.is_remote):
+    labels = {row["label"] for row in selected_rows(dataset, split)}
+    for note in _notes(dataset, labels, plan.target.is_remote):
         print(note)
-    print(f"export: {target.root} of dataset {dataset.manifest.fingerprint[:12]}")
+    print(f"export: {plan.target.root} of dataset {dataset.manifest.fingerprint[:12]}")
 
 
-def _export_recipe(dataset: Dataset, to: str, given: Sequence[str]) -> None:
-    if wrong := [flag for flag in ("images", "split") if flag in given]:
-        raise UsageError(f"a recipe is of all images of all splits; leave --{wrong[0]} out")
+def _export_waterbirds(dataset: Dataset, flags: ExportFlags, named: str) -> None:
+    train_split, eval_split = choose_splits(dataset, None, None, flags.holdout)
+    plans = plan_waterbirds(
+        dataset,
+        Store.at(flags.to),
+        flags.variants or (),
+        flags.classes or (),
+        (train_split, eval_split or train_split),
+        flags.holdout,
+    )
+    _write_plans(plans, named, write_metadata)
+    print(f"export: {plans[0].target.root} of dataset {dataset.manifest.fingerprint[:12]}")
+
+
+def _write_plans(
+    plans: Sequence[ExportPlan], named: str, finish: Callable[[Sequence[ExportPlan]], list[str]]
+) -> list[str]:
+    """Writes what is planned into one folder, and says so with the lines of `finish`.
+
+    That writes what marks the export as complete. Returns the paths of the files of no export.
+    """
+    first = plans[0]
+    dataset, target, progress = first.dataset, first.target, first.progress
+    _check(dataset, target, is_ours=target.exists(first.source))
+    with removed_if_refused(target, EXPORT_FOLDER):
+        # Written first, so that the next run recognizes the folder as an export if this one is
+        # killed.
+        take_folder(first, named)
+        with (
+            locked(target, DATASET_LOCK) as fenced,
+            run_locally(progress, target.log(f"export-{os.getpid()}")),
+        ):
+            started = time.monotonic()
+            plans = [dataclasses.replace(plan, target=fenced, progress=progress) for plan in plans]
+            for plan in plans:
+                progress.note_total("export", plan.split, plan.total)
+            written, removed, strangers = zip(*map(export_split, plans), strict=True)
+            lines = finish(plans)
+    print("\n".join(lines))
+    if sum(written) or sum(removed):
+        also = f", {sum(removed)} removed" if sum(removed) else ""
+        print(
+            f"done now: {counted(sum(written), 'file')} written{also}\n"
+            f"time: {time.monotonic() - started:.1f} s"
+        )
+    else:
+        print("nothing to do: everything is up to date")
+    return [path for of_plan in strangers for path in of_plan]
+
+
+def _export_recipe(dataset: Dataset, to: str) -> None:
     target = Store.at(to)
     _check(dataset, target, is_ours=target.exists(RECIPE))
     file, masks = write_recipe(dataset, target)
@@ -177,15 +217,13 @@ def _export_recipe(dataset: Dataset, to: str, given: Sequence[str]) -> None:
 
 def _export_answers(dataset: Dataset, split: str, path: str) -> None:
     """Writes the table of answers to fill."""
-    clashes = find_clashes((row["key"], row["wnid"]) for row in selected_rows(dataset, split))
     with single_file(path) as (target, name):
         if not name.endswith(TABLE_SUFFIXES) or target.exists(name):
             raise UsageError(
                 f"--to {path}: --layout answers needs a new file that ends in "
                 f"{' or '.join(TABLE_SUFFIXES)}"
             )
-        plan = ExportPlan(dataset, split, target, clashes, Progress.for_store(target))
-        pictures = write_answer_table(plan, name)
+        pictures = write_answer_table(ExportPlan.of(dataset, split, target), name)
     print(
         f"pictures to answer: {pictures}\n"
         f"add a column scores, output or label; then: --models {PREFIX}{path}"
@@ -200,7 +238,7 @@ def _check(dataset: Dataset, target: Store, *, is_ours: bool) -> None:
                 target.root, dataset.store.root
             ),
             "is a dataset; choose another folder": target.exists(MANIFEST),
-            "is not empty and holds no export; choose another folder": not is_ours
+            "is not empty and holds no export in this layout; choose another folder": not is_ours
             and not target.is_empty(),
         },
         f"--to {target.root} ",

@@ -12,6 +12,7 @@ from pipeline.runtime.flag_types import (
     LEARNING,
     RENDERINGS,
     TRAIN_JOB,
+    WATERBIRDS,
     Flag,
     Section,
     choice,
@@ -90,10 +91,11 @@ SECTIONS = (
         Flag("--split", "NAME", "split to export", "val"),
         choice(
             "--layout",
-            ("released", "recipe", "answers"),
+            ("released", "recipe", "answers", "waterbirds"),
             "released: a file for each picture, as in the authors' release; recipe: a file without "
             "a pixel, from which --recipe makes the same dataset; answers: the table of "
-            "answers:FILE to fill, as .csv (paths of the released layout) or .parquet (pictures)",
+            "answers:FILE to fill, as .csv (paths of the released layout) or .parquet (pictures); "
+            "waterbirds: mixed pictures and metadata.csv",
             "NAME",
         ),
         Flag(
@@ -103,22 +105,18 @@ SECTIONS = (
             "answers: .pdf, .png, .jpg or .html",
             type=comma_separated,
         ),
+        *WATERBIRDS,
     ),
     section(
         "",
         ("import",),
         Flag(
-            "--from",
-            "DIR|TAR|paper:",
-            "folder, .tar or .tar.gz to import, in the released layout; paper: fetches that of the "
-            "paper's authors",
+            "--from", "DIR|TAR|paper:", "the released layout; paper: fetches the authors' archive"
         ),
         Flag("--output", "DIR", "dataset folder to make of it"),
         Flag("--dataset", "DIR", "instead, a finished dataset, to add the pictures of --variant"),
         Flag(
-            "--variant",
-            "NAME=DIR|TAR,...",
-            "pictures that others have made of its selected images; NAME becomes their variant",
+            *("--variant", "NAME=DIR|TAR,...", "pictures of its images from outside, as NAME"),
             type=comma_separated,
             action="extend",
         ),
@@ -433,7 +431,7 @@ SECTIONS = (
             "--fail_if",
             "COND",
             "exit with code 3 if a model's whole interval satisfies COND, such as 'bg_gap>0.1' or "
-            "'bg_gap > baseline + 0.02'",
+            "'bg_gap > baseline + 0.02' or 'no_fg < original - 0.1'",
             type=comma_separated,
             action="extend",
         ),

@@ -193,7 +193,7 @@ COLUMNS: Mapping[str, str] = {
     "holdout": "share of the split that was tested on; 0 means all of it",
     "overlap": "number of the row's images that the model was trained on; empty if unknown",
     # Measures.
-    "variant": "variant of the images, or `bg_gap`",
+    "variant": "variant of the images, `bg_gap`, or `bg_gap_X`",
     "predictions.variant": "variant of the picture",
     "n": "number of images measured (with `--objects each`, of objects); for a gap or a "
     "comparison, of foregrounds",

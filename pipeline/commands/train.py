@@ -276,7 +276,7 @@ def run_matrix(arguments: argparse.Namespace) -> int:
         print(matrix_table(matrix))
     if num_tested:
         print(
-            f"rows tested: {num_tested} of {len(names) * len(flags.seeds) * len(plan.names)}; "
+            f"rows tested: {num_tested} of {len(names) * len(flags.seeds) * len(plan.rows)}; "
             f"time: {duration(time.monotonic() - started)}"
         )
     else:

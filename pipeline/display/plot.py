@@ -179,16 +179,27 @@ def lines_figure(
     series: Sequence[Series],
     x_label: str,
     log: bool = False,
+    *,
+    signed: bool = False,
 ) -> Drawn:
-    """Draws accuracies of up to `len(MODELS)` models at labelled positions, joined by lines."""
+    """Draws accuracies of up to `len(MODELS)` models at labelled positions, joined by lines.
+
+    If they are `signed`, they are differences, as for `rows_figure`, at positions 0, 1, 2, ...,
+    with a line for each interval in place of a band.
+    """
     with styled():
-        figure, axes = titled_axes(title, 270 + 12 * len(series), "y")
+        figure, axes = titled_axes(
+            title,
+            270 + 12 * len(series),
+            "y",
+            MaxNLocator(7, steps=[1, 2, 5, 10]) if signed else None,
+        )
         if log:
             axes.set_xscale("log")
             axes.minorticks_off()
         for number, one in enumerate(series):
             points = [(x, v) for x, v in zip(positions, one.values, strict=True) if v]
-            xs = [x for x, _ in points]
+            xs = [x + signed * 0.1 * number for x, _ in points]
             axes.plot(
                 xs,
                 [value[0] for _, value in points],
@@ -196,7 +207,14 @@ def lines_figure(
                 marker=MARKERS[number],
                 label=shorten(one.name),
             )
-            if any(low < high for _, (_, low, high) in points):
+            if signed:
+                axes.vlines(
+                    xs,
+                    *zip(*(v[1:] for _, v in points), strict=True),
+                    color=MODELS[number],
+                    alpha=0.55,
+                )
+            elif any(low < high for _, (_, low, high) in points):
                 axes.fill_between(
                     xs,
                     [value[1] for _, value in points],
@@ -206,7 +224,10 @@ def lines_figure(
                     linewidth=0,
                 )
         axes.set_xticks(positions, labels)
-        axes.set(ylim=(-0.02, 1.02), xlabel=x_label, ylabel="accuracy, %")
+        axes.set(ylim=(-0.02, 1.02), xlabel=x_label, ylabel="points" if signed else "accuracy, %")
+        if signed:
+            axes.axhline(0, color=INK, linewidth=0.8, zorder=0)
+            axes.autoscale(axis="y")
         legend_below(figure, axes)
         return drawn(figure)
 

@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import counted
 from pipeline.evaluate.families import Family, Subject, families_of
-from pipeline.evaluate.predictions import EvalImages, correct_by_rule, evaluated_variants
+from pipeline.evaluate.predictions import (
+    EvalImages,
+    correct_by_rule,
+    evaluated_variants,
+    gaps_of,
+    paired_draws,
+)
 from pipeline.evaluate.results import Table
 from pipeline.evaluate.summary import Summary
 from pipeline.storage.state_files import convert, read_csv
@@ -36,44 +42,30 @@ from transforms.two_way import (
     smallest_difference,
     spread_of_methods,
 )
-from transforms.variants import VariantName, draws_of
+from transforms.variants import BG_GAP, VariantName, draws_of
 
-BG_GAP = "bg_gap"
-"""Name of BG-Gap in lists that otherwise hold variant names."""
 GAP = "BG-Gap"
-"""The same in tables for readers."""
+"""BG-Gap in tables for readers."""
 
 Correct = NDArray[np.bool_]
 _Row = TypeVar("_Row", bound=Struct)
 
 
-def gap_draws(
-    variants: Iterable[VariantName],
-) -> tuple[tuple[VariantName, ...], tuple[VariantName, ...]]:
-    """Returns the draws of `mixed_same` and those of `mixed_rand` that are draws of both."""
-    draws = draws_of(variants)
-    same, rand = draws.get("mixed_same", ()), draws.get("mixed_rand", ())
-    of_both = {name.draw for name in same} & {name.draw for name in rand}
-    return (
-        tuple(name for name in same if name.draw in of_both),
-        tuple(name for name in rand if name.draw in of_both),
-    )
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pictures:
-    """The p pictures behind a quantity: those of some variants, draws included, that count.
+    """The p pictures behind a quantity: those of a variant, or of two, that count.
 
-    Pictures of an image in the same draw of different variants are one paired difference, which
-    counts if each of them does (`EvalImages.counts`).
+    Pictures of an image in draws that belong together (`paired_draws`) are one paired difference,
+    which counts if each of them does (`EvalImages.counts`).
 
     Attributes:
-      names: the variants; their pictures are concatenated in this order.
+      names: the draws, those of the first variant in front; their pictures are concatenated in
+        this order. One that belongs to several draws of the other is repeated.
       chosen: (p,) int64, positions of the pictures that count among all.
       images: (p,) int64, position of the image whose foreground each picture shows.
       n: number of these images.
-      draws: (p,) int64, number of each picture's draw.
-      is_same: (p,) bool, whether each picture is of `mixed_same`.
+      draws: (p,) int64, position of each picture's draw among those of its variant.
+      is_first: (p,) bool, whether each picture is of the first variant, such as `mixed_same`.
       roles: units of the pictures' foregrounds and backgrounds, and their paired differences.
     """
 
@@ -82,35 +74,44 @@ class Pictures:
     images: NDArray[np.int64]
     n: int
     draws: NDArray[np.int64]
-    is_same: NDArray[np.bool_]
+    is_first: NDArray[np.bool_]
     roles: Roles
 
     @classmethod
     def of(
         cls,
-        names: Sequence[VariantName],
+        draws: Sequence[tuple[VariantName, ...]],
         images: EvalImages,
         bg_units: Mapping[VariantName, NDArray[np.int64]],
     ) -> Self:
-        """Finds the pictures of the tested images that count, by `Predictions.bg_units`."""
-        n = len(images.keys)
-        differences = np.concatenate([name.draw * n + np.arange(n) for name in names])
+        """Finds the pictures of paired draws that count, by `Predictions.bg_units`.
+
+        Beside pictures on other backgrounds, one of a variant without has its image's own.
+        """
+        n, names = len(images.keys), [name for each in zip(*draws, strict=True) for name in each]
+        differences = np.tile(np.arange(len(draws) * n), len(draws[0]))
         counts = np.concatenate([images.counts(name, bg_units) for name in names])
         chosen = np.flatnonzero(~np.isin(differences, differences[~counts]))
-        backgrounds = [bg_units[name] for name in names if name in bg_units]
+        own = None if bg_units.keys().isdisjoint(names) else images.unit_numbers
+        backgrounds = [] if own is None else [bg_units.get(name, own) for name in names]
         return cls(
             tuple(names),
             chosen,
             images=chosen % n,
             n=len(np.unique(chosen % n)),
-            draws=np.repeat([name.draw for name in names], n)[chosen],
-            is_same=np.repeat([name.base == "mixed_same" for name in names], n)[chosen],
+            draws=differences[chosen] // max(n, 1),
+            is_first=chosen < len(draws) * n,
             roles=Roles.from_units(
                 np.tile(images.unit_numbers, len(names))[chosen],
                 np.concatenate(backgrounds)[chosen] if backgrounds else None,
                 differences[chosen],
             ),
         )
+
+    @property
+    def is_share(self) -> bool:
+        """Whether their quantity is an accuracy, else a difference of two."""
+        return bool(self.is_first.all())
 
     def of_variants(self, values: Mapping[VariantName, NDArray[Any]]) -> NDArray[Any]:
         """Returns the values of the pictures, (p,), from (n,) values of each variant."""
@@ -210,7 +211,8 @@ class Sample(NamedTuple):
 
     def with_pairs(self, holdout: float, variants: Iterable[VariantName]) -> Self:
         """Expects the images with a pair of pictures for BG-Gap that counts under a holdout."""
-        share = 1 - (1 - holdout**2) ** len(gap_draws(variants)[0]) if holdout else 1.0
+        draws = len(paired_draws(BG_GAP, variants))
+        share = 1 - (1 - holdout**2) ** draws if holdout and draws else 1.0
         return type(self)(
             share * self.images, self.groups and round(share * self.groups), share * self.units
         )
@@ -266,17 +268,22 @@ class ModelsOnSameImages:
 
     @functools.cached_property
     def pictures(self) -> dict[str, Pictures]:
-        """The pictures behind each quantity, which is a variant or `bg_gap`, if they count."""
-        same, rand = gap_draws(self.variants)
-        names = draws_of(self.variants) | ({BG_GAP: same + rand} if same and rand else {})
+        """The pictures behind each quantity, which is a variant or a gap, if they count."""
+        names = (*draws_of(self.variants), *gaps_of(self.variants))
         return {
-            quantity: Pictures.of(each, self.images, self.bg_units)
-            for quantity, each in names.items()
+            name: Pictures.of(paired_draws(name, self.variants), self.images, self.bg_units)
+            for name in names
         }
+
+    def find(self, quantity: str) -> Pictures | None:
+        """Returns the pictures behind any quantity (`variants_behind`); None if there are none."""
+        draws = [] if quantity in self.pictures else paired_draws(quantity, self.variants)
+        of_draws = Pictures.of(draws, self.images, self.bg_units) if draws else None
+        return self.pictures.get(quantity, of_draws)
 
     @functools.cached_property
     def quantities(self) -> list[tuple[str, str]]:
-        """(label rule, variant or `bg_gap`) of each quantity to compare; draws are pooled."""
+        """(label rule, variant or gap) of each quantity to compare; draws are pooled."""
         rules = dict.fromkeys(rule for one in self.summaries for rule in one.label_rules)
         return [(rule, name) for rule in rules for name in self.pictures]
 
@@ -299,32 +306,33 @@ class ModelsOnSameImages:
         """
         known = [self.answers(subject, rule), *([others] if others else [])]
         methods = [seeds for answers in known if (seeds := self.seeds(quantity, answers))]
-        if len(methods) < len(known):
+        pictures = self.find(quantity)
+        if pictures is None or len(methods) < len(known):
             return None
-        pictures, is_share = self.pictures[quantity], not others and quantity != BG_GAP
+        is_share = pictures.is_share and not others
         return measure(pictures.roles, pictures.n, *methods, is_share=is_share)
 
     def seeds(
         self, quantity: str, answers: Sequence[Mapping[VariantName, Correct]]
     ) -> Seeds | None:
         """Returns a quantity of each of some models; None if one lacks predictions of it."""
-        pictures = self.pictures.get(quantity)
+        pictures = self.find(quantity)
         if pictures is None or not pictures.n:
             return None
         if not all(name in one for one in answers for name in pictures.names):
             return None
-        values, r = zip(*(_estimate(one, pictures, quantity) for one in answers), strict=True)
+        values, r = zip(*(_estimate(one, pictures) for one in answers), strict=True)
         return Seeds(np.asarray(values), np.stack(r))
 
 
 def _estimate(
-    correct: Mapping[VariantName, Correct], pictures: Pictures, quantity: str
+    correct: Mapping[VariantName, Correct], pictures: Pictures
 ) -> tuple[float | Floats, Floats]:
     """Returns a quantity of a model, and the contribution of each picture."""
     answers = pictures.of_variants(correct)
-    if quantity == BG_GAP:
-        return gaps_of_pictures(answers, pictures.is_same)
-    return answers.mean(), (answers - answers.mean()) / len(answers)
+    if pictures.is_share:
+        return answers.mean(), (answers - answers.mean()) / len(answers)
+    return gaps_of_pictures(answers, pictures.is_first)
 
 
 def read_contributions(dataset: Dataset, summaries: Sequence[Summary]) -> list[ModelsOnSameImages]:

@@ -35,7 +35,7 @@ from transforms.hashing import fingerprint, keyed_hashes
 from transforms.scoring import NO_ANSWER, RULES_OF_ANSWERS
 from transforms.selection import held_out
 from transforms.taxonomy import OUTSIDE
-from transforms.variants import ONLY_BG_T, VariantName
+from transforms.variants import BG_GAP, ONLY_BG_T, VariantName, draws_of
 
 
 def evaluated_variants(dataset: Dataset, run: ModelRun | None = None) -> tuple[VariantName, ...]:
@@ -43,6 +43,51 @@ def evaluated_variants(dataset: Dataset, run: ModelRun | None = None) -> tuple[V
     if run is not None and run.variants is not UNSET:
         return tuple(map(VariantName.parse, run.variants))
     return tuple(name for name in dataset.variants if name.is_picture)
+
+
+def variants_behind(quantity: str) -> tuple[str, ...]:
+    """Returns the variant whose accuracy a quantity is, or the two whose difference it is.
+
+    >>> variants_behind("bg_gap"), variants_behind("bg_gap_haze")
+    (('mixed_same', 'mixed_rand'), ('haze_same', 'haze_rand'))
+    >>> variants_behind("original"), variants_behind("haze - original")
+    (('original',), ('haze', 'original'))
+    """
+    if quantity.startswith(BG_GAP):
+        stem = quantity.removeprefix(BG_GAP).removeprefix("_") or "mixed"
+        return f"{stem}_same", f"{stem}_rand"
+    return tuple(quantity.split(" - "))
+
+
+def paired_draws(quantity: str, names: Iterable[VariantName]) -> list[tuple[VariantName, ...]]:
+    """Returns the draws of the variants behind a quantity, together those of the same number.
+
+    A variant without draws stands beside each of the other's. None if one is not among `names`.
+
+    >>> names = map(VariantName.parse, ("original", "mixed_same", "mixed_same_r1"))
+    >>> [tuple(map(str, each)) for each in paired_draws("mixed_same - original", names)]
+    [('mixed_same', 'original'), ('mixed_same_r1', 'original')]
+    """
+    draws = draws_of(names)
+    of_each = (draws.get(name, ()) for name in variants_behind(quantity))
+    return [
+        each
+        for each in itertools.product(*of_each)
+        if len({name.draw for name in each if name.has_draws}) < 2
+    ]
+
+
+def gaps_of(names: Iterable[VariantName]) -> list[str]:
+    """Returns the gaps of variants, `bg_gap` for the mixed ones, in their order.
+
+    >>> gaps_of(map(VariantName.parse, ("mixed_same", "haze_rand", "mixed_rand", "haze_same")))
+    ['bg_gap', 'bg_gap_haze']
+    """
+    names = list(names)
+    bases = dict.fromkeys(name.base for name in names if not name.rendering)
+    stems = (base.removesuffix("_same") for base in bases if base.endswith("_same"))
+    gaps = (BG_GAP + f"_{stem}" * (stem != "mixed") for stem in stems)
+    return [gap for gap in gaps if paired_draws(gap, names)]
 
 
 def prediction_file(run: ModelRun, shard: int) -> str:
@@ -294,9 +339,8 @@ class Predictions:
         `OUTSIDE` where an imported dataset does not name the background. `mixed_external` has no
         entry, because scenes have no class.
       bg_units: for each variant and replicate whose backgrounds are other images or scenes, or have
-        names of their own: (n,) int64, units of the backgrounds, numbered as in
-        `EvalImages.background_units`. Each scene or name, and each background that an imported
-        dataset does not name, has a negative number of its own.
+        names: (n,) int64, units of the backgrounds, numbered as in `EvalImages.background_units`.
+        Each scene or name, and each background without one, has a negative number of its own.
     """
 
     labels: NDArray[np.int16]

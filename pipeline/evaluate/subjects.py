@@ -7,12 +7,13 @@ show them in bold.
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from msgspec.structs import replace
 
 from pipeline.evaluate.comparisons import (
-    BG_GAP,
+    GAP,
     ComparisonRow,
     Measured,
     ModelsOnSameImages,
@@ -23,7 +24,7 @@ from pipeline.evaluate.results import pick
 from pipeline.evaluate.summary import Summary
 from transforms.intervals import CONFIDENCE, t_quantile
 from transforms.two_way import Seeds, spread_of_methods
-from transforms.variants import OBJECT_HIDDEN, VariantName
+from transforms.variants import BG_GAP, OBJECT_HIDDEN, VariantName
 
 IN_BOLD = (
     "bold: cannot be told from the best in its column (paired, Holm's adjustment, 5 %); never "
@@ -33,6 +34,11 @@ IN_BOLD = (
 
 _Figure = tuple[object, str, str]
 """(the images tested on, label rule, variant)."""
+
+
+def column_of(quantity: str) -> str:
+    """Returns the column of a quantity in tables for readers: its name, or `BG-Gap X` of a gap."""
+    return re.sub(f"^{BG_GAP}_?", f"{GAP} ", quantity).strip()
 
 
 def family_rows(fingerprint: str, compared: Iterable[ModelsOnSameImages]) -> Iterator[FamilyRow]:
@@ -137,7 +143,7 @@ def mark_best(
     known += [
         (((row.split, row.n), row.label_rule, row.variant), row.family, row.mean)
         for row in figures
-        if row.ci_low is not None and row.variant != BG_GAP
+        if row.ci_low is not None and not row.variant.startswith(BG_GAP)
     ]
     rivals: dict[_Figure, dict[str, float]] = {}
     for figure, name, accuracy in known:

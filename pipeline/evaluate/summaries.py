@@ -17,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.dataset.folder import Dataset
-from pipeline.evaluate.comparisons import Pictures, gap_draws
+from pipeline.evaluate.comparisons import Pictures
 from pipeline.evaluate.predictions import (
     PROBED_VARIANT,
     EvalImages,
     ModelPredictions,
     Predictions,
+    gaps_of,
+    paired_draws,
     read_predictions,
 )
 from pipeline.evaluate.results import pick, read_results
@@ -130,7 +132,7 @@ def _pool_draws(
 ) -> Iterator[_PooledDraws]:
     """Returns the pooled draws of each variant that has predictions."""
     for variant, draws in draws_of(predictions.predicted).items():
-        pictures = Pictures.of(draws, images, predictions.bg_units)
+        pictures = Pictures.of(paired_draws(variant, draws), images, predictions.bg_units)
         labels = predictions.labels[pictures.images]
         predicted = pictures.of_variants(predictions.predicted)
         confusion = confusion_matrix(labels, predicted, taxonomy.num_labels)
@@ -163,27 +165,27 @@ def _accuracy(
 def _gaps(
     rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
 ) -> Iterator[GapRow]:
-    same_draws, rand_draws = gap_draws(predictions.predicted)
-    if not same_draws or not rand_draws:
-        return
-    pictures = Pictures.of([*same_draws, *rand_draws], images, predictions.bg_units)
-    if not pictures.n:
-        return
-    correct = pictures.of_variants(predictions.predicted) == predictions.labels[pictures.images]
-    gap = bg_gap(correct, pictures.is_same, pictures.draws, pictures.roles)
-    yield GapRow(
-        label_rule=rule,
-        gap=gap.gap,
-        ci_low=gap.low,
-        ci_high=gap.high,
-        smallest_gap=gap.smallest,
-        n=pictures.n,
-        mixed_same=gap.mixed_same,
-        mixed_rand=gap.mixed_rand,
-        replicates=len(same_draws),
-        seed_sd=gap.seed_sd,
-        units=pictures.roles.units,
-    )
+    for variant in gaps_of(predictions.predicted):
+        draws = paired_draws(variant, predictions.predicted)
+        pictures = Pictures.of(draws, images, predictions.bg_units)
+        if not pictures.n:
+            continue
+        correct = pictures.of_variants(predictions.predicted) == predictions.labels[pictures.images]
+        gap = bg_gap(correct, pictures.is_first, pictures.draws, pictures.roles)
+        yield GapRow(
+            label_rule=rule,
+            variant=variant,
+            gap=gap.gap,
+            ci_low=gap.low,
+            ci_high=gap.high,
+            smallest_gap=gap.smallest,
+            n=pictures.n,
+            mixed_same=gap.mixed_same,
+            mixed_rand=gap.mixed_rand,
+            replicates=len(draws),
+            seed_sd=gap.seed_sd,
+            units=pictures.roles.units,
+        )
 
 
 def _flips(
@@ -284,7 +286,7 @@ def _decomposition(
     needed = (ORIGINAL, VariantName("mixed_rand"), ONLY_BG_T)
     if not all(variant in predictions.predicted for variant in needed):
         return
-    pictures = Pictures.of(needed[1:2], images, predictions.bg_units)
+    pictures = Pictures.of([needed[1:2]], images, predictions.bg_units)
     if not pictures.n:
         return
     kinds = decompose(*(predictions.correct(variant)[pictures.images] for variant in needed))

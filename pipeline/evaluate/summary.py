@@ -23,6 +23,7 @@ from pipeline.evaluate.results import (
 from pipeline.storage.state_files import Name
 from transforms.intervals import Estimate
 from transforms.scoring import ALL_RULES, LABEL_RULES, AnswerKind
+from transforms.variants import BG_GAP
 
 
 class RuleRow(Struct, frozen=True, kw_only=True):
@@ -79,8 +80,8 @@ class AccuracyRow(VariantRow, frozen=True, kw_only=True):
         return None if self.accuracy is None else (self.accuracy, self.ci_low, self.ci_high)
 
 
-class GapRow(RuleRow, frozen=True, kw_only=True):
-    """BG-Gap."""
+class GapRow(VariantRow, frozen=True, kw_only=True):
+    """BG-Gap, or `bg_gap_X`, of which `X_same` and `X_rand` stand for the mixed variants."""
 
     gap: Annotated[float, Meta(description="accuracy on `mixed_same` - accuracy on `mixed_rand`")]
     ci_low: float
@@ -369,7 +370,8 @@ class Summary(ModelRun, frozen=True, kw_only=True):
 
     def gap(self, rule: str = "") -> GapRow | None:
         """Returns the row of BG-Gap, by default under the headline's rule; None without one."""
-        return next(self.by_rule(self.gaps, rule), None)
+        rows = self.by_rule(self.gaps, rule)
+        return next((row for row in rows if row.variant == BG_GAP), None)
 
 
 def rules_of(summaries: Iterable[Summary]) -> tuple[str, ...]:

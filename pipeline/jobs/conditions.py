@@ -2,7 +2,8 @@
 
 It judges families, and models that are in none. A condition holds if the whole interval satisfies
 it, and does not hold if no part of the interval does; else it is open. `bg_gap>0.1` is decided by
-the interval of the gap, and `bg_gap > baseline + 0.02` by that of the difference from the baseline.
+the interval of the gap, and `bg_gap > baseline + 0.02` by that of the difference from the baseline;
+`haze < original - 0.1` by that of the paired difference within each model.
 The conditions of a job on all that it judges belong together: with m of them, intervals are at
 1 - 0.05 / m, so that a job in which none of them is true seldom fails by chance. If a model is
 right, or wrong, on all of a few images, even the interval may satisfy a condition by chance, so
@@ -183,10 +184,11 @@ class Judgement:
       verdict: the verdict; None if the condition could not be tested.
       reason: why it could not be tested; "" if it was.
       baseline: name of the baseline, and whether it was kept, if the condition names it; else "".
+      variant: the variant that the condition compares the measure with; else "".
       label_rule: label rule by which the measure was computed, or would have been; "" if the model
         has no such rule.
-      value, ci_low, ci_high: the measure, or the difference from the baseline's, with the interval
-        that decides.
+      value, ci_low, ci_high: the measure, or the difference from that of the baseline or variant,
+        with the interval that decides.
       groups, units: see `Sample`; here, `units` is that of the role in which it is smaller.
       decided_at: number of images at which an open condition would be decided if the estimate and
         its spread stayed; None if it is decided, that takes more than a million, or for a family,
@@ -201,6 +203,7 @@ class Judgement:
     verdict: Verdict | None = None
     reason: str = ""
     baseline: str = ""
+    variant: str = ""
     label_rule: str = ""
     value: float | None = None
     ci_low: float | None = None
@@ -219,14 +222,15 @@ class Judgement:
         if self.verdict is None:
             return f"--fail_if {self.condition} is not tested: {self.reason}"
         verb = "is open" if self.verdict is Verdict.OPEN else self.verdict
-        scale, digits = (100, 1) if self.baseline else (1, 3)
+        against = self.variant or (self.baseline and f"the baseline {self.baseline}")
+        scale, digits = (100, 1) if against else (1, 3)
         value, low, high = (
             f"{scale * (bound or 0.0):.{digits}f}"
             for bound in (self.value, self.ci_low, self.ci_high)
         )
-        if self.baseline:
+        if against:
             side = "below" if value.startswith("-") else "above"
-            value = f"{value.removeprefix('-')} points {side} the baseline {self.baseline}"
+            value = f"{value.removeprefix('-')} points {side} {against}"
         line = (
             f"--fail_if {self.condition} {verb} for {self.model}: {value}, "
             f"{100 * (self.confidence or 0):.4g} % interval [{low}, {high}], n = {self.n}, by "
@@ -356,9 +360,9 @@ def _judge(
         rule = condition.label_rule if rule and condition.label_rule else rule
     found = next(
         (
-            against.measure(models, subject, rule, condition.measure)
+            against.measure(models, subject, rule, condition.quantity)
             if against
-            else models.measure(condition.measure, subject, rule)
+            else models.measure(condition.quantity, subject, rule)
             for models in measured
             if subject.members[0] in models.summaries
         ),
@@ -375,7 +379,7 @@ def _judge(
             condition.text,
             subject.name,
             reason=(not against and subject.no_interval)
-            or f"{whose} has no {condition.measure}{common}",
+            or f"{whose} has no {condition.quantity}{common}",
             label_rule=rule if rule in subject.label_rules else "",
         )
     low, high = found.interval(level)
@@ -387,6 +391,7 @@ def _judge(
         subject.name,
         verdict,
         baseline=against.name if against else "",
+        variant="" if against else condition.against,
         label_rule=rule,
         value=found.value,
         ci_low=low,

@@ -24,7 +24,7 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
 from pipeline.dataset.records import ACCEPTED, ShardCounts
 from pipeline.errors import JobError, counted
-from pipeline.evaluate.comparisons import BG_GAP, Sample
+from pipeline.evaluate.comparisons import Sample
 from pipeline.evaluate.planned import PlannedAnalysis
 from pipeline.evaluate.predict_shards import Scorer, ShardPictures
 from pipeline.evaluate.predictions import EvalImages
@@ -56,6 +56,7 @@ from transforms.filters import Reason
 from transforms.hashing import keyed_hash
 from transforms.intervals import level_of
 from transforms.segmentation import takes_masks
+from transforms.variants import VariantName
 
 SAMPLE_IMAGES = 24
 """Number of images that are measured, chosen by the hash of their name."""
@@ -389,7 +390,10 @@ def _print_analyses(
         level = level_of(max(1, len(gate.subjects) * len(gate.conditions)))
         judged = (
             sample.with_pairs(evaluation.holdout, dataset.variants)
-            if any(one.measure == BG_GAP for one in gate.conditions)
+            if any(
+                sum(VariantName.parse(name).is_mixed for name in one.needs) > 1
+                for one in gate.conditions
+            )
             else sample
         )
         print(

@@ -17,15 +17,16 @@ import functools
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.csv
 
-from pipeline.dataset.folder import Dataset
-from pipeline.dataset.records import bucket_hash, read_metadata, read_rows, write_table
+from pipeline.dataset.folder import Dataset, selected_rows
+from pipeline.dataset.records import Row, bucket_hash, read_metadata, read_rows, write_table
 from pipeline.dataset.sinks import Sample
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, counted
 from pipeline.evaluate.predictions import evaluated_variants
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress
@@ -110,8 +111,6 @@ EXPORT_VERSION = 2
 """Raised by hand whenever new code would write different files for the same dataset."""
 EXPORT_FOLDER = f"{WORK_FOLDER}/export"
 """Holds the records of an export."""
-_SOURCE = f"{EXPORT_FOLDER}/source.json"
-"""The dataset of an export: its folder and fingerprint."""
 
 FORMAT = "imagenet9-export"
 
@@ -144,13 +143,53 @@ def note_file(split: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ExportPlan:
-    """What to export, and where to write it."""
+    """What to export of a split, and where to write it.
+
+    Attributes:
+      variants: variants to export; without any, what an earlier export wrote is removed.
+      total: number of files.
+      records: folder of the records; each layout has its own.
+      note: path of the file that marks the export as complete.
+      chosen: keys of a variant's pictures to export, each with its cells of a table; all pictures
+        of a variant that has no entry.
+      choice: fingerprint of `chosen`.
+    """
 
     dataset: Dataset
     split: str
     target: Store
     clashes: frozenset[str]
     progress: Progress
+    variants: tuple[VariantName, ...] = ()
+    total: int = 0
+    records: str = EXPORT_FOLDER
+    note: str = ""
+    chosen: Mapping[VariantName, Mapping[str, Row]] = dataclasses.field(default_factory=dict)
+    choice: str = ""
+
+    @classmethod
+    def of(cls, dataset: Dataset, split: str, target: Store) -> Self:
+        """Plans the export of a whole split in the released layout."""
+        images = [(row["key"], row["wnid"]) for row in selected_rows(dataset, split)]
+        return cls(
+            dataset,
+            split,
+            target,
+            find_clashes(images),
+            Progress.for_store(target),
+            dataset.variants,
+            total=len(images) * len(dataset.variants),
+            note=note_file(split),
+        )
+
+    @property
+    def source(self) -> str:
+        """Path of the note that says which dataset a folder holds the export of."""
+        return f"{self.records}/source.json"
+
+    @property
+    def shards(self) -> range:
+        return self.dataset.shards(self.split) if self.variants else range(0)
 
     def record(self, shard: int) -> str:
         """Returns the path of a shard's record, another for another state of the dataset.
@@ -158,15 +197,16 @@ class ExportPlan:
         So what an earlier export wrote stays known until `_sweep` has removed it, even if this
         export is killed; but not what it wrote of a shard in whose middle it was killed.
         """
-        files = self.dataset.shard_files(self.split, shard, self.dataset.variants)
+        files = self.dataset.shard_files(self.split, shard, self.variants)
         names = [self.dataset.taxonomy.names, sorted(self.clashes)]
         checksum = fingerprint(
             EXPORT_VERSION,
-            list(map(str, self.dataset.variants)),
+            list(map(str, self.variants)),
             [file.sha256 for file in files],
             names,
+            *filter(None, [self.choice]),
         )
-        return f"{EXPORT_FOLDER}/{self.split}-{shard:05d}-{checksum}.parquet"
+        return f"{self.records}/{self.split}-{shard:05d}-{checksum}.parquet"
 
     def path(self, variant: VariantName, sample: Sample) -> str:
         fields = sample.fields
@@ -184,21 +224,22 @@ class ExportPlan:
         return f"{variant}/{self.split}/{class_folder(label, names[label], len(names))}"
 
 
-def take_folder(target: Store, dataset: Dataset, folder: str) -> None:
+def take_folder(plan: ExportPlan, folder: str) -> None:
     """Notes that a folder is the export of a dataset, before its first file is written.
 
     The user named the dataset's folder, or that of its published versions. Raises UsageError if the
     folder holds the export of another dataset. One that has changed is the same if it lies where it
     was.
     """
-    new = {"dataset": dataset.manifest.fingerprint, "folder": absolute(folder)}
-    old = read_json(target, _SOURCE, dict[str, str])
+    target = plan.target
+    new = {"dataset": plan.dataset.manifest.fingerprint, "folder": absolute(folder)}
+    old = read_json(target, plan.source, dict[str, str])
     if old and not old.items() & new.items():
         raise UsageError(
             f"--to {target.root} holds the export of dataset {old['dataset'][:12]}, and "
             f"{folder} is {new['dataset'][:12]}; choose another folder"
         )
-    target.update(_SOURCE, json_bytes(new))
+    target.update(plan.source, json_bytes(new))
 
 
 def export_split(job: ExportPlan) -> tuple[int, int, list[str]]:
@@ -207,10 +248,15 @@ def export_split(job: ExportPlan) -> tuple[int, int, list[str]]:
     Returns (number of files written, number of files removed, paths of files that no export wrote
     and that readers take for pictures).
     """
-    shards = job.dataset.shards(job.split)
     export_shard = functools.partial(_export_shard, job)
-    written = sum(files for _, files in read_ahead(export_shard, shards, usable_cores()))
-    return written, *_finish(job, shards)
+    written = sum(files for _, files in read_ahead(export_shard, job.shards, usable_cores()))
+    wanted = {row["path"] for row in exported_rows(job)}
+    return written, *_sweep(job, wanted, set(map(job.record, job.shards)))
+
+
+def exported_rows(job: ExportPlan) -> Iterator[Row]:
+    """Yields a row for each exported file, in the order of shards and variants."""
+    return (row for shard in job.shards for row in read_rows(job.target, job.record(shard)))
 
 
 def _export_shard(job: ExportPlan, shard: int) -> int:
@@ -219,7 +265,7 @@ def _export_shard(job: ExportPlan, shard: int) -> int:
     count = _count_existing(job.target, record)
     written = 0
     if count is None:
-        job.target.delete(note_file(job.split))
+        job.target.delete(job.note)
         rows = list(_write(job, shard))
         write_table(job.target, record, pa.Table.from_pylist(rows, _RECORD_SCHEMA), "")
         count = written = len(rows)
@@ -237,9 +283,11 @@ def _count_existing(target: Store, record: str) -> int | None:
 
 
 def _write(job: ExportPlan, shard: int) -> Iterator[dict[str, object]]:
-    for variant in job.dataset.variants:
+    for variant in job.variants:
+        keys = job.chosen.get(variant)
         with contextlib.closing(job.dataset.samples(job.split, shard, variant)) as samples:
-            while batch := list(itertools.islice(samples, _AT_ONCE)):
+            wanted = (each for each in samples if keys is None or each.key in keys)
+            while batch := list(itertools.islice(wanted, _AT_ONCE)):
                 with job.target.together() as target:
                     yield from [_write_one(job, target, variant, sample) for sample in batch]
 
@@ -262,26 +310,26 @@ def _write_one(
     }
 
 
-def _finish(job: ExportPlan, shards: Iterable[int]) -> tuple[int, list[str]]:
-    """Removes obsolete files, writes the table of images and, last, the note."""
-    target = job.target
-    wanted: set[str] = set()
+def write_note(plans: Sequence[ExportPlan]) -> list[str]:
+    """Writes the table of images and, last, the note of an export in the released layout.
+
+    Returns a line that says what it holds.
+    """
+    (job,) = plans
+    target, variants = job.target, job.dataset.variants
     images: dict[str, dict[str, object]] = {}
-    for shard in shards:
-        for row in read_rows(target, job.record(shard)):
-            wanted.add(row["path"])
-            image = images.setdefault(
-                row["key"], {name: row[name] for name in ("stem", "key", "wnid", "label")}
-            )
-            if (variant := VariantName.parse(row["variant"])).has_draws:
-                image[f"{variant.pairs}_bg_key"] = row["bg_key"]
-    swept = _sweep(job, wanted, {job.record(shard) for shard in shards})
+    for row in exported_rows(job):
+        image = images.setdefault(
+            row["key"], {name: row[name] for name in ("stem", "key", "wnid", "label")}
+        )
+        if (variant := VariantName.parse(row["variant"])).has_draws:
+            image[f"{variant.pairs}_bg_key"] = row["bg_key"]
     # Readers of an export number its class folders, so classes without images need a folder, too.
     present = {row["label"] for row in images.values()}
     for label in set(range(job.dataset.taxonomy.num_labels)) - present:
-        for variant in job.dataset.variants:
+        for variant in variants:
             target.make_folder(job.folder(variant, label))
-    mixed = dict.fromkeys(f"{name.pairs}_bg_key" for name in job.dataset.variants if name.has_draws)
+    mixed = dict.fromkeys(f"{name.pairs}_bg_key" for name in variants if name.has_draws)
     rows = sorted(images.values(), key=lambda row: str(row["stem"]))
     columns = ("stem", "key", "wnid", "label", *mixed)
     target.update(f"images-{job.split}.csv", csv_bytes(columns, rows))
@@ -290,12 +338,12 @@ def _finish(job: ExportPlan, shards: Iterable[int]) -> tuple[int, list[str]]:
         "format_version": EXPORT_VERSION,
         "dataset": job.dataset.manifest.fingerprint,
         "split": job.split,
-        "variants": list(map(str, job.dataset.variants)),
+        "variants": list(map(str, variants)),
         "images": len(rows),
-        "files": len(wanted),
+        "files": len(rows) * len(variants),
     }
-    target.update(note_file(job.split), json_bytes(note))
-    return swept
+    target.update(job.note, json_bytes(note))
+    return [f"{job.split}: {counted(len(rows), 'image')}, {counted(len(variants), 'variant')}"]
 
 
 def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> tuple[int, list[str]]:
@@ -310,7 +358,7 @@ def _sweep(job: ExportPlan, wanted: set[str], records: set[str]) -> tuple[int, l
         *(name.variant for name in job.dataset.variants),
     }
     files = target.sizes("")
-    beginning = f"{EXPORT_FOLDER}/{job.split}-"
+    beginning = f"{job.records}/{job.split}-"
     stale = {path for path in files if path.startswith(beginning)} - records
     intact = [path for path in stale if read_metadata(target, path)]
     listed = {row["path"] for path in intact for row in read_rows(target, path, ["path"])}

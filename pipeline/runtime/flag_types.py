@@ -219,6 +219,23 @@ RENDERINGS = Flag(
     comma_separated,
 )
 
+WATERBIRDS = (
+    Flag(
+        "--variants",
+        "A,B",
+        "waterbirds: mixed variants of training and of the test",
+        type=comma_separated,
+    ),
+    Flag(
+        "--classes",
+        "A,B",
+        "waterbirds: keep what shows only these superclasses, as 0 and 1 (default: all)",
+        type=comma_separated,
+    ),
+    Flag("--holdout", "X", "waterbirds: hold this share out for the test", 0.0, share),
+)
+"""Flags of `--layout waterbirds`."""
+
 LEARNING = (
     Flag("--weights", "DIR", "folder of initial weights; see: in9 models fetch"),
     Flag("--epochs", "N", "passes over the training images", 200, count),

@@ -1,6 +1,5 @@
 """Tests the attack with adversarial backgrounds against loops that share no code with it."""
 
-import dataclasses
 import itertools
 import json
 import shutil
@@ -16,10 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_results import made, of_model
 from runs import (
-    TINY_MODEL,
     index_of,
-    keys,
-    manifest_of,
     pixels_of,
     run_here,
     run_in9,
@@ -27,16 +23,12 @@ from runs import (
     write_all,
 )
 from small_models import lite0
-from tiny_models import Fixed
 
-from pipeline.analyses.attack.arrays import Cutouts, GridModel, put_on
+from pipeline.analyses.attack.arrays import Cutouts, put_on
 from pipeline.analyses.attack.figures import make_plots
 from pipeline.analyses.attack.results import AttackResult
 from pipeline.commands.command_line import build_parser
 from pipeline.evaluate.evidence import FULL_GRID, Results
-from pipeline.models.identity import PredictConfig
-from pipeline.models.predict import Predictor
-from pipeline.models.registry import load_model
 from transforms.adversarial import (
     UNTRIED,
     Strengths,
@@ -52,7 +44,6 @@ from transforms.adversarial import (
 )
 from transforms.intervals import wilson
 from transforms.renderings import composite
-from transforms.scoring import LABEL_RULES
 from transforms.selection import sample_evenly
 from transforms.taxonomy import imagenet9
 
@@ -81,26 +72,6 @@ def attacked(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert line.endswith("12 x 12       144")
     assert done.stderr.splitlines()[-1].startswith(f"not attacked: resnet18={broken}: ")
     return output
-
-
-def test_labels_on_the_device_are_those_of_the_label_rules() -> None:
-    random = np.random.default_rng(0)
-    output_labels = random.integers(-1, 3, 6)
-    logits = random.normal(size=(40, 6)).astype(np.float32)
-    logits[random.random(logits.shape) < 0.7] = -np.inf
-    logits = logits[(logits > -np.inf).any(axis=1)]
-    masked = (logits[:, output_labels != -1] == -np.inf).all(axis=1)
-    assert masked.any()
-    model = dataclasses.replace(
-        load_model("python:tiny_models:first"), module=Fixed(logits), num_outputs=6
-    )
-    pixels = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
-    grid = GridModel(Predictor(model, PredictConfig("cpu")), output_labels, pixels)
-    zeros = torch.zeros(len(logits), dtype=torch.int64)
-    labels = grid.predict(Cutouts(pixels, pixels), zeros, zeros)
-    for actual, rule in zip(labels.numpy(), LABEL_RULES.values(), strict=True):
-        expected = rule(logits, np.zeros(len(logits), np.int64), output_labels).prediction
-        assert actual.tolist() == expected.tolist()
 
 
 def brute_force(output: Path, fg_keys: list[str], bg_keys: list[str]) -> dict[str, list[list[int]]]:
@@ -147,7 +118,7 @@ def test_both_measures_are_of_the_predictions_of_all_pairs(attacked: Path) -> No
             assert row["fooled"] == fooled_by_class(counts, row["label"]).value
             best = [s["bg_key"] for s in measured["strongest"] if s["label"] == row["label"]]
             assert best == [bg_keys[b] for b in strongest(counts, bg_keys, bg_labels, row["label"])]
-        rows = [r for r in table_of(attacked, "backgrounds") if r["label_rule"] == rule]
+        rows = table_of(attacked, "backgrounds", label_rule=rule)
         others = foregrounds_of_others(labels, bg_labels)
         rates = dict(zip(bg_keys, counts.successes / others, strict=True))
         assert {row["bg_key"]: float(row["success"]) for row in rows} == rates
@@ -215,22 +186,6 @@ def test_a_grid_is_one_size_or_two_in_both_commands() -> None:
         alone, _ = parser.parse_known_args(["attack", "--dataset", "x", "--grid", text])
         of_run, _ = parser.parse_known_args(["run", "--output", "x", "--attack", text])
         assert alone.grid == of_run.attack == sides
-
-
-def test_run_attacks_after_evaluating(tiny_input: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    flags = ("run", "--input", tiny_input, "--output", output, "--formats", "webdataset")
-    flags += ("--variants", "original,only_bg_t,fg_mask", "--attack", "all", "--pictures", "none")
-    flags += (*TINY_MODEL, *keys(images_per_shard=3))
-    printed = run_here(*flags).out
-    (path,) = output.glob("results/*/attack.json")
-    result = json.loads(path.read_text())
-    images = result["foregrounds"]
-    assert images == result["backgrounds"] == manifest_of(output)["images"]["val"]["selected"] > 2
-    assert result["full_grid"]
-    assert f"{2 * images} pictures predicted, {images**2} composites predicted" in printed
-    assert f"{images} x {images}{images**2:>10}" in printed
-    assert "nothing to do" in run_here(*flags).out
 
 
 # Properties of the measures.
@@ -377,7 +332,7 @@ def test_a_family_has_a_line_with_mean_and_range(small_run: Path, tmp_path: Path
     names = ("first", "second", "third")
     labels = [f"tiny#{name}:=python:tiny_models:{name}" for name in names]
     printed = run_here(*ATTACK, output, "--models", ",".join(labels), "--grid", "6").out
-    rows = [row for row in table_of(output, "attack") if row["label_rule"] == RULES[0]]
+    rows = table_of(output, "attack", label_rule=RULES[0])
     parts = []
     for what, column in (("challenge accuracy", "challenge_accuracy"), ("fooled", "fooled")):
         shares = [100 * float(row[column]) for row in rows if row["model"].startswith("tiny#")]
@@ -420,9 +375,3 @@ def test_composites_on_the_device_are_the_papers() -> None:
     actual = put_on(untouched, cutouts.holes, cutouts.pixels, *pairs)
     assert np.array_equal(actual.numpy(), expected)
     assert np.array_equal(untouched.numpy(), backgrounds)
-
-
-def test_a_grid_has_a_row_for_each_foreground_and_a_column_for_each_background() -> None:
-    for shape in ((2, 4), (4, 4), (3, 3), (3, 5), (4, 3)):
-        with pytest.raises(ValueError, match="for 3 foregrounds and 4 backgrounds"):
-            tally(np.zeros(shape, np.int16), np.zeros(3, np.int64), np.zeros(4, np.int64), 9)

@@ -48,15 +48,21 @@ from transforms.variants import VariantName
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 METHOD = ("method", *TINY_MODEL, "--pictures", "none", "--dataset")
+FIRST, SECOND = (f"python:tiny_models:{name}" for name in ("first", "second"))
+
+
+def method_of(models: str, output: Path, *flags: object) -> str:
+    """Runs `in9 method` with other models in this process; returns what it prints."""
+    return run_here(METHOD[0], "--models", models, *METHOD[3:], output, *flags).out
 
 
 @pytest.fixture(scope="module")
 def stored(rendered: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with two draws of all renderings, and a model's results in them."""
+    """A dataset with two draws of all renderings, and the results of two models in them."""
 
     def make(out: Path) -> None:
         shutil.copytree(rendered, out)
-        run_here(*METHOD, out)
+        method_of(f"{FIRST},{SECOND}", out)
 
     return made_once(tmp_path_factory, "method-stored", make)
 
@@ -72,18 +78,7 @@ def composed(for_gaps: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "method-composed", make)
 
 
-@pytest.fixture(scope="module")
-def two_models(stored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of `stored` with the results of another model, too."""
-
-    def make(out: Path) -> None:
-        shutil.copytree(stored, out)
-        run_here(METHOD[0], "--models", "python:tiny_models:second", *METHOD[3:], out)
-
-    return made_once(tmp_path_factory, "method-two-models", make)
-
-
-def predictions_of(output: Path, model: str = "*") -> dict[tuple[str, ...], list[Any]]:
+def predictions_of(output: Path, model: str = "*first*") -> dict[tuple[str, ...], list[Any]]:
     columns = ("prediction", "bg_key", "output", "top1_score", "true_score")
     return {
         (row["label_rule"], row["variant"], row["key"]): [row[name] for name in columns]
@@ -101,7 +96,7 @@ def test_what_is_composed_is_predicted_as_what_is_stored(stored: Path, composed:
         for draw in ("", "_r1")
     }
     assert predicted == predictions_of(composed)
-    rows, others = table_of(stored, "method"), table_of(composed, "method")
+    rows, others = (table_of(output, "method", model=FIRST) for output in (stored, composed))
     assert [row | {"dataset": ""} for row in rows] == [row | {"dataset": ""} for row in others]
 
 
@@ -130,7 +125,10 @@ def test_predictions_of_the_evaluation_are_taken_over(stored: Path, tmp_path: Pa
 def check_rows(output: Path) -> dict[tuple[str, ...], dict[str, str]]:
     """Computes accuracies, gaps and differences of all rows from predictions; returns the rows."""
     index = {row["key"]: row for row in index_of(output)}
-    rows = {(r["label_rule"], r["rendering"], r["hole"]): r for r in table_of(output, "method")}
+    rows = {
+        (row["label_rule"], row["rendering"], row["hole"]): row
+        for row in table_of(output, "method", model=FIRST)
+    }
     # Each picture: its rule, rendering and base, the share of its background's box, and the answer.
     pictures = []
     for (rule, name, key), (prediction, bg_key, *_) in predictions_of(output).items():
@@ -187,14 +185,14 @@ def shares_right(
 
 @pytest.mark.parametrize(
     ("model", "folders"),
-    [("python:tiny_models:first", ["*first*"]), ("mean of 2 models", ["*first*", "*second*"])],
+    [(FIRST, ["*first*"]), ("mean of 2 models", ["*first*", "*second*"])],
 )
 def test_intervals_and_p_values_are_of_the_pictures_units(
-    two_models: Path, model: str, folders: list[str]
+    stored: Path, model: str, folders: list[str]
 ) -> None:
-    index = {row["key"]: row for row in index_of(two_models)}
+    index = {row["key"]: row for row in index_of(stored)}
     numbers, rule = {key: number for number, key in enumerate(index)}, "mapped_only"
-    right, backgrounds = shares_right(two_models, folders, rule)
+    right, backgrounds = shares_right(stored, folders, rule)
     pictures = sorted(backgrounds)
     roles = Roles.from_units(
         np.array([numbers[key] for *_, key in pictures]),
@@ -206,8 +204,7 @@ def test_intervals_and_p_values_are_of_the_pictures_units(
     compared = compare_gaps(correct, is_same, roles)
     rows = {
         row["rendering"]: row
-        for row in table_of(two_models, "method")
-        if (row["model"], row["label_rule"], row["hole"]) == (model, rule, "all")
+        for row in table_of(stored, "method", model=model, label_rule=rule, hole="all")
     }
     for column in ("difference", "difference_low", "difference_high", "p_adjusted"):
         actual = [float(rows[name][column]) for name in RENDERINGS]
@@ -219,10 +216,10 @@ def test_intervals_and_p_values_are_of_the_pictures_units(
     assert (compared.ci_low < compared.gap).all()
 
 
-def test_the_mean_of_models_stands_below_them(two_models: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(two_models, tmp_path / "out"))
-    names = ["python:tiny_models:first", "python:tiny_models:second", "mean of 2 models"]
-    lines = run_here(METHOD[0], "--models", names[1], *METHOD[3:], output).out.splitlines()
+def test_the_mean_of_models_stands_below_them(stored: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(stored, tmp_path / "out"))
+    names = [FIRST, SECOND, "mean of 2 models"]
+    lines = method_of(SECOND, output).splitlines()
     start = next(number for number, line in enumerate(lines) if line.startswith("method: "))
     assert [line.split("  ")[0] for line in lines[start + 1 : start + 4]] == names
     write_all(output, "none")
@@ -241,22 +238,21 @@ def test_the_mean_of_models_stands_below_them(two_models: Path, tmp_path: Path) 
     assert mean_of_models(dataset, (first, again)) is None
     assert mean_of_models(dataset, (again, second)) is None
     # Models whose draws differ have no mean.
-    run_here(METHOD[0], "--models", names[1], *METHOD[3:], output, "--replicates", 1)
+    method_of(SECOND, output, "--replicates", 1)
     assert {row["model"] for row in table_of(output, "method")} == set(names[:2])
 
 
 @pytest.mark.parametrize("how", ["fewer draws", "other answers", "damaged", "missing"])
 def test_predictions_that_are_not_those_of_the_rows_have_no_mean(
-    two_models: Path, tmp_path: Path, how: str
+    stored: Path, tmp_path: Path, how: str
 ) -> None:
-    output = Path(shutil.copytree(two_models, tmp_path / "out"))
+    output = Path(shutil.copytree(stored, tmp_path / "out"))
     (folder,) = output.glob("results/*second*")
     path = next(folder.glob("method/*.parquet"))
     if how == "fewer draws":
         # As if the run was killed before it stored its rows.
         rows = (folder / "method.json").read_bytes()
-        fewer = ("--models", "python:tiny_models:second", *METHOD[3:], output, "--replicates", 1)
-        run_here(METHOD[0], *fewer)
+        method_of(SECOND, output, "--replicates", 1)
         (folder / "method.json").write_bytes(rows)
     elif how == "other answers":
         table = pq.read_table(path)
@@ -424,7 +420,7 @@ def test_results_of_another_version_and_dataset_have_names_of_their_own(
     here = Path(shutil.copytree(pair.here, tmp_path / "here"))
     (pair.here.parent / "method_fills.py").write_text(f"{FILL}\n\ngrey.version = 2\n")
     own = ("--renderings", "python:method_fills:grey", "--against", composed)
-    run_in9(*METHOD[:2], "python:tiny_models:second", *METHOD[3:], here, *own)
+    run_in9(*METHOD[:2], SECOND, *METHOD[3:], here, *own)
     # What is finished is not composed again, although fewer renderings are asked for.
     monkeypatch.setattr(ComposedDataset, "tables", None)
     said = run_here(*METHOD, here, *ONE, "--against", pair.there).out
@@ -438,8 +434,7 @@ def test_results_of_another_version_and_dataset_have_names_of_their_own(
         digest = manifest_of(of)["fingerprint"]
         of_rows = {
             row["rendering"]: row["of"]
-            for row in table_of(here, "method")
-            if row["model"] == f"python:tiny_models:{model}"
+            for row in table_of(here, "method", model=f"python:tiny_models:{model}")
         }
         built_in = dict.fromkeys(("paper", *RENDERINGS), "")
         assert of_rows == built_in | fill | dict.fromkeys(("common", "against"), digest)

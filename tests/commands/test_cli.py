@@ -29,10 +29,7 @@ from pipeline.commands.command_line import (
 from pipeline.commands.flags import flags_of
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
 from pipeline.errors import UsageError
-from pipeline.evaluate.results import read_results
-from pipeline.evaluate.summary import Evaluated
 from pipeline.storage.files import absolute
-from pipeline.storage.store import Store
 
 
 @pytest.fixture
@@ -126,17 +123,6 @@ def test_flags_and_manifests_know_the_same_words() -> None:
                     assert known[name].choices == get_args(hint)
                 names.add(name)
     assert names >= {"objects", "mixed_rand", "layers", "origin"}
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b'{"model": 1}'])
-def test_damaged_results_are_named(
-    content: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = Store(str(tmp_path))
-    store.write("results/model/model.json", content)
-    assert read_results(store, "model", Evaluated) == []
-    (message,) = caplog.messages
-    assert str(tmp_path / "results/model/model.json") in message
 
 
 def help_of(capsys: pytest.CaptureFixture[str], *words: str) -> str:

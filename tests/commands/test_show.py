@@ -105,24 +105,17 @@ def test_a_dataset_without_backgrounds_is_refused(tiny_input: Path, tmp_path: Pa
     assert not (tmp_path / "a.png").exists()
 
 
-BROKEN = """
-import torch
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.value = torch.nn.Parameter(torch.tensor(0.0))
-
-    def forward(self, pictures):
-        return (self.value / 0 * pictures.mean((1, 2, 3)))[:, None].expand(-1, 9)
-"""
-
-
 def test_outputs_that_are_no_numbers_have_no_answers(
     words: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "broken.py").write_text(
+        "import tiny_models\n"
+        "def net():\n"
+        "    network = tiny_models.first()\n"
+        "    network[2].bias.data[:] = float('nan')\n"
+        "    return network\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    printed = run_here(*words, tmp_path / "a.png", "--models", "python:broken:Net", code=1).err
+    printed = run_here(*words, tmp_path / "a.png", "--models", "python:broken:net", code=1).err
     assert "its outputs are not numbers but NaN or infinity" in printed
     assert not (tmp_path / "a.png").exists()

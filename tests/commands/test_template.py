@@ -27,21 +27,6 @@ def test_every_flag_of_the_job_is_a_parameter() -> None:
     assert required == ["output"]
 
 
-def test_a_switch_is_asked_for_as_true_or_false() -> None:
-    switches = {flag.dest for flag in flags_of("run") if flag.type is boolean} - {"dry_run"}
-    known = {n for n, entry in parameters().items() if entry.get("paramType") == "BOOLEAN"}
-    assert known == switches
-    assert "own_background" in switches
-
-
-def test_every_flag_with_choices_is_a_menu() -> None:
-    flags = {flag.dest: flag for flag in flags_of("run") if flag.choices}
-    assert {"objects", "precision", "interpolation"} <= set(flags)
-    for name, flag in flags.items():
-        options = [option["value"] for option in parameters()[name]["enumOptions"]]
-        assert options == list(flag.choices or ())
-
-
 def test_defaults_pass_the_command_line() -> None:
     flags = []
     for name, entry in parameters().items():
@@ -53,13 +38,20 @@ def test_defaults_pass_the_command_line() -> None:
 
 
 def test_the_service_reads_the_specification() -> None:
+    kinds = dataflow_v1beta3.ParameterType
     image = "europe-west4-docker.pkg.dev/my-project/in9/in9:tag"
     done = run_program(sys.executable, "-m", "pipeline.commands.template", "--image", image)
     spec = dataflow_v1beta3.ContainerSpec.from_json(done.stdout, ignore_unknown_fields=False)
     assert spec.image == image
     assert spec.sdk_info.language == dataflow_v1beta3.SDKInfo.Language.PYTHON
     assert [entry.name for entry in spec.metadata.parameters] == list(parameters())
-    kinds = {entry.name: entry.param_type for entry in spec.metadata.parameters}
-    assert kinds["output"] == dataflow_v1beta3.ParameterType.DEFAULT
-    assert kinds["objects"] == dataflow_v1beta3.ParameterType.ENUM
-    assert kinds["own_background"] == dataflow_v1beta3.ParameterType.BOOLEAN
+    entries = {entry.name: entry for entry in spec.metadata.parameters}
+    for flag in flags_of("run"):
+        kind = entries[flag.dest].param_type if flag.dest in entries else None
+        # A switch is asked for as true or false, and choices are a menu.
+        assert (kind == kinds.BOOLEAN) == (flag.type is boolean and flag.dest != "dry_run")
+        assert (kind == kinds.ENUM) == bool(flag.choices)
+        if flag.choices:
+            options = [option.value for option in entries[flag.dest].enum_options]
+            assert options == list(flag.choices)
+    assert entries["output"].param_type == kinds.DEFAULT

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
-from runs import ONE, dataset_in, manifest_of, run_in9
+from runs import dataset_in, manifest_of
 
 from pipeline.dataset.card import card_files, notes_of, size_category
 from pipeline.dataset.config import ComposeConfig, DatasetConfig, SegmentConfig
@@ -284,16 +284,12 @@ def test_croissant_loads_every_sample(one_worker: Path, variant: str) -> None:
         assert fields == texts
 
 
-def test_tars_alone_have_configurations_too(small_sample: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    command = ("generate", "--output", output, "--input", small_sample, *ONE)
-    flags = ("--formats", "webdataset", "--variants", "original,mixed_same", "--segmenter", "box")
-    run_in9(*command, *flags)
+def test_tars_alone_have_configurations_too(in_tars: Path, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
-    loaded = datasets.load_dataset(str(output), "mixed_same", split="val", cache_dir=cache)
-    assert len(loaded) == manifest_of(output)["images"]["val"]["selected"] > 10
-    assert loaded[0]["jpg"].size == (224, 224)
-    metadata = mlcroissant.Dataset(jsonld=str(output / "croissant.json")).metadata
+    loaded = datasets.load_dataset(str(in_tars), "mixed_same", split="val", cache_dir=cache)
+    assert len(loaded) == manifest_of(in_tars)["images"]["val"]["selected"] > 10
+    assert loaded[0]["jpg"].size == (64, 64)
+    metadata = mlcroissant.Dataset(jsonld=str(in_tars / "croissant.json")).metadata
     assert metadata.issues.errors == set()
 
 

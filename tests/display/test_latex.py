@@ -12,6 +12,7 @@ from made_results import made
 from matplotlib import get_data_path
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
+from runs import cells_of_latex
 
 from pipeline.analyses.evaluation.tables import latex_tables
 from pipeline.evaluate.comparisons import ComparisonRow
@@ -29,12 +30,6 @@ def summary(model: str, **parts: Any) -> Summary:
     return made(Summary, model=model, evaluation=HOW, label_rules=(PAPER_RULE,), **parts)
 
 
-def lines_of(text: str) -> list[list[str]]:
-    """Splits a table into rows of cells."""
-    lines = (line for line in text.splitlines() if line.endswith(r"\\"))
-    return [line.removesuffix(r" \\").split(" & ") for line in lines]
-
-
 def row(**of: object) -> dict[str, Any]:
     return {"label_rule": PAPER_RULE, "ci_low": -0.876, "ci_high": -0.234, **of}
 
@@ -43,7 +38,7 @@ def test_models_without_results_are_in_no_table() -> None:
     good = summary("resnet18.a1", accuracy=[row(variant="original", accuracy=0.5)])
     bad = summary("resnet50.a1\n\\input{x}")
     text = latex_tables([bad, good], ["dog"])["headline"]
-    names = [line[0] for line in lines_of(text)[1:]]
+    names = [line[0] for line in cells_of_latex(text)[1:]]
     assert names == ["resnet18", r"\scriptsize a1 native bf16"]
     # The comment ends with its line.
     assert "so left out: resnet50 a1\\textbackslash{}n\\textbackslash{}input" in text
@@ -74,13 +69,13 @@ def test_bold_is_the_best_and_a_star_is_significant_in_all_tables() -> None:
         for name in PICTURES
     ]
     tables = latex_tables(mark_best(summaries, pairs)[0], ["dog"], PICTURES)
-    heads, numbers = lines_of(tables["headline"])[0], lines_of(tables["headline"])[1]
+    heads, numbers = cells_of_latex(tables["headline"])[0], cells_of_latex(tables["headline"])[1]
     assert numbers[1] == r"$\mathbf{50.0}$"
     of_variant = dict(zip(heads, numbers, strict=True))
     assert {r"\mathbf" in number for head, number in of_variant.items() if "BG" in head} == {False}
     assert tables["headline"].count(r"\mathbf") == 2 * (len(PICTURES) - 3)
     assert IN_BOLD in tables["headline"]
-    assert [line[1] for line in lines_of(tables["per_class_original"])[1::2]] == [
+    assert [line[1] for line in cells_of_latex(tables["per_class_original"])[1::2]] == [
         r"$50.0$\rlap{$^*$}",
         r"$50.0$",
     ]
@@ -101,7 +96,7 @@ def test_folders_are_left_out_of_names_unless_they_tell_models_apart() -> None:
     models = ("onnx:a/b.onnx", "hf:org/net", "resnet18=x/net.pth", "resnet50=x/n.pth")
     accuracy = [row(variant="original", accuracy=0.5)]
     summaries = [summary(model, accuracy=accuracy) for model in (*models, "resnet50=y/n.pth")]
-    names = [line[0] for line in lines_of(latex_tables(summaries, ["dog"])["headline"])[1:]]
+    names = [line[0] for line in cells_of_latex(latex_tables(summaries, ["dog"])["headline"])[1:]]
     assert names[::2] == ["b.onnx", "org/net", "resnet18", "resnet50", "resnet50"]
     sources = [name.split()[1] for name in names[1::2]]
     assert sources == ["onnx", "hf", "net.pth", "x/n.pth", "y/n.pth"]
@@ -142,7 +137,7 @@ def test_tables_fit_into_the_text_of_a_paper() -> None:
     ]
     tables = latex_tables(summaries, classes, [*PICTURES, "bg_gap"])
     for name in ("headline", "decomposition", "per_class_original"):
-        columns = zip(*lines_of(tables[name]), strict=True)
+        columns = zip(*cells_of_latex(tables[name]), strict=True)
         width = sum(max(map(width_of, column)) for column in columns) + 5 * 8
         # TeX sets it up to 6 % wider, because of bold digits and spaces after commas.
         assert 300 < 1.06 * width < 5.5 * 72.27, name

@@ -19,13 +19,12 @@ from runs import (
     TINY_MODEL,
     dataset_in,
     keys,
-    manifest_of,
     refusal,
     run_here,
     run_in9,
     table_of,
 )
-from small_models import checkpoint, lite0
+from small_models import lite0
 
 import in9
 from pipeline.analyses.matrix.rows import make_plan
@@ -53,9 +52,7 @@ STUDY = {
 
 def test_accuracies_on_real_pictures_agree_with_the_study(mini_run: Path) -> None:
     rows = {
-        row["variant"]: row
-        for row in table_of(mini_run, "summary")
-        if row["label_rule"] == "argmax_then_map"
+        row["variant"]: row for row in table_of(mini_run, "summary", label_rule="argmax_then_map")
     }
     for variant, (low, high) in STUDY.items():
         assert int(rows[variant]["n"]) == 151
@@ -138,23 +135,6 @@ def test_native_input_and_bf16_are_recorded_choices(small_run: Path) -> None:
     with torch.inference_mode():
         expected = model(torch.stack(pictures)).numpy()
     np.testing.assert_allclose(native, expected, atol=1e-3)
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_evaluation_guards_weights(for_gaps: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(for_gaps, tmp_path / "out"))
-    spec = checkpoint(tmp_path / "net.pth")
-    flags = ("evaluate", "--dataset", output, "--pictures", "none", *ONE, "--models", spec)
-    pictures = f"{3 * manifest_of(output)['images']['val']['selected']} pictures predicted"
-    assert pictures in run_here(*flags).out
-    models = {row["model"] for row in table_of(output, "summary")}
-    assert models == {spec}
-    checkpoint(tmp_path / "net.pth", seed=1)
-    refused = run_here(*flags, code=1).err
-    assert f"weights of {spec} have changed since {output}/results/mobilenet" in refused
-    assert "/model.json was written (sha256 " in refused
-    assert "add --overwrite weights" in refused
-    assert pictures in run_here(*flags, "--overwrite", "weights").out
 
 
 def test_a_share_that_holds_no_image_is_refused_before_anything_is_stored(

@@ -1,9 +1,5 @@
 """Tests of the results that pages, tables and claims read, and of what was published."""
 
-import csv
-from pathlib import Path
-from typing import Annotated
-
 import msgspec
 import pytest
 from made_results import made, of_model
@@ -18,16 +14,7 @@ from pipeline.evaluate.evidence import (
     trained_on,
     training_of,
 )
-from pipeline.evaluate.results import OfModel, Table
 from pipeline.evaluate.summary import Summary
-from pipeline.storage.store import Store
-
-
-class MarkRow(msgspec.Struct, frozen=True):
-    """A row of a made-up table."""
-
-    mark: Annotated[float | None, msgspec.Meta(description="mark that the model got")]
-    note: str | msgspec.UnsetType = msgspec.UNSET
 
 
 def of_training(entry: str, *, overlap: int | None, outputs: int = 9) -> ModelResults:
@@ -46,7 +33,6 @@ def test_models_are_found_by_what_they_were_trained_on() -> None:
         *("only_bg_t", "only_bg_t", "original", None)
     ]
     assert clean.get(Summary) is not None
-    assert clean.get(MarkRow) is None
 
 
 def test_published_figures_are_found_by_any_name_of_the_model() -> None:
@@ -62,16 +48,3 @@ def test_published_figures_are_found_by_any_name_of_the_model() -> None:
         assert trained_on(f"resnet50=/only_fg/mine-{variant}.pt", 9) == variant
         assert trained_on(f"resnet50=/only_fg/{variant}/mine.pt", 9) is None
         assert trained_on(f"resnet50={variant}.pth", 1000) is None
-
-
-def test_a_table_has_the_fields_of_its_types(tmp_path: Path) -> None:
-    table = Table("marks", (OfModel, MarkRow), "marks of models")
-    assert table.columns == ("model", "mark", "note")
-    assert table.meanings == {"mark": "mark that the model got"}
-    rows = [(OfModel("a,b"), MarkRow(0.5, "good")), (OfModel("c"), MarkRow(None))]
-    table.write(Store(str(tmp_path)), rows)
-    with (tmp_path / "results" / "marks.csv").open(newline="") as file:
-        assert list(csv.DictReader(file)) == [
-            {"model": "a,b", "mark": "0.5", "note": "good"},
-            {"model": "c", "mark": "", "note": ""},
-        ]

@@ -41,7 +41,7 @@ def test_a_model_that_fails_is_a_row_and_stops_nothing(for_gaps: Path, tmp_path:
     bad = escaped(entry)
 
     def errors(model: str) -> list[str]:
-        return [row["error"] for row in table_of(output, "summary") if row["model"] == model]
+        return [row["error"] for row in table_of(output, "summary", model=model)]
 
     junk.write_bytes(b"junk")
     # A job in which all models fail has no table and no page to show.

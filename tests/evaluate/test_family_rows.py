@@ -218,9 +218,8 @@ def output(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 answer = (labels[row["key"]] + (not right and not is_sure)) % 9
                 lines.append(f"{row['key']},{row['variant']},{answer}")
             path.write_text("\n".join(lines))
-            entries.append(
-                f"answers:{path}" if method == "plain" else f"{method}#{number}:=answers:{path}"
-            )
+            label = method if method == "plain" else f"{method}#{number}"
+            entries.append(f"{label}:=answers:{path}")
     run_in9("evaluate", "--dataset", output, "--models", ",".join(entries), *ONE)
     return output
 
@@ -236,7 +235,7 @@ def right(output: Path) -> dict[str, list[Seed]]:
             bg = row["bg_key"] if name.is_mixed else None
             seed[Shown(name.base, name.draw, row["fg_key"], bg)] = row["correct"]
         by_method.setdefault(summary.family or summary.name, []).append(seed)
-    return {method: by_method[method] for method in SEEDS}
+    return by_method
 
 
 class Quantity(NamedTuple):
@@ -360,6 +359,21 @@ def test_differences_of_methods_are_those_of_plain_loops(
             adjusted[pair] = largest
         for pair in pairs:
             assert float(rows[pair]["p_adjusted"]) == pytest.approx(adjusted[pair], rel=1e-9)
+        # Single models have no spread of seeds.
+        (row,) = (
+            row
+            for row in table
+            if (row["variant"], {row["first"], row["second"]}) == (name, {"lone#0", "plain"})
+        )
+        of, other = (
+            quantity_of(right[row[end].partition("#")[0]], name) for end in ("first", "second")
+        )
+        value = mean(of.method.values) - mean(other.method.values)
+        r = contributions_to([of.method, other.method])
+        expected = interval_of(value, [(*u, x) for u, x in zip(of.units, r, strict=True)], of.pairs)
+        found = [float(row[column]) for column in ("difference", "ci_low", "ci_high")]
+        assert found == pytest.approx([value, *expected], abs=1e-8)
+        assert row["n"] == "18"
 
 
 def test_no_two_seeds_of_a_method_are_compared_and_no_method_with_a_model(output: Path) -> None:
@@ -386,7 +400,7 @@ def test_a_method_needs_three_seeds_and_is_measured_against_methods_alone(output
         others = models.answers(by_name[other], rule) if other else ()
         return models.measure("bg_gap", by_name[name], rule, others)
 
-    (row,) = (row for row in table_of(output, "gaps") if row["model"] == plain.name)
+    (row,) = table_of(output, "gaps", model=plain.name)
     assert measure(plain.name).interval() == (float(row["ci_low"]), float(row["ci_high"]))
     assert measure("lone#0", plain.name) is not None
     assert measure("erm", "dro").value == -measure("dro", "erm").value

@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from numpy.typing import NDArray
-from runs import ONE, dataset_in, refusal, run_here, run_in9, table_of
+from runs import ONE, dataset_in, pixels_of, refusal, run_here, run_in9, table_of
 from safetensors.numpy import load_file
 from safetensors.torch import load_file as torch_file
 from sklearn.neighbors import KNeighborsClassifier
@@ -27,7 +27,6 @@ from pipeline.models.identity import PredictConfig
 from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 from pipeline.training import probe_fit
-from transforms.codec import decode_image
 
 NAME = "efficientnet_lite0"
 BOTH = ("--models", f"probe:{NAME},knn:{NAME}", "--holdout", 0.5, "--pictures", "none", *ONE)
@@ -44,12 +43,6 @@ def evaluated(three_draws: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture
 def copied(evaluated: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(evaluated, tmp_path / "out"))
-
-
-def pixels_of(output: Path, variant: str) -> dict[str, NDArray[np.uint8]]:
-    dataset = dataset_in(output)
-    name = next(one for one in dataset.variants if str(one) == variant)
-    return {one.key: decode_image(one.image) for one in dataset.samples("val", 0, name)}
 
 
 def features_of(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -100,19 +93,13 @@ def test_both_heads_answer_as_by_hand(evaluated: Path) -> None:
     assert [nearest[key] for key in tested] == votes.argmax(axis=1).tolist()
 
 
-def test_neighbours_are_those_of_numpy_and_of_scikit_learn() -> None:
+def test_neighbours_are_those_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     bank, queries = rng.normal(size=(60, 8)), rng.normal(size=(40, 8))
     labels = rng.integers(0, 7, 60)
     head = Neighbours(torch.from_numpy(bank).float(), torch.from_numpy(labels), 9)
     shares = head(torch.from_numpy(queries).float()).exp().numpy()
     unit, seen = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (bank, queries))
-    by_hand = np.zeros((40, 9))
-    for row, cosines in enumerate(seen @ unit.T):
-        for neighbour in np.argsort(-cosines)[:NEIGHBOURS]:
-            by_hand[row, labels[neighbour]] += np.exp(cosines[neighbour] / TEMPERATURE)
-    by_hand /= by_hand.sum(axis=1, keepdims=True)
-    assert np.allclose(shares, by_hand, atol=1e-5)
     # The squared distance of unit vectors is 2 - 2 cos.
     known = KNeighborsClassifier(
         NEIGHBOURS, weights=lambda distances: np.exp((1 - distances**2 / 2) / TEMPERATURE)
@@ -146,7 +133,7 @@ def test_the_head_of_train_is_that_of_evaluate(copied: Path) -> None:
     refused = run_in9("evaluate", "--dataset", copied, "--models", entry, *few, check=2).stderr
     assert "of the images to test on" in refused
     run_in9("evaluate", "--dataset", copied, "--models", entry, "--holdout", 0.5, *few)
-    rows = [row for row in table_of(copied, "summary") if row["label_rule"] == "argmax_then_map"]
+    rows = table_of(copied, "summary", label_rule="argmax_then_map")
     figures = {(row["model"], row["variant"]): row["accuracy"] for row in rows}
     for (model, variant), accuracy in figures.items():
         if model == f"probe:{NAME}":
@@ -159,11 +146,7 @@ def test_what_was_fitted_on_is_not_tested_unless_that_is_allowed(
     command = ("evaluate", "--dataset", copied, "--models", f"probe:{NAME}")
     assert "--holdout 0.5" in refusal(*command)
     run_here(*command, "--holdout", 0.5, "--allow_overlap", "--pictures", "none", *ONE)
-    rows = [
-        row
-        for row in table_of(copied, "summary")
-        if (row["model"], row["label_rule"]) == (f"probe:{NAME}", "argmax_then_map")
-    ]
+    rows = table_of(copied, "summary", model=f"probe:{NAME}", label_rule="argmax_then_map")
     strict, marked = (
         {row["variant"]: row for row in rows if bool(float(row["holdout"])) is held}
         for held in (True, False)
@@ -182,7 +165,10 @@ def test_an_attack_and_saliency_run_on_a_probe(copied: Path) -> None:
     run_in9("saliency", *few, "--pictures", "none", "--maps", 1)
     for name in ("attack", "saliency"):
         (file,) = copied.glob(f"results/probe_*/{name}.json")
-        assert json.loads(file.read_text())["trained"]["method"] == "probe"
+        result = json.loads(file.read_text())
+        assert result["trained"]["method"] == "probe"
+        # By default, an attack takes all images that are tested.
+        assert result.get("full_grid", True)
 
 
 def test_an_encoder_in_memory_gives_the_figures_of_the_command(evaluated: Path) -> None:
@@ -191,8 +177,9 @@ def test_an_encoder_in_memory_gives_the_figures_of_the_command(evaluated: Path) 
     network.pretrained_cfg = load_model(NAME).module.pretrained_cfg
     figures = {
         row["variant"]: float(row["accuracy"])
-        for row in table_of(evaluated, "summary")
-        if (row["model"], row["label_rule"]) == (f"probe:{NAME}", "argmax_then_map")
+        for row in table_of(
+            evaluated, "summary", model=f"probe:{NAME}", label_rule="argmax_then_map"
+        )
     }
     for encoder in (network, features_of):
         found = in9.evaluate_model(evaluated, encoder, name="e", probe=True, holdout=0.5)

@@ -6,7 +6,7 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
-from runs import run_python, stamps
+from runs import results_of, run_python, stamps
 
 from pipeline.analyses.attack.stage import PlannedAttack
 from pipeline.analyses.evaluation.parts import PlannedEvaluation
@@ -73,11 +73,6 @@ def run_stages(
     return counters_of(result)
 
 
-def results_of(output: Path) -> dict[str, bytes]:
-    folder = output / "results"
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 @pytest.fixture(scope="module")
 def looked(
     quick_shards: Path, small_sample: Path, tmp_path_factory: pytest.TempPathFactory
@@ -95,13 +90,13 @@ def test_asking_for_machines_changes_no_result(
 ) -> None:
     plain = Path(shutil.copytree(quick_shards, tmp_path / "out"))
     run_stages(plain, small_sample, hints=())
-    assert results_of(looked) == results_of(plain)
+    assert results_of(looked / "results") == results_of(plain / "results")
 
 
 def test_what_is_there_never_reaches_the_step_with_the_hint(
     looked: Path, small_sample: Path
 ) -> None:
-    before, expected = stamps(looked), results_of(looked)
+    before, expected = stamps(looked), results_of(looked / "results")
     counters = run_stages(looked, small_sample)
     assert "models_on_device" not in counters
     assert counters["evaluate_chunks_kept"] == 3
@@ -119,7 +114,7 @@ def test_what_is_there_never_reaches_the_step_with_the_hint(
     assert {counter: counters[counter] for counter in MADE.values()} == dict.fromkeys(
         MADE.values(), 1
     )
-    assert results_of(looked) == expected
+    assert results_of(looked / "results") == expected
 
 
 def test_an_early_stop_learns_from_what_is_there(
@@ -130,12 +125,12 @@ def test_an_early_stop_learns_from_what_is_there(
     # If all pairs of a chunk fitted into one batch, what is known of other chunks would not matter.
     flags: dict[str, Any] = {"models": (DEFAULT_MODEL,), "grid": (12, 12), "batch_size": 8}
     assert run_stages(output, None, **flags)["attack_chunks_made"] == 3
-    expected = results_of(output)
+    expected = results_of(output / "results")
     folder = output / "results" / DEFAULT_MODEL / "attack" / "12x12-early_stop"
     (folder / "val-00001.parquet").unlink()
     counters = run_stages(output, None, **flags)
     assert (counters["models_on_device"], counters["attack_chunks_kept"]) == (1, 2)
-    assert results_of(output) == expected
+    assert results_of(output / "results") == expected
 
 
 def test_a_model_that_cannot_be_loaded_fails_before(

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from runs import ONE, QUICK, SHARDS, TINY_MODEL, dataset_in, refusal, run_here, run_in9, table_of
+from runs import ONE, QUICK, SHARDS, TINY_MODEL, dataset_in, refusal, run_here, table_of
 from slow_storage import slow_storage
 from small_models import checkpoint
 
@@ -56,23 +56,15 @@ pytestmark = pytest.mark.usefixtures("no_figures")
 FIRST, SECOND = (f"python:tiny_models:{name}" for name in ("first", "second"))
 
 
-@pytest.fixture(scope="module")
-def made(quick_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small pictures in some shards, evaluated by FIRST. Tests must not change them."""
-    output = Path(shutil.copytree(quick_shards, tmp_path_factory.mktemp("made") / "out"))
-    run_in9("evaluate", "--dataset", output, *TINY_MODEL, *ONE)
-    return output
-
-
 @pytest.fixture
-def copied(made: Path, tmp_path: Path) -> Path:
-    """A copy of `made` that a test may change."""
-    return Path(shutil.copytree(made, tmp_path / "out"))
+def copied(sharded: Path, tmp_path: Path) -> Path:
+    """A copy of `sharded` that a test may change."""
+    return Path(shutil.copytree(sharded, tmp_path / "out"))
 
 
 @pytest.fixture
 def fresh(copied: Path) -> Path:
-    """A copy of `made` without results."""
+    """A copy of `sharded` without results."""
     shutil.rmtree(copied / "results")
     return copied
 
@@ -234,8 +226,12 @@ def test_a_module_that_users_hold_is_left_to_them(
         assert isinstance(done, BlockDone), done
 
 
-def test_predictions_say_what_was_run_on_which_pictures(made: Path) -> None:
-    evaluation, model, dataset = plan(made, FIRST), load_model(FIRST), dataset_in(made)
+def test_predictions_say_what_was_run_on_which_pictures(sharded: Path) -> None:
+    evaluation, model, dataset = (
+        plan(sharded, FIRST),
+        load_model(FIRST),
+        dataset_in(sharded),
+    )
     ours, accepting = (
         dataclasses.replace(evaluation, **how).describe(dataset, model)
         for how in ({}, {"blocks": 3, "accept_new_weights": True, "allow_overlap": True})
@@ -320,10 +316,10 @@ def test_another_variant_costs_only_its_own_pictures(small_sample: Path, tmp_pat
     assert table_of(grown, "summary") == table_of(fresh, "summary")
 
 
-def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) -> None:
-    dataset = dataset_in(made)
-    store = Store(str(shutil.copytree(made, tmp_path / "out")))
-    evaluation = dataclasses.replace(plan(made, FIRST, SECOND, blocks=2), store=store)
+def test_a_model_without_all_units_is_not_summed_up(sharded: Path, tmp_path: Path) -> None:
+    dataset = dataset_in(sharded)
+    store = Store(str(shutil.copytree(sharded, tmp_path / "out")))
+    evaluation = dataclasses.replace(plan(sharded, FIRST, SECOND, blocks=2), store=store)
     work = PlannedEvaluation(evaluation, imagenet9())
     run = evaluation.describe(dataset, load_model(FIRST))
     units = (*work.chunks(dataset),)
@@ -352,9 +348,9 @@ def test_a_model_without_all_units_is_not_summed_up(made: Path, tmp_path: Path) 
 
 
 def test_groups_follow_from_the_work_unless_they_are_given(
-    made: Path, monkeypatch: pytest.MonkeyPatch
+    sharded: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset, two = dataset_in(made), plan(made, FIRST, SECOND)
+    dataset, two = dataset_in(sharded), plan(sharded, FIRST, SECOND)
     works = [
         PlannedEvaluation(dataclasses.replace(two, blocks=groups), imagenet9())
         for groups in (None, 1, 5)
@@ -375,13 +371,15 @@ def test_groups_follow_from_the_work_unless_they_are_given(
                 assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert numbers == [[len(units), 1, 5], [2, 1, 5], [1, 1, 5], [1, 1, 5]]
     # An early stop learns from the chunks before, so that it has one block.
-    attack = PlannedAttack(plan(made, FIRST, blocks=None), imagenet9(), 9, 9)
+    attack = PlannedAttack(plan(sharded, FIRST, blocks=None), imagenet9(), 9, 9)
     monkeypatch.setattr("pipeline.evaluate.planned._PICTURES_OF_BLOCK", 1)
     assert attack.blocks(dataset) == len(attack.chunks(dataset))
     assert dataclasses.replace(attack, early_stop=True).blocks(dataset) == 1
 
 
-def test_a_job_on_this_machine_has_one_group(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_on_this_machine_has_one_group(
+    sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = []
 
     def note(*arguments: Any) -> dict[str, PlannedAnalysis]:
@@ -391,7 +389,7 @@ def test_a_job_on_this_machine_has_one_group(made: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr("pipeline.commands.run.analyses_from_flags", note)
     for flags in ((), ("--gpus", "3"), ("--direct_running_mode=multi_processing",)):
-        refusal("evaluate", "--dataset", made, "--models", FIRST, *flags)
+        refusal("evaluate", "--dataset", sharded, "--models", FIRST, *flags)
     assert seen == [1, 3, 1]
 
 

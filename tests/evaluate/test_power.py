@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_results import made
-from runs import ROOT, dataset_in, keys, run_in9, table_of
+from runs import ROOT, dataset_in, table_of
 
 from pipeline.analyses.evaluation.tables import describe_power
 from pipeline.dataset.folder import selected_rows
@@ -24,7 +24,7 @@ from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.power import cross_validated, folds_of, power_of_outputs
 
-MODEL = "efficientnet_lite0"
+MODEL = "python:tiny_models:first"
 
 
 def names(n: int, seed: int = 0) -> list[str]:
@@ -171,25 +171,12 @@ def test_linear_algebra_of_a_command_has_one_thread() -> None:
     assert set(done.stdout.split()) == {"1"}
 
 
-@pytest.fixture(scope="module")
-def powerless(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """18 small pictures, too few for a probe. Tests must not change them."""
-    output = tmp_path_factory.mktemp("power") / "out"
-    flags = ("--image_size", 64, *keys(resize=72), "--pictures", "none", "--models", MODEL)
-    flags += ("--variants", "original,only_bg_t,mixed_same,mixed_rand", *keys(images_per_shard=6))
-    flags += keys(batch_size=4)
-    done = run_in9("run", "--input", small_sample, "--output", output, *flags)
-    cannot = "a probe cannot tell the class from these backgrounds, so a gap near 0 is no evidence"
-    assert f"{cannot}: {MODEL} (probe " in done.stdout
-    return output
-
-
-def test_the_table_and_the_page_say_that_power_is_not_shown(powerless: Path) -> None:
-    (row,) = table_of(powerless, "power")
+def test_the_table_and_the_page_say_that_power_is_not_shown(sharded: Path) -> None:
+    (row,) = table_of(sharded, "power")
     assert row["model"] == MODEL
     assert row["has_power"] == "False"
     assert float(row["ci_low"]) <= float(row["chance"])
-    page = " ".join((powerless / "report.html").read_text().split())
+    page = " ".join((sharded / "report.html").read_text().split())
     # The page has a mark in the table, and one line.
     cannot = (
         "† A probe cannot tell the class from these backgrounds, so a gap near 0 is no evidence"
@@ -200,9 +187,9 @@ def test_the_table_and_the_page_say_that_power_is_not_shown(powerless: Path) -> 
     assert f"chance {100 * float(row['chance']):.1f} %" in page
 
 
-def test_kept_outputs_are_the_models_and_give_the_row(powerless: Path) -> None:
-    dataset = dataset_in(powerless)
-    folder = powerless / "results" / MODEL
+def test_kept_outputs_are_the_models_and_give_the_row(sharded: Path) -> None:
+    dataset = dataset_in(sharded)
+    (folder,) = sharded.glob("results/python*")
     assert len(list((folder / "predictions").iterdir())) == len(dataset.shards("val")) > 1
     predicted = pq.read_table(folder / "predictions").to_pylist()
     of_rule = [r for r in predicted if r["label_rule"] == "argmax_then_map"]
@@ -224,8 +211,8 @@ def test_kept_outputs_are_the_models_and_give_the_row(powerless: Path) -> None:
     assert (row["ci_high"], row["chance"]) == (measured.high, measured.chance)
 
 
-def test_of_many_images_each_shard_keeps_its_share(powerless: Path) -> None:
-    dataset = dataset_in(powerless)
+def test_of_many_images_each_shard_keeps_its_share(sharded: Path) -> None:
+    dataset = dataset_in(sharded)
     shards = dataset.shards("val")
     rows = [selected_rows(dataset, "val", shard=shard) for shard in shards]
     tested = [[row["key"] for row in of_shard] for of_shard in rows]
@@ -236,19 +223,31 @@ def test_of_many_images_each_shard_keeps_its_share(powerless: Path) -> None:
     assert [len(few) for few in fewer] == [min(2, len(all_)) for all_ in every]
 
 
-def test_one_line_is_about_all_models_whose_power_is_not_shown() -> None:
-    weak = {"has_power": False, "chance": 0.125, "ci_low": 0.0, "ci_high": 0.2}
-    gap = {"label_rule": "argmax_then_map", "ci_low": -0.1, "ci_high": 0.1}
-    summaries = [
-        made(
+def test_models_without_power_are_named_and_those_whose_gap_says_little() -> None:
+    def model(number: int, low: float, *, has_power: bool = False, end: str = "") -> Summary:
+        power = {"chance": 0.125, "ci_low": 0.0, "ci_high": 0.2, "has_power": has_power}
+        return made(
             Summary,
-            model=f"model-{number}-{'x' * 40}",
+            model=f"model-{number}{end}",
             answers="scores",
             label_rules=("argmax_then_map",),
-            power=[{**weak, "accuracy": number / 100}],
-            gaps=[gap],
+            power=[{**power, "accuracy": number / 100}],
+            gaps=[{"label_rule": "argmax_then_map", "ci_low": low, "ci_high": 0.2}],
         )
-        for number in range(1, 21)
-    ]
-    (line,) = describe_power(summaries, is_page=True)
+
+    strong, near, far = model(90, -0.1, has_power=True), model(1, -0.1), model(2, 0.1)
+    for weak, says_little in (
+        ([near], ", so a gap near 0 is no evidence"),
+        ([far], ""),
+        # Only models whose interval includes 0 are named, if there are others.
+        ([near, far], f", so a gap near 0 (as of {near.name}) is no evidence"),
+    ):
+        (line,) = describe_power([strong, *weak])
+        cannot = f"a probe cannot tell the class from these backgrounds{says_little}: "
+        assert line.startswith(cannot)
+        told = line.removeprefix(cannot)
+        assert [one for one in (strong, near, far) if one.name in told] == weak
+    assert not list(describe_power([made(Summary, model="m", answers="scores")]))
+    many = [model(number, -0.1, end=40 * "x") for number in range(1, 21)]
+    (line,) = describe_power(many, is_page=True)
     assert "and 17 more (probes 1.0 to 20.0 %, in power.csv, chance 12.5 %)" in line

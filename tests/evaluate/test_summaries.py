@@ -23,7 +23,6 @@ from two_way_by_hand import effective, interval_of, share_interval
 
 from pipeline.analyses.evaluation.tables import (
     accuracy_table,
-    describe_power,
     latex_tables,
     measure_power,
     missing_rows,
@@ -33,7 +32,7 @@ from pipeline.dataset.records import read_metadata, write_table
 from pipeline.errors import JobError
 from pipeline.evaluate import predictions
 from pipeline.evaluate import results as result_files
-from pipeline.evaluate.comparisons import ComparisonRow, compare_models, read_contributions
+from pipeline.evaluate.comparisons import compare_models, read_contributions
 from pipeline.evaluate.predictions import evaluated_variants, prediction_file
 from pipeline.evaluate.results import Failure
 from pipeline.evaluate.summaries import read_summaries, summary_rows
@@ -163,7 +162,8 @@ def test_only_predictions_of_the_pictures_that_are_there_count(
     lost = prediction_file(second, 0)
     told.store.copy_into(dataset.store, [(lost, lost)])
     # A comparison of two models has the variants that both have.
-    rows = compared(dataset, [kept, second])
+    measured = read_contributions(dataset, [kept, second])
+    rows = list(compare_models(dataset.manifest.fingerprint, measured))
     shown = {*draws_of(evaluated_variants(told)), "bg_gap"}
     assert {row.variant for row in rows} == shown - {"original"}
     assert len(rows) == 2 * (len(shown) - 1)
@@ -200,27 +200,6 @@ def test_stored_power_is_reused_only_if_it_was_measured_on_the_same_outputs(
         noted = replace(row, accuracy=0.125, fingerprint=fingerprint)
         result_files.write_result(dataset.store, path, replace(model, power=(noted,)))
         assert measure_power(dataset, images, current)[0].accuracy == accuracy
-
-
-def test_models_without_power_are_named_and_those_whose_gap_says_little(told: Dataset) -> None:
-    summary, *_ = summaries_of(told)
-    (row,) = summary.power
-    gap = next(row for row in summary.gaps if row.label_rule == "argmax_then_map")
-    near, far = (replace(gap, ci_low=low, ci_high=0.2) for low in (-0.1, 0.1))
-    for gaps, says_little in (
-        ((near,), ", so a gap near 0 is no evidence"),
-        ((far,), ""),
-        # Only models whose interval includes 0 are named, if there are others.
-        ((near, far), f", so a gap near 0 (as of {summary.model}) is no evidence"),
-    ):
-        shown = [replace(summary, gaps=(gap,), power=(replace(row, has_power=True),))]
-        weak = (replace(row, has_power=False),)
-        shown += [replace(summary, gaps=(one,), power=weak) for one in gaps]
-        (line,) = describe_power(shown)
-        cannot = f"a probe cannot tell the class from these backgrounds{says_little}: "
-        assert line.startswith(cannot)
-        assert line.removeprefix(cannot).count(summary.model) == len(gaps)
-    assert not list(describe_power([replace(summary, power=())]))
 
 
 class Picture(NamedTuple):
@@ -416,23 +395,3 @@ def test_gaps_and_flips_are_of_the_pictures_and_of_their_rarer_role(of: Drawn) -
         shown = set(itertools.chain.from_iterable(pairs))
         roles = ([getattr(picture, role) for picture in shown] for role in ("fg", "bg"))
         assert row.units == pytest.approx(min(map(effective, roles)))
-
-
-def compared(dataset: Dataset, summaries: list[Summary]) -> list[ComparisonRow]:
-    measured = read_contributions(dataset, summaries)
-    return list(compare_models(dataset.manifest.fingerprint, measured))
-
-
-def test_the_difference_of_two_models_is_minus_that_of_the_reverse(told: Dataset) -> None:
-    summaries = summaries_of(told)
-    rows, back = (compared(told, each) for each in (summaries, summaries[::-1]))
-    reverse = {(r.second, r.first, r.label_rule, r.variant): r for r in back}
-    assert len(rows) == len(reverse) == 3 * 2 * (len(draws_of(evaluated_variants(told))) + 1)
-    for row in rows:
-        other = reverse[row.first, row.second, row.label_rule, row.variant]
-        assert (row.ci_low, row.ci_high) == pytest.approx((-other.ci_high, -other.ci_low))
-        assert row.difference == pytest.approx(-other.difference)
-        assert row.p_adjusted == pytest.approx(other.p_adjusted)
-        # A difference that is significant after adjustment is significant without it.
-        assert row.p_adjusted >= 0.05 or row.ci_low > 0 or row.ci_high < 0
-    assert compared(told, summaries[:1]) == []

@@ -40,8 +40,6 @@ def test_a_variant_of_the_users_has_a_version_and_changes_no_layer(
     image, variants = np.full((32, 32, 3), 9, np.uint8), find_variants(entries)
     layer = Layer(image, image, image[..., 0] > 0, OutputBox(0, 0, 9, 9))
     assert (variants[VariantName("dark")].compose(layer).any(), image.all()) == (False, True)
-    with pytest.raises(JobError, match=r"half@1 returned uint8 of shape \(16, 32, 3\), not"):
-        variants[VariantName("half")].compose(layer)
 
 
 @pytest.fixture
@@ -49,16 +47,14 @@ def fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module with fills, as `--renderings` names it."""
     (tmp_path / "filled_here.py").write_text(
         "def grey(image, hole):\n    image[hole] = 128\n    return image\n\n\n"
-        "grey.version = 2\nhalf = lambda image, hole: image[::2]\n"
-        "def fails(image, hole): raise LookupError('no')\n"
-        "telea = paper = mine_r1 = Loud = grey\n"
+        "grey.version = 2\ntelea = paper = mine_r1 = Loud = grey\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     return "python:filled_here"
 
 
 def test_a_fill_of_the_users_gives_a_variant_of_each_base(fills: str) -> None:
-    entries = versioned(["original"], [f"{fills}:grey@7", f"{fills}:half", f"{fills}:fails"])
+    entries = versioned(["original"], [f"{fills}:grey@7"])
     bases = ("mixed_same", "mixed_rand", "only_bg_t")
     assert entries[1:4] == tuple(f"{base}={fills}:grey@2" for base in bases)
     variants = find_variants(entries)
@@ -73,12 +69,6 @@ def test_a_fill_of_the_users_gives_a_variant_of_each_base(fills: str) -> None:
         # Nothing of the foreground is shown, because its mask is empty.
         np.testing.assert_array_equal(variant.compose(layer, filled), expected)
     np.testing.assert_array_equal(image, before)
-    for name, said in (
-        ("half", r"half@1 returned uint8 of shape \(16, 32, 3\), not"),
-        ("fails", "fails@1 raised LookupError: no"),
-    ):
-        with pytest.raises(JobError, match=f"{fills}:{said}"):
-            variants[VariantName("mixed_rand", name)].rendering.fill(layer)
 
 
 def test_fills_are_named_by_renderings_alone(fills: str) -> None:

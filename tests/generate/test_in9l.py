@@ -1,18 +1,13 @@
 """Tests IN-9L: whole images of all classes, with or without boxes."""
 
-import io
 import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
 from runs import (
     ONE,
     SHARDS,
@@ -26,11 +21,6 @@ from runs import (
     table_of,
 )
 from soundness import assert_sound
-
-from transforms.codec import decode_image, encode_png
-from transforms.cutting import Cut, cut_objects
-from transforms.filters import Reason
-from transforms.geometry import ResizeCrop
 
 IN9L = ("--selection", "in9l", *ONE)
 
@@ -160,53 +150,3 @@ def test_an_image_that_changed_unseen_stops_the_job(in9l: Path, tmp_path: Path) 
     os.utime(large, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     done = run_in9(*command, *keys(jpeg_quality=50), "--overwrite", "config", check=1)
     assert f"{large} gives another layer than before" in done.stderr
-
-
-@pytest.mark.parametrize("interpolation", ["nearest", "bicubic"])
-@given(
-    width=st.integers(1, 90),
-    height=st.integers(1, 90),
-    crop=st.integers(1, 24),
-    extra=st.integers(0, 8),
-)
-def test_a_picture_is_resized_and_cropped_as_a_layer_is(
-    interpolation: str, width: int, height: int, crop: int, extra: int
-) -> None:
-    pixels = np.random.default_rng(width * 91 + height).integers(
-        0, 256, (height, width, 3), np.uint8
-    )
-    resize = crop + extra
-    cropped = cropped_whole(encode_png(pixels), resize, crop, interpolation)
-    transform = ResizeCrop.for_size(
-        native_width=width, native_height=height, resize=resize, crop=crop
-    )
-    assert cropped.layer is not None
-    assert cropped.layer.is_whole
-    np.testing.assert_array_equal(cropped.layer.mask, np.zeros((crop, crop), np.bool_))
-    assert cropped.reason is None
-    assert (cropped.width, cropped.height) == (width, height)
-    np.testing.assert_array_equal(cropped.layer.image, transform.image(pixels, interpolation))
-
-
-def cropped_whole(data: bytes, resize: int, crop: int, interpolation: str = "nearest") -> Cut:
-    """Returns what comes of an image that needs no box."""
-    (cropped,) = cut_objects(
-        data,
-        None,
-        segment=None,
-        seed=0,
-        resize=resize,
-        crop=crop,
-        interpolation=interpolation,
-        needs_box=False,
-    )
-    return cropped
-
-
-def test_a_picture_too_narrow_to_be_resized_is_rejected() -> None:
-    buffer = io.BytesIO()
-    Image.new("RGB", (2000, 1)).save(buffer, "PNG")
-    cropped = cropped_whole(buffer.getvalue(), 256, 224)
-    assert cropped.reason == Reason.TOO_MANY_PIXELS
-    assert cropped.width == 2000
-    assert decode_image(buffer.getvalue()).shape == (1, 2000, 3)

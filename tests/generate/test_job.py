@@ -18,31 +18,20 @@ from runs import (
     pictures_of,
     refusal,
     run_here,
-    run_in9,
     stamps,
 )
 from soundness import assert_sound
 
 from pipeline.generate.compose import ComposeShard
 from pipeline.generate.segment import SegmentShard
-from pipeline.inputs.layout import find_layout, list_images
-from pipeline.inputs.location import NOWHERE, read_location
-from transforms.taxonomy import imagenet9
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        ("--direct_num_workers=2",),
-        ("--direct_num_workers=2", "--direct_running_mode=multi_processing"),
-    ],
-    ids=["threads", "processes"],
-)
-def test_the_manifest_does_not_depend_on_the_workers(
-    one_worker: Path, small_sample: Path, tmp_path: Path, how: tuple[str, ...]
+def test_the_manifest_does_not_depend_on_the_number_of_threads(
+    one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
-    output = tmp_path / "out"
-    run_in9("generate", "--output", output, "--input", small_sample, *SHARDS, *how)
+    """Checks it in one process; `test_spread` compares several with threads."""
+    output, two = tmp_path / "out", "--direct_num_workers=2"
+    run_here("generate", "--output", output, "--input", small_sample, *SHARDS, two)
     assert (output / "manifest.json").read_bytes() == (one_worker / "manifest.json").read_bytes()
     assert_sound(output)
 
@@ -187,34 +176,3 @@ def test_work_that_a_runner_loses_is_noticed(
     flags = ("--input", tiny_input, "--output", output, *QUICK, *keys(images_per_shard=2), *ONE)
     assert "2 of 3 shards" in run_here("generate", *flags, code=1).err
     assert not (output / "manifest.json").exists()
-
-
-def test_layouts_are_found_without_being_told(tiny_input: Path, tmp_path: Path) -> None:
-    """Lists the same pictures with and without folders of classes, and from the split's folder."""
-    flat, nested, annotations = tmp_path / "flat", tmp_path / "nested", Path("Annotations/val")
-    shutil.copytree(tiny_input / annotations, flat / annotations)
-    shutil.copytree(tiny_input / "val", nested / "val")
-    (flat / "val").mkdir()
-    for image in pictures_of(tiny_input):
-        shutil.copy(image, flat / "val")
-        folder = nested / annotations / image.parent.name
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copy(tiny_input / annotations / f"{image.stem}.xml", folder)
-
-    def found(root: Path, where: Path | None = None) -> set[tuple[Any, ...]]:
-        layout = find_layout(str(root), where and str(where), "val")
-        images, skipped, _ = list_images(layout, imagenet9())
-        assert not skipped
-        return {
-            (image.key, image.wnid, image.label, read_location(image.annotation or NOWHERE))
-            for image in images
-        }
-
-    expected = found(tiny_input)
-    assert len(expected) == 6
-    assert found(flat) == found(nested) == found(tiny_input / "val") == expected
-    assert found(nested / "val", flat / annotations) == expected
-    # Here images are flat, and annotations lie in folders of their class.
-    shutil.rmtree(flat / "Annotations")
-    shutil.copytree(nested / "Annotations", flat / "Annotations")
-    assert found(flat) == expected

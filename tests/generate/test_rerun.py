@@ -185,30 +185,6 @@ def test_without_a_compiler_opencv_segments_with_a_warning(
     assert manifest_of(tmp_path / "out") == manifest_of(one_worker)
 
 
-def test_replicates_are_added_without_segmenting_and_change_nothing_else(
-    one_worker: Path, small_sample: Path, tmp_path: Path
-) -> None:
-    output = Path(shutil.copytree(one_worker, tmp_path / "out"))
-    flags = (*SHARDS, "--replicates", 2, *ONE, "--output", output)
-    command = ("generate", "--input", small_sample, *flags)
-    assert "--replicates=2 (the dataset has 1)" in refusal(*command)
-    assert "0 images segmented" in run_here(*command, "--overwrite", "config").out
-    assert_sound(output)
-    before, after = (
-        {file["path"]: file["sha256"] for file in manifest_of(dataset)["files"]}
-        for dataset in (one_worker, output)
-    )
-    for path, sha256 in before.items():
-        if path.startswith(("parquet/", "webdataset/", "layers/")):
-            assert after[path] == sha256
-    again = {f"mixed_{kind}_r1" for kind in ("same", "rand", "next")}
-    assert again < {path.split("/")[1] for path in after if path.startswith("parquet/")}
-    rows = [row for row in index_of(output) if row["selected"]]
-    pairs = [(row["mixed_rand_bg_key"], row["mixed_rand_r1_bg_key"]) for row in rows]
-    assert all(first and second for first, second in pairs)
-    assert any(first != second for first, second in pairs)
-
-
 @pytest.fixture
 def killed_at_move(monkeypatch: pytest.MonkeyPatch) -> Callable[..., bool]:
     """A function that runs a command and tells whether it failed: at a move of this number."""

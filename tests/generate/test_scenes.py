@@ -264,17 +264,6 @@ def test_scenes_without_a_picture(street: Path, tmp_path: Path) -> None:
     assert "broken.png is undecodable" in refused
 
 
-def test_scenes_are_known_by_what_they_hold(places: Path, tmp_path: Path) -> None:
-    copied = tmp_path / "copied"
-    shutil.copytree(places, copied)
-    (copied / ".cache").mkdir()
-    write_noise(copied / ".cache" / "hidden.png", 1)
-    assert list_scenes(str(copied)).summary == list_scenes(str(places)).summary
-    write_noise(copied / "place_0.png", 55)
-    assert list_scenes(str(copied)).summary != list_scenes(str(places)).summary
-    assert list_scenes(str(copied)).summary.startswith("6 pictures, sha256 ")
-
-
 def test_a_damaged_table_of_scenes_is_made_again(tmp_path: Path) -> None:
     folder, store = tmp_path / "places", Store(str(tmp_path / "out"))
     write_noise(folder / "place_0.png", 0)

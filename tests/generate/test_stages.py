@@ -34,7 +34,7 @@ from pipeline.errors import JobError, UsageError
 from pipeline.generate.cut_source import Cutter
 from pipeline.generate.graph import GenerateDataset, list_split
 from pipeline.generate.origin import GenerateJob, InputOrigin
-from pipeline.generate.plan import Plan, PlanSplit, group_numbers, load_plan, select_images
+from pipeline.generate.plan import Plan, PlanSplit, load_plan, select_images
 from pipeline.generate.previous_layers import Survey
 from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTotals, pack_sources
 from pipeline.inputs.layout import find_layout
@@ -333,13 +333,6 @@ def test_scenes_are_drawn_evenly_and_stay_when_one_is_added() -> None:
     changed = draw([*scenes, "another"]) != before
     assert 0 < changed.mean() < 0.08
     assert (draw(scenes, 1) == before).mean() < 0.1
-
-
-def test_images_without_a_group_are_groups_of_their_own() -> None:
-    numbers = group_numbers(pa.array(["b", None, None, "b"]))
-    assert numbers is not None
-    assert numbers[0] == numbers[3]
-    assert len(set(numbers.tolist())) == 3
 
 
 TWO_EACH = ("--image_size", 32, *keys(resize=32), "--limit", 2, "--variants", "original", *ONE)

@@ -41,10 +41,6 @@ def hub_file(path: Path, meta: bytes, label: int = 5) -> list[object]:
     return [*listed(HubParquet(), path.parent, path.name)]
 
 
-def coco(categories: list[dict[str, object]]) -> dict[str, list[dict[str, object]]]:
-    return {"images": [], "annotations": [], "categories": categories}
-
-
 def named(count: int) -> bytes:
     names = list(imagenet9().wnids[:count])
     return json.dumps({"info": {"features": {"label": {"names": names}}}}).encode()
@@ -72,24 +68,25 @@ def test_a_label_that_has_no_name_is_refused(tmp_path: Path) -> None:
         hub_file(tmp_path / "val.parquet", named(2))
 
 
-@pytest.mark.parametrize(
-    ("categories", "what"),
-    [
-        ([{"id": 1}], "has no name"),
-        ([{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}], "two categories have the id 1"),
-    ],
-)
-def test_categories_must_tell_classes(categories: list[dict[str, object]], what: str) -> None:
-    with pytest.raises(UsageError, match=what):
-        list(coco_objects("a.json", coco(categories)))
+def test_entries_of_coco_must_fit_each_other_and_boxes_are_left_to_their_image() -> None:
+    names = [{"id": 1, "name": "cat"}]
+    whole = {"id": 5, "image_id": 1, "category_id": 1, "bbox": [10**400, 0, 1, 1]}
 
+    def objects(categories: list[dict[str, Any]], **changes: int) -> list[Any]:
+        images, annotations = [{"id": 1, "file_name": "a.jpg"}], [{**whole, **changes}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        return list(coco_objects("a.json", content))
 
-def test_a_box_without_end_is_one_that_cannot_be_read() -> None:
-    content = coco([{"id": 1, "name": "cat"}])
-    content["images"] = [{"id": 1, "file_name": "a.jpg"}]
-    content["annotations"] = [{"image_id": 1, "category_id": 1, "bbox": [10**400, 0, 1, 1]}]
-    ((_, (annotated,)),) = coco_objects("a.json", content)
-    assert annotated.box == [10**400, 0, 1, 1]
+    ((_, (annotated,)),) = objects(names)
+    assert annotated.box == whole["bbox"]
+    for categories, changes, what in (
+        ([{"id": 1}], {}, "has no name"),
+        ([*names, {"id": 1, "name": "dog"}], {}, "two categories have the id 1"),
+        (names, {"image_id": 2}, "annotation 5 names image 2, which the file does not"),
+        (names, {"category_id": 7}, "category 7"),
+    ):
+        with pytest.raises(UsageError, match=what):
+            objects(categories, **changes)
 
 
 @pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
@@ -293,18 +290,3 @@ def test_what_no_machine_can_read_is_content_that_is_known(
     with pytest.raises(UndecodableError, match=why):
         open_picture(data)
     assert isinstance(read_location(Location(str(path), (0, 1))), Unread)
-
-
-@pytest.mark.parametrize("target", ["/nowhere/at/all", "file/below"])
-def test_a_link_to_what_is_not_there_now_is_no_fault_of_the_picture(
-    target: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "val" / "a.JPEG"
-    path.parent.mkdir()
-    (path.parent / "file").touch()
-    path.symlink_to(target)
-    assert [image and image.key for image in listed(ImageFolder(), tmp_path)] == ["a", None]
-    checksums = Checksums(Store(str(tmp_path)), "val", 0)
-    assert checksums.known(Content(Location(str(path)))) is None
-    with pytest.raises((FileNotFoundError, NotADirectoryError)):
-        checksums.identify(Content(Location(str(path))))

@@ -284,7 +284,7 @@ def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None
         listed(path, split="test")
 
 
-def test_broken_boxes_are_left_to_the_image_and_entries_of_coco_are_not(tmp_path: Path) -> None:
+def test_broken_boxes_are_left_to_the_image(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png", 0)
     head = "image,class,xmin,ymin,xmax,ymax\n"
 
@@ -299,19 +299,13 @@ def test_broken_boxes_are_left_to_the_image_and_entries_of_coco_are_not(tmp_path
             parse_annotation(read_location(image.annotation))
     coco: dict[str, Any] = {
         "images": [{"id": 1, "file_name": "a.png"}],
-        "annotations": [{"id": 5, "image_id": 2, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, "x", 4]}],
         "categories": [{"id": 1, "name": "cup"}],
     }
-    with pytest.raises(UsageError, match="annotation 5 names image 2, which the file does not"):
-        listed(table(json.dumps(coco), "t.json"))
-    coco["annotations"][0] |= {"image_id": 1, "bbox": [1, 2, "x", 4]}
     broken = listed(table(json.dumps(coco), "t.json"))["a"]
     assert broken.wnid == "cup"
     with pytest.raises(AnnotationError):
         boxes_of(broken)
-    coco["annotations"].append({**coco["annotations"][0], "category_id": 7})
-    with pytest.raises(UsageError, match="category 7"):
-        listed(table(json.dumps(coco), "t.json"))
 
 
 def test_a_three_class_dataset_runs_to_a_report(toy: Path, toy_run: Path) -> None:

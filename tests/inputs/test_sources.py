@@ -18,14 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 from gcs import BUCKET
 from PIL import Image
-from runs import ONE, QUICK, SHARDS, index_of, keys, manifest_of, run_here, stamps
+from runs import ONE, QUICK, index_of, keys, manifest_of, run_here, stamps
 from shapes import SHAPES, split_of, tar_bytes
 
 from pipeline.dataset.config import SegmentConfig
 from pipeline.errors import UsageError
 from pipeline.generate.cut_source import Cutter, SourceBytes
-from pipeline.inputs.input_format import SplitLayout
-from pipeline.inputs.layout import FORMATS, find_layout, list_images
+from pipeline.inputs.layout import find_layout, list_images
 from pipeline.inputs.location import Location, read_location, reads_ahead
 from pipeline.inputs.source_images import Checksums, Content, SourceImage
 from pipeline.storage.store import Store
@@ -58,34 +57,11 @@ def contents(listing: Listed) -> dict[str, tuple[object, ...]]:
     return by_key
 
 
-def variants_of(output: Path, split: str) -> dict[str, str]:
-    """Returns checksums of the files with versions, by path without the split's name."""
-    return {
-        file["path"].replace(f"/{split}-", "/"): file["sha256"]
-        for file in manifest_of(output)["files"]
-        if file["path"].startswith(("parquet/", "webdataset/"))
-    }
-
-
 def identities_of(output: Path) -> dict[str, str]:
     """Returns the digests that identify the images of a dataset, by key."""
     records = pyarrow.dataset.dataset(sorted(map(str, output.glob("layers/*.parquet"))))
     rows = records.to_table(columns=["key", "source_digest"]).to_pylist()
     return {row["key"]: row["source_digest"] for row in rows}
-
-
-@pytest.mark.parametrize("shape", ["train_tar", "parquet"])
-def test_archives_and_tables_give_the_same_dataset(
-    small_sample: Path, one_worker: Path, tmp_path: Path, shape: str
-) -> None:
-    source, output, split = tmp_path / "input", tmp_path / "out", split_of(shape)
-    source.mkdir()
-    SHAPES[shape](small_sample, source)
-    command = ("generate", "--input", source, "--output", output, "--split", split, *SHARDS)
-    run_here(*command, *ONE)
-    assert variants_of(output, split) == variants_of(one_worker, "val")
-    if split == "val":
-        assert manifest_of(output)["fingerprint"] == manifest_of(one_worker)["fingerprint"]
 
 
 def test_of_images_with_one_key_the_lowest_md5_is_taken(tiny_input: Path, tmp_path: Path) -> None:
@@ -167,22 +143,6 @@ def test_all_shapes_hold_the_same_images_here_and_in_object_storage(
         assert image.annotation_md5 or (image.annotation and image.annotation.text)
 
 
-def test_each_format_is_the_first_to_find_its_layout(small_sample: Path, tmp_path: Path) -> None:
-    kinds = {find_layout(str(small_sample), None, "val").kind}
-    for shape, write in SHAPES.items():
-        (tmp_path / shape).mkdir()
-        write(small_sample, tmp_path / shape)
-        layouts = [
-            input_format.find(str(tmp_path / shape), split_of(shape))
-            for input_format in FORMATS.values()
-        ]
-        assert all(isinstance(layout, SplitLayout | None) for layout in layouts)
-        kind = next(layout.kind for layout in layouts if layout)
-        assert kind == find_layout(str(tmp_path / shape), None, split_of(shape)).kind
-        kinds.add(kind)
-    assert kinds == set(FORMATS)
-
-
 def test_of_several_layouts_the_named_one_is_read(small_sample: Path, tmp_path: Path) -> None:
     several = tmp_path / "several"
     several.mkdir()
@@ -210,6 +170,8 @@ def test_the_file_itself_and_boxes_from_elsewhere(small_sample: Path, tmp_path: 
     for named in (boxes, boxes / "LOC_val_solution.csv", small_sample / "Annotations"):
         layout = find_layout(str(tar), str(named), "val")
         assert contents(list_images(layout, imagenet9())) == contents(listed(small_sample))
+    # The split's own folder has them beside it.
+    assert contents(listed(small_sample / "val")) == contents(listed(small_sample))
     # Unpacked files take precedence over the archives beside them.
     shutil.copytree(small_sample, roots["val_tar"], dirs_exist_ok=True)
     assert find_layout(str(roots["val_tar"]), None, "val").kind == "folder"

@@ -222,17 +222,6 @@ def test_a_job_is_judged_by_a_label_under_its_own_settings(copied: Path) -> None
     assert line.endswith(f"--models prod is the label of {FIRST}; name that")
 
 
-@pytest.mark.usefixtures("no_figures")
-def test_a_kept_baseline_is_the_same_run_under_other_settings_of_a_job(copied: Path) -> None:
-    flags = ("--dataset", copied, "--pictures", "none")
-    run_here("report", *flags, "--baseline", FIRST)
-    chosen = json.loads((copied / "results" / "baseline.json").read_text())
-    job = ("evaluate", *flags, "--models", f"{FIRST},{SECOND}", "--holdout", 0.7, *ONE)
-    printed = run_here(*job, "--fail_if", "bg_gap>baseline+1", code=1)
-    assert "the baseline on all of split val" in printed.out + printed.err
-    assert json.loads((copied / "results" / "baseline.json").read_text()) == chosen
-
-
 def test_the_best_models_are_marked(three_models: Path) -> None:
     pairs = {
         (frozenset((row["first"], row["second"])), row["label_rule"], row["variant"]): row

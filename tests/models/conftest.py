@@ -29,8 +29,11 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "open_clip_config.json").write_text(json.dumps(written))
     # Computed anew in each run of the tests, and not taken from an earlier one.
     root = made_once(tmp_path_factory, "torch", Path.mkdir)
+    few = open_clip.OPENAI_IMAGENET_TEMPLATES[::10]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", str(root))
+        # With all 80 templates, 80,000 texts would be tokenized.
+        patch.setattr(open_clip, "OPENAI_IMAGENET_TEMPLATES", few)
         yield folder
 
 

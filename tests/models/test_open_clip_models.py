@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from small_models import logits, pictures
 
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError
 from pipeline.models.open_clip_models import class_prompts
-from pipeline.models.registry import check_model, load_model
+from pipeline.models.registry import load_model
 from pipeline.models.source import check_head
 from transforms.taxonomy import Taxonomy, imagenet9
 
@@ -22,9 +22,6 @@ def test_zero_shot_agrees_with_open_clip(
 ) -> None:
     import open_clip
 
-    # With all 80 templates, each side would tokenize 80,000 texts.
-    few = open_clip.OPENAI_IMAGENET_TEMPLATES[::10]
-    monkeypatch.setattr(open_clip, "OPENAI_IMAGENET_TEMPLATES", few)
     model = load_model(f"open_clip:{clip_folder}")
     assert model.preprocessing.mean == (0.1, 0.2, 0.3)
     assert (model.preprocessing.input_size, model.preprocessing.fixed_size) == (64, True)
@@ -78,8 +75,11 @@ def test_a_head_is_that_of_its_network_and_needs_no_folder_to_be_kept_in(
 
 
 def test_every_class_has_a_name_of_its_own() -> None:
+    import open_clip
+
     names, templates = class_prompts(imagenet9())
-    assert (len(set(names)), len(templates)) == (998, 80)  # open_clip has two names twice.
+    assert len(set(names)) == 998  # open_clip has two names twice.
+    assert templates == open_clip.OPENAI_IMAGENET_TEMPLATES
     classes = imagenet9()
     own = dataclasses.replace(classes, wnids=tuple(f"own {wnid}" for wnid in classes.wnids))
     names, templates = class_prompts(own)
@@ -95,15 +95,3 @@ def test_every_class_has_a_name_of_its_own() -> None:
     labels = tuple(0 if label == 0 else -1 for label in classes.labels)
     dogs = dataclasses.replace(classes, names=("dog",), labels=labels)
     assert class_prompts(dogs) == class_prompts(classes)
-
-
-def test_open_clip_names_are_checked(tmp_path: Path) -> None:
-    check_model("open_clip:ViT-B-32:openai")
-    check_model("open_clip:hf-hub:laion/CLIP-ViT-B-32")
-    for spec, message in (
-        ("open_clip:ViT-B-33:openai", "no model 'ViT-B-33'; close to it: ViT-B-32"),
-        ("open_clip:ViT-B-32:opanai", "nor one of the weights of ViT-B-32: openai"),
-        (f"open_clip:{tmp_path}", "no open_clip_config.json"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            check_model(spec)

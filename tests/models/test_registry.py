@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -105,11 +104,6 @@ def test_missing_libraries_are_named_with_their_command(
     assert command.partition(" .*")[0] in run_here("models", "list").out
 
 
-def test_unknown_sources_are_named() -> None:
-    with pytest.raises(UsageError, match="no source 'torchvison'; close to it: torchvision"):
-        check_model("torchvison:resnet50")
-
-
 def test_checkpoints_load_from_any_common_file(tmp_path: Path) -> None:
     hashes = set()
     for name, wrap in (("a.pth", False), ("b.pth", True), ("c.safetensors", False)):
@@ -171,12 +165,6 @@ def test_torchvision_names(torchvision_cache: torch.nn.Module) -> None:
     with torch.inference_mode():
         expected = torchvision_cache(normalised(batch))
     torch.testing.assert_close(logits(model, batch), expected, atol=1e-4, rtol=1e-4)
-    for spec, message in (
-        ("torchvision:resnet5", "no model 'resnet5'; close to it: resnet50"),
-        ("torchvision:resnet50:V3", "torchvision has IMAGENET1K_V1, IMAGENET1K_V2"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            check_model(spec)
 
 
 class _Command:
@@ -228,8 +216,6 @@ def test_functions_of_the_user_give_models(my_models: str) -> None:
 
 def test_wrong_functions_are_named(my_models: str) -> None:
     for spec, message in (
-        ("python:my_models", "must look like python:my_models:trained"),
-        ("python:none_models:f", "none_models is not found; put its folder on PYTHONPATH"),
         ("python:none_models.nets:f", "python:none_models.nets:f: none_models is not found"),
         ("python:broken_models:f", "cannot be imported .ZeroDivisionError"),
         ("python:my_models:plane", "my_models has no function 'plane'"),
@@ -267,7 +253,8 @@ def test_wildcards_stand_for_names_with_imagenet_weights() -> None:
     )
     assert "torchvision:resnet50:IMAGENET1K_V2" in expand_models(["torchvision:resnet5*"])
     assert "open_clip:ViT-B-32:openai" in expand_models(["open_clip:ViT-B-32:*"])
-    for name in (*resnets[:3], *tags[:3]):
+    of_clip = ("open_clip:ViT-B-32:openai", "open_clip:hf-hub:laion/CLIP-ViT-B-32")
+    for name in (*resnets[:3], *tags[:3], *of_clip, "hf:microsoft/resnet-50"):
         check_model(name)
     with pytest.raises(UsageError, match=r"resnut\*: no name with weights for ImageNet matches"):
         expand_models(["resnut*"])
@@ -300,27 +287,3 @@ def test_files_hold_one_entry_a_line(tmp_path: Path) -> None:
         split_labels([f"@{path}"])
     with pytest.raises(UsageError, match=r"none\.txt cannot be read"):
         split_labels([f"@{tmp_path / 'none.txt'}"])
-
-
-def test_labels_are_taken_off_their_entries(tmp_path: Path) -> None:
-    names = tmp_path / "names.txt"
-    names.write_text("My net.1:=resnet50=a.pth\nefficientnet_lite0\n")
-    entries, labels = split_labels([f"@{names}", "CLIP:=open_clip:ViT-B-32:a"])
-    assert entries == ["resnet50=a.pth", "efficientnet_lite0", "open_clip:ViT-B-32:a"]
-    assert labels == {"resnet50=a.pth": "My net.1", "open_clip:ViT-B-32:a": "CLIP"}
-
-
-@pytest.mark.parametrize("entry", [
-    *("a:=resnet18", "b:=resnet50", ":=resnet18", "a/b:=resnet18", "a,b:=resnet18"),
-    *("a=b:=resnet18", "a:b:=resnet18", "c:=", "a\nb:=resnet18", "a\x1bb:=resnet18"),
-])  # fmt: skip
-def test_labels_that_are_no_names_or_given_twice_are_refused(entry: str) -> None:
-    with pytest.raises(UsageError) as refused:
-        split_labels(["a:=resnet50", entry])
-    assert f"{entry}: a label is a name of its own without = : /" in str(refused.value)
-
-
-@pytest.mark.parametrize("entry", ["all:=resnet*", "all:=@names.txt"])
-def test_a_label_names_one_model(entry: str) -> None:
-    with pytest.raises(UsageError, match=f"{re.escape(entry)}: a label names one model, not seve"):
-        split_labels([entry])

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from answer_files import answer_files, entries
-from report_page import REPORT, TINY, Opened, add_model
-from runs import QUICK, made_once, run_in9, write_all
+from report_page import REPORT, TINY, WHOLE, Opened, add_model
+from runs import made_once, run_in9, write_all
 
 
 @pytest.fixture(scope="session")
@@ -24,12 +24,10 @@ MATRIX = ("matrix", "--probe", "--holdout", 0.5, "--variants", "original,mixed_s
 @pytest.fixture(scope="session")
 def whole_run(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two models with all analyses. Tests must not write into it."""
-    models = ("--models", ",".join(TINY))
-    flags = ("--attack", 9, "--saliency", 3)
 
     def make(output: Path) -> None:
-        run_in9("run", "--input", small_sample, "--output", output, *QUICK, *models, *flags)
-        run_in9("method", "--dataset", output, *models, "--pictures", "none")
+        run_in9("run", "--input", small_sample, "--output", output, *WHOLE)
+        run_in9("method", "--dataset", output, "--models", ",".join(TINY), "--pictures", "none")
         run_in9(*MATRIX, "--dataset", output)
 
     return made_once(tmp_path_factory, "whole", make)

@@ -86,18 +86,27 @@ _CARDS = """all => all.map((card) => {
 })"""
 
 
-def test_the_chooser_tells_what_the_files_hold(seen: Any, report_run: Path) -> None:
+@pytest.fixture(scope="module")
+def said(report_run: Path) -> dict[tuple[str, str], dict[str, VersionAnswer]]:
+    """Answers by model and image, from the stored predictions."""
+    labels = {row["key"]: row["label"] for row in index_of(report_run)}
+    answers: dict[tuple[str, str], dict[str, VersionAnswer]] = {}
+    for model in MODELS:
+        for path in (report_run / "results" / model / "predictions").glob("*.parquet"):
+            for row in pq.read_table(path).to_pylist():
+                if row["label_rule"] == "argmax_then_map":
+                    is_background = row["prediction"] == labels.get(row["bg_key"])
+                    answer = VersionAnswer(row["prediction"], row["correct"], is_background)
+                    answers.setdefault((model, row["key"]), {})[row["variant"]] = answer
+    return answers
+
+
+def test_the_chooser_tells_what_the_files_hold(
+    seen: Any, report_run: Path, said: dict[tuple[str, str], dict[str, VersionAnswer]]
+) -> None:
     (path,) = (report_run / "parquet" / "mixed_rand").glob("*.parquet")
     truth = {row["key"]: row for row in pq.read_table(path).to_pylist()}
     names = (*imagenet9().names, "none of the nine")
-    predictions: dict[tuple[str, str, str], tuple[str, str, str]] = {}
-    for model in MODELS:
-        (file,) = (report_run / "results" / model / "predictions").glob("*.parquet")
-        for row in pq.read_table(file).to_pylist():
-            if row["label_rule"] == "argmax_then_map":
-                mark = ("✓", "right: ") if row["correct"] else ("✕", "wrong: ")
-                said = (*mark, names[row["prediction"]])
-                predictions[model, row["variant"], row["key"]] = said
     cards = seen.page.locator(".card").evaluate_all(_CARDS)
     assert len(cards) == len(truth)
     ranks = []
@@ -107,11 +116,13 @@ def test_the_chooser_tells_what_the_files_hold(seen: Any, report_run: Path) -> N
         background = f"background: {names[truth[key]['bg_label']]}, {truth[key]['bg_key']}"
         assert by_name["mixed_rand"]["background"] == background
         for name, figure in by_name.items():
-            for model, *said in figure["answers"]:
-                assert tuple(said) == predictions[model, name, key]
+            for model, *shown in figure["answers"]:
+                answer = said[model, key][name]
+                mark = ["✓", "right: "] if answer.is_right else ["✕", "wrong: "]
+                assert shown == [*mark, names[answer.label]]
         # Images that both models recognise as they are come first.
-        original = {predictions[model, "original", key][1] for model in MODELS}
-        ranks.append(("wrong: " in original, -card["turned"]))
+        is_known = all(said[model, key]["original"].is_right for model in MODELS)
+        ranks.append((not is_known, -card["turned"]))
     assert ranks == sorted(ranks)
     assert len({is_unknown for is_unknown, _ in ranks}) == 2
 
@@ -135,21 +146,6 @@ def cards_with(
     """Finds the keys of images where the answers of one of the models show a pattern."""
     return {key for (model, key), answers in said.items()
             if model in of and pattern in patterns_of(answers)}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def said(report_run: Path) -> dict[tuple[str, str], dict[str, VersionAnswer]]:
-    """Answers by model and image, from the stored predictions."""
-    labels = {row["key"]: row["label"] for row in index_of(report_run)}
-    answers: dict[tuple[str, str], dict[str, VersionAnswer]] = {}
-    for model in MODELS:
-        for path in (report_run / "results" / model / "predictions").glob("*.parquet"):
-            for row in pq.read_table(path).to_pylist():
-                if row["label_rule"] == "argmax_then_map":
-                    is_background = row["prediction"] == labels.get(row["bg_key"])
-                    answer = VersionAnswer(row["prediction"], row["correct"], is_background)
-                    answers.setdefault((model, row["key"]), {})[row["variant"]] = answer
-    return answers
 
 
 def shown_keys(page: Any) -> set[str]:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from fault_documents import fields, with_value
 from made_results import made, of_model
-from report_page import MODELS, REPORT, column
+from report_page import MODELS, WHOLE, column
 from runs import dataset_in, keys, manifest_of, run_here, run_in9, run_python, write_all
 
 from pipeline.analyses import ANALYSES
@@ -169,15 +169,22 @@ def test_the_intervals_of_the_gap_are_read_out() -> None:
     doubtful = Cell(0.1, 0.01, 0.2)
     p_values = {id(above): 0.0001, id(below): 0.001, id(doubtful): 0.03, id(both): 0.8}
     none = "No BG-Gap differs significantly from 0 (Holm, 5 %): these 9 images do not show that "
-    for gaps, said in (
+    for gaps, said, *of in (
         ([above], "The whole interval is above 0: the model relies on the background."),
+        ([above], "The whole interval is above 0: the method relies on the back", "families"),
         ([below], "The whole interval is below 0: the model does better on other backgrounds."),
         ([both], "The interval includes 0: these 9 images do not show that the model relies on "),
+        ([both], "The interval includes 0: these 9 images do not show that the method", "families"),
         ([both] * 2, none),
+        ([both] * 2, f"{none}these families rely on the background.", "families"),
         ([doubtful, both], none),
         # That all models rely on it needs no adjustment, because each of them has to.
         ([above, doubtful], "Both models rely on the background: both intervals lie above 0."),
+        ([above] * 2, "Both families rely on the background: both intervals", "families"),
+        ([above] * 2, "Both rely on the background: both intervals", "families and models"),
         ([doubtful] * 20, "All 20 models rely on the background: all intervals lie above 0."),
+        ([above] * 3, "All 3 families and models rely on the backgr", "families and models"),
+        ([above, both], "BG-Gap is above 0 for at least 1 of 2 families (Holm, 5 %).", "families"),
         (
             [above] * 17 + [doubtful] * 2 + [both],
             "BG-Gap is above 0 for at least 17 of 20 models (Holm, 5 %).",
@@ -188,7 +195,7 @@ def test_the_intervals_of_the_gap_are_read_out() -> None:
         ),
     ):
         p = np.asarray([p_values[id(gap)] for gap in gaps])
-        assert reading(gaps, p, "these 9 images").startswith(said)
+        assert reading(gaps, p, "these 9 images", *of).startswith(said)
 
 
 def test_links_lead_to_what_is_there(seen: Any, report_run: Path) -> None:
@@ -444,6 +451,7 @@ def test_tables_and_page_do_without_all_figures_that_a_result_need_not_have(
         path.write_text(json.dumps(content))
     assert {"fooled", "ci_low", "mass_in_mask", "imagenet_top1"} <= missing
     run_here("report", "--dataset", output, "--pictures", "none")
+    assert list(output.glob("results/figures/*.pdf"))
     assert "is damaged" not in caplog.text
     page = (output / "report.html").read_text()
     assert all(model in page for model in MODELS)
@@ -452,18 +460,21 @@ def test_tables_and_page_do_without_all_figures_that_a_result_need_not_have(
 
 
 def test_a_job_makes_results_without_a_field_again(
-    report_run: Path, small_sample: Path, tmp_path: Path
+    whole_run: Path, small_sample: Path, tmp_path: Path
 ) -> None:
-    output = Path(shutil.copytree(report_run, tmp_path / "out"))
+    output = Path(shutil.copytree(whole_run, tmp_path / "out"))
     paths = [
-        output / "results" / MODELS[0] / f"{name}.json" for name in ("model", "attack", "saliency")
+        path
+        for name in ("model", "attack", "saliency")
+        for path in output.glob(f"results/python*first*/{name}.json")
     ]
+    assert len(paths) == 3
     whole = [path.read_bytes() for path in paths]
     for path, content in zip(paths, map(json.loads, whole), strict=True):
         # A file is refused, whichever of these it lacks.
         del content["weights_sha256"]
         path.write_text(json.dumps(content))
-    done = run_in9("run", "--input", small_sample, "--output", output, *REPORT)
+    done = run_in9("run", "--input", small_sample, "--output", output, *WHOLE)
     assert "Traceback" not in done.stderr
     assert f"figures for a paper: in9 report --dataset {output} makes" in done.stdout
     assert [path.read_bytes() for path in paths] == whole

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from flink import Flink, job_server_jar, missing, workers_of
-from machines import HEAD, started, until
+from machines import started, until
 from runs import QUICK, TINY_MODEL, finished_shards, results_of, run_in9
 
 IDLE = "from pipeline.runners import portable\nportable.IDLE_SECONDS = portable._LOOK_SECONDS = 1"
@@ -20,7 +20,7 @@ IDLE = "from pipeline.runners import portable\nportable.IDLE_SECONDS = portable.
 def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flink]:
     """A job server and a cluster."""
     with started(Flink, tmp_path_factory.mktemp("machines") / "flink", missing()) as flink:
-        flink.cluster(HEAD)
+        flink.cluster()
         yield flink
 
 
@@ -28,7 +28,7 @@ def test_a_run_that_loses_a_worker_and_one_with_its_own_server_that_has_nothing_
     flink: Flink, small_sample: Path, tmp_path: Path
 ) -> None:
     output, local = tmp_path / "out", tmp_path / "local"
-    pool = flink.pool(HEAD, forks=True)
+    pool = flink.pool(forks=True)
     flags = ("--input", small_sample, *QUICK, "--variants", "original,mixed_rand")
     flags = (*flags, "--pictures", "none", "--output")
     run_in9("run", *flags, local, *TINY_MODEL)
@@ -57,7 +57,7 @@ def test_a_job_that_is_stopped_and_one_whose_workers_cannot_start(
     other = tmp_path / "python"
     other.write_text("#!/bin/sh\nexit 1\n")
     other.chmod(0o755)
-    flink.pool(HEAD, 50001, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    flink.pool(50001, PATH=f"{tmp_path}:{os.environ['PATH']}")
     flags = ("generate", "--input", small_sample, *QUICK, "--output")
     stopped = flink.start_in9(*flags, tmp_path / "a", port=50001, cluster=True)
     idle = flink.start_in9(*flags, tmp_path / "b", port=50001, cluster=True, before=IDLE)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from apache_beam.options.pipeline_options import PortableOptions
 from apache_beam.runners.runner import create_runner
 from apache_beam.transforms.environments import DockerEnvironment
@@ -106,18 +105,6 @@ def test_the_job_through_a_job_server_and_its_workers(
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
     for table in RESULTS:
         assert (output / table).read_bytes() == (fresh / table).read_bytes()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_workers_say_that_they_have_no_gpu(
-    cluster: Cluster, small_sample: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    few = ("--variants", "original", "--limit", 1, "--segmenter", "box", *TINY_MODEL)
-    flags = ("--input", small_sample, "--output", output, *few, "--device", "cuda")
-    done = run_in9("run", *flags, *cluster.flags, check=1)
-    assert len(done.stderr.splitlines()) == 1
-    assert "this machine has no CUDA device that torch can use" in done.stderr
 
 
 def test_a_worker_process_that_is_killed_fails_the_job_and_the_next_goes_on(

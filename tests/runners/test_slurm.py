@@ -1,15 +1,12 @@
 """Tests the batch script, and the job array of the documentation, on a real Slurm."""
 
 import os
-import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from machines import NODES, Slurm, missing, started, until
-from runs import ROOT, keys, manifest_of, run_in9, table_of
-from small_models import checkpoint
+from runs import ROOT, keys, manifest_of, run_in9
 
 
 @pytest.fixture(scope="module")
@@ -22,33 +19,6 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 def is_queue_empty(slurm: Slurm) -> bool:
     """Returns whether Slurm has no job; not so if it does not answer, busy with a lost node."""
     return slurm.ask("n1", "sh", "-c", "squeue -h && echo no job is left") == "no job is left\n"
-
-
-def test_a_job_array_of_a_seed_a_task_ends_with_the_family(
-    for_gaps: Path, tmp_path: Path, slurm: Slurm
-) -> None:
-    out = Path(shutil.copytree(for_gaps, tmp_path / "out"))
-    entries = [checkpoint(tmp_path / f"{seed}.pth", seed=seed) for seed in (0, 1, 2)]
-    listed = (f"erm#{seed}:={entry}\n" for seed, entry in enumerate(entries))
-    (tmp_path / "models.txt").write_text("".join(listed))
-    page = (ROOT / "docs" / "models.md").read_text()
-    (script,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)
-    for documented, here in (
-        ("--dataset /scratch/in9", f"--dataset {out} --direct_num_workers=1"),
-        (" --weights /scratch/weights --device cuda", ""),
-        ("--gres=gpu:1 --cpus-per-task=8", "--cpus-per-task=1 --mem=2G"),
-    ):
-        assert documented in script
-        script = script.replace(documented, here)
-    (tmp_path / "evaluate.sh").write_text(script)
-    where = (f"--chdir={tmp_path}", f"--output={tmp_path}/%a.log")
-    assert slurm.ask("n1", "sbatch", "--array=0-2", *where, tmp_path / "evaluate.sh")
-    until(lambda: is_queue_empty(slurm), 400)
-    logs = "\n".join(log.read_text() for log in sorted(tmp_path.glob("?.log")))
-    rows = table_of(out, "families")
-    assert {row["members"] for row in rows} == {"erm#0; erm#1; erm#2"}, logs
-    assert {"original", "mixed_rand", "bg_gap"} <= {row["variant"] for row in rows}
-    assert all(row["ci_low"] for row in rows)
 
 
 def test_a_job_of_slurm_that_is_cancelled_and_loses_a_node(

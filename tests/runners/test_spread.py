@@ -29,7 +29,6 @@ from runs import (
 )
 from spread_steps import Die, Fail, Meet, Note, Shared, Sleep, outputs_of
 
-import in9
 from pipeline.errors import JobError, UsageError
 from pipeline.runtime import spread
 from pipeline.runtime.dask_workers import DaskWorkers
@@ -354,11 +353,6 @@ def test_a_scheduler_that_does_not_answer_is_named(
         assert done.stderr.count("\n") == 1
         assert f"no scheduler answers at {address}: " in done.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_stages_of_other_pipelines_have_the_workers_of_these(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--dask is no flag of a stage"):
-        in9.Generate(tmp_path / "out", dask="auto")
 
 
 def test_a_job_that_loses_the_scheduler_ends_in_one_line(

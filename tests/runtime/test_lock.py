@@ -192,25 +192,6 @@ def test_a_late_holder_leaves_folders_alone(tmp_path: Path) -> None:
     assert [store.has_folder(name) for name in ("kept/empty", "late")] == [True, False]
 
 
-def test_the_holder_does_what_a_store_does(store: Store) -> None:
-    with locked(store, DATASET_LOCK) as fenced:
-        for path in ("a", "b", "folder/c", "folder/d"):
-            fenced.write(path, path.encode(), durable=True)
-        fenced.move("a", "moved")
-        fenced.copy_into(fenced, [("b", "copied"), ("b", "copied")])
-        fenced.delete_all(["b", "none"])
-        assert fenced.update("moved", b"again")
-        fenced.delete("folder/c")
-        fenced.delete_tree("folder")
-        fenced.delete_tree("none")
-        with pytest.raises(FileNotFoundError):
-            fenced.move("none", "a")
-    assert {path: store.read(path) for path in store.walk("")} == {
-        "copied": b"b",
-        "moved": b"again",
-    }
-
-
 def test_where_there_are_no_hard_links_files_are_looked_after_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

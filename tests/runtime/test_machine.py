@@ -1,21 +1,20 @@
 """Tests of what control groups leave of a machine, and of standard streams that are closed."""
 
 import os
-import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import pytest
-from runs import ROOT, run_program
+from runs import ROOT
 
+from pipeline.runtime import machine
 from pipeline.runtime.machine import usable_cores, usable_memory
 
 GB = 1 << 30
 CORES = 64
 
 
-def machine(root: Path, groups: str, mounts: str, files: dict[str, str]) -> Path:
+def written(root: Path, groups: str, mounts: str, files: dict[str, str]) -> Path:
     """Writes what /proc and /sys/fs/cgroup say on a machine into a folder."""
     contents = {"proc/self/cgroup": groups, "proc/self/mountinfo": mounts}
     contents |= {f"sys/fs/cgroup/{name}": f"{text}\n" for name, text in files.items()}
@@ -162,50 +161,15 @@ def test_the_lowest_limit_of_all_groups_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(CORES), raising=False)
-    root = machine(tmp_path, groups, mounts, files)
+    root = written(tmp_path, groups, mounts, files)
     assert usable_cores(root) == cores
     assert usable_memory(root) == memory or memory is None
 
 
-def test_a_real_group_limits_a_process_below_it() -> None:
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        pytest.skip("this system has no control groups")
-    groups = dict(line.split(":", 2)[1:] for line in lines)
-    top = Path(f"/sys/fs/cgroup/memory{groups['memory']}") if "memory" in groups else None
-    limit = "memory.max" if top is None else "memory.limit_in_bytes"
-    top = top or Path(f"/sys/fs/cgroup{groups.get('', '')}")
-    group = top / f"in9-test-{uuid.uuid4().hex[:8]}"
-    try:
-        (group / "below").mkdir(parents=True)
-    except OSError as error:
-        pytest.skip(f"this user cannot make a control group: {error}")
-    try:
-        try:
-            (group / limit).write_text(str(GB))
-        except OSError as error:
-            pytest.skip(f"this user cannot limit a control group: {error}")
-        code = "from pipeline.runtime.machine import usable_memory; print(usable_memory())"
-        enter = f"echo $$ > {group}/below/cgroup.procs && exec \"$0\" -c '{code}'"
-        assert int(run_program("sh", "-c", enter, sys.executable).stdout) == GB
-    finally:
-        (group / "below").rmdir()
-        group.rmdir()
-
-
-@pytest.mark.parametrize(
-    ("starts", "is_worker"),
-    [
-        ("", False),
-        # As the worker pool of Beam 2 starts its workers.
-        ("from apache_beam.runners.worker.sdk_worker import SdkHarness; SdkHarness;", True),
-    ],
-)
-def test_only_workers_share_their_machine_with_their_like(starts: str, is_worker: bool) -> None:
-    code = (
-        f"{starts}from pipeline.runtime import machine; machine.usable_cores = lambda: 7;"
-        "print(machine.similar_processes())"
-    )
-    said = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
-    assert said.split() == ["7" if is_worker else "1"]
+def test_only_workers_share_their_machine_with_their_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "usable_cores", lambda: 7)
+    # As the worker pool of Beam 2 starts its workers.
+    worker = "from apache_beam.runners.worker.sdk_worker import SdkHarness; SdkHarness;"
+    for code, number in (("", 1), (worker, 7)):
+        monkeypatch.setattr(sys, "orig_argv", [sys.executable, "-c", code])
+        assert machine.similar_processes() == number

@@ -83,42 +83,52 @@ def test_the_job_on_a_store_that_fails_now_and_then_equals_the_local_one(
     assert len(output.read("report.html")) == pytest.approx(len(page), rel=0.01)
 
 
-def test_files_are_as_local_ones(store: Store, tmp_path: Path) -> None:
-    for each in (store, Store(str(tmp_path / "here"))):
-        content = os.urandom(3 << 20)
-        digest = each.write("a/large", content, 1)
-        assert digest.bytes == len(content)
-        assert each.read("a/large") == content
-        assert each.digest("a/large") == digest.sha256
-        spans = [(5, 10), (1 << 20, 100), (20, 0), (len(content) - 3, 3)]
-        assert each.read_ranges("a/large", spans) == [content[o : o + n] for o, n in spans]
-        with pytest.raises(OSError, match=r"ends? (before|early)"):
-            each.read_ranges("a/large", [(len(content) - 3, 4)])
-        with each.open("a/large") as file:
-            file.seek(-10, os.SEEK_END)
-            assert file.read() == content[-10:]
-        assert each.read("a/large", len(content)) == content
-        with pytest.raises(TooLargeError, match=f"a/large has {len(content)} bytes, more than"):
-            each.read("a/large", len(content) - 1)
-        assert not each.update("a/large", content)
-        assert each.update("a/large", b"other")
-        each.move("a/large", "b/c/small")
-        each.write("b/last", b"")
-        assert each.sizes("") == {"b/c/small": 5, "b/last": 0}
-        assert list(each.walk("b")) == ["b/c/small", "b/last"]
-        assert each.has_folder("b")
-        assert each.has_folder("")
-        assert each.size("a/large") is None
-        assert not each.exists("b")
-        assert each.files.folder_names(each.path("b")) == ["c"]
-        assert each.files.folder_names(each.path("none")) == []
-        with pytest.raises(FileNotFoundError, match="a/large"):
-            each.read("a/large")
-        each.copy_into(each.below("copy"), [("b/last", "x/last"), ("b/c/small", "small")])
-        assert each.below("copy").sizes("") == {"small": 5, "x/last": 0}
-        each.delete_tree("b")
-        each.delete_all(["copy/small", "copy/none"])
-        assert list(each.walk("")) == ["copy/x/last"]
+def test_files_are_as_local_ones_also_for_who_holds_a_lock(store: Store, tmp_path: Path) -> None:
+    here = Store(str(tmp_path / "here"))
+    with locked(store, DATASET_LOCK) as held, locked(here, DATASET_LOCK) as held_here:
+        for each in (store.below("a"), here.below("a"), held.below("b"), held_here.below("b")):
+            do_everything(each)
+
+
+def do_everything(store: Store) -> None:
+    """Calls what a store has, and checks what it leaves."""
+    content = os.urandom(3 << 20)
+    digest = store.write("a/large", content, 1)
+    assert digest.bytes == len(content)
+    assert store.read("a/large") == content
+    assert store.digest("a/large") == digest.sha256
+    spans = [(5, 10), (1 << 20, 100), (20, 0), (len(content) - 3, 3)]
+    assert store.read_ranges("a/large", spans) == [content[o : o + n] for o, n in spans]
+    with pytest.raises(OSError, match=r"ends? (before|early)"):
+        store.read_ranges("a/large", [(len(content) - 3, 4)])
+    with store.open("a/large") as file:
+        file.seek(-10, os.SEEK_END)
+        assert file.read() == content[-10:]
+    assert store.read("a/large", len(content)) == content
+    with pytest.raises(TooLargeError, match=f"a/large has {len(content)} bytes, more than"):
+        store.read("a/large", len(content) - 1)
+    assert not store.update("a/large", content)
+    assert store.update("a/large", b"other")
+    store.move("a/large", "b/c/small")
+    store.write("b/last", b"", durable=True)
+    assert store.sizes("") == {"b/c/small": 5, "b/last": 0}
+    assert list(store.walk("b")) == ["b/c/small", "b/last"]
+    assert store.has_folder("b")
+    assert store.has_folder("")
+    assert store.size("a/large") is None
+    assert not store.exists("b")
+    assert store.files.folder_names(store.path("b")) == ["c"]
+    assert store.files.folder_names(store.path("none")) == []
+    with pytest.raises(FileNotFoundError, match="a/large"):
+        store.read("a/large")
+    with pytest.raises(FileNotFoundError):
+        store.move("none", "a")
+    store.copy_into(store.below("copy"), [("b/last", "x/last"), ("b/c/small", "small")])
+    assert store.below("copy").sizes("") == {"small": 5, "x/last": 0}
+    store.delete_tree("b")
+    store.delete_tree("none")
+    store.delete_all(["copy/small", "copy/none"])
+    assert list(store.walk("")) == ["copy/x/last"]
 
 
 def test_a_folder_that_a_console_has_made_is_one(store: Store) -> None:

@@ -14,7 +14,6 @@ import sys
 import urllib.request
 import uuid
 import zipfile
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -67,16 +66,14 @@ def missing() -> str:
 class Flink(Machines):
     """Beam's job server on the head; Flink is embedded in it, or a cluster that `cluster` starts.
 
-    All ends with the stack. Flink tries a failed task again after `delay`, which is longer than
+    All ends with the stack. Flink tries a failed task again after six seconds, which is longer than
     workers are kept idle; other settings of this kind are those of deploy/flink/compose.yaml.
     Raises RefusedError if this process may not make namespaces and networks.
     """
 
-    def __init__(
-        self, stack: contextlib.ExitStack, folder: Path, *, jars: Path = JARS, delay: str = "6 s"
-    ) -> None:
+    def __init__(self, stack: contextlib.ExitStack, folder: Path) -> None:
         super().__init__(stack, folder)
-        self.folder, self._jars = folder, jars
+        self.folder = folder
         self._environment = {
             **os.environ,
             # A pool starts its workers as `python`; the models of tests are in this folder.
@@ -89,49 +86,42 @@ class Flink(Machines):
         }
         compose = yaml.safe_load((ROOT / "deploy" / "flink" / "compose.yaml").read_text())
         settings = yaml.safe_load(compose["x-flink"]["environment"]["FLINK_PROPERTIES"])
-        settings["restart-strategy.exponential-delay.initial-backoff"] = delay
+        settings["restart-strategy.exponential-delay.initial-backoff"] = "6 s"
         used = {name: settings[name] for name in settings if name.startswith(("restart", "heart"))}
         (folder / "flink-conf.yaml").write_text(yaml.safe_dump(used))
         ports = ("--job-port=8099", "--artifact-port=8098", "--expansion-port=-1")
         flags = ("--flink-master=[local]", f"--flink-conf-dir={folder}", "--job-host=localhost")
-        self._java(
-            HEAD, "server", JARS, _SERVER, *flags, *ports, f"--artifacts-dir={folder}/staged"
-        )
+        self._java("server", _SERVER, *flags, *ports, f"--artifacts-dir={folder}/staged")
 
-    def cluster(self, *nodes: str) -> None:
-        """Starts Flink's job manager on the head, and a task manager on each of these machines."""
-        settings = {
+    def cluster(self) -> None:
+        """Starts Flink's job manager, and a task manager."""
+        settings: dict[str, object] = {
             "jobmanager.rpc.address": address(HEAD),
             "jobmanager.bind-host": "0.0.0.0",
             "rest.address": address(HEAD),
             "rest.bind-address": "0.0.0.0",
             "rest.port": 8081,
-        }
-        main = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
-        self._flink(HEAD, "jobmanager", main, settings)
-        for node in nodes:
-            self.task_manager(node)
-
-    def task_manager(self, node: str) -> None:
-        """Starts a task manager of the cluster on a machine."""
-        settings = {
-            "jobmanager.rpc.address": address(HEAD),
-            "taskmanager.host": address(node),
+            "taskmanager.host": address(HEAD),
             "taskmanager.numberOfTaskSlots": 2,
             "taskmanager.cpu.cores": 2,
             **{f"taskmanager.memory.{part}": size for part, size in _MEMORY.items()},
         }
-        main = "org.apache.flink.runtime.taskexecutor.TaskManagerRunner"
-        self._flink(node, f"taskmanager-{node}", main, settings)
+        flags = [f"-D{name}={value}" for name, value in settings.items()]
+        for log, main in (
+            ("jobmanager", "entrypoint.StandaloneSessionClusterEntrypoint"),
+            ("taskmanager", "taskexecutor.TaskManagerRunner"),
+        ):
+            name = f"org.apache.flink.runtime.{main}"
+            self._java(log, name, "--configDir", self.folder, *flags)
 
     def pool(
-        self, machine: str, port: int = 50000, *, forks: bool = False, **more: str
+        self, port: int = 50000, *, forks: bool = False, **more: str
     ) -> subprocess.Popen[bytes]:
         """Starts a worker pool, whose workers are Beam's own or forks, with more variables."""
         own = (ROOT / "tests" / "support" / "worker_pool.py",)
         pool = own if forks else ("-m", "apache_beam.runners.worker.worker_pool_main")
-        words = self.inside(machine, sys.executable, *pool, f"--service_port={port}")
-        return self.start(f"pool-{machine}-{port}", *words, env={**self._environment, **more})
+        words = self.inside(HEAD, sys.executable, *pool, f"--service_port={port}")
+        return self.start(f"pool-{port}", *words, env={**self._environment, **more})
 
     def start_in9(
         self,
@@ -148,7 +138,7 @@ class Flink(Machines):
         runner = ("--runner=PortableRunner", "--job_endpoint=localhost:8099", "--parallelism=2")
         pools = ("--environment_type=EXTERNAL", f"--environment_config=localhost:{port}")
         more = (*pools, "--sdk_worker_parallelism=2", *((f"--flink_master={REST}",) * cluster))
-        if cluster and self._jars == JARS:
+        if cluster:
             # Otherwise the job server uploads its whole class path, which this Flink has.
             (empty := self.folder / "empty.jar").write_bytes(_EMPTY_ZIP)
             more += (f"--files_to_stage={empty}",)
@@ -163,14 +153,10 @@ class Flink(Machines):
         with ThreadPoolExecutor(1, **inside) as thread:
             return thread.submit(_states).result()
 
-    def _flink(self, machine: str, log: str, main: str, settings: Mapping[str, object]) -> None:
-        flags = [f"-D{name}={value}" for name, value in settings.items()]
-        self._java(machine, log, self._jars, main, "--configDir", self.folder, *flags)
-
-    def _java(self, machine: str, log: str, jars: Path, main: str, *flags: object) -> None:
+    def _java(self, log: str, main: str, *flags: object) -> None:
         opened = [f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED]
-        java = ("java", *opened, "-cp", f"{jars}/*", main)
-        self.start(log, *self.inside(machine, *java, *flags), env=self._environment)
+        java = ("java", *opened, "-cp", f"{JARS}/*", main)
+        self.start(log, *self.inside(HEAD, *java, *flags), env=self._environment)
 
 
 def job_server_jar(folder: Path) -> Path:

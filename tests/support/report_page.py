@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from runs import keys
+from runs import QUICK, keys
 
 from pipeline.dataset.folder import Dataset
 from pipeline.evaluate.predictions import prediction_fingerprints
@@ -21,6 +21,8 @@ REPORT = ("--image_size", 96, *keys(resize=110), "--models", ",".join(MODELS))
 REPORT += ("--attack", 9, "--saliency", 3)
 """Words of the job whose page most tests open."""
 TINY = ("python:tiny_models:first", "python:tiny_models:second")
+WHOLE = (*QUICK, "--models", ",".join(TINY), "--attack", 9, "--saliency", 3)
+"""Words of the job that begins `whole_run`."""
 
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}

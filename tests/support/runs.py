@@ -235,9 +235,21 @@ def csv_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def table_of(output: Path, name: str) -> list[dict[str, str]]:
-    """Reads the rows of a table of a dataset's results."""
-    return csv_rows(output / "results" / f"{name}.csv")
+def table_of(output: Path, name: str, **wanted: str) -> list[dict[str, str]]:
+    """Reads the rows of a table of a dataset's results that have these values."""
+    rows = csv_rows(output / "results" / f"{name}.csv")
+    return [row for row in rows if wanted.items() <= row.items()]
+
+
+def latex_lines(output: Path, name: str) -> list[list[str]]:
+    """Splits the lines of a LaTeX table of a dataset's results into cells."""
+    return cells_of_latex((output / "results" / "latex" / f"{name}.tex").read_text())
+
+
+def cells_of_latex(text: str) -> list[list[str]]:
+    """Splits the lines of a LaTeX table into cells."""
+    lines = (line for line in text.splitlines() if line.endswith(r"\\"))
+    return [line.removesuffix(r" \\").split(" & ") for line in lines]
 
 
 def _files_of(output: Path) -> dict[str, Path]:

@@ -4,6 +4,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 from scipy.stats import t
@@ -20,6 +21,7 @@ def interval_of(
     pairs: Iterable[object] | None = None,
     spread: tuple[float, float] | None = None,
     singles: Sequence[Sequence[float]] = (),
+    level: float = 0.95,
 ) -> tuple[float, float]:
     """Returns the interval (low, high) of a difference, by the formulas of Tango 1998.
 
@@ -29,13 +31,14 @@ def interval_of(
       pairs: the paired difference that each picture belongs to; None if each is one by itself.
       spread: the variance and its degrees of freedom; None for those of the pictures.
       singles: what each picture contributes to each of the differences whose mean this is.
+      level: confidence of the interval.
     """
     rows = list(pictures)
     variance, df = spread or variance_of(rows)
     if df < 1:
         return -1.0, 1.0
     square, trials, rest = trials_of(estimate, rows, pairs, (variance, df), singles)
-    quantile = t_quantile(df, 0.95)
+    quantile = t_quantile(df, level)
 
     def is_inside(value: float) -> bool:
         plus, minus = (trials * (square + sign * estimate) / 2 for sign in (1, -1))
@@ -83,17 +86,19 @@ def trials_of(
     return square, trials, max(0.0, variance - width / trials)
 
 
-def share_interval(pictures: Iterable[tuple[str, str | None, bool]]) -> tuple[float, float]:
+def share_interval(
+    pictures: Iterable[tuple[str, str | None, bool]], confidence: float = 0.95
+) -> tuple[float, float]:
     """Returns the interval of the share of right ones of (foreground, background, right)."""
     rows = list(pictures)
     n, share = len(rows), sum(right for *_, right in rows) / len(rows)
     variance, df = variance_of([(fg, bg, (right - share) / n) for fg, bg, right in rows])
-    fewest, z = df + 1, 1.959964
+    fewest, z = df + 1, NormalDist().inv_cdf(0.5 + confidence / 2)
     if fewest < 2 <= n:
         return 0.0, 1.0
     effective = fewest
     if fewest < n:
-        z = t_quantile(df, 0.95)
+        z = t_quantile(df, confidence)
         if 0 < share < 1:
             effective = share * (1 - share) / variance if variance else n
         effective = min(max(effective, fewest), n)

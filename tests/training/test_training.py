@@ -35,7 +35,6 @@ from runs import (
     table_of,
     wait_until,
 )
-from soundness import assert_sound
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.dataset.folder import Dataset
@@ -58,7 +57,6 @@ from pipeline.training.train_plan import TrainPlan, choose_splits, find_samples
 from transforms.annotations import Annotation, Box, write_annotation
 from transforms.codec import decode_image
 from transforms.hashing import keyed_hashes, substream
-from transforms.selection import held_out
 from transforms.taxonomy import imagenet9
 from transforms.variants import ORIGINAL, VariantName
 
@@ -327,35 +325,9 @@ def test_evaluation_takes_it_and_agrees(drawn: Path, trained: Path, tmp_path: Pa
     copy = Path(shutil.copytree(drawn, tmp_path / "out"))
     entry = f"{metadata.architecture}={trained / 'model.safetensors'}"
     run_here("evaluate", "--dataset", copy, "--models", entry, "--pictures", "none", *ONE)
-    (row,) = (
-        row
-        for row in table_of(copy, "summary")
-        if row["variant"] == "original" and row["label_rule"] == "argmax_then_map"
-    )
+    (row,) = table_of(copy, "summary", variant="original", label_rule="argmax_then_map")
     assert float(row["accuracy"]) == pytest.approx(float(log_of(trained)[-1]["val_accuracy"]))
     assert row["n"] == "12"
-
-
-def test_one_split_is_divided_and_trained_on_by_its_default_place(
-    drawn: Path, tmp_path: Path
-) -> None:
-    copy = Path(shutil.copytree(drawn, tmp_path / "out"))
-    flags = ("--arch", TINY, "--variant", "mixed_rand", "--epochs", 1, "--workers", 0, "--seeds", 2)
-    part = ("--train_split", "val", "--holdout", 0.5, "--precision", "bf16")
-    done = run_in9("train", "--dataset", copy, *flags, *part)
-    (model,) = copy.glob("models/*/model.safetensors")
-    assert model.parent.name == f"{TINY}-mixed_rand-1ep-holdout0.5-seed2"
-    assert f"={model} --holdout 0.5" in done.stdout
-    metadata = read_metadata(str(model))
-    assert metadata is not None
-    assert (metadata.holdout, metadata.settings["precision"]) == (0.5, "bf16")
-    keys = [row["key"] for row in dataset_in(copy).index("val")]
-    outside = {key for key, out in zip(keys, held_out(keys, 0.5), strict=True) if out}
-    assert set(metadata.keys)
-    assert not outside & set(metadata.keys)
-    assert len(log_of(model.parent)) == 1
-    # Trainings in its folder leave a dataset sound.
-    assert_sound(copy)
 
 
 def test_in_object_storage_it_is_the_same(drawn: Path, trained: Path) -> None:

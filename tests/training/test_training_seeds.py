@@ -8,12 +8,24 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import ONE, refusal, run_here, run_in9, stamps, start_in9, table_of, wait_until
+from runs import (
+    ONE,
+    dataset_in,
+    refusal,
+    run_here,
+    run_in9,
+    stamps,
+    start_in9,
+    table_of,
+    wait_until,
+)
+from soundness import assert_sound
 
 from pipeline.models.checkpoint import read_metadata
+from transforms.selection import held_out
 
 TRAIN = ("--arch", "test_resnet", "--variant", "mixed_rand", "--holdout", 0.5, "--lr", 0.05)
-TRAIN = (*TRAIN, "--epochs", 2, "--batch_size", 4, "--workers", 0)
+TRAIN = (*TRAIN, "--epochs", 2, "--batch_size", 4, "--workers", 0, "--precision", "bf16")
 FAMILY = "test_resnet-mixed_rand-2ep-holdout0.5"
 
 
@@ -35,12 +47,17 @@ def test_what_it_prints_is_what_evaluate_takes_and_a_family(copied: Path) -> Non
     ]
     trained = [read_metadata(str(folder / "model.safetensors")) for folder in files]
     assert [one and one.seed for one in trained] == [0, 3, 11]
+    keys = [row["key"] for row in dataset_in(copied).index("val")]
+    outside = {key for key, out in zip(keys, held_out(keys, 0.5), strict=True) if out}
+    for one in trained:
+        assert one is not None
+        assert (one.holdout, one.settings["precision"]) == (0.5, "bf16")
+        assert set(one.keys)
+        assert not outside & set(one.keys)
+    # Trainings in its folder leave a dataset sound.
+    assert_sound(copied)
     run_here(*words, "--pictures", "none", *ONE)
-    (row,) = [
-        row
-        for row in table_of(copied, "families")
-        if (row["variant"], row["label_rule"]) == ("original", "argmax_then_map")
-    ]
+    (row,) = table_of(copied, "families", variant="original", label_rule="argmax_then_map")
     assert row["family"].split() == [FAMILY, "holdout0.5"]
     assert row["seeds"] == "3"
     assert row["ci_low"]
@@ -87,23 +104,6 @@ def test_folders_of_later_seeds_are_checked_before_the_first_is_trained(
     flags = ("--dataset", copied, "--output", output)
     message = refusal("train", *flags, *TRAIN, "--seeds", "0,1")
     assert f"--output {output}/seed1 holds model.safetensors, which was not trained here" in message
-
-
-@pytest.mark.parametrize("command", ["train", "matrix"])
-def test_a_seed_is_refused_with_the_name_of_the_flag(
-    command: str, copied: Path, tmp_path: Path
-) -> None:
-    flags = (command, "--dataset", copied)
-    assert "no --seed, which is a flag of in9 run" in refusal(*flags, "--seed", 1)
-    assert refusal(*flags, "--seed=1").endswith("did you mean --seeds?")
-    file = tmp_path / "flags.toml"
-    file.write_text(f"[{command}]\nseed = 1\n")
-    assert refusal(*flags, "--config", file).endswith("did you mean --seeds?")
-    for wrong in ("", "0,", "1,1", "01,1", "-1", "a", "0.5"):
-        message = refusal(*flags, f"--seeds={wrong}")
-        assert "expected whole numbers that differ, separated by commas" in message
-    probe = ("--probe", "--holdout", 0.5, "--seeds", "0,1")
-    assert "leave out --seeds or --probe" in refusal(*flags, *probe)
 
 
 def test_a_common_seed_is_that_of_pairing(copied: Path, tmp_path: Path) -> None:

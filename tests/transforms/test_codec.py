@@ -3,7 +3,6 @@
 import io
 import subprocess
 import sys
-import tracemalloc
 from collections.abc import Callable
 
 import fault_pictures
@@ -180,32 +179,11 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded() -> None:
     exif = Image.Exif()
     exif[0x927C] = scan * (50_000 // len(scan))
     decode_image(saved(Image.fromarray(ramp()), "JPEG", exif=exif))
-
-
-def test_scans_cannot_be_hidden_behind_a_marker_without_a_length() -> None:
-    progressive = saved(Image.fromarray(ramp()), "JPEG", progressive=True)
-    last = progressive.rfind(b"\xff\xda")
-    scan = progressive[last:-2]
     # Decoders ignore the marker TEM and fill bytes (0xFF), which are no length of a segment.
-    many = progressive[:last] + b"\xff\x01\xff" + scan * 200 + b"\xff\xd9"
+    hidden = data[:last] + b"\xff\x01\xff" + scan * 200 + b"\xff\xd9"
     assert len(scan) * 200 < 0xFFFF
     with pytest.raises(UndecodableError, match="scans"):
-        decode_image(many)
-
-
-@pytest.mark.parametrize("each", fault_pictures.heads(), ids=lambda each: each.name.decode())
-def test_what_is_said_beside_the_pixels_costs_little(each: fault_pictures.Hostile) -> None:
-    tracemalloc.start()
-    try:
-        if each.status == fault_pictures.ACCEPTED:
-            assert decode_source(each.data).shape == (93, 125, 3)
-        else:
-            with pytest.raises(UndecodableError, match="beside its pixels"):
-                decode_source(each.data)
-        # This is a few copies of the file; all its metadata would take gigabytes.
-        assert tracemalloc.get_traced_memory()[1] < 60_000_000
-    finally:
-        tracemalloc.stop()
+        decode_image(hidden)
 
 
 def test_what_is_too_large_is_not_looked_at() -> None:

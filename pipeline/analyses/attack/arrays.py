@@ -84,7 +84,7 @@ def put_on(
 ) -> torch.Tensor:
     """Composites n pairs, (n,) int64 positions each, of foregrounds and backgrounds.
 
-    Returns (n, S, S, 3) uint8 RGB, the same pixels as `transforms.adversarial.composites`.
+    Returns (n, S, S, 3) uint8 RGB, the same pixels as `transforms.renderings.composite`.
     """
     # `holes` is 0 or 255, so bitwise operations select whole pixels.
     composites = backgrounds.index_select(0, background)

@@ -19,7 +19,6 @@ from pipeline.dataset.folder import Dataset, open_named
 from pipeline.display.table import aligned, interval
 from pipeline.errors import UsageError
 from pipeline.evaluate.comparisons import (
-    BG_GAP,
     Correct,
     Measured,
     ModelsOnSameImages,
@@ -45,12 +44,13 @@ from pipeline.evaluate.results import (
     read_results,
     write_result,
 )
+from pipeline.evaluate.subjects import column_of
 from pipeline.evaluate.summary import Evaluated, Summary
 from pipeline.models.checkpoint import safe_name
 from pipeline.storage.files import absolute, is_remote
 from pipeline.storage.store import Store
 from transforms.intervals import CONFIDENCE
-from transforms.variants import VariantName
+from transforms.variants import BG_GAP, VariantName
 
 CHOICE = "results/baseline.json"
 
@@ -432,7 +432,7 @@ def describe_baseline(dataset: Dataset, summaries: Sequence[Summary]) -> Iterato
             [
                 [
                     f"minus {baseline.name}, points",
-                    *("BG-Gap" if name == BG_GAP else name for name in names),
+                    *map(column_of, names),
                     "detectable",
                 ],
                 *(
@@ -457,7 +457,7 @@ def _cell(row: BaselineRow | None) -> str:
         return "-"
     text = (
         interval(row.difference, row.ci_low, row.ci_high)
-        if row.variant == BG_GAP
+        if row.variant.startswith(BG_GAP)
         else f"{100 * row.difference:+.1f}"
     )
     return text + "*" * row.is_significant

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pipeline.analyses.evaluation.baseline import BASELINE, BaselineRow
 from pipeline.display.panel import COMPARED
 from pipeline.display.table import Cell
-from pipeline.evaluate.comparisons import BG_GAP, COMPARISONS, GAP, ComparisonRow, read_rows
+from pipeline.evaluate.comparisons import COMPARISONS, GAP, ComparisonRow, read_rows
 from pipeline.evaluate.evidence import Evidence
+from pipeline.evaluate.subjects import column_of
 
 _DIFFERING = 3
 """Up to this number of differing pairs, the summary lists each pair's differences; if there
@@ -72,8 +73,8 @@ class Differences:
 
 def _in_words(column: str, difference: float) -> str:
     points = f"{abs(100 * difference):.1f} points"
-    if column == GAP:
-        return f"a BG-Gap {points} {'larger' if difference > 0 else 'smaller'}"
+    if column.startswith(GAP):
+        return f"a {column} {points} {'larger' if difference > 0 else 'smaller'}"
     # Not "better" or "worse": on variants without the object, nothing is there to recognise.
     return f"{points} {'higher' if difference > 0 else 'lower'} on {column}"
 
@@ -121,8 +122,7 @@ def _by_pair(
     pairs: dict[tuple[str, str], dict[str, Cell]] = {}
     # A baseline of another folder has no place in this order.
     for first, second, row in sorted(rows, key=lambda row: [order.get(one, 0) for one in row[:2]]):
-        if row.variant in (BG_GAP, *variants):
-            column = GAP if row.variant == BG_GAP else row.variant
+        if (column := column_of(row.variant)) in (GAP, *variants):
             pairs.setdefault((first, second), {})[column] = Cell(
                 *(row.difference, row.ci_low, row.ci_high),
                 is_starred=row.is_significant,

@@ -18,11 +18,15 @@ from pipeline.analyses.evaluation.differences import (
     read_baseline,
     read_differences,
 )
-from pipeline.analyses.evaluation.tables import cells_of, describe_holdouts, describe_power
+from pipeline.analyses.evaluation.tables import (
+    cells_of,
+    describe_holdouts,
+    describe_power,
+    headline_columns,
+)
 from pipeline.display.panel import Claim, Measurement, Panel
 from pipeline.display.table import Cell, describe_chance
 from pipeline.evaluate.comparisons import (
-    BG_GAP,
     COMPARISONS,
     GAP,
     ComparisonRow,
@@ -47,12 +51,13 @@ from pipeline.evaluate.families import (
     subjects_of,
     titled,
 )
-from pipeline.evaluate.subjects import IN_BOLD, mark_best
+from pipeline.evaluate.subjects import IN_BOLD, column_of, mark_best
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary, rules_of, without_rule
 from transforms.intervals import CONFIDENCE, Verdict, above, holm, within
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
 from transforms.two_way import Floats, p_value
+from transforms.variants import BG_GAP
 
 COMMAND = "in9 evaluate --dataset . --models MODELS"
 
@@ -124,7 +129,7 @@ class Headline:
     """A table for each label rule.
 
     Attributes:
-      variants: the columns after BG-Gap.
+      variants: the columns after BG-Gap: variants, and their gaps.
       published: the authors' models that were pretrained on ImageNet, and those trained on a
         variant that a model here was trained on.
       left_out: by label rule, the models that its table leaves out, and why, in words.
@@ -154,8 +159,9 @@ def make_headline(evidence: Evidence) -> Headline:
     ]
     rules = rules_of(summaries)
     return Headline(
-        # Renderings stand in the table of the method.
-        variants=tuple(str(n) for n in evidence.dataset.picture_variants if not n.rendering),
+        variants=tuple(
+            column for column in map(column_of, headline_columns(evidence.dataset)) if column != GAP
+        ),
         tables={
             rule: _by_gap(
                 [

@@ -27,23 +27,28 @@ from pipeline.dataset.folder import Dataset
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import JobError
 from pipeline.evaluate.comparisons import (
-    BG_GAP,
     COMPARISONS,
     ModelsOnSameImages,
     Sample,
-    gap_draws,
     on_same_images,
 )
 from pipeline.evaluate.families import FAMILIES, Subject, families_of
 from pipeline.evaluate.planned import Evaluation, PlannedAnalysis
 from pipeline.evaluate.predict_shards import PredictShards, commit_predictions
-from pipeline.evaluate.predictions import EvalImages, evaluated_variants, read_predictions
+from pipeline.evaluate.predictions import (
+    EvalImages,
+    evaluated_variants,
+    gaps_of,
+    paired_draws,
+    read_predictions,
+)
 from pipeline.evaluate.results import ModelRun, errors_by_model, read_failures
+from pipeline.evaluate.subjects import column_of
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import TABLES, Summary
 from transforms.intervals import Floats, bootstrap_interval
 from transforms.taxonomy import Taxonomy
-from transforms.variants import VariantName, draws_of
+from transforms.variants import BG_GAP, VariantName, draws_of
 
 
 @dataclasses.dataclass(eq=False)
@@ -117,7 +122,7 @@ class EvaluationParts(Parts[Flags]):
         """Yields the smallest BG-Gap that the dataset would show, if it has one."""
         evaluation, manifest = work.evaluation, read_manifest(work.evaluation.store)
         sample = sample.with_pairs(evaluation.holdout, variants)
-        if sample.images < 2 or not all(gap_draws(variants)):
+        if sample.images < 2 or not gaps_of(variants):
             return
         stored = read_summaries(Dataset(evaluation.store, manifest))[0] if manifest else []
         known = [
@@ -182,7 +187,7 @@ def _figures(summary: Summary) -> dict[str, float]:
 
 
 class AccuracyChange(NamedTuple):
-    """Difference of the accuracies on `variant`, or of BG-Gaps (`bg_gap`): after minus before.
+    """Difference of the accuracies on `variant`, or of gaps (`bg_gap`): after minus before.
 
     It lies in -1 to 1, over the images that both states have, with the 95 % interval of a paired
     bootstrap.
@@ -247,10 +252,11 @@ def compare_accuracies(
 def describe_models(models: Sequence[ModelChange], new_models: Sequence[str]) -> Changed:
     """Describes what `compare_accuracies` returns."""
     short = [
-        f"BG-Gap of {markdown(model.model)}: {_difference(row)} ({_causes(model)})"
+        f"{markdown(column_of(row.variant))} of {markdown(model.model)}: {_difference(row)} "
+        f"({_causes(model)})"
         for model in models
         for row in model.rows
-        if row.variant == BG_GAP
+        if row.variant.startswith(BG_GAP)
     ]
     if new_models:
         short.append(f"new models: {', '.join(map(markdown, new_models))}")
@@ -270,7 +276,9 @@ def _change_lines(models: Sequence[ModelChange]) -> Iterator[str]:
             "Differences in percentage points over the n images in both versions, with 95 % "
             f"intervals of a paired bootstrap, under {rule}.",
             "",
-            "| model | cause | n | " + " | ".join([*map(markdown, variants), "BG-Gap"]) + " |",
+            "| model | cause | n | "
+            + " | ".join(markdown(column_of(name)) for name in (*variants, BG_GAP))
+            + " |",
             "|---|---|--:|" + "--:|" * (len(variants) + 1),
         )
         for model in (one for one in models if one.label_rule == rule):
@@ -323,7 +331,7 @@ def _differences(
 
 
 def _values(models: ModelsOnSameImages, rule: str) -> dict[str, Floats]:
-    """Computes for each variant, and for BG-Gap, an array with a value for each image.
+    """Computes for each variant, and for each gap, an array with a value for each image.
 
     The value is the share of the image's draws that the models classified correctly, or the gap
     between two such shares. Pictures that do not count are left out; it is NaN if none of them do.
@@ -339,10 +347,8 @@ def _values(models: ModelsOnSameImages, rule: str) -> dict[str, Floats]:
         for name in known
     }
     by_draw = {variant: [right[name] for name in of] for variant, of in draws_of(known).items()}
-    # The draws of both variants are in the same order.
-    by_draw[BG_GAP] = [
-        right[one] - right[other] for one, other in zip(*gap_draws(known), strict=True)
-    ]
+    for gap in gaps_of(known):
+        by_draw[gap] = [right[one] - right[other] for one, other in paired_draws(gap, known)]
     return {
         quantity: np.ma.masked_invalid(draws).mean(axis=0).filled(np.nan)
         for quantity, draws in by_draw.items()

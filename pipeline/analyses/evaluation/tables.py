@@ -31,7 +31,6 @@ from pipeline.display.table import (
 )
 from pipeline.errors import shown_bytes
 from pipeline.evaluate.comparisons import (
-    BG_GAP,
     COMPARISONS,
     GAP,
     compare_models,
@@ -52,6 +51,7 @@ from pipeline.evaluate.predictions import (
     OF_LOGITS,
     PROBED_VARIANT,
     EvalImages,
+    gaps_of,
     logits_in_tables,
     prediction_file,
 )
@@ -66,7 +66,13 @@ from pipeline.evaluate.results import (
     read_result,
     result_file,
 )
-from pipeline.evaluate.subjects import IN_BOLD, compare_families, family_rows, mark_best
+from pipeline.evaluate.subjects import (
+    IN_BOLD,
+    column_of,
+    compare_families,
+    family_rows,
+    mark_best,
+)
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import (
     TABLES,
@@ -83,7 +89,7 @@ from transforms.hashing import fingerprint
 from transforms.intervals import CONFIDENCE
 from transforms.power import power_of_outputs
 from transforms.scoring import ALL_RULES
-from transforms.variants import PAPER_NAMES, VariantName
+from transforms.variants import BG_GAP, PAPER_NAMES, VariantName
 
 HEADLINE = ("original", "only_bg_t", "mixed_same", "mixed_rand", BG_GAP)
 """Default columns of the headline table."""
@@ -142,7 +148,7 @@ def latex_tables(
 
 
 def cells_of(subject: Subject, rule: str, figures: Sequence[FamilyRow] = ()) -> dict[str, Cell]:
-    """Returns the accuracies by variant, and BG-Gap, of a model or a family by a label rule.
+    """Returns the accuracies by variant, and the gaps, of a model or a family by a label rule.
 
     `figures` are the rows of families.csv. Figures of mixed variants and BG-Gap are means over
     their draws.
@@ -161,16 +167,16 @@ def cells_of(subject: Subject, rule: str, figures: Sequence[FamilyRow] = ()) -> 
             )
             for row in figures
             if (row.family, row.label_rule) == (subject.name, rule)
-            for column in [GAP if row.variant == BG_GAP else row.variant]
+            for column in [column_of(row.variant)]
         }
     cells = {
         row.variant: Cell(*row.estimate, is_bold=bool(row.among_best))
         for row in subject.by_rule(subject.accuracy, rule)
         if row.estimate
     }
-    if gap := subject.gap(rule):
+    for gap in subject.by_rule(subject.gaps, rule):
         smallest = gap.smallest_gap if gap.smallest_gap <= 1 else None
-        cells[GAP] = Cell(*gap.estimate, smallest=smallest)
+        cells[column_of(gap.variant)] = Cell(*gap.estimate, smallest=smallest)
     return cells
 
 
@@ -184,8 +190,7 @@ def headline(
 
     `rows` has what `cells_of` returns of each.
     """
-    wanted = [GAP if name == BG_GAP else name for name in columns]
-    shown = [name for name in wanted if any(name in cells for cells in rows)]
+    shown = [name for name in map(column_of, columns) if any(name in cells for cells in rows)]
     return tabular(
         f"{description}; {IN_BOLD}",
         [PAPER_NAMES.get(name, name) for name in shown],
@@ -384,7 +389,8 @@ def write_evaluation_tables(dataset: Dataset, columns: Sequence[str]) -> None:
 
 def headline_columns(dataset: Dataset) -> tuple[str, ...]:
     """Returns the columns that the user may choose from for LaTeX tables."""
-    return (*(str(n) for n in dataset.picture_variants if not n.rendering), BG_GAP)
+    names = (str(n) for n in dataset.picture_variants if not n.rendering)
+    return (*names, *dict.fromkeys([BG_GAP, *gaps_of(dataset.variants)]))
 
 
 def describe_summaries(dataset: Dataset, summaries: Sequence[Summary]) -> Iterator[str]:
@@ -443,13 +449,14 @@ def accuracy_table(subjects: Sequence[Subject], figures: Sequence[FamilyRow] = (
         for name in dict.fromkeys(row.variant for one in models for row in one.accuracy)
         if not VariantName.parse(name).rendering
     ]
-    table = [["accuracy, %", *variants, GAP]]
+    gaps = dict.fromkeys([GAP, *(column_of(row.variant) for one in models for row in one.gaps)])
+    table = [["accuracy, %", *variants, *gaps]]
     for subject in subjects:
         seeds = [(f"  {one.name}", one) for one in subject.members if subject.is_family]
         for name, one in [(titled(subject.name, subject), subject), *seeds]:
             texts = {
-                column: str(cell) if column == GAP else f"{100 * cell.value:.1f}"
+                column: str(cell) if column in gaps else f"{100 * cell.value:.1f}"
                 for column, cell in cells_of(one, one.headline, figures).items()
             }
-            table.append([name, *(texts.get(column, "-") for column in (*variants, GAP))])
+            table.append([name, *(texts.get(column, "-") for column in (*variants, *gaps))])
     return aligned(table)

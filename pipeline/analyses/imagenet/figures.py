@@ -24,9 +24,8 @@ from pipeline.display.style import (
     styled,
 )
 from pipeline.display.table import shorten
-from pipeline.evaluate.comparisons import BG_GAP
 from pipeline.evaluate.evidence import Evidence
-from transforms.variants import PAPER_NAMES
+from transforms.variants import BG_GAP, PAPER_NAMES
 
 _VARIANTS = ("mixed_same", "mixed_rand", "mixed_next", "no_fg", "only_bg_t")
 """The variants, in the order that their accuracies usually have."""

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from pipeline.display.table import listed
 from pipeline.errors import counted
-from pipeline.evaluate.comparisons import BG_GAP, ModelsOnSameImages
+from pipeline.evaluate.comparisons import ModelsOnSameImages
 from pipeline.evaluate.evidence import Evidence
 from pipeline.evaluate.families import Subject, subjects_of
 from pipeline.evaluate.results import (
@@ -42,6 +42,7 @@ from pipeline.evaluate.summary import Summary, rules_of, without_rule
 from pipeline.storage.store import Store
 from transforms.taxonomy import Taxonomy
 from transforms.trend import MIN_MODELS, fit_line
+from transforms.variants import BG_GAP
 
 PREDICTION_SCHEMA = pa.schema(
     [

@@ -28,7 +28,8 @@ MATRIX = Analysis(
             Flag(
                 "--variants",
                 "A,B",
-                "variants to train and to test on (default: all but renderings)",
+                "variants to train and to test on (default: all but renderings and mixed_pNN); "
+                "dial trains on strengths of the background, and tests on four variants",
                 type=comma_separated,
             ),
             switch("--probe", "fit only a last layer on frozen encoders; takes minutes on a CPU"),

@@ -1,10 +1,11 @@
-"""Figures of matrices: heat maps of our accuracies, the paper's, and their differences."""
+"""Figures of matrices: our accuracies, the paper's, their differences, and curves of dials."""
 
 from collections.abc import Iterator
 
 from pipeline.analyses.matrix.results import MATRIX_FIGURES, Matrix, matrix_file
-from pipeline.display.plot import VERSIONS, Plot, heat_map
+from pipeline.display.plot import VERSIONS, Plot, Series, heat_map, lines_figure, spoken
 from pipeline.display.table import shorten
+from pipeline.evaluate.comparisons import GAP
 from pipeline.evaluate.evidence import TABLE_5_NAMES, Evidence
 
 
@@ -12,13 +13,37 @@ def make_plots(evidence: Evidence) -> Iterator[Plot]:
     """Makes the figures of all matrices; those without figures of the paper are left out."""
     for matrix in evidence.get(Matrix):
         yield from _of_matrix(matrix)
+        if matrix.dial:
+            yield _of_dial(matrix)
+
+
+def _of_dial(matrix: Matrix) -> Plot:
+    gaps, differences = zip(*(row.figures for row in matrix.dial), strict=True)
+    labels = [row.label.removesuffix(" %") for row in matrix.dial]
+    series = [Series(GAP, gaps), Series("minus that of mixed_rand", differences)]
+    return Plot(
+        "matrix",
+        matrix_file(matrix.name, "dial"),
+        f"{GAP} by strength of the background in training. {spoken(series, labels)}",
+        lines_figure(
+            shorten(matrix.name, 20 if len(matrix.trainings) > 1 else 30)
+            + f", mean of {len(matrix.trainings)}" * (len(matrix.trainings) > 1),
+            range(len(labels)),
+            labels,
+            series,
+            "training backgrounds of the own class, %",
+            signed=True,
+        ),
+    )
 
 
 def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
     columns = matrix.columns
-    short = [TABLE_5_NAMES.get(column, column) for column in columns]
+    names, short = (
+        [TABLE_5_NAMES.get(one, one) for one in each] for each in (matrix.trained_on, columns)
+    )
     by_row = matrix.by_row
-    cells = [[by_row.get(row, {}).get(column) for column in columns] for row in columns]
+    cells = [[by_row.get(row, {}).get(column) for column in columns] for row in matrix.trained_on]
     of = f", mean of {len(matrix.trainings)}" if len(matrix.trainings) > 1 else ""
     titles = (
         f"{shorten(matrix.name, 30 - len(of))}{of}, %",
@@ -37,7 +62,7 @@ def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
                 for column, share in zip(columns, line, strict=True)
                 if share is not None
             )
-            for row, line in zip(columns, shares, strict=True)
+            for row, line in zip(matrix.trained_on, shares, strict=True)
         )
         yield Plot(
             "matrix",
@@ -45,7 +70,7 @@ def _of_matrix(matrix: Matrix) -> Iterator[Plot]:
             f"{title}. Trained on the row, tested on the column. {spoken}",
             heat_map(
                 title,
-                short,
+                names,
                 short,
                 shares,
                 VERSIONS,

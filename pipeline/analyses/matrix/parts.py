@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from pipeline.analyses.evaluation.panel import BY_METHOD
 from pipeline.analyses.evaluation.panel import COMMAND as EVALUATE_COMMAND
+from pipeline.analyses.matrix.dial import DIAL_TABLE, DialRow, describe_dial
 from pipeline.analyses.matrix.results import (
     MATRIX_FIGURES,
     MATRIX_TABLE,
@@ -33,14 +34,15 @@ from pipeline.display.panel import (
     differences,
     trained_command,
 )
-from pipeline.display.table import aligned, describe_chance
+from pipeline.display.table import aligned, describe_chance, interval
 from pipeline.errors import counted
-from pipeline.evaluate.comparisons import BG_GAP, describe_counted
+from pipeline.evaluate.comparisons import GAP, describe_counted
 from pipeline.evaluate.evidence import Evidence, Results, models_trained_on
 from pipeline.evaluate.summary import AccuracyRow, GapRow, Summary
 from pipeline.training.train_plan import describe_penalty
 from transforms.intervals import above, below, difference, widened, within
 from transforms.two_way import MIN_SEEDS
+from transforms.variants import BG_GAP
 
 COMMAND = "in9 matrix --dataset . --probe --holdout 0.5"
 
@@ -61,6 +63,7 @@ class ShownMatrix:
       chance: accuracy of a constant answer to these images, in words; "" if no cell has images.
       overlap: largest number of test images of a cell that were also training images.
       figures: names of its figures' files, whether they are drawn or not.
+      dial, curve: the rows of a dial by strength, and the name of the file of its figure.
     """
 
     name: str
@@ -76,6 +79,8 @@ class ShownMatrix:
     chance: str
     overlap: int
     figures: tuple[str, ...]
+    dial: tuple[DialRow, ...]
+    curve: str
 
 
 def make_matrices(evidence: Evidence) -> tuple[ShownMatrix, ...]:
@@ -107,6 +112,8 @@ def _shown(matrix: Matrix) -> ShownMatrix:
         chance=describe_chance(row.chance for row in matrix.rows if row.n),
         overlap=max(row.overlap for row in matrix.rows),
         figures=tuple(matrix_file(matrix.name, kind) for kind in MATRIX_FIGURES),
+        dial=matrix.dial,
+        curve=matrix_file(matrix.name, "dial"),
     )
 
 
@@ -128,7 +135,7 @@ def matrix_table(matrix: Matrix) -> str:
                 for test in matrix.columns
             ),
         ]
-        for train in matrix.columns
+        for train in matrix.trained_on
     ]
     shown = [cell for cells in by_row.values() for cell in cells.values()]
     estimates = [cell.estimate for cell in shown if cell.estimate]
@@ -147,10 +154,34 @@ def matrix_table(matrix: Matrix) -> str:
         "; ".join(filter(None, notes)),
         describe_seeds(matrix),
         describe_chance(cell.chance for cell in matrix.rows),
+        _dial_table(matrix),
         describe_gaps(matrix),
         *describe_holdout(matrix),
     )
     return "\n".join(filter(None, lines))
+
+
+def _dial_table(matrix: Matrix) -> str:
+    lines = [
+        ["trained on, %", "own class", GAP, "minus that of mixed_rand", "worst group"],
+        *(
+            [
+                row.train_variant,
+                row.label,
+                *(
+                    "-"
+                    if one is None
+                    else interval(*one)
+                    if one[1] < one[2]
+                    else f"{100 * one[0]:.1f}"
+                    for one in row.figures
+                ),
+                row.worst,
+            ]
+            for row in matrix.dial
+        ),
+    ]
+    return aligned(lines) if matrix.dial else ""
 
 
 def describe_seeds(matrix: Matrix) -> str:
@@ -175,7 +206,12 @@ def describe_holdout(matrix: Matrix) -> Iterator[str]:
 
 
 def describe_gaps(matrix: Matrix) -> str:
-    """Says which rows' BG-Gaps differ from 0 by their intervals; "" if no row has an interval."""
+    """Says which rows' BG-Gaps differ from 0 by their intervals; "" if no row has an interval.
+
+    Of a dial, it says from which strength on they differ from that of the reference.
+    """
+    if matrix.dial:
+        return describe_dial(matrix.dial)
     known = [(row.train_variant, one) for row in matrix.gaps if (one := row.estimate)]
     variants = {
         "is above 0": [name for name, (_, low, _) in known if low > 0],
@@ -325,7 +361,7 @@ _OR_TRAINED = (
 
 class MatrixParts(Parts[Flags]):
     flags = Flags
-    tables = (MATRIX_TABLE,)
+    tables = (MATRIX_TABLE, DIAL_TABLE)
     figures = ("matrix-",)
     panels = (
         Panel(

@@ -1,7 +1,7 @@
 """Results of matrices: accuracies of rows on columns, BG-Gaps, and gains by training on Mixed-Rand.
 
 results/matrix.csv    a line for each cell: its accuracy beside the one in the paper's table 5
-results/matrix.json   the same cells, with BG-Gaps and gains
+results/matrix.json   the same cells, with BG-Gaps, gains, and the dial (results/dial.csv)
 
 A row is a model, which was trained on one variant; a column is a variant that models were tested
 on. The results are computed from the predictions of the rows' models. A prediction is valid while
@@ -13,28 +13,36 @@ With several seeds, a row has a model for each, and a cell a line for each and t
 
 import functools
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from msgspec import UNSET, Meta, Struct
 
+from pipeline.analyses.matrix.dial import (
+    DIAL_TABLE,
+    NEUTRAL,
+    DialLine,
+    DialRow,
+    Row,
+    dial_rows,
+    estimate,
+)
 from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import read_metadata
-from pipeline.evaluate.comparisons import BG_GAP, ModelsOnSameImages, measure, on_same_images
+from pipeline.evaluate.comparisons import ModelsOnSameImages, on_same_images
 from pipeline.evaluate.evidence import TABLE_5_NAMES, TRAINED
-from pipeline.evaluate.families import Estimated, Family
-from pipeline.evaluate.predictions import EvalImages
+from pipeline.evaluate.families import Estimated
+from pipeline.evaluate.predictions import EvalImages, read_predictions
 from pipeline.evaluate.results import (
     PREDICTION_SCHEMA,
     Table,
-    Trained,
     pick,
     read_results,
     write_result,
 )
-from pipeline.evaluate.summary import Evaluated, MatrixRow, Summary
+from pipeline.evaluate.summary import Evaluated, Summary
 from pipeline.models.checkpoint import encoder_of
 from pipeline.storage.state_files import read_intact, read_table
 from pipeline.storage.store import Store
@@ -42,7 +50,7 @@ from transforms.analysis import constant_accuracy
 from transforms.hashing import fingerprint
 from transforms.intervals import Estimate, estimate_of
 from transforms.scoring import PAPER_RULE
-from transforms.variants import VariantName
+from transforms.variants import BG_GAP, VariantName
 
 MATRICES = "results/matrix.json"
 
@@ -115,13 +123,15 @@ class Gain(PairedDifference, frozen=True, kw_only=True):
 
 
 class Matrix(Struct, frozen=True, kw_only=True):
-    """The matrix of one network: all rows on all columns.
+    """The matrix of one network: all rows on all columns, which have the same names but in a dial.
 
     Attributes:
       name: that of its first training.
       trainings: name under which the models of a seed are stored -> the seed.
       method: `probe` or `train`.
       replicates: number of draws of the dataset's mixed variants, of which the first is tested.
+      trained_on: names of rows.
+      dial: the rows of a dial by strength; empty if rows and columns have the same names.
     """
 
     name: str
@@ -136,10 +146,12 @@ class Matrix(Struct, frozen=True, kw_only=True):
     holdout: float
     input_size: int
     replicates: int
+    trained_on: tuple[str, ...]
     columns: tuple[str, ...]
     rows: tuple[CellRow, ...]
     gaps: tuple[RowGap, ...]
     gains: tuple[Gain, ...]
+    dial: tuple[DialRow, ...] = ()
 
     @property
     def by_row(self) -> dict[str, dict[str, CellRow]]:
@@ -216,21 +228,9 @@ MATRIX_TABLE = Table(
 )
 
 
-class _Row(NamedTuple):
-    """A model of a row, its names, and how it was trained.
-
-    `summary` is the model as `ModelsOnSameImages` has it, without figures.
-    """
-
-    run: Evaluated
-    matrix: MatrixRow
-    trained: Trained
-    summary: Summary
-
-
 def read_matrices(dataset: Dataset) -> list[Matrix]:
     """Computes every matrix with valid predictions, which gathers all seeds, in order of names."""
-    by_name: dict[str, list[_Row]] = {}
+    by_name: dict[str, list[Row]] = {}
     for run in read_results(dataset.store, "model", Evaluated):
         if run.matrix and run.trained:
             summary = pick(
@@ -241,9 +241,9 @@ def read_matrices(dataset: Dataset) -> list[Matrix]:
                 missing=(),
                 unanswered=0,
             )
-            row = _Row(run, run.matrix, run.trained, summary)
+            row = Row(run, run.matrix, run.trained, summary)
             by_name.setdefault(run.matrix.name, []).append(row)
-    gathered: dict[object, list[_Row]] = {}
+    gathered: dict[object, list[Row]] = {}
     for name, rows in by_name.items():
         # They differ while the rows are being made again, with other settings or on other data.
         settings, *others = {one.matrix.settings for one in rows}
@@ -252,7 +252,7 @@ def read_matrices(dataset: Dataset) -> list[Matrix]:
     return sorted((matrix for matrix in matrices if matrix.rows), key=lambda matrix: matrix.name)
 
 
-def _compute_matrix(dataset: Dataset, rows: list[_Row]) -> Matrix:
+def _compute_matrix(dataset: Dataset, rows: list[Row]) -> Matrix:
     rows = sorted(rows, key=lambda one: one.trained.seed)
     first = rows[0]
     tested: list[ModelsOnSameImages] = []
@@ -262,12 +262,15 @@ def _compute_matrix(dataset: Dataset, rows: list[_Row]) -> Matrix:
             tested.append(_on_in9l(dataset.store, same))
         elif settings.split in dataset.manifest.shards:
             tested += on_same_images(dataset, [one.summary for one in same])
+    names = {one.matrix.row for one in rows}
     columns = sort_names(
         dataset,
-        {one.matrix.row for one in rows}.union(
+        set[str]().union(
             *([IN9L] if one.run.evaluation.dataset else one.run.variants or () for one in rows)
         ),
     )
+    is_dial = not names.issubset(columns)
+    trained_on = sort_names(dataset, names) if is_dial else columns
     return pick(
         Matrix,
         first.run.evaluation,
@@ -278,29 +281,36 @@ def _compute_matrix(dataset: Dataset, rows: list[_Row]) -> Matrix:
         dataset=dataset.manifest.fingerprint,
         train_split=first.trained.split,
         replicates=dataset.manifest.config.compose.replicates,
+        trained_on=trained_on,
         columns=columns,
         rows=tuple(
             cell
-            for row in columns
+            for row in trained_on
             for column in columns
             for models in tested
             for cell in _cells(
-                models, _having(models, rows, row, column), column, dataset.is_comparable
+                models,
+                _having(models, rows, row, column),
+                column,
+                dataset.is_comparable and not is_dial,
             )
         ),
         gaps=tuple(
             gap
-            for row in columns
+            for row in trained_on
             for models in tested
             for gap in _gaps(models, _having(models, rows, row, BG_GAP))
         ),
         gains=tuple(
             gain for column in columns for models in tested for gain in _gains(models, rows, column)
         ),
+        dial=tuple(
+            row for models in tested if is_dial for row in _dial(dataset, models, rows, trained_on)
+        ),
     )
 
 
-def _on_in9l(store: Store, rows: Sequence[_Row]) -> ModelsOnSameImages:
+def _on_in9l(store: Store, rows: Sequence[Row]) -> ModelsOnSameImages:
     """Reads the predictions of models on IN-9L, whose own folder is not needed."""
     column = VariantName(IN9L)
     tables = [_in9l_table(store, one.run) for one in rows]
@@ -337,9 +347,7 @@ def _in9l_table(store: Store, run: Evaluated) -> pa.Table:
     return table.filter(is_of_rule).sort_by("key")
 
 
-def _having(
-    models: ModelsOnSameImages, rows: Iterable[_Row], row: str, quantity: str
-) -> list[_Row]:
+def _having(models: ModelsOnSameImages, rows: Iterable[Row], row: str, quantity: str) -> list[Row]:
     """Returns a row's models with predictions of all pictures behind a quantity."""
     return [
         one
@@ -351,7 +359,7 @@ def _having(
 
 
 def _cells(
-    models: ModelsOnSameImages, rows: list[_Row], column: str, is_comparable: bool
+    models: ModelsOnSameImages, rows: list[Row], column: str, is_comparable: bool
 ) -> Iterator[CellRow]:
     """Yields the lines of a cell: on each model of its row and, of several, on their mean.
 
@@ -360,7 +368,7 @@ def _cells(
     for some in [*([one] for one in rows), *([rows] if len(rows) > 1 else [])]:
         run, row, trained, _ = some[0]
         published = TRAINED.get(row.row, {}).get(column) if is_comparable else None
-        accuracy, one = _estimate(models, column, some)
+        accuracy, one = estimate(models, column, some)
         differences = {
             f"difference{end}": value - published
             for end, value in (("", accuracy), ("_ci_low", one.ci_low), ("_ci_high", one.ci_high))
@@ -388,19 +396,19 @@ def _cells(
         )
 
 
-def _gaps(models: ModelsOnSameImages, rows: list[_Row]) -> Iterator[RowGap]:
+def _gaps(models: ModelsOnSameImages, rows: list[Row]) -> Iterator[RowGap]:
     """Yields the BG-Gap of a row, if any of its models has predictions."""
     if rows:
-        value, one = _estimate(models, BG_GAP, rows)
+        value, one = estimate(models, BG_GAP, rows)
         yield pick(RowGap, one, difference=value, train_variant=rows[0].matrix.row)
 
 
-def _gains(models: ModelsOnSameImages, rows: list[_Row], column: str) -> Iterator[Gain]:
+def _gains(models: ModelsOnSameImages, rows: list[Row], column: str) -> Iterator[Gain]:
     """Yields the gain on a column, if models of both rows have predictions of the same images."""
     names = ("mixed_rand", "original")
     first, second = (_having(models, rows, row, column) for row in names)
     if first and second:
-        value, one = _estimate(models, column, first, second)
+        value, one = estimate(models, column, first, second)
         # Seeds of the two rows have nothing in common, so no seed has a gain.
         none = dict.fromkeys(("sd", "lowest", "highest"))
         yield pick(
@@ -414,27 +422,14 @@ def _gains(models: ModelsOnSameImages, rows: list[_Row], column: str) -> Iterato
         )
 
 
-def _estimate(
-    models: ModelsOnSameImages, quantity: str, *methods: Sequence[_Row]
-) -> tuple[float, Estimated]:
-    """Computes the mean of a method's models, or what it exceeds a second's by."""
-    families = [Family("", tuple(one.summary for one in rows)) for rows in methods]
-    answers = (models.answers(one, PAPER_RULE) for one in families)
-    seeds = [one for each in answers if (one := models.seeds(quantity, each))]
-    pictures, is_share = models.pictures[quantity], len(methods) == 1 and quantity != BG_GAP
-    measured = measure(pictures.roles, pictures.n, *seeds, is_share=is_share)
-    low, high = measured.interval() if measured else (None, None)
-    value, *others = (float(one.values.mean()) for one in seeds)
-    values = seeds[0].values
-    return value - sum(others), Estimated(
-        n=pictures.n,
-        ci_low=low,
-        ci_high=high,
-        seeds=len(values),
-        sd=float(values.std(ddof=1)) if len(values) > 1 else None,
-        lowest=float(values.min()),
-        highest=float(values.max()),
-    )
+def _dial(
+    dataset: Dataset, models: ModelsOnSameImages, rows: Sequence[Row], names: Sequence[str]
+) -> Iterator[DialRow]:
+    """Yields the rows of a dial once it has the row that all others are compared with."""
+    known = {name: some for name in names if (some := _having(models, rows, name, BG_GAP))}
+    if NEUTRAL in known and len(known) > 1:
+        read = read_predictions(dataset, models.images, known[NEUTRAL][0].run)
+        yield from dial_rows(models, known, read.by_rule[PAPER_RULE].bg_labels, dataset.taxonomy)
 
 
 def write_matrix_tables(dataset: Dataset) -> list[Matrix]:
@@ -444,6 +439,9 @@ def write_matrix_tables(dataset: Dataset) -> list[Matrix]:
         MATRIX_TABLE.write(
             store, ([pick(MatrixLine, row, matrix)] for matrix in matrices for row in matrix.rows)
         )
+        if any(one.dial for one in matrices) or store.exists(f"results/{DIAL_TABLE.name}.csv"):
+            dials = ([pick(DialLine, row, one)] for one in matrices for row in one.dial)
+            DIAL_TABLE.write(store, dials)
         content = {"dataset": dataset.manifest.fingerprint, "matrices": matrices}
         write_result(store, MATRICES, content)
     return matrices
@@ -454,7 +452,7 @@ MATRIX_FIGURES = ("accuracy", "published", "difference")
 
 
 def matrix_file(name: str, kind: str) -> str:
-    """Returns the name of the SVG file of a matrix's figure, one of `MATRIX_FIGURES`."""
+    """Returns the name of the SVG file of a matrix's figure: `MATRIX_FIGURES` or `dial`."""
     return f"matrix-{name}-{kind}.svg"
 
 

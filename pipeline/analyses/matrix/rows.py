@@ -20,8 +20,10 @@ from msgspec import UNSET, UnsetType
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from pipeline.analyses.matrix import dial
 from pipeline.analyses.matrix.results import IN9L, Matrix, sort_names, write_matrix_tables
 from pipeline.dataset.folder import Dataset, refuse_empty_test, selected_rows
+from pipeline.display.table import listed
 from pipeline.errors import JobError, UsageError, counted, did_you_mean
 from pipeline.evaluate.features import HeadPlan
 from pipeline.evaluate.planned import Evaluation
@@ -66,7 +68,8 @@ class MatrixPlan:
     Attributes:
       dataset: the dataset with the variants; results are written to its folder.
       in9l: the dataset of IN-9L; None to leave out its row and its column.
-      variants: names of the variants to train and to test on, in the order of `sort_names`.
+      rows, columns: names of the variants to train and to test on, and IN-9L if there is its
+        dataset; they differ for a dial alone.
       train_split, split: splits to train and to test on; with a holdout, both are the same split.
       holdout: share of the images that models are tested on, and not trained on; 0 if `train_split`
         is another split.
@@ -75,7 +78,8 @@ class MatrixPlan:
 
     dataset: Dataset
     in9l: Dataset | None
-    variants: tuple[str, ...]
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
     train_split: str
     split: str
     holdout: float
@@ -83,9 +87,8 @@ class MatrixPlan:
     allow_overlap: bool = False
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of rows and columns: the variants, and IN-9L if the plan has its dataset."""
-        return (*self.variants, *([IN9L] if self.in9l else []))
+    def is_dial(self) -> bool:
+        return self.rows != self.columns
 
     def source(self, name: str) -> tuple[Dataset, str]:
         """Returns the dataset and the variant that a row or a column stands for."""
@@ -96,11 +99,13 @@ class MatrixPlan:
     def suffix(self) -> str:
         """Returns a suffix for matrices' names, made of training settings that are not the default.
 
-        With it, matrices of models that were trained differently lie side by side.
+        With it, matrices of models that were trained differently lie side by side, as do a dial
+        and the matrix of other variants.
         """
         parts = (
             self.train_split if self.train_split != "train" else "",
             f"holdout{self.holdout:g}" if self.holdout else "",
+            "dial" if self.is_dial else "",
         )
         return "".join(f"-{part}" for part in parts if part)
 
@@ -119,24 +124,34 @@ def make_plan(
     """Makes a plan from flags, and checks it against the dataset.
 
     Args:
-      variants: names of variants; None for all variants that are pictures, without renderings.
+      variants: names of variants; None for all variants that are pictures, without renderings and
+        those of the dial, which `dial` stands for.
       train_split: value of `--train_split`; None for the default.
       split: value of `--eval_split`; None for the default.
       share: share of the images that are held out to test on (0 to below 1); 0 to train and to test
         on all images.
     """
     existing = tuple(map(str, dataset.picture_variants))
-    names = tuple(
-        variants
-        if variants is not None
-        else [str(name) for name in dataset.picture_variants if not name.rendering] or existing
-    )
-    for name in names:
-        if name not in existing:
-            raise UsageError(
-                f"--variants {name}: the dataset has {', '.join(existing) or 'none'}"
-                f"{did_you_mean(name, existing)}"
-            )
+    if variants is not None and tuple(variants) == ("dial",):
+        _refuse_no_dial(dataset, in9l)
+        rows, columns = dial.ROWS, dial.COLUMNS
+    else:
+        names = (
+            variants
+            or [
+                str(one)
+                for one in dataset.picture_variants
+                if not one.rendering and one.strength is None
+            ]
+            or existing
+        )
+        for name in names:
+            if name not in existing:
+                raise UsageError(
+                    f"--variants {name}: the dataset has {', '.join(existing) or 'none'}"
+                    f"{did_you_mean(name, existing)}"
+                )
+        rows = columns = (*sort_names(dataset, names), *([IN9L] if in9l else []))
     if in9l and not in9l.manifest.config.segment.keeps_image_whole:
         raise UsageError(
             f"--in9l {in9l.store.root} is not an IN-9L dataset; make one with: in9 generate "
@@ -162,13 +177,28 @@ def make_plan(
     return MatrixPlan(
         dataset=dataset,
         in9l=in9l,
-        variants=sort_names(dataset, names),
+        rows=rows,
+        columns=columns,
         train_split=trained_split,
         split=test_split,
         holdout=share,
         predict=predict,
         allow_overlap=allow_overlap,
     )
+
+
+def _refuse_no_dial(dataset: Dataset, in9l: Dataset | None) -> None:
+    """Refuses a dial without a variant that it needs, or whose reference is no reference."""
+    missing = {*dial.ROWS, *dial.COLUMNS}.difference(map(str, dataset.picture_variants))
+    faults = {
+        f"the dataset lacks {listed(sorted(missing))}; make it with in9 generate --variants "
+        "all,dial": bool(missing),
+        "the backgrounds of mixed_rand must say nothing of the class; make the dataset without "
+        "--mixed_rand other": dataset.manifest.config.compose.mixed_rand != "any",
+        "it has no row of IN-9L; leave out --in9l": in9l is not None,
+    }
+    if fault := next((fault for fault, is_so in faults.items() if is_so), ""):
+        raise UsageError(f"--variants dial: {fault}")
 
 
 def _choose_train_split(dataset: Dataset, given: str | None, test_split: str, share: float) -> str:
@@ -243,6 +273,7 @@ class NetworkTrainer:
             dataclasses.replace(training, seed=0).identity(plan.dataset),
             plan.split,
             plan.in9l and plan.in9l.manifest.fingerprint,
+            *(["dial"] if plan.is_dial else []),
         )
 
     def train(self, row: str) -> str:
@@ -317,7 +348,7 @@ def make_matrices(plan: MatrixPlan, trainers: Iterable[Trainer]) -> tuple[list[M
         names.add(trainer.name)
         with locked(store, f"{WORK_FOLDER}/lock-matrix-{trainer.name}") as locked_store:
             current: set[str] = set()
-            for row in plan.names:
+            for row in plan.rows:
                 started = time.monotonic()
                 tests, trained, is_new = make_row(trainer, plan, row)
                 free_memory()
@@ -330,7 +361,7 @@ def make_matrices(plan: MatrixPlan, trainers: Iterable[Trainer]) -> tuple[list[M
                     print(
                         f"{trainer.name}: {row}, trained on "
                         f"{counted(len(trained.keys), 'picture')}, tested on "
-                        f"{counted(len(plan.names), 'column')}, "
+                        f"{counted(len(plan.columns), 'column')}, "
                         f"{duration(time.monotonic() - started)}{suffix}"
                     )
             _remove_others(locked_store, trainer.name, current)
@@ -397,7 +428,8 @@ def _tests(
         allow_overlap=plan.allow_overlap,
     )
     run = evaluation.describe(plan.dataset, model)
-    yield plan.dataset, replace(run, model=name, variants=plan.variants), UNSET
+    variants = tuple(one for one in plan.columns if one != IN9L)
+    yield plan.dataset, replace(run, model=name, variants=variants), UNSET
     if plan.in9l is not None:
         run = evaluation.describe(plan.in9l, model)
         rows = selected_rows(plan.in9l, plan.split, plan.holdout)

@@ -17,10 +17,11 @@ from msgspec import UNSET, Meta, Struct
 from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.display.table import Cell
 from pipeline.errors import JobError
-from pipeline.evaluate.comparisons import Pictures, gap_draws
+from pipeline.evaluate.comparisons import Pictures
 from pipeline.evaluate.predictions import (
     COLUMNS,
     EvalImages,
+    paired_draws,
     predictions_in_table,
     read_current_results,
 )
@@ -40,7 +41,7 @@ from transforms.intervals import CONFIDENCE, Estimate, estimate_of
 from transforms.renderings import AGAINST, COMMON, GAPS, PAPER_RENDERING
 from transforms.scoring import LABEL_RULES
 from transforms.two_way import Floats
-from transforms.variants import VariantName, with_replicates
+from transforms.variants import BG_GAP, VariantName, with_replicates
 
 PAIRS = ("mixed_same", "mixed_rand")
 """The variants whose accuracies BG-Gap compares."""
@@ -253,10 +254,11 @@ def rendering_rows(
     images = EvalImages.read(dataset, *runs[0].tested_on)
     if keys is not None:
         images = images.select(np.isin(images.keys.to_pylist(), list(keys)))
+    paired = paired_draws(BG_GAP, with_replicates(PAIRS, replicates))
     first, *_ = names = [
         [
             VariantName(name.base, "" if each == PAPER_RENDERING else each, name.draw)
-            for draws in gap_draws(with_replicates(PAIRS, replicates))
+            for draws in zip(*paired, strict=True)
             for name in draws
         ]
         for each in renderings
@@ -269,8 +271,9 @@ def rendering_rows(
         for table in tables
     ]
     for rule, predictions in models[0].by_rule.items():
-        pictures = Pictures.of(first, images, predictions.bg_units)
-        shares, is_same = holes[pictures.chosen], pictures.is_same
+        draws = list(zip(first[: len(paired)], first[len(paired) :], strict=True))
+        pictures = Pictures.of(draws, images, predictions.bg_units)
+        shares, is_same = holes[pictures.chosen], pictures.is_first
         third_of = thirds(shares)
         # By rendering and picture.
         correct = np.mean(

@@ -3,9 +3,6 @@
 from messages import Rows
 
 NO_IMAGE = "--holdout 0.001 leaves no image of val to test on"
-FRACTION = "argument --holdout: expected a fraction, at least 0 and less than 1"
-WHOLE = "expected a whole number of at least 1, got"
-SIDES = "joined by x, as in 100x200, got"
 NETWORK = "this needs a network that can be run"
 ANSWERS = "--models answers:{tmp}/a.csv"
 FILE: dict[str, str | bytes] = {"a.csv": "key,variant,label\na,original,dog\n"}
@@ -17,18 +14,16 @@ ROWS: Rows = {
     "attack --dataset {dataset}": [
         ("--eval_input native", "leave --eval_input native out"),
         ("--grid 0", "expected 'all', a number of images, or two of these joined by x, as in"),
-        ("--grid 12xmost", f"{SIDES} '12xmost'"),
-        ("--grid 1x2x3", f"{SIDES} '1x2x3'"),
-        ("--grid 5x", f"{SIDES} '5x'"),
+        ("--grid 1x2x3", "joined by x, as in 100x200, got '1x2x3'"),
         ("--models resnet5O", "timm has no model 'resnet5O'"),
+        (ANSWERS, NETWORK, FILE),
         ("--eval_split test", "--eval_split test: the dataset has val"),
         ("--holdout 0.001", NO_IMAGE),
     ],
     "saliency --dataset {dataset}": [
         ("--eval_input native", "saliency is measured on stored pixels"),
         ("--variant fg_mask", "saliency of fg_mask: the dataset has"),
-        ("--maps 0", f"{WHOLE} '0'"),
-        ("--maps tench", f"{WHOLE} 'tench'"),
+        ("--maps tench", "expected a whole number of at least 1, got 'tench'"),
         ("--holdout 0.001", NO_IMAGE),
     ],
     "evaluate --dataset {dataset}": [
@@ -40,10 +35,10 @@ ROWS: Rows = {
         ("--probe --holdout 0.001", NO_IMAGE),
         ("--probe", "no split train, but val: add --holdout 0.5"),
         ("--probe --holdout 0.5 --variants mixed", "--variants mixed: the dataset has"),
+        ("--probe --holdout 0.5 --variants dial", "lacks mixed_p00, mixed_p100, mixed_p25 and "),
         ("--probe --holdout 0.5 --train_split train", "--holdout divides one split"),
         ("--probe --train_split test", "--train_split test: the dataset has val"),
         ("--train_split val", "all images of val would be both trained on and tested on"),
-        ("--holdout 2", "at least 0 and less than 1"),
         ("--probe --holdout 0.5 --in9l {dataset}", "make one with: in9 generate --selection in9l"),
         ("--probe --holdout 0.5 --in9l /nowhere", "--in9l: /nowhere does not exist"),
         ("--arch resnet_50 --holdout 0.5", "no such architecture"),
@@ -54,8 +49,7 @@ ROWS: Rows = {
         ("--train_split test", "--train_split test: the dataset has val"),
         ("--train_split val --eval_split test", "--eval_split test: the dataset has val"),
         ("--train_split val --eval_split val", "--eval_split val is the split to train on"),
-        ("--holdout 1", FRACTION),
-        ("--probe --holdout 1", FRACTION),
+        ("--holdout 1", "argument --holdout: expected a fraction, at least 0 and less than 1"),
         ("--train_split val --lr 0", "--lr must be above 0: got 0.0"),
         ("--train_split val --workers -1", "--workers must be at least 0: got -1"),
         ("--train_split val --precision fp16 --device cpu", "--precision fp16 needs a GPU"),

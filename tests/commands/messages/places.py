@@ -4,11 +4,14 @@ from messages import Rows
 from pipeline.dataset.folder import sample_folder
 
 PHOTO = f"{sample_folder()}/val/n01820546/sample_val_00000016.JPEG"
+FITS = f"{PHOTO} --box 169,95,437,221 --to {{tmp}}/a.png"
 CLEARED = "where files are replaced and removed; name a place outside of it"
 OUT: dict[str, str | bytes] = {"out/.in9/progress/mine": "# mine"}
 MINE = {"mine/thesis.txt": "mine"}
 PUBLISHED = "{tmp}/published/v-0123456789ab"
 VERSION: dict[str, str | bytes] = {"published/v-0123456789ab/m/": ""}
+BIRDS = "--layout waterbirds --to {new}"
+TWO = f"{BIRDS} --variants mixed_same,mixed_rand --holdout 0.5 --classes"
 TRAIN = "--dataset {dataset} --holdout 0.5 --output {tmp}/mine"
 
 
@@ -88,6 +91,14 @@ ROWS: Rows = {
         ),
         ("--layout answers --to {tmp}/a.csv", "--layout answers needs a", {"a.csv": ""}),
         ("--layout answers --to {tmp}/a.xlsx", "{tmp}/a.xlsx: --layout answers needs a new file"),
+        ("--to {new} --classes dog,fish", "--layout released takes no --classes; leave --classes"),
+        (f"{BIRDS} --variants mixed_same,mixed_rand --split val", "waterbirds takes no --split"),
+        (f"{BIRDS} --variants mixed_same,mixed_rand", "no split train, but val: generate one"),
+        (f"{BIRDS} --holdout 0.5", "needs two --variants"),
+        (f"{BIRDS} --holdout 0.5 --variants mixed_rand,original", "--variants original: the data"),
+        (f"{BIRDS} --holdout 1e-9 --variants mixed_same,mixed_rand", "is left for split 1"),
+        (f"{TWO} dog,brd", "--classes brd: the dataset has dog,"),
+        *((f"{TWO} {names}", f"--classes {names}: name two") for names in ("dog", "dog,dog")),
     ],
     f"show {PHOTO} --to {{tmp}}/a.png --class bird": [
         ("--box 900,900,990,990", "rejected, invalid_box: the box holds no pixel of the image"),
@@ -101,13 +112,10 @@ ROWS: Rows = {
         ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.tif", "a.tif: a figure needs a file that ends"),
         ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.png", "{tmp}/a.jpg cannot be read: No such"),
         ("{tmp}/a.jpg --box 1,1,9,9 --to {tmp}/a.png", "rejected, undecodable", {"a.jpg": "mine"}),
-        (
-            f"{PHOTO} --box 169,95,437,221 --to {{tmp}}/a.png --models resnet5O",
-            "close to it: resnet50",
-        ),
+        (f"{FITS} --models resnet5O", "close to it: resnet50"),
         (f"{PHOTO} --box 1,1,9,9 --to {{tmp}}/a.png", "is no figure of in9", {"a.png": "mine"}),
         (
-            f"{PHOTO} --box 169,95,437,221 --to {{tmp}}/a.png --class brd",
+            f"{FITS} --class brd",
             "--class must say what the photo shows, one of dog, bird, wheeled vehicle, reptile, "
             "carnivore, insect, musical instrument, primate, fish: got 'brd'; did you mean bird?",
         ),

@@ -38,10 +38,7 @@ ROWS: Rows = {
         ("''", "argument --dask: expected a value, got ''"),
         ("http://127.0.0.1:8786", "begins with neither tls:// nor tcp://"),
         ("tcp://127.0.0.1:8786 --runner DirectRunner", "chooses the workers; leave out --runner"),
-        (
-            "tcp://127.0.0.1:8786 --direct_running_mode multi_processing",
-            "--dask chooses the workers; leave out --runner",
-        ),
+        ("tcp://127.0.0.1:8786 --direct_running_mode multi_processing", "leave out --runner"),
     ],
     DATAFLOW: [
         ("--project=", "--project=PROJECT is required"),
@@ -57,11 +54,7 @@ ROWS: Rows = {
         ("--models resnet18=a.pth", "workers of Dataflow cannot reach a.pth"),
         ("--models onnx:a.onnx", "workers of Dataflow cannot reach a.onnx"),
         ("--models Mine:=answers:a.csv", "workers of Dataflow cannot reach a.csv"),
-        (
-            "--models erm#*:=answers:{tmp}/*.csv",
-            "--models answers:{tmp}/1.csv: workers of Dataflow cannot reach {tmp}/1.csv",
-            {"1.csv": ""},
-        ),
+        ("--models erm#*:=answers:{tmp}/*.csv", "cannot reach {tmp}/1.csv", {"1.csv": ""}),
         ("--models hf:/tmp", "workers of Dataflow cannot reach /tmp"),
         (
             "--models @{tmp}/models.txt",
