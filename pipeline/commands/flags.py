@@ -110,9 +110,7 @@ SECTIONS = (
     section(
         "",
         ("import",),
-        Flag(
-            "--from", "DIR|TAR|paper:", "the released layout; paper: fetches the authors' archive"
-        ),
+        Flag("--from", "DIR|TAR|paper:", "the released layout; paper: fetches the authors' own"),
         Flag("--output", "DIR", "dataset folder to make of it"),
         Flag("--dataset", "DIR", "instead, a finished dataset, to add the pictures of --variant"),
         Flag(
