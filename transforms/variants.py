@@ -455,13 +455,41 @@ def select_variants(names: Iterable[str]) -> tuple[str, ...]:
         raise ValueError(f"unknown variant {unknown[0]!r}; {known}{hint}")
     if not wanted:
         raise ValueError(f"no variant named; {known}")
-    reserved = {*VARIANTS, "baseline", *(f"mixed_same_{name}" for name in GAPS)}
+    taken: list[str] = []
     for entry in custom:
         name = str(parsed[entry])
-        # The name may read as a draw's, or that of a variant as a rendering's; conditions have a
-        # baseline and gaps beside variants.
-        is_taken = name in reserved or name.startswith(BG_GAP)
-        if is_taken or VariantName.parse(name) != parsed[entry]:
+        if _is_taken(parsed[entry], taken):
             raise ValueError(f"{entry}: the name {name!r} is taken; rename the function")
-        reserved.add(name)
+        taken.append(name)
     return (*(name for name in VARIANTS if name in wanted), *custom)
+
+
+def _is_taken(variant: VariantName, others: Iterable[str]) -> bool:
+    """Returns whether a variant has the name of a built-in one, or one of some others.
+
+    The name may also read as a draw's, or that of a variant as a rendering's; conditions have a
+    baseline and gaps beside variants.
+    """
+    name, quantities = str(variant), ("baseline", *(f"mixed_same_{gap}" for gap in GAPS))
+    is_reserved = name in {*VARIANTS, *quantities, *others} or name.startswith(BG_GAP)
+    return is_reserved or VariantName.parse(name) != variant
+
+
+def outside_variant(name: str, entries: Iterable[str]) -> VariantName:
+    """Returns the name of a variant whose pictures come from outside.
+
+    `entries` are the variants of the dataset's configuration.
+
+    >>> str(outside_variant("haze", ["original"]))
+    'haze'
+
+    Raises:
+      ValueError: the name has another form, or means something else.
+    """
+    taken = ("all", "method", "dial", *(str(VariantName.parse(entry)) for entry in entries))
+    if not re.fullmatch("[a-z][a-z0-9_]{,99}", name) or _is_taken(VariantName(name), taken):
+        raise ValueError(
+            f"{name!r} is no name for pictures from outside: it has small letters, digits and _, a "
+            "letter first, and is not that of a variant, a draw, a gap or the baseline"
+        )
+    return VariantName(name)

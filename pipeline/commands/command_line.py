@@ -392,13 +392,13 @@ def _beside(file: str, flag: Flag, text: str) -> str:
 
     What may be something else is only a path if something is there.
     """
-    kinds = {word for word in re.split(r"\W", flag.metavar) if word.isupper()} - {"LAB"}
+    kinds = {word for word in re.split(r"\W", flag.metavar) if word.isupper()} - {"LAB", "NAME"}
     is_word = text in flag.metavar.split("|") and not text.isupper()
     if is_word or not {"DIR", "FILE"} & kinds:
         return text
     paths = []
     for one in text.split(",") if "," in flag.metavar else [text]:
-        lab, equals, named = one.rpartition("=") if "LAB=" in flag.metavar else ("", "", one)
+        lab, equals, named = one.rpartition("=") if "=DIR" in flag.metavar else ("", "", one)
         is_local = named and "://" not in named
         path = join(parent(file), os.path.expanduser(named)) if is_local else named
         is_path, files = kinds <= {"DIR", "FILE", "TAR"}, files_of(path)

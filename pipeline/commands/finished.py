@@ -207,8 +207,11 @@ def _export_recipe(dataset: Dataset, to: str) -> None:
     _check(dataset, target, is_ours=target.exists(RECIPE))
     file, masks = write_recipe(dataset, target)
     print(
-        f"recipe: {target.path(RECIPE)} of dataset {dataset.manifest.fingerprint[:12]}, "
-        f"{counted(masks, 'mask')}, {file.bytes} bytes"
+        f"recipe: {target.path(RECIPE)} of dataset "
+        f"{dataset.manifest.with_outside({}).fingerprint[:12]}, {counted(masks, 'mask')}, "
+        f"{file.bytes} bytes",
+        *(f"not in the recipe, as it comes from outside: {n}" for n in dataset.manifest.outside),
+        sep="\n",
     )
 
 

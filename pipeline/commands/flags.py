@@ -110,13 +110,14 @@ SECTIONS = (
     section(
         "",
         ("import",),
+        Flag("--from", "DIR|TAR|paper:", "the released layout; paper: fetches the authors' own"),
+        Flag("--output", "DIR", "dataset folder to make of it"),
+        Flag("--dataset", "DIR", "instead, a finished dataset, to add the pictures of --variant"),
         Flag(
-            "--from",
-            "DIR|TAR|paper:",
-            "folder, .tar or .tar.gz to import, in the released layout; paper: fetches that of the "
-            "paper's authors (required)",
+            *("--variant", "NAME=DIR|TAR,...", "pictures of its images from outside, as NAME"),
+            type=comma_separated,
+            action="extend",
         ),
-        _OUTPUT,
         Flag("--split", "A,B", "splits to import", ("val",), comma_separated),
         *_FILES,
     ),

@@ -1,6 +1,8 @@
 """`in9 import`: turns data in the released layout into a dataset.
 
 listing -> Examine -> Pool -> Write -> Commit
+
+With `--dataset`, it takes up pictures from outside as variants of a dataset instead.
 """
 
 import argparse
@@ -18,15 +20,16 @@ from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.manifest import (
     About,
     Manifest,
+    Outside,
     StatedFlags,
     last_manifest,
     read_manifest,
     stated,
     writing_store,
 )
-from pipeline.dataset.records import STAGING, Staging
+from pipeline.dataset.records import STAGING, Staging, chosen_images
 from pipeline.errors import UsageError, counted, refuse_first, shown_bytes
-from pipeline.generate.commit import commit, read_prepared, restate
+from pipeline.generate.commit import commit, keep_outside, read_prepared, restate
 from pipeline.jobs.messages import describe_images
 from pipeline.released.archive_listing import (
     AUTHORS,
@@ -44,6 +47,7 @@ from pipeline.released.write_shards import (
     ImportPlan,
     ShardWriter,
     examine_shard,
+    stage_variant,
 )
 from pipeline.runtime.lock import DATASET_LOCK, locked, removed_if_refused
 from pipeline.runtime.machine import usable_cores
@@ -53,7 +57,7 @@ from pipeline.storage.interface import read_ahead
 from pipeline.storage.state_files import read_json
 from pipeline.storage.store import WORK_FOLDER, Store
 from transforms.taxonomy import imagenet9
-from transforms.variants import ONLY_BG_T
+from transforms.variants import ONLY_BG_T, outside_variant
 
 _IMPORT_RECORD = f"{WORK_FOLDER}/import.json"
 """File that records which listing was imported, so that the next run can tell that nothing is left
@@ -72,6 +76,17 @@ class ImportFlags(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_import(arguments: argparse.Namespace) -> int:
     """Runs `in9 import`; returns the exit code."""
+    if arguments.dataset or arguments.variant:
+        return _import_outside(arguments)
+    refuse_first(
+        {
+            f"{flag} is required (see: in9 import --help)": not value
+            for flag, value in (
+                ("--from DIR|TAR|paper:", vars(arguments)["from"]),
+                ("--output DIR", arguments.output),
+            )
+        }
+    )
     flags = flags_as(ImportFlags, arguments)
     store, source = writing_store("output", flags.output), absolute(flags.source)
     _check_output(store, source)
@@ -103,8 +118,91 @@ def run_import(arguments: argparse.Namespace) -> int:
             if is_new := read_manifest(store) != manifest:
                 restate(store, imagenet9(), manifest)
         _forget_unpacked(store)
-    _print_summary(store, released, is_new, time.monotonic() - started)
+    _print_summary(store, released, manifest, is_new, time.monotonic() - started)
     return 0
+
+
+def _import_outside(arguments: argparse.Namespace) -> int:
+    """Imports pictures from outside as variants of a dataset; returns the exit code."""
+    refuse_first(
+        {
+            f"{name} does not go with --dataset and --variant": name in arguments.given
+            for name in ("from", "output", "split", "formats", "images_per_shard")
+        }
+        | {
+            "--dataset DIR is required with --variant": not arguments.dataset,
+            "--variant NAME=DIR|TAR is required with --dataset": not arguments.variant,
+        }
+    )
+    started, store = time.monotonic(), writing_store("dataset", arguments.dataset)
+    entries = _dataset_in(store).config.compose.variants
+    given = [each.partition("=")[::2] for each in arguments.variant]
+    try:
+        sources = {outside_variant(name, entries): absolute(path) for name, path in given if path}
+    except ValueError as error:
+        raise UsageError(f"--variant {error}") from error
+    refuse_first(
+        {"expected NAME=DIR or NAME=TAR, and each name once": len(sources) < len(given)}
+        | {
+            f"{name}={path} lies inside --dataset {store.root}": is_below(path, store.root)
+            for name, path in sources.items()
+        },
+        "--variant: ",
+    )
+    with locked(store, DATASET_LOCK) as store:
+        dataset, staging = _dataset_in(store), Staging(store, f"{IMPORT_FOLDER}/outside")
+        try:
+            staged = {
+                str(name): stage_variant(dataset, name, source, staging)
+                for name, source in sources.items()
+            }
+            chosen = (
+                (split, number, chosen_images(dataset.index_of_shard(split, number)))
+                for split in dataset.config.split
+                for number in dataset.shards(split)
+            )
+            kept, images = keep_outside(store, dataset.manifest.with_outside({}), chosen)
+            new = {
+                name: one
+                for name, (pictures, *_) in staged.items()
+                for one in [Outside(images, pictures)]
+                if kept.outside.get(name) != one
+            }
+            files = [file for name in new for file in staged[name][1]]
+            manifest = dataclasses.replace(
+                kept.with_outside(
+                    kept.outside | new, *kept.files_of(*kept.outside.keys() - new), *files
+                ),
+                about=stated(flags_as(StatedFlags, arguments), dataset.manifest),
+            )
+            if is_new := read_manifest(store) != manifest:
+                moved = ((staging.staged(file.path), file.path) for file in files)
+                restate(store, dataset.taxonomy, manifest, moved)
+        finally:
+            store.delete_tree(IMPORT_FOLDER)
+    print(
+        "\n".join(
+            [
+                *describe_images(manifest, had=dataset.manifest.outside),
+                *(f"{name}: {number} named backgrounds" for name, (*_, number) in staged.items()),
+                f"time: {time.monotonic() - started:.1f} s"
+                if is_new
+                else "nothing to do: everything is up to date",
+                f"dataset {manifest.fingerprint[:12]}: in9 evaluate --dataset {store.root}",
+            ]
+        )
+    )
+    return 0
+
+
+def _dataset_in(store: Store) -> Dataset:
+    """Opens a dataset, also one in which an import of pictures from outside was killed.
+
+    Such an import has written no file of another variant.
+    """
+    states = [one for one in (last_manifest(store), read_prepared(store)) if one]
+    is_resumed = len({one.made or one.fingerprint for one in states}) < len(states)
+    return Dataset(store, states[0]) if is_resumed else Dataset.open(store)
 
 
 def _forget_unpacked(store: Store) -> None:
@@ -140,7 +238,7 @@ def _listing(flags: ImportFlags, source: str, store: Store) -> ReleasedArchive:
 
 
 def _is_imported(store: Store, released: ReleasedArchive, manifest: Manifest) -> bool:
-    record = {"listing": released.fingerprint, "dataset": manifest.fingerprint}
+    record = {"listing": released.fingerprint, "dataset": manifest.made or manifest.fingerprint}
     return read_json(store, _IMPORT_RECORD, dict[str, str]) == record and all(
         size == file.bytes
         for file, size in zip(
@@ -166,19 +264,25 @@ def _run(released: ReleasedArchive, store: Store, about: About) -> None:
             writer = ShardWriter(job, BackgroundPool.from_shards(shards))
             written += [shard for _, shard in read_ahead(writer.write, shards, usable_cores())]
         commit(job.config, store, job.taxonomy, written, about)
-    fingerprint = Dataset.open(store).manifest.fingerprint
-    record = {"listing": released.fingerprint, "dataset": fingerprint}
+    manifest = Dataset.open(store).manifest
+    record = {"listing": released.fingerprint, "dataset": manifest.made or manifest.fingerprint}
     store.write(_IMPORT_RECORD, shown_bytes(json.dumps(record, sort_keys=True)))
 
 
-def _print_summary(store: Store, released: ReleasedArchive, is_new: bool, seconds: float) -> None:
+def _print_summary(
+    store: Store, released: ReleasedArchive, before: Manifest | None, is_new: bool, seconds: float
+) -> None:
     dataset = Dataset.open(store)
     backgrounds = [
         line
         for split in dataset.manifest.config.split
         for line in _background_lines(dataset, split)
     ]
-    print("\n".join([*describe_images(dataset.manifest), *backgrounds]))
+    print(
+        "\n".join(
+            [*describe_images(dataset.manifest, had=before.outside if before else ()), *backgrounds]
+        )
+    )
     if dataset.manifest.config.compose.mixed and ONLY_BG_T not in dataset.variants:
         print(
             "only_bg_t is missing, so backgrounds cannot be identified; intervals treat every "

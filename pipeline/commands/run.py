@@ -36,7 +36,7 @@ from pipeline.commands.command_line import (
 from pipeline.commands.flags import NOT_IN_TRANSFORMS, flags_of
 from pipeline.commands.job_flags import analyses_from_flags, job_from_flags
 from pipeline.dataset.folder import Dataset
-from pipeline.dataset.manifest import read_manifest, writing_store
+from pipeline.dataset.manifest import last_manifest, read_manifest, writing_store
 from pipeline.errors import JobError, UsageError, escaped
 from pipeline.evaluate.results import errors_by_model, read_failures
 from pipeline.generate.origin import GenerateJob
@@ -74,6 +74,7 @@ from pipeline.runtime.lock import (
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.spread import Engine, spread_over
 from pipeline.storage.store import Store
+from transforms.variants import VariantName
 
 
 class MainFlags(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,17 +153,20 @@ def _plan_job(
     job = job_from_flags(arguments, store) if flags.generates else None
     dataset = made or job or Dataset.open(store)
     plans = analyses_from_flags(arguments, dataset) if flags.command != "generate" else {}
-    gate = None
+    before, last, gate = read_manifest(store), last_manifest(store), None
+    outside = tuple(map(VariantName, last.outside if last else ()))
     if flags.command in ("run", "evaluate") and not is_stage:
         evaluation = plans[EVALUATION.name].evaluation
         asked = flags_as(GateFlags, arguments)
-        gate = gate_from_flags(asked, store, dataset.config.compose.composed, evaluation)
-    before = read_manifest(store)
+        gate = gate_from_flags(
+            asked, store, (*dataset.config.compose.composed, *outside), evaluation
+        )
     ending = JobSummary(
         flags.command,
         store,
         Progress.for_store(store),
         before=before.fingerprint if before else None,
+        outside=tuple(map(str, outside)),
         plans=plans,
         has_lock=bool(job and (submission or is_stage)),
         is_detached=is_stage or (submission is not None and not submission.waits),
@@ -209,7 +213,8 @@ def _say_result(main: MainJob, counters: dict[str, int], seconds: float, log: st
     store, plans = main.ending.store, main.ending.plans
     dataset = Dataset.open(store)
     recipe = main.job and main.job.origin.recipe  # It has decided on its images.
-    print(describe_dataset(dataset.manifest, counters, seconds, may_advise=not recipe))
+    had = main.ending.outside
+    print(describe_dataset(dataset.manifest, counters, seconds, may_advise=not recipe, had=had))
     for split in {plan.evaluation.split for plan in plans.values()} - {"val"}:
         print(f"tested on split {split}")
     if recipe:

@@ -68,7 +68,7 @@ def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, by
             taxonomy,
             name=_name(manifest).lower().replace(" ", "-"),
             licence=LICENCE if manifest.is_sample else "",
-            descriptions={str(name): _describe(name) for name in manifest.config.compose.composed},
+            descriptions={str(name): _describe(name, manifest) for name in manifest.variants},
             cite=CITATION,
         ),
     )
@@ -178,12 +178,14 @@ def _readme(manifest: Manifest, taxonomy: Taxonomy) -> str:
 def _composition(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
     """Lists the variants, and counts the images of each split and class."""
     counted = ("listed", "accepted", "rejected", "selected")
-    variants = manifest.config.compose.composed
+    variants = manifest.variants
     total = sum(counts["selected"] for counts in manifest.images.values())
     return [
         f"{total} {manifest.counted_noun} in each variant.",
         "",
-        *_table(["variant", "what it shows"], [[f"`{n}`", _describe(n)] for n in variants]),
+        *_table(
+            ["variant", "what it shows"], [[f"`{n}`", _describe(n, manifest)] for n in variants]
+        ),
         "",
         *_table(
             ["split", *counted[:3], "in the dataset"],
@@ -200,7 +202,7 @@ def _composition(manifest: Manifest, taxonomy: Taxonomy) -> list[str]:
 def _front_matter(manifest: Manifest) -> list[str]:
     """Returns the lines of YAML that the Hugging Face hub and its loaders read."""
     config = manifest.config
-    variants = config.compose.composed
+    variants = manifest.variants
     total = sum(counts["selected"] for counts in manifest.images.values())
     licence = ("license: other", "license_name: terms-of-the-source-images")
     lines = [
@@ -238,10 +240,14 @@ def _name(manifest: Manifest) -> str:
     return f"{name} of the sample" if manifest.is_sample else name
 
 
-def _describe(name: VariantName) -> str:
+def _describe(name: VariantName, manifest: Manifest) -> str:
     """Describes what a variant, or a draw of one, shows."""
     variant = str(name.variant)
-    shown = VARIANTS.get(variant, Variant(variant)).description
+    shown = (
+        "a picture that others have made of the image (`in9 import --variant`)"
+        if variant in manifest.outside
+        else VARIANTS.get(variant, Variant(variant)).description
+    )
     return f"{shown}, drawn again ({name.draw})" if name.draw else shown
 
 

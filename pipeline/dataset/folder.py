@@ -90,8 +90,8 @@ class Dataset:
 
     @property
     def variants(self) -> tuple[VariantName, ...]:
-        """Its variants, replicates included, in the paper's order."""
-        return self.manifest.config.compose.composed
+        """Its variants, replicates included, in the order of `Manifest.variants`."""
+        return self.manifest.variants
 
     @property
     def picture_variants(self) -> tuple[VariantName, ...]:

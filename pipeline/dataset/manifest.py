@@ -17,8 +17,10 @@ from pipeline.errors import UsageError
 from pipeline.storage.files import parent
 from pipeline.storage.state_files import convert, json_bytes, parse_json, read_commit
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
+from transforms.hashing import fingerprint
 from transforms.limits import MAX_STATED
 from transforms.taxonomy import Taxonomy
+from transforms.variants import VariantName, outside_variant
 
 MANIFEST = "manifest.json"
 PREVIOUS_MANIFEST = f"{WORK_FOLDER}/manifest.previous.json"
@@ -64,11 +66,24 @@ class StatedFlags(msgspec.Struct, frozen=True):
 
 
 @dataclasses.dataclass(frozen=True)
+class Outside:
+    """A variant that others have made: fingerprints of what it needs, and of what it is.
+
+    Attributes:
+      images: the selected images that it was imported for, and their shards.
+      pictures: its pictures' bytes and backgrounds, by split and key.
+    """
+
+    images: str
+    pictures: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Manifest:
     """A description of a dataset that lists all of its files.
 
     Attributes:
-      fingerprint: covers inputs, configuration and stage versions.
+      fingerprint: covers inputs, configuration, stage versions, and pictures from outside.
       images: by split, the numbers `listed`, `outside_taxonomy`, `other_files`, `accepted`,
         `rejected` and `selected`. With `--objects each` the last three count objects, and there is
         also `objects`, the number of accepted and rejected objects. `of_sample`, the number of
@@ -81,6 +96,8 @@ class Manifest:
       backgrounds: number of scenes by status; empty if none are used.
       unmatched: by split, a line on classes that only the input has, or only the taxonomy.
       about: what its maker states; no part of the fingerprint.
+      outside: the variants that others have made, by name; the configuration does not name them.
+      made: the fingerprint that it would have without these; "" if it has none.
     """
 
     config: DatasetConfig
@@ -96,6 +113,8 @@ class Manifest:
     backgrounds: dict[str, int] = dataclasses.field(default_factory=dict)
     unmatched: dict[str, _Stated] = dataclasses.field(default_factory=dict)
     about: About = NOTHING_STATED
+    outside: dict[str, Outside] = dataclasses.field(default_factory=dict)
+    made: str = ""
 
     def __hash__(self) -> int:
         """Hashes the fingerprint, so that what is planned for a dataset can be cached."""
@@ -109,6 +128,40 @@ class Manifest:
             for name in ("selected", "of_sample")
         )
         return 0 < selected == of_sample
+
+    @property
+    def variants(self) -> tuple[VariantName, ...]:
+        """Its variants: those composed, in the paper's order, then those from outside by name."""
+        return (
+            *self.config.compose.composed,
+            *(outside_variant(n, self.config.compose.variants) for n in sorted(self.outside)),
+        )
+
+    def files_of(self, *variants: str) -> list[FileDigest]:
+        """Returns the files with samples of some variants."""
+        return [file for file in self.files if parent(file.path).partition("/")[2] in variants]
+
+    def with_outside(self, outside: dict[str, Outside], *files: FileDigest) -> Self:
+        """Returns the manifest with these variants from outside, and their files, for its own."""
+        made, every = self.made or self.fingerprint, [*map(str, self.config.compose.composed)]
+        return dataclasses.replace(
+            self,
+            fingerprint=fingerprint(made, {n: one.pictures for n, one in outside.items()})
+            if outside
+            else made,
+            samples={
+                split: dict.fromkeys([*every, *outside], numbers[every[0]])
+                for split, numbers in self.samples.items()
+            },
+            files=tuple(
+                sorted(
+                    {*self.files}.difference(self.files_of(*self.outside)).union(files),
+                    key=lambda file: file.path,
+                )
+            ),
+            outside=outside,
+            made=made if outside else "",
+        )
 
     @property
     def counted_noun(self) -> str:
@@ -141,6 +194,14 @@ class Manifest:
             **({"unmatched": self.unmatched} if self.unmatched else {}),
             **({"taxonomy": self.taxonomy.to_json()} if self.taxonomy else {}),
             **({"about": dataclasses.asdict(self.about)} if self.about != NOTHING_STATED else {}),
+            **(
+                {
+                    "made": self.made,
+                    "outside": {n: dataclasses.asdict(one) for n, one in self.outside.items()},
+                }
+                if self.outside
+                else {}
+            ),
             "files": [dataclasses.asdict(file) for file in self.files],
         }
         return json_bytes(content)
@@ -185,8 +246,8 @@ def _check(stored: Manifest) -> None:
     for split in config.split:
         if missing := _REQUIRED_COUNTS - set(stored.images[split]):
             raise ValueError(f"images of {split} lack {', '.join(sorted(missing))}")
-        if set(stored.samples[split]) != set(map(str, config.compose.composed)):
-            raise ValueError(f"samples of {split} must have the variants of its configuration")
+        if set(stored.samples[split]) != set(map(str, stored.variants)):
+            raise ValueError(f"samples of {split} must have the variants of the dataset")
 
 
 def stage_versions(config: DatasetConfig) -> dict[str, int | str]:

@@ -27,7 +27,7 @@ from pipeline.storage.state_files import (
     warn_damaged,
 )
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
-from transforms.hashing import keyed_hash
+from transforms.hashing import fingerprint, keyed_hash
 
 IMAGES_PER_SOURCE_SHARD = 32
 MAX_SOURCE_SHARDS = 100_000
@@ -267,6 +267,17 @@ def read_metadata(store: Store, path: str) -> Record | None:
 def read_rows(store: Store, path: str, columns: list[str] | None = None) -> list[Row]:
     """Reads the rows of a record as dictionaries; raises the errors of `read_table`."""
     return list(read_table(store, path, columns).to_pylist())
+
+
+def chosen_images(rows: Iterable[Row]) -> str:
+    """Identifies the selected images of an index, in order, and what their samples say of them."""
+    return fingerprint(
+        [
+            [row.get(n) for n in ("key", "wnid", "label", "source_md5", "box", "fg_fraction")]
+            for row in rows
+            if row["selected"]
+        ]
+    )
 
 
 def read_image_rows(store: Store, path: str) -> list[ImageRow]:

@@ -27,6 +27,7 @@ from pipeline.dataset.manifest import (
     PREVIOUS_MANIFEST,
     About,
     Manifest,
+    last_manifest,
     library_versions,
     read_manifest,
     stage_versions,
@@ -124,16 +125,20 @@ def commit(
     return _finish_with_new_fence(store, taxonomy, fingerprint)
 
 
-def restate(store: Store, taxonomy: Taxonomy, manifest: Manifest) -> None:
+def restate(
+    store: Store, taxonomy: Taxonomy, manifest: Manifest, moves: Iterable[tuple[str, str]] = ()
+) -> None:
     """Writes the card and the manifest, which has what the maker now states, and no other file.
 
-    If it is killed, `read_prepared` has the new manifest, for which it is called again.
+    It may have other pictures from outside, too, whose files are moved into place. If it is killed,
+    `read_prepared` has the new manifest, for which it is called again.
     """
     files = tuple(file for file in manifest.files if file.path not in CARD_FILES)
     prepared = dataclasses.replace(manifest, files=files)
     store.write(PREPARED_MANIFEST, prepared.to_json(), durable=True)
     if store.exists(MANIFEST):
         store.move(MANIFEST, PREVIOUS_MANIFEST)
+    store.move_all(moves)
     _finish_with_new_fence(store, taxonomy, manifest.fingerprint)
 
 
@@ -165,13 +170,16 @@ def prepare(
         committed.
       UsageError: a folder of the dataset is a link.
     """
+    shards = list(shards)
     manifest, moves = merge_shards(config, shards, taxonomy)
+    chosen = [(o.totals.split, o.shard, o.chosen) for o in shards if isinstance(o, OutputShard)]
     manifest = dataclasses.replace(manifest, about=about)
     with locked(store, PREPARE_LOCK, wait=math.inf) as fenced:
         # The prepared manifest is read first, because Finish writes the final manifest before it
         # removes the prepared one: in this order, at least one of them is seen.
         prepared, old = read_prepared(store), read_manifest(fenced)
         sizes = _file_sizes(fenced)
+        manifest, _ = keep_outside(fenced, manifest, chosen)
         remaining = [
             staged for shard in moves if (staged := [move for move in shard if move[0] in sizes])
         ]
@@ -196,6 +204,39 @@ def prepare(
         )
         fenced.write(PREPARED_MANIFEST, manifest.to_json(), durable=True)
     return manifest.fingerprint, remaining
+
+
+def keep_outside(
+    store: Store, manifest: Manifest, chosen: Iterable[tuple[str, int, str]]
+) -> tuple[Manifest, str]:
+    """Adds to a manifest without variants from outside those of the dataset in place.
+
+    `chosen` has (split, number, `chosen_images`) of each output shard. A variant is left out if it
+    is for other images, or its files are not all there. If a commit was interrupted, a file may be
+    that of another import, so its content counts, too.
+
+    Returns (the manifest, `Outside.images`).
+    """
+    config, shards = manifest.config, {s: n.output for s, n in manifest.shards.items()}
+    images = fingerprint(
+        config.segment.fingerprint(),
+        [config.taxonomy, sorted(config.compose.formats)],
+        shards,
+        sorted(chosen),
+    )
+    old, is_finished = last_manifest(store) or manifest, store.exists(MANIFEST)
+    kept = {
+        name: one
+        for name, one in old.outside.items()
+        if one.images == images
+        and name not in map(str, manifest.variants)
+        and all(
+            store.size(file.path) == file.bytes
+            and (is_finished or store.digest(file.path) == file.sha256)
+            for file in old.files_of(name)
+        )
+    }
+    return manifest.with_outside(kept, *old.files_of(*kept)), images
 
 
 def read_prepared(store: Store) -> Manifest | None:

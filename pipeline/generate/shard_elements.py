@@ -14,7 +14,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.dataset.folder import sample_digests
-from pipeline.dataset.records import ACCEPTED, ImageRow, Record, Row, ShardCounts, layer_tar
+from pipeline.dataset.records import (
+    ACCEPTED,
+    ImageRow,
+    Record,
+    Row,
+    ShardCounts,
+    chosen_images,
+    layer_tar,
+)
 from pipeline.errors import JobError
 from pipeline.generate.scenes import SceneTable
 from pipeline.inputs.location import Location
@@ -146,6 +154,7 @@ class OutputShard:
       statuses: number of index rows by status.
       selected: number of selected images by label.
       of_sample: number of selected images whose files equal pictures of the embedded sample.
+      chosen: `chosen_images` of its rows.
     """
 
     totals: SplitTotals
@@ -159,6 +168,7 @@ class OutputShard:
     statuses: dict[str, int] = dataclasses.field(default_factory=dict)
     selected: dict[int, int] = dataclasses.field(default_factory=dict)
     of_sample: int = 0
+    chosen: str = ""
 
     def with_result(self, index: Record, rows: list[Row], images: int) -> OutputShard:
         """Returns the shard as it leaves Compose, which found or made its files.
@@ -183,6 +193,7 @@ class OutputShard:
             selected=dict(selected),
             # Imported rows have no MD5, because an import does not know its source images.
             of_sample=sum(row["selected"] and row.get("source_md5") in sample for row in rows),
+            chosen=chosen_images(rows),
         )
 
 

@@ -59,6 +59,7 @@ class JobSummary:
       is_detached: whether no process waits for the job. Then only the job itself can remove its
         notes, and fail if a condition holds.
       gate: what the models are judged by; None if the job does not evaluate models.
+      outside: the variants from outside that the dataset has before the job.
     """
 
     command: str
@@ -69,6 +70,7 @@ class JobSummary:
     has_lock: bool = False
     is_detached: bool = False
     gate: Gate | None = None
+    outside: tuple[str, ...] = ()
 
     def summary(self, dataset: Dataset) -> dict[str, object]:
         """Returns the summary: figures of the dataset, and what each analysis adds."""

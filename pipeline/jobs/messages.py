@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.card import notes_of
@@ -66,12 +66,20 @@ _HELP: dict[str, str] = {
 }
 
 
-def describe_images(manifest: Manifest, *, may_advise: bool = True) -> list[str]:
+def describe_images(
+    manifest: Manifest, *, may_advise: bool = True, had: Iterable[str] = ()
+) -> list[str]:
     """Returns notes on the dataset, then lines that count each split's images.
 
-    Advice follows if too many were rejected, and a line on `--backgrounds`.
+    Advice follows if too many were rejected, and a line on `--backgrounds`. The notes name the
+    variants from outside that the dataset `had` before, and lacks now.
     """
-    lines = notes_of(manifest)
+    lines = notes_of(manifest) + [
+        f"{name} is left out, because the selected images or its files have changed; import it "
+        f"again: in9 import --dataset DIR --variant {name}=DIR"
+        for name in had
+        if name not in manifest.outside
+    ]
     for split, images in manifest.images.items():
         accepted, rejected, selected = (images[n] for n in ("accepted", "rejected", "selected"))
         reasons = ", ".join(f"{n} {reason}" for reason, n in manifest.rejections[split].items())
@@ -131,10 +139,15 @@ def _why_empty(manifest: Manifest, split: str) -> str:
 
 
 def describe_dataset(
-    manifest: Manifest, counters: dict[str, int], seconds: float, *, may_advise: bool = True
+    manifest: Manifest,
+    counters: dict[str, int],
+    seconds: float,
+    *,
+    may_advise: bool = True,
+    had: Iterable[str] = (),
 ) -> str:
     """Describes in a few lines the images, what was done and written, and how long it took."""
-    lines = describe_images(manifest, may_advise=may_advise)
+    lines = describe_images(manifest, may_advise=may_advise, had=had)
     names = [name for name, n in counters.items() if n]
     if not any(name.endswith("_made") or name in _ALSO_MADE for name in names):
         # If a model failed, something is left to do, and the caller reports the failure.

@@ -185,6 +185,11 @@ def _dataset_causes(
         for split, changes in images.items()
         for numbers in [{kind: len(rows) for kind, rows in changes.kinds.items()}]
         if any(numbers.get(kind) for kind in ("added", "removed", "changed"))
+    ] + [
+        f"{name} from outside {'added' if not was else 'replaced' if now else 'removed'}"
+        for name in sorted(old.outside.keys() | new.outside)
+        for was, now in [(old.outside.get(name), new.outside.get(name))]
+        if was != now
     ]
     causes = {"data": data, "configuration": flags, "code": code * (old.files != new.files)}
     return {cause: details for cause, details in causes.items() if details}

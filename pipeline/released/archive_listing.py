@@ -7,18 +7,22 @@ import dataclasses
 import itertools
 import os
 import posixpath
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import requests
 
 from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.folder import Dataset, selected_rows
 from pipeline.dataset.records import ShardCounts
-from pipeline.errors import JobError, UsageError
+from pipeline.errors import JobError, UsageError, counted, refuse_first
 from pipeline.generate.shard_elements import SplitTotals
 from pipeline.inputs.archives import Unpacker, members, naming, unpacker_of
 from pipeline.inputs.location import Location, read_location, reads_ahead
-from pipeline.released.export import label_of_folder, parse_name
+from pipeline.inputs.source_images import HIDDEN, IMAGE_SUFFIXES
+from pipeline.inputs.tables import read_rows
+from pipeline.released.export import find_clashes, label_of_folder, parse_name, stem_of
 from pipeline.runtime.progress import live_bar
 from pipeline.storage.files import absolute, files_of, relative
 from pipeline.storage.interface import FileInfo, read_ahead
@@ -137,24 +141,25 @@ def _unpacker(source: str) -> Unpacker | None:
         return unpacker_of(file.read(8))
 
 
-def list_files(source: str, store: Store) -> list[ArchiveLocation]:
+def list_files(source: str, store: Store, flag: str = "--from ") -> list[ArchiveLocation]:
     """Lists the files of a folder or a tar; unpacks a compressed tar into the store's work folder.
 
-    Raises UsageError if the source is neither a folder nor a tar, or the tar is damaged or refused
-    (a member could point outside it, or it unpacks to too many bytes).
+    `flag` stands before the source in messages. Raises UsageError if the source is neither a folder
+    nor a tar, or the tar is damaged or refused (a member could point outside it, or it unpacks to
+    too many bytes).
     """
     files = files_of(source)
     info = files.info(source)
     if info is None:
         if not files.is_folder(source):
-            raise UsageError(f"--from {source} is neither a folder nor a file that can be read")
+            raise UsageError(f"{flag}{source} is neither a folder nor a file that can be read")
         return [
             ArchiveLocation(relative(each.path, source), each.path, 0, each.size, each.identity)
             for each in files.walk(source)
         ]
     unpacker = _unpacker(source)
-    path = source if unpacker is None else _unpack(source, info, unpacker, store)
-    with naming(f"--from {source}"):
+    path = source if unpacker is None else _unpack(source, info, unpacker, store, flag)
+    with naming(f"{flag}{source}"):
         return [
             ArchiveLocation(
                 name=posixpath.normpath(member.name),
@@ -167,13 +172,13 @@ def list_files(source: str, store: Store) -> list[ArchiveLocation]:
         ]
 
 
-def _unpack(source: str, info: FileInfo, unpacker: Unpacker, store: Store) -> str:
+def _unpack(source: str, info: FileInfo, unpacker: Unpacker, store: Store, flag: str) -> str:
     """Unpacks a compressed tar, unless an earlier run has done so; returns the path of the tar."""
     target = f"{IMPORT_FOLDER}/{fingerprint(source, info.size, info.identity)}.tar"
     if not store.exists(target):
         limit = _MAX_RATIO * info.size + _MAX_MORE
         with (
-            naming(f"--from {source}"),
+            naming(f"{flag}{source}"),
             files_of(source).open(source) as file,
             unpacker(file) as content,
             store.create(target) as unpacked,
@@ -182,7 +187,7 @@ def _unpack(source: str, info: FileInfo, unpacker: Unpacker, store: Store) -> st
                 unpacked.write(data)
                 if unpacked.size > limit:
                     raise UsageError(
-                        f"--from {source} is refused: it unpacks to more than {limit} bytes, "
+                        f"{flag}{source} is refused: it unpacks to more than {limit} bytes, "
                         f"{_MAX_RATIO} times its size and a gigabyte. Unpack it yourself"
                     )
     return store.path(target)
@@ -407,7 +412,7 @@ def _images(
 def _parse(variant: VariantName, location: ArchiveLocation) -> tuple[str, str, str | None] | None:
     """Parses a file name into (stem, wnid, named background); None if it is not of the layout."""
     name, suffix = posixpath.splitext(posixpath.basename(location.name))
-    wanted = (".jpeg", ".jpg", ".png") if variant.is_picture else (".npy",)
+    wanted = IMAGE_SUFFIXES if variant.is_picture else (".npy",)
     if suffix.lower() not in wanted:
         return None
     return parse_name(name, is_mixed=variant.is_mixed)
@@ -431,3 +436,56 @@ def _size(source: str, images: list[ReleasedImage]) -> int:
             )
         return int(height)
     raise UsageError(f"--from {source}: none of the first pictures in original can be decoded")
+
+
+def find_pictures(
+    dataset: Dataset, variant: VariantName, source: str, store: Store
+) -> dict[tuple[str, str], tuple[ArchiveLocation, str | None]]:
+    """Finds a picture from outside for each selected image of a dataset, by split and key.
+
+    Its file is named by the key, or as in an export, and lies in any folder but that of another
+    split. With it comes the name of its background in `pictures.csv`, or None. Raises UsageError if
+    an image has no picture, or several, or something cannot be read.
+    """
+    flag, splits, found, named = f"--variant {variant}=", {*dataset.config.split}, {}, {}
+    by_name: dict[str, list[ArchiveLocation]] = defaultdict(list)
+    files = [file for file in list_files(source, store, flag) if not HIDDEN.search(file.name)]
+    for file in files:
+        stem, suffix = posixpath.splitext(posixpath.basename(file.name))
+        for name in {stem, (parse_name(stem, is_mixed=True) or (stem,))[0]}:
+            by_name[name] += [file] * (suffix.lower() in IMAGE_SUFFIXES)
+    for split in dataset.config.split:
+        wnids = {row["key"]: row["wnid"] for row in selected_rows(dataset, split)}
+        clashes = find_clashes(wnids.items())
+        for key, wnid in wnids.items():
+            found[split, key] = [
+                file
+                for name in {key, stem_of(key, wnid, clashes)}
+                for file in by_name[name]
+                if not (splits - {split}).intersection(file.name.split("/")[-3:-2])
+            ]
+    if wrong := sorted((len(its), key) for (_, key), its in found.items() if len(its) != 1):
+        raise UsageError(
+            f"{flag}{source}: of {counted(len(found), 'selected image')}, "
+            f"{sum(not number for number, _ in wrong)} have no JPEG or PNG and "
+            f"{sum(number > 1 for number, _ in wrong)} have several: "
+            f"{', '.join(key for _, key in wrong[:3])}{', ...' * (len(wrong) > 3)}; name each "
+            "picture by the key of its image, or as in9 export does"
+        )
+    for table in (file for file in files if posixpath.basename(file.name) == "pictures.csv"):
+        # A table in a tar is copied, because tables are read from files.
+        copy = store.write(f"{IMPORT_FOLDER}/pictures.csv", read_contents([table])[0]).path
+        for row in read_rows(store.path(copy), f"{flag}{source}:"):
+            refuse_first(
+                {
+                    f"{table.name} has no column {name}": name not in row.values
+                    for name in ("picture", "background")
+                },
+                f"{flag}{source}: ",
+            )
+            named[row.text("picture")] = row.text("background")
+    return {
+        (split, key): (file, next(filter(None, map(named.get, names)), None))
+        for (split, key), (file,) in found.items()
+        for names in [(key, file.name, posixpath.basename(file.name))]
+    }

@@ -47,7 +47,9 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
     Raises UsageError if the dataset has no masks, or says what no recipe may say; JobError if a
     file of it is missing or damaged.
     """
-    config, has_layers = dataset.manifest.config, dataset.manifest.config.layers == "keep"
+    outside, manifest = dataset.manifest.outside, dataset.manifest.with_outside({})
+    dataset = dataclasses.replace(dataset, manifest=manifest)
+    config, has_layers = manifest.config, manifest.config.layers == "keep"
     refuse_first(
         {
             "it was imported": config.is_imported,
@@ -80,7 +82,7 @@ def write_recipe(dataset: Dataset, target: Store) -> tuple[FileDigest, int]:
         Store(folder).write(RECIPE, data)
         Recipe.open(f"{folder}/{RECIPE}", f"--layout recipe: the recipe of {dataset.store.root}")
     file = target.write(RECIPE, data)
-    target.write("README.md", shown_bytes(_readme(dataset, masks)))
+    target.write("README.md", shown_bytes(_readme(dataset, masks, ", ".join(outside))))
     target.write("croissant.json", file_metadata(file, dataset.manifest, CITATION))
     target.remove_temporary()
     target.prune(WORK_FOLDER)
@@ -124,7 +126,7 @@ def _rows(dataset: Dataset, split: str, shard: int) -> Iterator[Row]:
         yield {**vars(row), **digests, "split": split, "mask": mask}
 
 
-def _readme(dataset: Dataset, masks: int) -> str:
+def _readme(dataset: Dataset, masks: int, outside: str) -> str:
     manifest = dataset.manifest
     segment, compose = manifest.config.segment, manifest.config.compose
     named = [name.partition("@")[0] for name in compose.variants if name != EXTERNAL]
@@ -151,6 +153,7 @@ def _readme(dataset: Dataset, masks: int) -> str:
             "```",
             "",
             *(f"**{sentence(note)}**\n" for note in notes_of(manifest)),
+            *((f"Not contained, because it comes from outside: {outside}.", "") if outside else ()),
             "## How it was made",
             "",
             *steps_of(manifest.config),

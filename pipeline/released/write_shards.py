@@ -18,6 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.dataset.config import DatasetConfig
+from pipeline.dataset.folder import Dataset
 from pipeline.dataset.records import (
     ACCEPTED,
     Row,
@@ -26,10 +27,25 @@ from pipeline.dataset.records import (
     index_file,
     read_rows,
 )
-from pipeline.dataset.sinks import Sample, Sink, digests_of, open_sinks, sample_schema
+from pipeline.dataset.sinks import (
+    SAMPLE_FIELDS,
+    Sample,
+    Sink,
+    digests_of,
+    open_sinks,
+    sample_schema,
+)
+from pipeline.errors import UsageError
 from pipeline.generate.compose import index_schema
 from pipeline.generate.shard_elements import OutputShard
-from pipeline.released.archive_listing import ReleasedImage, ReleasedShard, read_contents
+from pipeline.released.archive_listing import (
+    ArchiveLocation,
+    ReleasedImage,
+    ReleasedShard,
+    find_pictures,
+    read_contents,
+)
+from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, count_shard
 from pipeline.storage.interface import read_ahead
 from pipeline.storage.store import FileDigest
@@ -262,7 +278,7 @@ class ShardWriter:
             record, rows = staging.write(index, table, checksum, files), table.to_pylist()
         else:
             # Examine's rows lack the columns of backgrounds, so the rows are read from the index.
-            rows = read_rows(staging.store, record.path, ["label", "status", "selected", "object"])
+            rows = read_rows(staging.store, record.path)
             record = staging.with_record(record, index, len(rows))
         count_shard("output_shards", record.files, is_new=is_new)
         self.job.progress.note_done("import", f"{totals.split}-{shard:05d}", len(rows))
@@ -374,3 +390,68 @@ class ShardWriter:
                 "fg_fraction": row["fg_fraction"],
             },
         )
+
+
+def stage_variant(
+    dataset: Dataset, variant: VariantName, source: str, staging: Staging
+) -> tuple[str, list[FileDigest], int]:
+    """Checks and stages pictures from outside as a variant of a dataset; their bytes are kept.
+
+    Returns (`Outside.pictures`, digests of the files, number of pictures with a named background).
+    Raises UsageError if a picture is missing or broken, or has another size than the dataset's.
+    """
+    found = find_pictures(dataset, variant, source, staging.store)
+    stage = functools.partial(_stage_shard, dataset, variant, source, staging, found)
+    shards = ((split, n) for split in dataset.config.split for n in dataset.shards(split))
+    staged = [one for _, one in read_ahead(stage, shards, usable_cores())]
+    rows = sorted(row for of_shard, _ in staged for row in of_shard)
+    return (
+        fingerprint(rows),
+        [file for _, of_shard in staged for file in of_shard],
+        sum(background is not None for *_, background in rows),
+    )
+
+
+def _stage_shard(
+    dataset: Dataset,
+    variant: VariantName,
+    source: str,
+    staging: Staging,
+    found: dict[tuple[str, str], tuple[ArchiveLocation, str | None]],
+    at: tuple[str, int],
+) -> tuple[list[tuple[str, str, str, str | None]], tuple[FileDigest, ...]]:
+    """Stages a shard; what its samples say of an image is the same in all variants.
+
+    Returns (split, key, SHA-256 and background of each picture; digests of the files).
+    """
+    (split, shard), rows, side = at, [], dataset.config.segment.image_size
+    with staging.store.together() as store, contextlib.ExitStack() as stack:
+        sinks = open_sinks(
+            stack,
+            store,
+            staging,
+            variants=[variant],
+            formats=dataset.config.compose.formats,
+            schema=sample_schema(dataset.taxonomy.names),
+            split=split,
+            shard=shard,
+            num_shards=len(dataset.shards(split)),
+        )
+        tables = dataset.tables(
+            split, shard, dataset.variants[0], ["key", *(field.name for field in SAMPLE_FIELDS)]
+        )
+        for row in itertools.chain.from_iterable(table.to_pylist() for table in tables):
+            place, background = found[split, key := row.pop("key")]
+            (data,) = read_contents([place])
+            if fault := check_pictures({variant: data}, side)[0]:
+                raise UsageError(
+                    f"--variant {variant}={source}: {place.name}: {fault[1].partition(': ')[2]}"
+                    + (fault[0] == Reason.SIZE_MISMATCH)
+                    * f"; to resize: mkdir NEW; find {source} -type f -exec mogrify -path NEW "
+                    f"-format png -resize '{side}x{side}!' {{}} +"
+                )
+            row |= {"bg_key": background, "bg_label": None, "bg_wnid": None}
+            rows.append((split, key, hashlib.sha256(data).hexdigest(), background))
+            for sink in sinks[variant]:
+                sink.add(Sample(key, data, suffix_of(data), row))
+    return rows, digests_of(sinks)

@@ -39,7 +39,6 @@ from pipeline.generate.commit import read_prepared, restate
 from pipeline.released.archive_listing import (
     ArchiveLocation,
     ReleasedArchive,
-    list_files,
     read_listing,
 )
 from pipeline.runtime import progress
@@ -244,14 +243,22 @@ def _noisy(image: Any, quality: int) -> Any:
     return decode_image(content.getvalue())
 
 
+def commands_on(archive: Path, dataset: Path, new: Path) -> list[tuple[object, ...]]:
+    """Returns the commands that import an archive: as a dataset, and as a variant of one."""
+    outside = ("import", "--dataset", dataset, "--variant", f"haze={archive}")
+    return [("import", "--from", archive, "--output", new), outside]
+
+
 @pytest.mark.parametrize("name", ["../x", "/x", "link", "device"])
-def test_members_that_are_no_plain_files_are_refused(name: str, tmp_path: Path) -> None:
+def test_members_that_are_no_plain_files_are_refused(
+    name: str, quick_shards: Path, tmp_path: Path
+) -> None:
     member = tarfile.TarInfo(name)
     member.type = {"link": tarfile.SYMTYPE, "device": tarfile.CHRTYPE}.get(name, tarfile.REGTYPE)
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.addfile(member)
-    with pytest.raises(UsageError, match="is refused"):
-        list_files(str(tmp_path / "a.tar"), Store(str(tmp_path / "out")))
+    for command in commands_on(tmp_path / "a.tar", quick_shards, tmp_path / "out"):
+        assert "is refused" in refusal(*command)
 
 
 @pytest.mark.parametrize(
@@ -261,10 +268,12 @@ def test_members_that_are_no_plain_files_are_refused(name: str, tmp_path: Path) 
         (b"<html>404", "is not a gzip archive (it begins with '<html>404'); download it again"),
     ],
 )
-def test_what_is_no_archive_is_refused(data: bytes, reason: str, tmp_path: Path) -> None:
+def test_what_is_no_archive_is_refused(
+    data: bytes, reason: str, quick_shards: Path, tmp_path: Path
+) -> None:
     (tmp_path / "b.tar.gz").write_bytes(data)
-    command = ("import", "--from", tmp_path / "b.tar.gz", "--output", tmp_path / "out")
-    assert reason in refusal(*command)
+    for command in commands_on(tmp_path / "b.tar.gz", quick_shards, tmp_path / "out"):
+        assert reason in refusal(*command)
 
 
 def listing(folder: Path, *variants: str) -> ReleasedArchive:
