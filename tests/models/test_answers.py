@@ -203,6 +203,8 @@ def test_no_table_or_difference_mixes_rules(output: Path, entries: dict[str, str
     )
     printed = run_here(*gate, "argmax_then_map:bg_gap>0.9", code=1).err
     assert f"is not tested: {reason} has no bg_gap" in printed
+    attack = ("attack", "--dataset", output, "--models", entries["scores"])
+    assert "this needs a network that can be run" in refusal(*attack)
 
 
 def dropped(rows: list[Row], number: int) -> list[Row]:

@@ -16,7 +16,6 @@ ROWS: Rows = {
         ("--grid 0", "expected 'all', a number of images, or two of these joined by x, as in"),
         ("--grid 1x2x3", "joined by x, as in 100x200, got '1x2x3'"),
         ("--models resnet5O", "timm has no model 'resnet5O'"),
-        (ANSWERS, NETWORK, FILE),
         ("--eval_split test", "--eval_split test: the dataset has val"),
         ("--holdout 0.001", NO_IMAGE),
     ],
