@@ -486,7 +486,7 @@ def outside_variant(name: str, entries: Iterable[str]) -> VariantName:
     Raises:
       ValueError: the name has another form, or means something else.
     """
-    taken = ("all", "method", "dial", *(str(VariantName.parse(entry)) for entry in entries))
+    taken = ("all", "method", "dial", "in9l", *(str(VariantName.parse(entry)) for entry in entries))
     if not re.fullmatch("[a-z][a-z0-9_]{,99}", name) or _is_taken(VariantName(name), taken):
         raise ValueError(
             f"{name!r} is no name for pictures from outside: it has small letters, digits and _, a "

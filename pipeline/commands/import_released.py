@@ -106,11 +106,14 @@ def run_import(arguments: argparse.Namespace) -> int:
             _forget_unpacked(store)
             raise
         started = time.monotonic()
-        manifest = read_prepared(store) or last_manifest(store)
+        prepared = read_prepared(store)
+        manifest = prepared or last_manifest(store)
         about = stated(flags_as(StatedFlags, arguments), manifest)
         if not about.creator and is_archive(source):
             about = dataclasses.replace(about, creator=AUTHORS)
-        if is_new := manifest is None or not _is_imported(store, released, manifest):
+        # If an import of pictures from outside was killed, files of the same size may be others.
+        is_torn = bool(prepared and prepared.outside)
+        if is_new := not manifest or is_torn or not _is_imported(store, released, manifest):
             _run(released, store, about)
         else:
             manifest = dataclasses.replace(manifest, about=about)
@@ -184,7 +187,10 @@ def _import_outside(arguments: argparse.Namespace) -> int:
         "\n".join(
             [
                 *describe_images(manifest, had=dataset.manifest.outside),
-                *(f"{name}: {number} named backgrounds" for name, (*_, number) in staged.items()),
+                *(
+                    f"{name}: {counted(number, 'picture')} with a named background"
+                    for name, (*_, number) in staged.items()
+                ),
                 f"time: {time.monotonic() - started:.1f} s"
                 if is_new
                 else "nothing to do: everything is up to date",

@@ -67,7 +67,7 @@ def card_files(manifest: Manifest, taxonomy: Taxonomy) -> Iterator[tuple[str, by
             manifest,
             taxonomy,
             name=_name(manifest).lower().replace(" ", "-"),
-            licence=LICENCE if manifest.is_sample else "",
+            licence=LICENCE if manifest.is_sample and not manifest.outside else "",
             descriptions={str(name): _describe(name, manifest) for name in manifest.variants},
             cite=CITATION,
         ),
@@ -206,7 +206,10 @@ def _front_matter(manifest: Manifest) -> list[str]:
     total = sum(counts["selected"] for counts in manifest.images.values())
     licence = ("license: other", "license_name: terms-of-the-source-images")
     lines = [
-        *("---", *(("license: gpl-2.0",) if manifest.is_sample else licence)),
+        *(
+            "---",
+            *(("license: gpl-2.0",) if manifest.is_sample and not manifest.outside else licence),
+        ),
         f"pretty_name: {_name(manifest)}",
         *("task_categories:", "- image-classification"),
         *("size_categories:", f"- {size_category(total * len(variants))}"),

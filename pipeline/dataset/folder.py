@@ -409,11 +409,20 @@ def training_pictures(
     test_keys = {row["key"] for row in tested}
     names = draws_of(dataset.variants).get(variant, ())
     pictures: dict[str, VariantName] = {}
+    # The index has no backgrounds of pictures from outside.
+    own = {
+        sample["key"]: sample["bg_key"]
+        for shard in dataset.shards(split)
+        if test_keys and variant in dataset.manifest.outside
+        for table in dataset.tables(split, shard, names[0], ["key", "bg_key"])
+        for sample in table.to_pylist()
+    }
     for row in rows:
         usable = (
             name
             for name in names
-            if not name.is_mixed or row[f"{name.pairs}_bg_key"] not in test_keys
+            if (row[f"{name.pairs}_bg_key"] if name.is_mixed else own.get(row["key"]))
+            not in test_keys
         )
         if row["key"] not in test_keys and (name := next(usable, None)):
             pictures[row["key"]] = name

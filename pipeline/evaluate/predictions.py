@@ -35,7 +35,7 @@ from transforms.hashing import fingerprint, keyed_hashes
 from transforms.scoring import NO_ANSWER, RULES_OF_ANSWERS
 from transforms.selection import held_out
 from transforms.taxonomy import OUTSIDE
-from transforms.variants import BG_GAP, ONLY_BG_T, VariantName, draws_of
+from transforms.variants import BG_GAP, EXTERNAL, ONLY_BG_T, VariantName, draws_of
 
 
 def evaluated_variants(dataset: Dataset, run: ModelRun | None = None) -> tuple[VariantName, ...]:
@@ -270,13 +270,14 @@ class EvalImages:
 
         All do, except under a holdout: a model may have been trained on the other images, so a
         mixed picture counts only if its background, as its foreground, is held out. One that an
-        imported dataset does not name may be any.
+        imported dataset does not name may be any. One from outside counts unless its background
+        has the name of an image that is not held out.
         """
-        return (
-            np.ones(len(self.keys), np.bool_)
-            if self.held_out_units is None or not variant.is_mixed
-            else np.isin(bg_units[variant], self.held_out_units)
-        )
+        if self.held_out_units is None or variant not in bg_units:
+            return np.ones(len(self.keys), np.bool_)
+        units = bg_units[variant]
+        is_other = units < 0 if not variant.is_mixed else np.zeros(len(units), np.bool_)
+        return np.isin(units, self.held_out_units) | is_other
 
     def positions(self, keys: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
         """Returns each key's position among the tested images; -1 for null or an unknown key."""
@@ -457,7 +458,10 @@ def predictions_in_table(
                 units[unknown] = _other_units(predictions, rows[unknown])
                 result.bg_units[variant] = units
             elif variant.has_draws or not is_unknown[rows].all():
-                result.bg_units[variant] = _other_units(predictions, rows)
+                positions, others = backgrounds[rows], _other_units(predictions, rows)
+                is_image = (positions >= 0) & (variant.base != EXTERNAL)
+                units = np.where(is_image, images.background_units[positions], others)
+                result.bg_units[variant] = units
     devices = tuple(sorted(filter(None, pc.unique(predictions["device"]).to_pylist())))
     unanswered = (predictions["output"].to_numpy() == NO_ANSWER).sum() // len(rules)
     return ModelPredictions(by_rule, tuple(missing), devices, int(unanswered))

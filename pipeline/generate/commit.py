@@ -131,7 +131,8 @@ def restate(
     """Writes the card and the manifest, which has what the maker now states, and no other file.
 
     It may have other pictures from outside, too, whose files are moved into place. If it is killed,
-    `read_prepared` has the new manifest, for which it is called again.
+    `read_prepared` has the new manifest, for which it is called again. What an unfinished job has
+    staged stays.
     """
     files = tuple(file for file in manifest.files if file.path not in CARD_FILES)
     prepared = dataclasses.replace(manifest, files=files)
@@ -139,14 +140,18 @@ def restate(
     if store.exists(MANIFEST):
         store.move(MANIFEST, PREVIOUS_MANIFEST)
     store.move_all(moves)
-    _finish_with_new_fence(store, taxonomy, manifest.fingerprint)
+    _finish_with_new_fence(store, taxonomy, manifest.fingerprint, keeps_staged=True)
 
 
-def _finish_with_new_fence(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
+def _finish_with_new_fence(
+    store: Store, taxonomy: Taxonomy, fingerprint: str, *, keeps_staged: bool = False
+) -> str:
     # Finish needs a new fence of the same claim: the old fence may remember the manifest that was
     # moved aside, and would then write over that manifest only, which is gone.
     fence = store.fence and dataclasses.replace(store.fence)
-    return finish(dataclasses.replace(store, fence=fence), taxonomy, fingerprint)
+    return finish(
+        dataclasses.replace(store, fence=fence), taxonomy, fingerprint, keeps_staged=keeps_staged
+    )
 
 
 def prepare(
@@ -252,10 +257,13 @@ def move_files(store: Store, moves: Moves) -> None:
     store.move_all(move for move in moves if _is_record(move[1]))
 
 
-def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
+def finish(
+    store: Store, taxonomy: Taxonomy, fingerprint: str, *, keeps_staged: bool = False
+) -> str:
     """Writes the manifest of a dataset whose files are in place, and removes obsolete files.
 
-    Raises JobError if a file is missing, or has another size.
+    With `keeps_staged`, an unfinished job finds what it has staged. Raises JobError if a file is
+    missing, or has another size.
     """
     manifest = read_prepared(store)
     if manifest is not None and manifest.fingerprint == fingerprint:
@@ -278,8 +286,11 @@ def finish(store: Store, taxonomy: Taxonomy, fingerprint: str) -> str:
         manifest = read_manifest(store)
         if manifest is None or manifest.fingerprint != fingerprint:
             raise _missing(MANIFEST)
-    store.delete_tree(STAGING)
-    Checksums.forget_others(store, {split: n.source for split, n in manifest.shards.items()})
+    if keeps_staged:
+        store.delete(PREPARED_MANIFEST)
+    else:
+        store.delete_tree(STAGING)
+        Checksums.forget_others(store, {split: n.source for split, n in manifest.shards.items()})
     store.remove_temporary()
     return fingerprint
 

@@ -75,8 +75,8 @@ def describe_images(
     variants from outside that the dataset `had` before, and lacks now.
     """
     lines = notes_of(manifest) + [
-        f"{name} is left out, because the selected images or its files have changed; import it "
-        f"again: in9 import --dataset DIR --variant {name}=DIR"
+        f"{name} is left out, because the selected images, or how they are stored, have "
+        f"changed; import it again: in9 import --dataset DIR --variant {name}=DIR"
         for name in had
         if name not in manifest.outside
     ]

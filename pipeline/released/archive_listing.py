@@ -7,7 +7,8 @@ import dataclasses
 import itertools
 import os
 import posixpath
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -443,8 +444,8 @@ def find_pictures(
 ) -> dict[tuple[str, str], tuple[ArchiveLocation, str | None]]:
     """Finds a picture from outside for each selected image of a dataset, by split and key.
 
-    Its file is named by the key, or as in an export, and lies in any folder but that of another
-    split. With it comes the name of its background in `pictures.csv`, or None. Raises UsageError if
+    Its file is named by the key, or as in an export, and lies in no folder of another split. With
+    it comes the name of its background in `pictures.csv`, or None. Raises UsageError if
     an image has no picture, or several, or something cannot be read.
     """
     flag, splits, found, named = f"--variant {variant}=", {*dataset.config.split}, {}, {}
@@ -452,7 +453,8 @@ def find_pictures(
     files = [file for file in list_files(source, store, flag) if not HIDDEN.search(file.name)]
     for file in files:
         stem, suffix = posixpath.splitext(posixpath.basename(file.name))
-        for name in {stem, (parse_name(stem, is_mixed=True) or (stem,))[0]}:
+        # Other names than WordNet's may be a dataset's, too.
+        for name in {stem, re.sub("fg_(.+)_bg_.+", r"\1", stem)}:
             by_name[name] += [file] * (suffix.lower() in IMAGE_SUFFIXES)
     for split in dataset.config.split:
         wnids = {row["key"]: row["wnid"] for row in selected_rows(dataset, split)}
@@ -462,8 +464,11 @@ def find_pictures(
                 file
                 for name in {key, stem_of(key, wnid, clashes)}
                 for file in by_name[name]
-                if not (splits - {split}).intersection(file.name.split("/")[-3:-2])
+                if not (splits - {split}).intersection(file.name.split("/")[:-1])
             ]
+    for name, number in Counter(one.name for its in found.values() for one in its).items():
+        if number > 1:
+            raise UsageError(f"{flag}{source}: {name} is of two images; give each split a folder")
     if wrong := sorted((len(its), key) for (_, key), its in found.items() if len(its) != 1):
         raise UsageError(
             f"{flag}{source}: of {counted(len(found), 'selected image')}, "

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import shlex
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -447,8 +448,8 @@ def _stage_shard(
                 raise UsageError(
                     f"--variant {variant}={source}: {place.name}: {fault[1].partition(': ')[2]}"
                     + (fault[0] == Reason.SIZE_MISMATCH)
-                    * f"; to resize: mkdir NEW; find {source} -type f -exec mogrify -path NEW "
-                    f"-format png -resize '{side}x{side}!' {{}} +"
+                    * f"; to resize a folder: cp -r {shlex.quote(source)} NEW; find NEW -name "
+                    f"'*.*g' -exec mogrify -resize '{side}x{side}!' {{}} +"
                 )
             row |= {"bg_key": background, "bg_label": None, "bg_wnid": None}
             rows.append((split, key, hashlib.sha256(data).hexdigest(), background))

@@ -16,6 +16,7 @@ from PIL import Image
 from released_folders import samples_of, truth_of
 from runs import (
     ONE,
+    QUICK,
     Run,
     darken,
     dataset_in,
@@ -33,7 +34,8 @@ from two_way_by_hand import interval_of, share_interval
 
 import in9
 from pipeline.commands.finished import verify
-from transforms.variants import PAPER, VARIANTS
+from pipeline.dataset.folder import selected_rows, training_pictures
+from transforms.variants import PAPER, VARIANTS, VariantName
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -70,7 +72,7 @@ def test_pictures_from_outside_are_a_variant_like_any_other(output: Path, tmp_pa
     shared = {key: f"scene{number // 4}" for number, key in enumerate(keys[2:])}
     named = [f"{key}{'.png' * (key > keys[9])},{scene}" for key, scene in shared.items()]
     (hue / "pictures.csv").write_text("\ufeffpicture,background\n" + "\n".join(named))
-    assert "\nhue: 16 named backgrounds\ntime: " in take_up(output, f"hue={hue}")
+    assert "\nhue: 16 pictures with a named background\ntime: " in take_up(output, f"hue={hue}")
     assert {n for n, data in results_of(output).items() if before.get(n) != data} == {
         *CARD,
         *(name for name in results_of(output) if name.startswith("parquet/hue/")),
@@ -116,6 +118,63 @@ def test_pictures_from_outside_are_a_variant_like_any_other(output: Path, tmp_pa
     assert in9.open_dataset(output, "hue")[0][1] in range(9)
     run_here("export", "--dataset", output, "--to", tmp_path / "exported")
     assert len(list(tmp_path.glob("exported/hue/val/*/*.JPEG"))) == 18
+
+
+def test_backgrounds_that_are_images_are_held_out_with_them(output: Path, tmp_path: Path) -> None:
+    """Gives each edit the background of its picture in mixed_rand, and keeps what jobs staged."""
+    hue, staged = turned(output, tmp_path / "hue"), output / ".in9/staging/job/file"
+    backgrounds = {s.key: s.fields["bg_key"] for s in samples_of(output, "mixed_rand")}
+    lines = [f"{key},{background}" for key, background in backgrounds.items()]
+    (hue / "pictures.csv").write_text("\n".join(["picture,background", *lines]))
+    staged.parent.mkdir(parents=True)
+    staged.touch()
+    take_up(output, f"hue={hue}")
+    assert staged.exists()
+    run_here("evaluate", "--dataset", output, *MODELS, *ONE, "--holdout", 0.5)
+    counted = {
+        variant: [row["n"] for row in table_of(output, "summary", variant=variant)]
+        for variant in ("hue", "mixed_rand", "original")
+    }
+    assert counted["hue"] == counted["mixed_rand"] != counted["original"]
+    tested = {row["key"] for row in selected_rows(dataset_in(output), "val", 0.5)}
+    trained = training_pictures(dataset_in(output), "val", "hue", 0.5)
+    assert {backgrounds[key] for key in trained}.isdisjoint(tested)
+    assert trained
+    wrong = ("saliency", "--dataset", output, *MODELS[:2], "--variant", "huee")
+    assert "did you mean hue?" in refusal(*wrong)
+
+
+def test_edits_are_found_for_classes_and_splits_of_any_name(tmp_path: Path) -> None:
+    rows, edits = ["image,class,xmin,ymin,xmax,ymax,split"], tmp_path / "edits"
+    for split, number in itertools.product(("train", "val"), range(4)):
+        path = tmp_path / split / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(noise).save(path)
+        rows.append(f"{path},{('dog', 'cat')[number % 2]},8,8,24,24,{split}")
+    (tmp_path / "pictures.csv").write_text("\n".join(rows))
+    (tmp_path / "classes.csv").write_text("class,superclass\ndog,a\ncat,b")
+    output, taxonomy = tmp_path / "out", ("--taxonomy", tmp_path / "classes.csv")
+    flags = ("--input", tmp_path / "pictures.csv", *taxonomy, *QUICK, *ONE, "--split", "train,val")
+    run_here("generate", *flags, "--output", output)
+    for split in ("train", "val"):
+        run_here("export", "--dataset", output, "--split", split, "--to", tmp_path / "exported")
+        for sample in dataset_in(output).samples(split, 0, VariantName("no_fg")):
+            path = edits / split / f"{sample.key}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(sample.image)
+    take_up(output, f"a={tmp_path / 'exported' / 'mixed_rand'}", f"b={edits}")
+    for name, of in (("a", "mixed_rand"), ("b", "no_fg")):
+        for split in ("train", "val"):
+            pictures = [
+                [sample.image for sample in dataset_in(output).samples(split, 0, VariantName(each))]
+                for each in (name, of)
+            ]
+            assert pictures[0] == pictures[1]
+    shutil.rmtree(edits / "train")
+    says = "is of two images; give each split a folder"
+    (edits / "val").rename(edits / "all")
+    assert says in refusal("import", "--dataset", output, "--variant", f"b={edits}")
 
 
 def test_the_fingerprint_depends_on_the_pictures_alone(output: Path, tmp_path: Path) -> None:
@@ -196,7 +255,7 @@ def test_a_picture_is_named_by_key_or_as_an_export_names_it(output: Path, tmp_pa
     [
         ("missing", "of 18 selected images, 4 have no JPEG or PNG and 0 have several: sample_val_"),
         ("twice", "0 have no JPEG or PNG and 1 have several: sample_val_"),
-        ("larger", "65 x 64 pixels; to resize: mkdir NEW; find "),
+        ("larger", "65 x 64 pixels; to resize a folder: cp -r "),
         ("gif", "neither JPEG nor PNG"),
         ("cut off", ".png: "),
         ("bomb", "more than the limit"),

@@ -33,7 +33,7 @@ from pipeline.storage.store import Store
 from transforms.hashing import keyed_hash
 from transforms.scoring import classes_of_outputs
 from transforms.taxonomy import Taxonomy
-from transforms.variants import EXTERNAL, MIXED, VariantName
+from transforms.variants import MIXED, VariantName
 
 PER_CLASS = 8
 """Largest number of images of each class on the page."""
@@ -376,7 +376,7 @@ def _version(
     taxonomy: Taxonomy,
 ) -> Version:
     label = sample.fields["bg_label"]
-    unnamed = "a scene" if variant.base == EXTERNAL else ""
+    unnamed = "a scene" if sample.fields["bg_key"] else ""
     return Version(
         variant=str(variant),
         uri=uri,

@@ -224,10 +224,11 @@ class SaliencyParts(Parts[SaliencyFlags]):
 
         work = PlannedSaliency(evaluation, taxonomy, VariantName.parse(flags.variant), maps)
         evaluation.check_stored("saliency is measured on stored pixels as they are")
-        check_variants(config.compose.composed, flags.variant)
-        if is_own:
+        dataset = Dataset.open(evaluation.store) if is_own else None
+        check_variants(dataset.variants if dataset else config.compose.composed, flags.variant)
+        if dataset:
             # Choosing the images also checks that the dataset has some.
-            work.shown_images(Dataset.open(evaluation.store))
+            work.shown_images(dataset)
         return work
 
     @override
