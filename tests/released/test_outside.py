@@ -316,13 +316,41 @@ def test_names_that_mean_something_else_and_other_flags_are_refused(
     assert "--dataset DIR is required" in refusal("import", "--variant", "a=b")
 
 
-def test_an_import_that_is_killed_is_finished_by_the_next(output: Path, tmp_path: Path) -> None:
-    """Replaces a variant by one with files of the same sizes; another import may come between."""
+def of_same_sizes(output: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Makes two folders of edits, whose files of a variant have the same sizes."""
     old, new = turned(output, tmp_path / "old"), turned(output, tmp_path / "new")
     for shard in dataset_in(output).shards("val"):
         keys = [row["key"] for row in dataset_in(output).index_of_shard("val", shard)]
         for key, other in zip(keys, [*keys[1:], *keys[:1]], strict=True):
             shutil.copy(old / f"{key}.png", new / f"{other}.png")
+    return old, new
+
+
+def test_importing_an_archive_again_mends_what_a_killed_import_left(
+    output: Path, tmp_path: Path
+) -> None:
+    run_here("export", "--dataset", output, "--to", tmp_path / "exported")
+    back, saved = tmp_path / "back", tmp_path / "saved"
+    archive = ("import", "--from", tmp_path / "exported", "--output", back)
+    run_here(*archive)
+    old, new = of_same_sizes(back, tmp_path)
+    take_up(back, f"hue={old}")
+    back.rename(saved)
+    for number in itertools.count(step=5):
+        shutil.copytree(saved, back)
+        command = ("import", "--dataset", back, "--variant", f"hue={new}")
+        was_killed = killed_before_change(number, partial(run_here, *command))
+        run_here(*archive)
+        assert_sound(back)
+        shutil.rmtree(back)
+        if not was_killed:
+            break
+    assert number > 5
+
+
+def test_an_import_that_is_killed_is_finished_by_the_next(output: Path, tmp_path: Path) -> None:
+    """Replaces a variant by one with files of the same sizes; another import may come between."""
+    old, new = of_same_sizes(output, tmp_path)
     take_up(output, f"hue={old}", f"same={old}")
     command = ("import", "--dataset", output, "--variant", f"hue={new}")
     whole = Path(shutil.copytree(output, tmp_path / "whole"))
