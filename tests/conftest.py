@@ -33,14 +33,17 @@ collect_ignore = ["mirrored"]
 """A part of a copied checkout, not of this one."""
 
 _LONGEST = (
-    *("spread", "snippets", "evaluate", "flink", "recipe", "slurm", "rerun", "faults"),
-    *("analysis", "benchmarks", "family_gates", "page_images", "labels", "kills", "training"),
-    *("gpus", "leftovers", "scenes", "model_stage", "versions", "object_storage", "baseline"),
-    *("lock", "attack", "matrix", "grabcut", "report", "guard", "examples", "method", "import"),
-    *("answers", "dataflow", "predict", "job", "call", "dry_run", "portable", "new_analysis"),
-    *("models_on_shards", "cli", "integrity", "matrix_dial"),
+    *("spread", "snippets", "heads", "evaluate", "flink", "grabcut", "benchmarks", "page_images"),
+    *("predict", "rerun", "matrix_seeds", "slurm", "faults", "outside", "family_gates", "labels"),
+    *("conditions", "recipe", "matrix", "feature_shares", "report", "baseline", "import"),
+    *("held_out_backgrounds", "commit", "call", "method", "training", "variants_compared"),
+    *("dry_run", "guard", "answers", "attack", "cli", "kills", "object_storage", "versions"),
+    *("given_masks", "encoders", "export", "new_analysis", "dataflow", "lock", "page_layout"),
+    *("own_data", "gpus", "show", "saliency", "model_stage", "matrix_dial", "models_on_shards"),
+    *("bundles_twice", "training_seeds", "integrity", "portable"),
 )
-"""Test modules that take a quarter of a minute or more, the longest first."""
+"""Test modules that take a quarter of a minute or more, the longest first. The fast lane has two of
+them nevertheless, which try most of the tool: `test_smoke` and `test_messages`."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
