@@ -112,8 +112,11 @@ def run_import(arguments: argparse.Namespace) -> int:
         if not about.creator and is_archive(source):
             about = dataclasses.replace(about, creator=AUTHORS)
         # If an import of pictures from outside was killed, files of the same size may be others.
-        is_torn = bool(prepared and prepared.outside)
-        if is_new := not manifest or is_torn or not _is_imported(store, released, manifest):
+        if is_new := (
+            not manifest
+            or bool(prepared and prepared.outside)
+            or not _is_imported(store, released, manifest)
+        ):
             _run(released, store, about)
         else:
             manifest = dataclasses.replace(manifest, about=about)

@@ -276,8 +276,7 @@ class EvalImages:
         if self.held_out_units is None or variant not in bg_units:
             return np.ones(len(self.keys), np.bool_)
         units = bg_units[variant]
-        is_other = units < 0 if not variant.is_mixed else np.zeros(len(units), np.bool_)
-        return np.isin(units, self.held_out_units) | is_other
+        return np.isin(units, self.held_out_units) | ((units < 0) & (not variant.is_mixed))
 
     def positions(self, keys: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
         """Returns each key's position among the tested images; -1 for null or an unknown key."""

@@ -479,16 +479,20 @@ def find_pictures(
         )
     for table in (file for file in files if posixpath.basename(file.name) == "pictures.csv"):
         # A table in a tar is copied, because tables are read from files.
-        copy = store.write(f"{IMPORT_FOLDER}/pictures.csv", read_contents([table])[0]).path
-        for row in read_rows(store.path(copy), f"{flag}{source}:"):
-            refuse_first(
-                {
-                    f"{table.name} has no column {name}": name not in row.values
-                    for name in ("picture", "background")
-                },
-                f"{flag}{source}: ",
-            )
-            named[row.text("picture")] = row.text("background")
+        (content,) = read_contents([table])
+        copy = store.path(store.write(f"{IMPORT_FOLDER}/pictures.csv", content).path)
+        try:
+            for row in read_rows(copy, f"{flag}{source}:"):
+                refuse_first(
+                    {
+                        f"{copy} has no column {name}": name not in row.values
+                        for name in ("picture", "background")
+                    },
+                    f"{flag}{source}: ",
+                )
+                named[row.text("picture")] = row.text("background")
+        except UsageError as error:
+            raise UsageError(str(error).replace(copy, table.name)) from error
     return {
         (split, key): (file, next(filter(None, map(named.get, names)), None))
         for (split, key), (file,) in found.items()

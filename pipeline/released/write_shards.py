@@ -448,7 +448,7 @@ def _stage_shard(
                 raise UsageError(
                     f"--variant {variant}={source}: {place.name}: {fault[1].partition(': ')[2]}"
                     + (fault[0] == Reason.SIZE_MISMATCH)
-                    * f"; to resize a folder: cp -r {shlex.quote(source)} NEW; find NEW -name "
+                    * f"; to resize a folder: cp -r {shlex.quote(source)} NEW; find NEW -iname "
                     f"'*.*g' -exec mogrify -resize '{side}x{side}!' {{}} +"
                 )
             row |= {"bg_key": background, "bg_label": None, "bg_wnid": None}

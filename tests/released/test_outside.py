@@ -255,12 +255,13 @@ def test_a_picture_is_named_by_key_or_as_an_export_names_it(output: Path, tmp_pa
     [
         ("missing", "of 18 selected images, 4 have no JPEG or PNG and 0 have several: sample_val_"),
         ("twice", "0 have no JPEG or PNG and 1 have several: sample_val_"),
-        ("larger", "65 x 64 pixels; to resize a folder: cp -r "),
+        ("larger", " NEW; find NEW -iname '*.*g' -exec mogrify -resize '64x64!' {} +"),
         ("gif", "neither JPEG nor PNG"),
         ("cut off", ".png: "),
         ("bomb", "more than the limit"),
         ("no column", "pictures.csv has no column background"),
-        ("no text", "is not text in UTF-8"),
+        ("no text", ": pictures.csv"),
+        ("no row", ": pictures.csv has no rows"),
     ],
 )
 def test_pictures_that_cannot_be_taken_are_refused(
@@ -285,8 +286,9 @@ def test_pictures_that_cannot_be_taken_are_refused(
         first.write_bytes(b"\x89PNG")
         os.truncate(first, 1 << 33)
     else:
-        content = {"no column": b"picture\nx\n", "no text": b"picture,background\n\xff,\n"}[change]
-        (folder / "pictures.csv").write_bytes(content)
+        head = b"picture,background\n"
+        content = {"no column": b"picture\nx\n", "no text": head + b"\xff,\n", "no row": head}
+        (folder / "pictures.csv").write_bytes(content[change])
     line = refusal("import", "--dataset", output, "--variant", f"hue={folder}")
     assert says in line
     assert f"--variant hue={folder}" in line
