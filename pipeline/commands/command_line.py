@@ -101,7 +101,7 @@ COMMANDS: dict[str, Command] = {
         "show:run_show",
     ),
     "verify": Command(
-        "check a dataset against its manifest; prints a line for each fault (exit code 1)",
+        "check a dataset against its manifest.json; prints a line for each fault (exit code 1)",
         "in9 verify --dataset out",
         "finished:run_verify",
     ),

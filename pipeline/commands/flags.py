@@ -162,12 +162,12 @@ SECTIONS = (
         _GENERATING,
         _OUTPUT,
         Flag(
-            "--input", "DIR", "folder of images, or a manifest file (default: the embedded sample)"
+            "--input", "DIR", "folder of images, or an input table (default: the embedded sample)"
         ),
         Flag(
             "--input_columns",
             "NAME=COLUMN,...",
-            "columns of the manifest that have other names than in docs/data.md, such as "
+            "columns of the input table that have other names than in docs/data.md, such as "
             "image=filename,class=species",
             type=comma_separated,
         ),

@@ -25,13 +25,13 @@ from pipeline.generate.pictures import versioned
 from pipeline.generate.recipe import RECIPE, RECIPE_COPY, Recipe
 from pipeline.generate.scenes import list_scenes
 from pipeline.generate.segmenters import check_coco, check_masks, parameters_of
-from pipeline.inputs.image_manifest import (
-    ImageManifest,
+from pipeline.inputs.input_format import SplitLayout
+from pipeline.inputs.input_table import (
+    InputTable,
     content_of_coco,
     named_columns,
     tells_splits,
 )
-from pipeline.inputs.input_format import SplitLayout
 from pipeline.inputs.layout import InputFlags, find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
 from pipeline.jobs.publish import describe_list_change, shown
@@ -306,12 +306,12 @@ def _find_layouts(
         )
         for split in splits
     )
-    files = [layout.files for layout in layouts if layout.kind == ImageManifest.kind]
+    files = [layout.files for layout in layouts if layout.kind == InputTable.kind]
     for one in set(files):
         if files.count(one) > 1 and not tells_splits(one[0], columns):
             raise UsageError(
                 f"{one[0]} does not say which images are of which --split: add a column split, or "
-                f"give a manifest for each, manifest_{layouts[0].split}.csv"
+                f"give a table for each, input_table_{layouts[0].split}.csv"
             )
     return layouts
 
@@ -405,8 +405,8 @@ def _check_input(input_flag: str | None, note: str, store: Store) -> None:
 
 
 def _masks(masks: str | None, takes: bool, layouts: Sequence[SplitLayout]) -> str | None:
-    """Checks `--masks`, and returns it; None if a manifest names masks, or none are needed."""
-    has_named = takes and masks is None and all(each.kind == ImageManifest.kind for each in layouts)
+    """Checks `--masks`, and returns it; None if an input table names masks, or none are needed."""
+    has_named = takes and masks is None and all(each.kind == InputTable.kind for each in layouts)
     if has_named and any(content_of_coco(each.files[0]) for each in layouts):
         check_coco("--segmenter masks with a COCO file")
     if not has_named and takes != (masks is not None):

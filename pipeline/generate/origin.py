@@ -22,8 +22,8 @@ from pipeline.errors import UsageError, counted
 from pipeline.generate.cut_source import Cutter, MaskCutter
 from pipeline.generate.recipe import Recipe, RecipeImage, recipe_images
 from pipeline.generate.segmenters import index_masks, no_mask
-from pipeline.inputs.image_manifest import ImageManifest
 from pipeline.inputs.input_format import SplitLayout
+from pipeline.inputs.input_table import InputTable
 from pipeline.inputs.layout import list_images
 from pipeline.inputs.lists import KeyList, read_key_list
 from pipeline.inputs.location import read_location
@@ -262,7 +262,7 @@ def _check_used(images: Sequence[SourceImage], layout: SplitLayout, config: Segm
                 "PNGs in a column mask, or elsewhere with --masks"
             )
     elif not any(image.annotation for image in images):
-        if layout.kind == ImageManifest.kind:
+        if layout.kind == InputTable.kind:
             raise UsageError(
                 f"no image of {layout.files[0]} has a box: expected the columns xmin, ymin, xmax "
                 "and ymax, or boxes; with masks alone, add --segmenter masks"
@@ -277,7 +277,7 @@ def _no_images(
     skipped: Mapping[str, int], unmatched: str, layout: SplitLayout, taxonomy: Taxonomy
 ) -> UsageError:
     """Returns the error for a split without images of the taxonomy's classes."""
-    where = layout.files[0] if layout.kind == ImageManifest.kind else layout.images
+    where = layout.files[0] if layout.kind == InputTable.kind else layout.images
     others = f"{counted(skipped['outside'], 'image')} of other classes, "
     others += counted(skipped["other_files"], "other file")
     others += f" ({unmatched})" if unmatched else ""

@@ -20,7 +20,6 @@ import numpy as np
 from pipeline.errors import UsageError
 from pipeline.inputs.annotations import annotated_wnid, index_annotations
 from pipeline.inputs.archives import ARCHIVES, COMPRESSED, members
-from pipeline.inputs.image_manifest import ImageManifest, find_manifest
 from pipeline.inputs.imagenet import ImageFolder, ImagenetTars, files_in, find_images, holds_files
 from pipeline.inputs.input_format import (
     FileFormat,
@@ -29,6 +28,7 @@ from pipeline.inputs.input_format import (
     find_files,
     has_boxes_by_name,
 )
+from pipeline.inputs.input_table import InputTable, find_table
 from pipeline.inputs.lists import KeyList
 from pipeline.inputs.source_images import IMAGE_SUFFIXES, Packed, SourceImage
 from pipeline.inputs.tables import HubParquet
@@ -39,7 +39,7 @@ from transforms.taxonomy import OUTSIDE, Taxonomy
 
 FORMATS: dict[str, InputFormat] = {
     each.kind: each
-    for each in (ImageManifest(), ImageFolder(), WebDataset(), ImagenetTars(), HubParquet())
+    for each in (InputTable(), ImageFolder(), WebDataset(), ImagenetTars(), HubParquet())
 }
 """All formats, by `kind`. If an input fits several formats, the first of them is used."""
 
@@ -96,7 +96,7 @@ def find_layout(
       annotations: a folder, an archive or a table; None to look beside the images.
       takes_any_folder: whether the input itself may hold the images, or its subfolders, because
         something else than a folder says which of them are of the split.
-      columns: result of `named_columns`; with any, the images must be those of a manifest.
+      columns: result of `named_columns`; with any, the images must be those of an input table.
 
     Raises:
       UsageError: there are no images or no annotations, and the message says where they were looked
@@ -105,14 +105,14 @@ def find_layout(
     root = absolute(root)
     try:
         layout = (
-            find_manifest(root, split, columns)
+            find_table(root, split, columns)
             if columns
             else _find_images(root, split, takes_any_folder)
         )
         if layout is None:
             raise UsageError(
-                f"--input_columns is for manifests, and {root} is no table with paths in a column "
-                f"{(columns or {}).get('image', 'image')!r}"
+                f"--input_columns is for input tables, and {root} is no table with paths in a "
+                f"column {(columns or {}).get('image', 'image')!r}"
             )
         input_format = FORMATS[layout.kind]
         if not input_format.takes_annotations:

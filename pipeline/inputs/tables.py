@@ -257,7 +257,7 @@ def _list_file(path: str, root: str, taxonomy: Taxonomy) -> list[SourceImage]:
         ):
             raise UsageError(
                 f"{path} does not hold ImageNet: expected the columns image (bytes, path) and "
-                f"label (or, in a manifest, image as text); it has {', '.join(schema.names)}"
+                f"label (or, in an input table, image as text); it has {', '.join(schema.names)}"
             )
         names = _label_names(schema, path, taxonomy)
         columns = ["image.path", *({"label", "wnid"} & set(schema.names))]

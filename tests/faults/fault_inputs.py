@@ -277,10 +277,10 @@ def _in_place(name: str, flag: str, make: Make, folder: Path) -> tuple[str, ...]
 def _in_place_of_files() -> Iterator[Input]:
     """Yields inputs in which a flag names a file as large as a disk, or not a file at all."""
     flags = {
-        "manifest.csv": ("--input", "generate"),
-        "manifest.json": ("--input", "generate"),
-        "manifest.jsonl": ("--input", "generate"),
-        "manifest.parquet": ("--input", "generate"),
+        "table.csv": ("--input", "generate"),
+        "table.json": ("--input", "generate"),
+        "table.jsonl": ("--input", "generate"),
+        "table.parquet": ("--input", "generate"),
         "images.tar": ("--input", "generate"),
         "boxes.tgz": ("--annotations", "generate"),
         "boxes.csv": ("--annotations", "generate"),
@@ -308,7 +308,7 @@ ENCODINGS = {
 """Names that some file format, terminal or operating system cannot hold."""
 
 
-_OF_MANIFEST = ("key", "group", "class", "image", "mask", "split")
+_OF_TABLE = ("key", "group", "class", "image", "mask", "split")
 _OF_TAXONOMY = ("superclass", "name", "class")
 
 
@@ -318,12 +318,12 @@ def _names() -> Iterator[Input]:
     image = {"image": where, "class": "n02110063", "boxes": box}
     row = {"class": "n02110063", "superclass": "dog"}
     for name, text in ENCODINGS.items():
-        places = [("m.json", "--input", image, column) for column in _OF_MANIFEST]
+        places = [("m.json", "--input", image, column) for column in _OF_TABLE]
         places += [("t.json", "--taxonomy", row, column) for column in _OF_TAXONOMY]
         for file, flag, first, column in places:
             data = json.dumps([first, {**first, column: text}])
             arrange = functools.partial(_in_place, file, flag, functools.partial(_write_text, data))
-            place = "manifest" if flag == "--input" else "taxonomy"
+            place = "input table" if flag == "--input" else "taxonomy"
             yield Input("names in every encoding", f"{place}, {column}: {name}", arrange, (file,))
 
 

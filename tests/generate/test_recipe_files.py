@@ -144,11 +144,11 @@ def test_an_export_that_no_job_could_read_replaces_nothing(
 ) -> None:
     source, target = tmp_path / "table", tmp_path / "recipe"
     source.mkdir()
-    SHAPES["manifest_csv"](tiny_input, source)
+    SHAPES["table_csv"](tiny_input, source)
     elsewhere = shutil.copytree(source, tmp_path / "elsewhere")
-    head, *lines = (source / "manifest.csv").read_text().splitlines()
+    head, *lines = (source / "input_table.csv").read_text().splitlines()
     paths = [head, *(str(elsewhere / line) for line in lines)]
-    (source / "manifest.csv").write_text("\n".join(paths))
+    (source / "input_table.csv").write_text("\n".join(paths))
     make = ("generate", "--input", source, *QUICK, *ONE, "--variants", "original,fg_mask")
     run_here(*make, "--output", tmp_path / "out")
     shutil.copytree(recipe, target)

@@ -74,7 +74,7 @@ def test_only_what_the_segmenter_uses_is_listed(sample: Path, tmp_path: Path) ->
     assert listed(BOX) == {(True, False)}
     assert listed(SegmentConfig(selection="in9l")) == {(False, False)}
     (tmp_path / "a.JPEG").write_bytes(b"a")
-    table = tmp_path / "manifest.csv"
+    table = tmp_path / "input_table.csv"
     table.write_text("image,class,xmin,ymin,xmax,ymax,mask\na.JPEG,n02085620,1,1,2,2,a.JPEG\n")
     assert listed(BOX, tmp_path) == {(True, False)}
     for wnid, segment, message in (

@@ -1,4 +1,4 @@
-"""Tests images from outside ImageNet: manifests, taxonomies, and the datasets made from them."""
+"""Tests images from outside ImageNet: input tables, taxonomies, and the datasets made from them."""
 
 import csv
 import json
@@ -67,12 +67,12 @@ def toy_rows(folder: Path, each: int = 3) -> list[dict[str, object]]:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with pictures, their manifest and taxonomy, and models; tests must not change it.
+    """Folder with pictures, their table and taxonomy, and models; tests must not change it.
 
     There are twelve pictures of four classes in three superclasses.
     """
     folder = tmp_path_factory.mktemp("toy")
-    write_csv(folder / "manifest.csv", toy_rows(folder))
+    write_csv(folder / "input_table.csv", toy_rows(folder))
     write_csv(folder / "kinds.csv", ({"class": c, "superclass": s} for c, s in CLASSES.items()))
     (folder / "toy_models.py").write_text(
         "import torch\n"
@@ -103,9 +103,9 @@ def toy_run(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def listed(
     path: Path, taxonomy: Taxonomy | None = None, split: str = "val"
 ) -> dict[str, SourceImage]:
-    """Lists the images of a manifest by key."""
+    """Lists the images of a table by key."""
     layout = find_layout(str(path), None, split)
-    assert layout.kind == "manifest"
+    assert layout.kind == "input table"
     own = taxonomy or Taxonomy(("all",), tuple(CLASSES), (0,) * 4, tuple(CLASSES))
     return {image.key: image for image in list_images(layout, own)[0]}
 
@@ -250,8 +250,8 @@ def test_outputs_that_are_named_have_their_labels_and_others_none(data: st.DataO
     assert set(np.delete(output_labels, outputs)) <= {OUTSIDE}
 
 
-def test_a_manifest_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None:
-    """Other forms of tables are in test_manifests."""
+def test_an_input_table_says_all_there_is_to_say_of_an_image(tmp_path: Path) -> None:
+    """Other forms of tables are in test_input_tables."""
     for name in ("a.png", "b.png", "deep/c.png", "d.png"):
         write_picture(tmp_path / name, 0)
     elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere.png"
@@ -389,13 +389,13 @@ def test_what_is_made_of_own_data_is_verified_exported_and_repeated(
     assert stamps(toy_run) == before
 
 
-def test_columns_of_a_manifest_may_have_other_names(toy: Path, tmp_path: Path) -> None:
+def test_columns_of_a_table_may_have_other_names(toy: Path, tmp_path: Path) -> None:
     """A column `class` that is there, too, is another one."""
     other = {"image": "filename", "class": "species", "xmin": "x 0"}
     named = ",".join(f"{ours}={theirs}" for ours, theirs in other.items())
     rows = [
         {**{other.get(name, name): value for name, value in row.items()}, "class": "fork"}
-        for row in csv.DictReader((toy / "manifest.csv").open())
+        for row in csv.DictReader((toy / "input_table.csv").open())
     ]
     for row in rows:
         row["filename"] = str(toy / row["filename"])
@@ -421,7 +421,7 @@ def test_labels_may_be_many(toy: Path, tmp_path: Path, monkeypatch: pytest.Monke
         box = write_picture(source / f"{number}.png", number)
         rows.append({"image": f"{number}.png", "class": f"c{number}", "boxes": json.dumps([box])})
         kinds.append({"class": f"c{number}", "superclass": f"kind {number}"})
-    write_csv(source / "manifest.csv", rows)
+    write_csv(source / "input_table.csv", rows)
     monkeypatch.setenv("PYTHONPATH", str(toy))
     output = tmp_path / "out"
     run_in9("run", "--input", source, "--output", output,

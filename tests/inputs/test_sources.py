@@ -74,7 +74,7 @@ def test_of_images_with_one_key_the_lowest_md5_is_taken(tiny_input: Path, tmp_pa
             (source / folder).mkdir(parents=True)
             (source / folder / "same.JPEG").write_bytes(data)
         rows = [f"{name}/same.JPEG,{first.parent.name},1,1,9,9" for name in ("a", "b")]
-        (source / "manifest.csv").write_text(
+        (source / "input_table.csv").write_text(
             "\n".join(["image,class,xmin,ymin,xmax,ymax", *rows, ""])
         )
         output = tmp_path / f"out{number}"
@@ -146,11 +146,11 @@ def test_all_shapes_hold_the_same_images_here_and_in_object_storage(
 def test_of_several_layouts_the_named_one_is_read(small_sample: Path, tmp_path: Path) -> None:
     several = tmp_path / "several"
     several.mkdir()
-    for shape in ("kaggle_table", "val_tar", "parquet", "manifest_csv"):
+    for shape in ("kaggle_table", "val_tar", "parquet", "table_csv"):
         SHAPES[shape](small_sample, several)
     shutil.copytree(small_sample / "val", several / "val")
     for named, kind, images in (
-        ("", "manifest", "."),
+        ("", "input table", "."),
         ("val", "folder", "val"),
         ("ILSVRC", "folder", "ILSVRC/Data/CLS-LOC/val"),
         ("ILSVRC2012_img_val.tar", "tar", "."),

@@ -130,7 +130,7 @@ def in_groups(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
         pixels = rng.integers(0, 255, (72, 72, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
         rows.append(f"{number}.png,{('cup', 'fork')[number % 2]},24,24,48,48,kitchen {number % 5}")
-    (folder / "manifest.csv").write_text("\n".join(rows))
+    (folder / "input_table.csv").write_text("\n".join(rows))
     (folder / "kinds.csv").write_text("class,superclass\ncup,dishes\nfork,cutlery\n")
     flags = ("--input", folder, "--taxonomy", folder / "kinds.csv", "--segmenter", "box")
     flags += ("--variants", "original,mixed_same,mixed_rand", "--formats", "parquet")

@@ -35,10 +35,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray(pixels).resize((32, 32)).save(path)
             group = f"{split} {number // 2}" if number % 8 < 6 else ""
             rows.append(f"{path},{WNIDS[number % 3]},8,8,24,24,{group},{split}")
-    (root / "manifest.csv").write_text("\n".join(rows))
+    (root / "input_table.csv").write_text("\n".join(rows))
     flags = ("--variants", "original,mixed_p95,mixed_rand", "--replicates", 2, *QUICK, *ONE)
     more = ("--split", "train,val", *keys(images_per_shard=64), "--output", root / "out")
-    run_here("generate", "--input", root / "manifest.csv", *flags, *more)
+    run_here("generate", "--input", root / "input_table.csv", *flags, *more)
     return root / "out"
 
 

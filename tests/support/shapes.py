@@ -146,26 +146,26 @@ def _rows(source: Path, target: Path) -> list[dict[str, object]]:
     ]
 
 
-def manifest_csv(source: Path, target: Path) -> None:
+def table_csv(source: Path, target: Path) -> None:
     """Writes a table that names the images."""
     rows = _rows(source, target)
-    with (target / "manifest.csv").open("w", newline="") as file:
+    with (target / "input_table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
 
 
-def manifest_parquet(source: Path, target: Path) -> None:
+def table_parquet(source: Path, target: Path) -> None:
     """Writes a table with one row for each image, and all its boxes in a list."""
     rows: dict[object, dict[str, object]] = {}
     for row in _rows(source, target):
         image, name, *box = row.values()
         boxes = rows.setdefault(image, {"image": image, "class": name, "boxes": []})["boxes"]
         boxes.append(box)  # type: ignore[attr-defined]
-    pq.write_table(pa.Table.from_pylist(list(rows.values())), target / "manifest.parquet")
+    pq.write_table(pa.Table.from_pylist(list(rows.values())), target / "input_table.parquet")
 
 
-def manifest_coco(source: Path, target: Path) -> None:
+def table_coco(source: Path, target: Path) -> None:
     """Writes COCO's JSON beside copies of the images."""
     names = sorted(folder.name for folder in (source / "val").iterdir())
     images, annotations = [], []
@@ -181,7 +181,7 @@ def manifest_coco(source: Path, target: Path) -> None:
             annotations.append({**known, "category_id": names.index(image.parent.name), **box})
     categories = [{"id": number, "name": name} for number, name in enumerate(names)]
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (target / "manifest.json").write_text(json.dumps(content))
+    (target / "input_table.json").write_text(json.dumps(content))
 
 
 SHAPES: dict[str, Callable[[Path, Path], None]] = {
@@ -191,9 +191,9 @@ SHAPES: dict[str, Callable[[Path, Path], None]] = {
     "train_tar": train_tar,
     "webdataset": webdataset,
     "parquet": parquet,
-    "manifest_csv": manifest_csv,
-    "manifest_parquet": manifest_parquet,
-    "manifest_coco": manifest_coco,
+    "table_csv": table_csv,
+    "table_parquet": table_parquet,
+    "table_coco": table_coco,
 }
 
 

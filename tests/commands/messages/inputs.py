@@ -12,7 +12,7 @@ FITS = (
     "superclasses, and ImageNet has no output for 'fork' and 1 more; a column index"
 )
 TABLE = "image,class,xmin,ymin,xmax,ymax\na.png,cup,1,2,30,40\n"
-TOY = {"kinds.csv": CLASSES, "toy/manifest.csv": TABLE, "toy/a.png": b"\x89PNG"}
+TOY = {"kinds.csv": CLASSES, "toy/input_table.csv": TABLE, "toy/a.png": b"\x89PNG"}
 KAGGLE = "ImageId,PredictionString\n"
 TAR = tar_bytes([("a.JPEG", b"")])
 pq.write_table(pa.table({"text": ["a"]}), written := pa.BufferOutputStream())
@@ -33,7 +33,7 @@ ROWS: Rows = {
             "no image of an ImageNet-9 class",
             {"in/val/holiday/": "", "in/Annotations/val/a.xml": "<annotation/>"},
         ),
-        ("{input} --input_columns class=label", "manifests, and {input} is no table with paths"),
+        ("{input} --input_columns class=label", "input tables, and {input} is no table with paths"),
         ("{tmp}/c.json --input_columns class=label", "which has no columns", {"c.json": COCO}),
         (
             "{tmp}/t.csv --input_columns image=w --segmenter masks",
@@ -48,7 +48,7 @@ ROWS: Rows = {
         ("--models efficientnet_lite0 --dry_run", FITS, TOY),
     ],
     "generate --output {new} --input {tmp}/toy --taxonomy {tmp}/kinds.csv": [
-        ("--annotations {tmp}", "boxes are in the manifest", TOY),
+        ("--annotations {tmp}", "boxes are in the input table", TOY),
         ("--split val,train", "does not say which images are of which --split", TOY),
         ("--segmenter masks", "no image of", TOY),
     ],
@@ -62,8 +62,8 @@ ROWS: Rows = {
             ("class=class,label=image", "label=image: class or image is named twice"),
             ("image=class,class=class", "class=class: class or class is named twice"),
             ("image=nowhere", "has no column 'nowhere'"),
-            ("image=class", "has no column 'class' that --input_columns leaves: a manifest"),
-            ("width=xmin,group=x", "no columns 'xmin' that --input_columns leaves, 'x': a manif"),
+            ("image=class", "has no column 'class' that --input_columns leaves: an input table"),
+            ("width=xmin,group=x", "no columns 'xmin' that --input_columns leaves, 'x': an inp"),
             ("group=scene,key=name", "has no columns 'scene', 'name'"),
             ("", "expected words separated by commas"),
         )
@@ -88,7 +88,7 @@ ROWS: Rows = {
             ("image,class,xmin,ymin,xmax,ymax\nb.png,cup,1,2,3,4\n", "column image: there is no"),
             ("image,class,xmin,ymin,xmax,ymax\n,cup,1,2,3,4\n", "2, column image: names no file"),
             ("picture,class\na.png,cup\n", "has no column 'image'"),
-            ("image,class,xmin\na.png,cup,1\n", "no columns 'ymin', 'xmax', 'ymax': a manifest"),
+            ("image,class,xmin\na.png,cup,1\n", "'ymin', 'xmax', 'ymax': an input table"),
             ("path,xmin,ymin,xmax\na.png,1,1,2\n", "has no columns 'image', 'class', 'ymax'"),
             ("image,class,boxes,xmin,ymin,xmax,ymax\na.png,cup,,1,2,3,4\n", "boxes in two ways"),
             ("image,class,key\na.png,cup,x\na.png,cup,y\n", "line 3, column key: 'y' differs"),

@@ -1,6 +1,6 @@
-"""Manifests: tables that a user wrote, with the path, class, and boxes or mask of each image.
+"""Input tables, which a user wrote: path, class, and boxes or mask of each image.
 
-A manifest is CSV, Parquet, JSON or JSON lines with a row for each box, or COCO's JSON
+A table is CSV, Parquet, JSON or JSON lines with a row for each box, or COCO's JSON
 (`pipeline.inputs.annotations`). Paths in it are relative to the table, absolute, or `gs://`.
 `docs/data.md` explains the columns.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.dataset.manifest import FORMAT as DATASET
+from pipeline.dataset.manifest import MANIFEST
 from pipeline.errors import UsageError
 from pipeline.inputs.annotations import Content, annotation_of, coco_objects, is_coco, mask_text
 from pipeline.inputs.input_format import InputFormat, SplitLayout, names_of
@@ -59,15 +60,15 @@ def _names(columns: Mapping[str, str]) -> dict[str, str | None]:
     return {name: columns.get(name, None if name in taken else name) for name in _COLUMNS}
 
 
-class ImageManifest(InputFormat):
+class InputTable(InputFormat):
     """A table that names the images and their boxes."""
 
-    kind = "manifest"
+    kind = "input table"
     may_hold_boxes = True
     takes_annotations = False
 
     def find(self, root: str, split: str) -> SplitLayout | None:
-        return find_manifest(root, split, {})
+        return find_table(root, split, {})
 
     def list_images(self, layout: SplitLayout, taxonomy: Taxonomy) -> Iterator[SourceImage]:
         """Yields the images of a split, in the order of the table.
@@ -79,7 +80,7 @@ class ImageManifest(InputFormat):
         (path,), root = layout.files, layout.root
         content = content_of_coco(path)
         if content is None:
-            check_manifest(path, layout.columns)
+            check_table(path, layout.columns)
             rows = images_of_rows(path, root, layout.columns)
         else:
             rows = images_of_coco(path, root, content)
@@ -110,33 +111,33 @@ class ListedImage:
     segmentations: list[object] | None = None
 
 
-def find_manifest(root: str, split: str, columns: Mapping[str, str]) -> SplitLayout | None:
+def find_table(root: str, split: str, columns: Mapping[str, str]) -> SplitLayout | None:
     """Finds a split in a table, by columns of `named_columns`; raises as `InputFormat.find`."""
-    path = _find_table(root, split, columns.get("image", "image"))
+    path = _path_of_table(root, split, columns.get("image", "image"))
     if path is None:
         return None
-    check_manifest(path, columns)
-    return SplitLayout(
-        ImageManifest.kind, split, parent(path), parent(path), (path,), columns=columns
-    )
+    check_table(path, columns)
+    return SplitLayout(InputTable.kind, split, parent(path), parent(path), (path,), columns=columns)
 
 
-def _find_table(root: str, split: str, column: str) -> str | None:
+def _path_of_table(root: str, split: str, column: str) -> str | None:
     """Returns the path of the table with this column: the input, or a file in it; None if none."""
     lower = root.lower()
     if files_of(root).info(root) is not None:
         is_other_parquet = lower.endswith(".parquet") and holds_pictures(root, column)
         return root if lower.endswith(_SUFFIXES) and not is_other_parquet else None
     existing = set(files_of(root).file_paths(root))
+    if (of_dataset := join(root, MANIFEST)) in existing:
+        _refuse_dataset(of_dataset, read_json(of_dataset, FLAG))
     paths = (
         join(root, stem + suffix)
-        for stem in (f"manifest_{split}", "manifest")
+        for stem in (f"input_table_{split}", "input_table")
         for suffix in _SUFFIXES
     )
     return next((path for path in paths if path in existing), None)
 
 
-def check_manifest(path: str, columns: Mapping[str, str]) -> None:
+def check_table(path: str, columns: Mapping[str, str]) -> None:
     """Checks a table; UsageError if it is none, lacks a column, or gives boxes in two ways."""
     if content_of_coco(path) is not None:
         if columns:
@@ -155,7 +156,7 @@ def check_manifest(path: str, columns: Mapping[str, str]) -> None:
     if missing:
         raise UsageError(
             f"{FLAG} {path} has no column{'s' * (len(missing) > 1)} "
-            f"{', '.join(missing)}: a manifest names a path in image and a class in "
+            f"{', '.join(missing)}: an input table names a path in image and a class in "
             f"class, and perhaps boxes in {', '.join(CORNERS)}, or in others that --input_columns "
             f"names; {shown}"
         )
@@ -192,7 +193,7 @@ def _file_infos(root: str, images: Iterable[ListedImage]) -> dict[str, FileInfo 
     infos.update(read_ahead(find, elsewhere, reads_ahead(map(Location, elsewhere))))
     for path, (row, column) in named.items():
         if infos[path] is None:
-            raise row.error(column, f"there is no file {path} (paths are relative to the manifest)")
+            raise row.error(column, f"there is no file {path} (paths are relative to the table)")
     return infos
 
 
@@ -267,16 +268,20 @@ def content_of_coco(path: str) -> Content | None:
     content = _parse_json(path, str(info and (info.size, info.identity)))
     if isinstance(content, list):
         return None
-    if isinstance(content, dict) and content.get("format") == DATASET:
-        raise UsageError(
-            f"{FLAG} {parent(path)} is a dataset that in9 made; give the images it was made of"
-        )
+    _refuse_dataset(path, content)
     if not is_coco(content):
         raise UsageError(
             f"{FLAG} {path} is neither COCO's JSON (images, annotations, categories) nor a list "
             "of objects with image and class"
         )
     return content
+
+
+def _refuse_dataset(path: str, content: object) -> None:
+    if isinstance(content, dict) and content.get("format") == DATASET:
+        raise UsageError(
+            f"{FLAG} {parent(path)} is a dataset that in9 made; give the images it was made of"
+        )
 
 
 def images_of_rows(path: str, root: str, columns: Mapping[str, str]) -> Iterator[ListedImage]:

@@ -16,8 +16,8 @@ from shapes import listed
 
 from pipeline.errors import UsageError
 from pipeline.inputs.annotations import coco_objects, is_coco, mask_text
-from pipeline.inputs.image_manifest import (
-    ImageManifest,
+from pipeline.inputs.input_table import (
+    InputTable,
     content_of_coco,
     images_of_coco,
     named_columns,
@@ -52,7 +52,7 @@ OBJECTS: Rows = [
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("manifests")
+    folder = tmp_path_factory.mktemp("tables")
     for name in ("a.png", "b.png", "b.c.png", "c.png", "d.png", "m.png"):
         (folder / name).touch()
     return folder
@@ -135,7 +135,7 @@ def test_images_of_coco_have_masks_if_all_their_objects_have(root: Path) -> None
     first, _, _ = images_of_coco("/c.json", "/in", COCO)
     assert (first.path, first.columns["group"]) == ("/in/b.png", "hall")
     put(root / "c.json", COCO)
-    images = [image for image in listed(ImageManifest(), root, "c.json") if image]
+    images = [image for image in listed(InputTable(), root, "c.json") if image]
     assert [image.name + image.wnid for image in images] == ["b.pngcup", "a.pngcup", "c.png"]
     mask = read_mask(read_location(images[0].mask or NOWHERE)).mask
     assert (mask.shape, mask.sum(), mask[:2, :2].all()) == ((4, 6), 4, True)
@@ -147,7 +147,7 @@ def test_images_of_coco_have_masks_if_all_their_objects_have(root: Path) -> None
 @given(st.permutations(OBJECTS))
 def test_the_order_of_rows_is_that_of_images_and_says_nothing_else(root: Path, rows: Rows) -> None:
     put(root / "t.jsonl", rows)
-    images = {image.name: image for image in listed(ImageManifest(), root, "t.jsonl") if image}
+    images = {image.name: image for image in listed(InputTable(), root, "t.jsonl") if image}
     assert list(images) == [n for n in dict.fromkeys(row["image"] for row in rows) if n != "d.png"]
     a, b = images["a.png"], images["b.c.png"]
     assert a.mask is not None
@@ -158,7 +158,7 @@ def test_the_order_of_rows_is_that_of_images_and_says_nothing_else(root: Path, r
     assert (b.wnid, b.mask, b.key, b.group, b.annotation) == ("cup", None, "b.c", "hall", None)
     put(root / "t.jsonl", {"image": "a.png", "class": "", "mask": "lost.png"})
     with pytest.raises(UsageError, match=rf"line 1, column mask: there is no file {root}/lost.png"):
-        listed(ImageManifest(), root, "t.jsonl")
+        listed(InputTable(), root, "t.jsonl")
 
 
 COLUMNS = ("image", "class", "boxes", "mask", "key", "group", "split", "width", "height")
@@ -180,6 +180,6 @@ def test_columns_of_other_names_hold_the_same(root: Path, names: list[str]) -> N
         full = [{renamed.get(c, c): row.get(c, "") for c in COLUMNS} for row in rows]
         path = put(root / f"{folder}.jsonl", full)
         layout = find_layout(path, None, "val", columns=renamed)
-        images[folder] = list(ImageManifest().list_images(layout, imagenet9()))
+        images[folder] = list(InputTable().list_images(layout, imagenet9()))
     assert images["usual"] == images["other"]
     assert len(images["usual"]) == 2
