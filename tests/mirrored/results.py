@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from pipeline.dataset.folder import Dataset
 from pipeline.display.table import Cell, aligned, names_of, percent_interval, tabular
+from pipeline.errors import shown_bytes
 from pipeline.evaluate.predictions import read_current_results
 from pipeline.evaluate.results import OfModel, PicturesResult, RunColumns, Table, pick
 from transforms.variants import ORIGINAL
@@ -66,7 +67,7 @@ def write_tables(dataset: Dataset) -> None:
     TABLES[0].write(store, rows)
     cells = [[Cell(one.accuracy, one.ci_low, one.ci_high)] for one in results]
     text = tabular("Accuracy on mirrored pictures in %", ["Mirrored"], names_of(results), cells)
-    store.update("results/latex/mirrored.tex", text.encode())
+    store.update("results/latex/mirrored.tex", shown_bytes(text))
 
 
 def mirrored_table(results: list[MirroredResult]) -> str:
