@@ -1,4 +1,4 @@
-"""The Beam stage that runs models, for evaluation, attack, saliency and accuracy on ImageNet.
+"""The Beam stage that runs models, for all analyses.
 
     dataset -> Blocks -> FindDone -> (blocks left to run) -> RunModels -> SummarizeModel -> Finish
 

@@ -11,8 +11,6 @@ every condition is open on fewer than `MIN_IMAGES` images, or groups of images t
 (`transforms.two_way`).
 """
 
-from __future__ import annotations
-
 import bisect
 import dataclasses
 import math

@@ -9,8 +9,6 @@ versions share take up space only once.
 changes.md, and a closing line, say how the version differs from the one before, and why.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence

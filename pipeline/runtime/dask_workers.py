@@ -4,8 +4,6 @@ Dask deals the call of a lost worker again. An error of our code is part of an a
 would cut a long one.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import logging

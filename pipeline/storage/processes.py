@@ -4,8 +4,6 @@ A process id is unique only within one process-id namespace of one boot of one m
 may share a host name, and each counts its processes from 1.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
