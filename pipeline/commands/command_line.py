@@ -85,14 +85,15 @@ COMMANDS: dict[str, Command] = {
         "finished:run_report",
     ),
     "export": Command(
-        "write a dataset in the released layout (a folder for each class, masks as .npy), or the "
-        "table of its pictures, to be filled with answers",
+        "write a dataset in the released layout (a folder for each class, masks as .npy) or "
+        "Waterbirds', a recipe without pixels, a figure, or a table to be filled with answers",
         "in9 export --dataset out --to bg_challenge",
         "finished:run_export",
     ),
     "import": Command(
-        "turn data in the released layout into a dataset; finds the true backgrounds",
-        "in9 import --from bg_challenge.tar.gz --output released",
+        "turn data in the released layout into a dataset, and find the true backgrounds; or add "
+        "pictures from outside to a dataset",
+        "in9 import --from backgrounds_challenge_data.tar.gz --output released",
         "import_released:run_import",
     ),
     "show": Command(

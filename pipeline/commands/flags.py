@@ -206,7 +206,12 @@ SECTIONS = (
     section(
         "sources",
         _GENERATING,
-        Flag("--masks", "DIR", "folder of PNG masks, or a COCO .json file, for --segmenter masks"),
+        Flag(
+            "--masks",
+            "DIR",
+            "folder of PNG masks, or a COCO .json file, for --segmenter masks, unless an input "
+            "table has them",
+        ),
         Flag("--taxonomy", "FILE", "file that maps classes to superclasses (default: ImageNet-9)"),
         Flag("--exclude", "FILE", "file that lists images to leave out"),
         Flag("--include", "FILE", "file that lists the images to keep; all others are left out"),

@@ -413,7 +413,8 @@ def _masks(masks: str | None, takes: bool, layouts: Sequence[SplitLayout]) -> st
         raise UsageError(
             "--masks goes with --segmenter masks"
             if masks
-            else "--segmenter masks needs --masks: a folder of PNGs, or a COCO .json file"
+            else "--segmenter masks needs --masks (a folder of PNGs, or a COCO .json file) "
+            "or an input table with masks"
         )
     if masks is not None:
         check_masks(masks)
