@@ -369,15 +369,14 @@ class FinishModels(_Step):
         return [dataset]
 
 
+@dataclasses.dataclass(eq=False, repr=False)
 class ModelStage(beam.PTransform):
     """Fingerprint of a finished dataset -> the same, once all results of models are written."""
 
-    def __init__(self, work: PlannedAnalysis) -> None:
-        super().__init__()
-        self._work = work
+    work: PlannedAnalysis
 
     def expand(self, dataset: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
-        work = self._work
+        work = self.work
         look = beam.ParDo(FindDone(work)).with_output_types(_Result, remaining=Block)
         # All models' blocks of a number share a process, if there is one for each GPU.
         run = Spread(
