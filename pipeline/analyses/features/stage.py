@@ -35,7 +35,7 @@ from pipeline.evaluate.planned import (
 from pipeline.evaluate.predict_shards import ShardPictures
 from pipeline.evaluate.predictions import split_fingerprint
 from pipeline.evaluate.results import ModelRun, pick, read_result, result_file, write_result
-from pipeline.models.checkpoint import TrainedOn, head_file
+from pipeline.models.checkpoint import TrainedOn, head_file, save_checkpoint
 from pipeline.models.identity import PredictConfig
 from pipeline.storage.state_files import read_table
 from transforms.hashing import fingerprint
@@ -103,7 +103,6 @@ class PlannedFeatures(PlannedAnalysis):
     def summarize(self, dataset: Dataset, run: ModelRun, entry: str) -> None:
         """Fits and stores the head; computes the shares of the features."""
         # Imported here, so that nothing waits for torch unless a head is fitted.
-        from pipeline.models.checkpoint import save_checkpoint
         from pipeline.training.probe_fit import fit_head
 
         store, predict = dataset.store, self.evaluation.predict
