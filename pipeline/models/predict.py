@@ -108,24 +108,6 @@ def lagging(launched: Iterable[R], device: torch.device) -> Iterator[R]:
     yield from waiting
 
 
-class ReusedMemory:
-    """Memory on the CPU for a tensor of each batch.
-
-    Without it, memory would grow with the number of batches, because a new tensor rarely fits into
-    the gap that the last one has left in the heap.
-    """
-
-    def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.float32)
-
-    def tensor(self, shape: Sequence[int]) -> torch.Tensor:
-        """Returns an uninitialised float32 tensor, whose memory the next call returns again."""
-        size = math.prod(shape)
-        if self._memory.numel() < size:
-            self._memory = torch.empty(size, dtype=torch.float32)
-        return self._memory[:size].view(*shape)
-
-
 class NetworkInput:
     """Resizes and normalises pictures for a network, by the mean and std of its preprocessing."""
 
@@ -134,7 +116,7 @@ class NetworkInput:
         values = torch.arange(256, dtype=torch.float32).div_(255)
         self._of_values = values.view(1, 256, 1).sub(mean).div_(std).numpy()
         self._mean, self._std = (each.repeat(MAX_IMAGE_SIZE).to(device) for each in (mean, std))
-        self._memory = ReusedMemory()
+        self._memory = torch.empty(0, dtype=torch.float32)
 
     def __call__(self, pictures: torch.Tensor, side: int) -> torch.Tensor:
         """Returns the network's input, (n, 3, side, side) float32 in memory format `channels_last`.
@@ -164,16 +146,27 @@ class NetworkInput:
             rows = pictures.permute(0, 2, 3, 1).reshape(count * side, 3 * side)
         # Whole rows of pixels at once, because broadcasting over three channels takes three times
         # as long.
-        out = self._memory.tensor(rows.shape) if _is_eager_on_cpu(rows) else None
+        out = self._tensor(rows.shape) if _is_eager_on_cpu(rows) else None
         normalised = torch.sub(rows, self._mean[: 3 * side], out=out).div_(self._std[: 3 * side])
         return normalised.view(count, side, side, 3).permute(0, 3, 1, 2)
 
     def _looked_up(self, pixels: torch.Tensor) -> torch.Tensor:
         """Does the same for pixels of the right size, in one pass over them."""
-        out = self._memory.tensor(pixels.shape)
+        out = self._tensor(pixels.shape)
         rows = (-1, *pixels.shape[2:])
         cv2.LUT(pixels.reshape(rows).numpy(), self._of_values, out.view(rows).numpy())
         return out.permute(0, 3, 1, 2)
+
+    def _tensor(self, shape: Sequence[int]) -> torch.Tensor:
+        """Returns an uninitialised float32 tensor on the CPU, in the memory of the last one.
+
+        With a new one for each batch, memory would grow with the number of batches, because it
+        rarely fits into the gap that the last one has left in the heap.
+        """
+        size = math.prod(shape)
+        if self._memory.numel() < size:
+            self._memory = torch.empty(size, dtype=torch.float32)
+        return self._memory[:size].view(*shape)
 
 
 def to_floats(pixels: torch.Tensor) -> torch.Tensor:
