@@ -24,7 +24,7 @@ from pipeline.analyses.matrix import dial
 from pipeline.analyses.matrix.results import IN9L, Matrix, sort_names, write_matrix_tables
 from pipeline.dataset.folder import Dataset, refuse_empty_test, selected_rows
 from pipeline.display.table import listed
-from pipeline.errors import JobError, UsageError, counted, did_you_mean
+from pipeline.errors import JobError, UsageError, counted, did_you_mean, refuse_first
 from pipeline.evaluate.features import HeadPlan
 from pipeline.evaluate.planned import Evaluation
 from pipeline.evaluate.predict_shards import (
@@ -197,8 +197,7 @@ def _refuse_no_dial(dataset: Dataset, in9l: Dataset | None) -> None:
         "--mixed_rand other": dataset.manifest.config.compose.mixed_rand != "any",
         "it has no row of IN-9L; leave out --in9l": in9l is not None,
     }
-    if fault := next((fault for fault, is_so in faults.items() if is_so), ""):
-        raise UsageError(f"--variants dial: {fault}")
+    refuse_first(faults, "--variants dial: ")
 
 
 def _choose_train_split(dataset: Dataset, given: str | None, test_split: str, share: float) -> str:
