@@ -136,11 +136,6 @@ _RECORD_SCHEMA = pa.schema(
 )
 
 
-def note_file(split: str) -> str:
-    """Returns the path of the file that marks an export of a split as complete."""
-    return f"export-{split}.json"
-
-
 @dataclasses.dataclass(frozen=True)
 class ExportPlan:
     """What to export of a split, and where to write it.
@@ -179,7 +174,7 @@ class ExportPlan:
             Progress.for_store(target),
             dataset.variants,
             total=len(images) * len(dataset.variants),
-            note=note_file(split),
+            note=f"export-{split}.json",
         )
 
     @property
