@@ -161,18 +161,8 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 """The n pictures of a batch, (n, 3, S, S) uint8 RGB, and their labels, (n,) int64."""
 
 
-@dataclasses.dataclass(frozen=True)
-class LoadFailure:
-    """The message of an error, returned in place of a batch.
-
-    If the error were raised, it would reach the main process as a traceback instead of one line.
-    """
-
-    message: str
-
-
 @dataclasses.dataclass(eq=False)
-class PictureBatches(Dataset[Batch | LoadFailure]):
+class PictureBatches(Dataset[Batch | JobError]):
     """A map from orders to batches, as torch's DataLoader takes it.
 
     Attributes:
@@ -188,7 +178,7 @@ class PictureBatches(Dataset[Batch | LoadFailure]):
     def __post_init__(self) -> None:
         self._hashes = keyed_hashes(self.seed, "augmentation", self.training.keys.tolist())
 
-    def __getitem__(self, order: BatchOrder) -> Batch | LoadFailure:
+    def __getitem__(self, order: BatchOrder) -> Batch | JobError:
         samples = self.training if order.phase == TRAIN else self.validation
         assert samples is not None
         pixels = samples.pixels(order.indices)
@@ -199,7 +189,8 @@ class PictureBatches(Dataset[Batch | LoadFailure]):
             else:
                 pictures = [torch.from_numpy(each).permute(2, 0, 1) for each in pixels]
         except (JobError, OSError) as error:
-            return LoadFailure(str(error))
+            # Raised here, it would reach the main process as a traceback instead of one line.
+            return JobError(str(error))
         batch = torch.empty(
             (len(pictures), *pictures[0].shape),
             dtype=torch.uint8,
@@ -262,7 +253,7 @@ def load_batches(
         "prefetch_factor": _AHEAD,
         "worker_init_fn": functools.partial(_init_worker, device.type == "cpu"),
     }
-    loader: DataLoader[Batch | LoadFailure] = DataLoader(
+    loader: DataLoader[Batch | JobError] = DataLoader(
         pictures,
         batch_size=None,
         sampler=schedule,
@@ -273,8 +264,8 @@ def load_batches(
     )
     try:
         for batch in loader:
-            if isinstance(batch, LoadFailure):
-                raise JobError(batch.message)
+            if isinstance(batch, JobError):
+                raise batch
             yield batch
     except RuntimeError as error:
         if "DataLoader worker" in str(error):
