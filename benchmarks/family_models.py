@@ -26,7 +26,8 @@ from threshold_models import MARGIN, OF_BACKGROUND, PAIRINGS, SHARED_BY_VARIANTS
 from pipeline.evaluate.comparisons import Measured, measure
 from pipeline.evaluate.subjects import interval_of_further
 from transforms.analysis import gaps_of_pictures
-from transforms.two_way import Floats, Roles, Seeds
+from transforms.intervals import Floats
+from transforms.two_way import Roles, Seeds
 
 SEEDS = (3, 5, 10)
 """Numbers of seeds of a method."""

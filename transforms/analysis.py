@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.intervals import benjamini_hochberg, holm, t_p_value
+from transforms.intervals import Floats, benjamini_hochberg, holm, t_p_value
 from transforms.taxonomy import OUTSIDE
 from transforms.two_way import (
-    Floats,
     Roles,
     difference_interval,
     p_value,

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.two_way import Floats, Roles, Units, share_interval
+from transforms.intervals import Floats
+from transforms.two_way import Roles, Units, share_interval
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -38,9 +38,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from transforms.intervals import CONFIDENCE, score_interval, t_p_value, t_quantile
+from transforms.intervals import CONFIDENCE, Floats, score_interval, t_p_value, t_quantile
 
-Floats = NDArray[np.float64]
 Units = NDArray[np.integer]
 
 POWER = 0.8

@@ -29,11 +29,10 @@ from pipeline.evaluate.results import Table
 from pipeline.evaluate.summary import Summary
 from pipeline.storage.state_files import convert, read_csv
 from transforms.analysis import gaps_of_pictures
-from transforms.intervals import CONFIDENCE, holm
+from transforms.intervals import CONFIDENCE, Floats, holm
 from transforms.two_way import (
     MIN_SEEDS,
     EstimateSpread,
-    Floats,
     Roles,
     Seeds,
     difference_interval,

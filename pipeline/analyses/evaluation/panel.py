@@ -54,9 +54,9 @@ from pipeline.evaluate.families import (
 from pipeline.evaluate.subjects import IN_BOLD, column_of, mark_best
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary, rules_of, without_rule
-from transforms.intervals import CONFIDENCE, Verdict, above, holm, within
+from transforms.intervals import CONFIDENCE, Floats, Verdict, above, holm, within
 from transforms.scoring import CLOSED_CHOICE, PAPER_RULE
-from transforms.two_way import Floats, p_value
+from transforms.two_way import p_value
 from transforms.variants import BG_GAP
 
 COMMAND = "in9 evaluate --dataset . --models MODELS"

@@ -37,10 +37,9 @@ from pipeline.evaluate.results import (
 from pipeline.storage.state_files import read_table
 from pipeline.storage.store import Store
 from transforms.analysis import compare_gaps, sd_of_draws, thirds
-from transforms.intervals import CONFIDENCE, Estimate, estimate_of
+from transforms.intervals import CONFIDENCE, Estimate, Floats, estimate_of
 from transforms.renderings import AGAINST, COMMON, GAPS, PAPER_RENDERING
 from transforms.scoring import LABEL_RULES
-from transforms.two_way import Floats
 from transforms.variants import BG_GAP, VariantName, with_replicates
 
 PAIRS = ("mixed_same", "mixed_rand")
