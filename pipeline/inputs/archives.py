@@ -166,7 +166,7 @@ def members(path: str, inside: Member | None = None) -> Iterator[tuple[Member, R
                 f"{beginning.decode(errors='replace')!r}); download it again, or call it .tar if "
                 "it is one"
             )
-        for info, read in _walk(_Guarded(file, name, None, start, length), name):
+        for info, read in _walk(_Guarded(file, name, None, start, length)):
             yield Member(path, _name(info), start + info.offset_data, info.size), read
 
 
@@ -192,7 +192,7 @@ def _stream(
     unpack = unpacker_of(file.read(8))
     file.seek(0)
     unpacked = file if unpack is None else unpack(file)
-    for info, read in _walk(_Guarded(unpacked, name, allowance), name):
+    for info, read in _walk(_Guarded(unpacked, name, allowance)):
         if HIDDEN.search(_name(info)):
             continue
         if not info.name.lower().endswith(ARCHIVES):
@@ -211,15 +211,15 @@ def _name(info: tarfile.TarInfo) -> str:
     return info.name.removeprefix("./")
 
 
-def _walk(file: _Guarded, name: str) -> Iterator[tuple[tarfile.TarInfo, Reading]]:
+def _walk(file: _Guarded) -> Iterator[tuple[tarfile.TarInfo, Reading]]:
     """Yields the regular files of an archive, in their order."""
-    with naming(name):
+    with naming(file.name):
         file.readable_bytes = _MAX_HEADER_BYTES
         with tarfile.open(fileobj=cast(IO[bytes], file), mode="r:") as tar:
             while (info := tar.next()) is not None:
-                _check(info, name)
+                _check(info, file.name)
                 if info.isfile():
-                    yield info, functools.partial(_read, file, name, tar, info)
+                    yield info, functools.partial(_read, file, tar, info)
                 # The library would keep all members in memory.
                 tar.members = []  # type: ignore[attr-defined]
                 file.readable_bytes = _MAX_HEADER_BYTES
@@ -228,19 +228,19 @@ def _walk(file: _Guarded, name: str) -> Iterator[tuple[tarfile.TarInfo, Reading]
             file.seek(tar.offset)
             end = file.read(tarfile.BLOCKSIZE)
     if end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE:
-        raise UsageError(f"{name} is damaged or not complete: no end mark after its last member")
+        raise UsageError(
+            f"{file.name} is damaged or not complete: no end mark after its last member"
+        )
 
 
-def _read(
-    file: _Guarded, name: str, tar: tarfile.TarFile, info: tarfile.TarInfo, limit: int
-) -> bytes:
+def _read(file: _Guarded, tar: tarfile.TarFile, info: tarfile.TarInfo, limit: int) -> bytes:
     """Reads the content of a member, as `Reading` describes."""
     if info.size > limit:
         return Unread.from_size(info.size, limit)
     content = tar.extractfile(info)
     assert content is not None
     file.readable_bytes = info.size
-    with naming(name):
+    with naming(file.name):
         return content.read()
 
 
