@@ -7,13 +7,11 @@ written.
 
 import dataclasses
 import functools
-import hashlib
 import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 
 from pipeline.analyses import ANALYSES
 from pipeline.dataset.folder import Dataset
@@ -29,16 +27,15 @@ from pipeline.evaluate.results import (
 )
 from pipeline.evaluate.summary import Summary
 from pipeline.runtime.lock import TABLES_LOCK, locked
+from pipeline.runtime.own_code import digest_of_code
 from pipeline.storage.state_files import RelativePath, read_json
 from pipeline.storage.store import WORK_FOLDER, Store
-from transforms.hashing import fingerprint, text_bytes
+from transforms.hashing import fingerprint
 from transforms.taxonomy import Taxonomy
 
 _NOTE = f"{WORK_FOLDER}/report.json"
 _LIBRARIES = ("jinja2", "matplotlib", "pillow")
-_ROOT = Path(__file__).parents[2]
-"""Folder that holds `pipeline` and `transforms`."""
-_CODE = (".py", ".html", ".css", ".js", ".csv")
+CODE = (".py", ".html", ".css", ".js", ".csv")
 """Suffixes of the files that may decide what the page shows."""
 
 
@@ -53,16 +50,7 @@ class _Note:
 @functools.cache
 def _code() -> str:
     """Returns a fingerprint of this project's code and of all libraries that render the page."""
-    digest = hashlib.sha256()
-    for path in code_files():
-        digest.update(text_bytes(f"{path.relative_to(_ROOT)}\0"))
-        digest.update(path.read_bytes())
-    return fingerprint(digest.hexdigest(), [version(name) for name in _LIBRARIES])
-
-
-def code_files() -> list[Path]:
-    paths = (path for name in ("pipeline", "transforms") for path in (_ROOT / name).rglob("*"))
-    return sorted(path for path in paths if path.suffix in _CODE)
+    return fingerprint(digest_of_code(*CODE), [version(name) for name in _LIBRARIES])
 
 
 def _states(store: Store, paths: Iterable[str]) -> list[tuple[str, int, str]]:

@@ -13,7 +13,6 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import logging
 import multiprocessing
@@ -30,7 +29,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import apache_beam as beam
@@ -39,6 +37,7 @@ from typing_extensions import override
 from pipeline.errors import JobError, plain
 from pipeline.runtime import machine
 from pipeline.runtime.custom_functions import digest_of_module, imported_digests
+from pipeline.runtime.own_code import digest_of_code
 from pipeline.runtime.progress import count, counted_here
 
 _LOG = logging.getLogger(__name__)
@@ -217,14 +216,10 @@ def end_steps(token: str) -> None:
 
 def _own_code() -> dict[str, str]:
     """Returns what must be equal in a job and its workers: versions, and a digest of our code."""
-    root, digest = Path(__file__).parents[2], hashlib.sha256()
-    for folder in ("pipeline", "transforms"):
-        for path in sorted((root / folder).rglob("*.py")):
-            digest.update(path.read_bytes())
     return {
         "Python": platform.python_version(),
         "apache-beam": importlib.metadata.version("apache-beam"),
-        "in9": digest.hexdigest(),
+        "in9": digest_of_code(".py"),
     }
 
 

@@ -40,6 +40,7 @@ from pipeline.evaluate.summary import Evaluated, Summary
 from pipeline.report import write
 from pipeline.report.page import check_claims, find_not_run
 from pipeline.report.write import write_report
+from pipeline.runtime.own_code import code_files
 from pipeline.storage.state_files import convert
 from pipeline.storage.store import Store
 from transforms.taxonomy import imagenet9
@@ -378,8 +379,7 @@ def test_all_code_that_makes_the_page_is_in_its_fingerprint() -> None:
     modules = run_python(code).stdout.split()
     loaded = {name for name in modules if name.startswith(("pipeline.", "transforms."))}
     assert {"pipeline.dataset.card", "pipeline.errors"} < loaded
-    root = Path(write.__file__).parents[2]
-    names = {".".join(path.relative_to(root).parts) for path in write.code_files()}
+    names = {name.replace("/", ".") for name in code_files(write.CODE)}
     files = {name.removesuffix(".py").removesuffix(".__init__") for name in names}
     assert loaded <= files
     assert "pipeline.templates.report.report.css" in names
