@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+from transforms.hashing import text_bytes
+
 
 def code_files(suffixes: tuple[str, ...]) -> dict[str, Path]:
     """Returns the files of `pipeline` and `transforms` with one of these suffixes, by their name.
@@ -18,6 +20,6 @@ def digest_of_code(*suffixes: str) -> str:
     """Returns a SHA-256 of the names and contents of these files."""
     digest = hashlib.sha256()
     for name, path in code_files(suffixes).items():
-        digest.update(f"{name}\0".encode())
+        digest.update(text_bytes(f"{name}\0"))
         digest.update(path.read_bytes())
     return digest.hexdigest()
