@@ -43,7 +43,7 @@ SAMPLE = (
     *("pictures as images", "pictures as masks", "pictures as scenes"),
     *("links and devices: image: pipe", "links and devices: annotation: link to zeros"),
     *("links and devices: image: link to a picture", "links and devices: image: link to nothing"),
-    *("in place of files: --exclude .*: pipe", "in place of files: --input manifest.json: 12 GB"),
+    *("in place of files: --exclude .*: pipe", "in place of files: --input table.json: 12 GB"),
     *("finished: index/[*].parquet: pages", "in compose: .*index/[*].parquet: pages, in9 run"),
     *("power cut: .*: finished, zeros", "file and folder swapped: manifest.json"),
     *("strays: locks: .in9/lock/notes.txt", "strays: results/foreign/model.json b'{}'"),
@@ -54,7 +54,7 @@ SAMPLE = (
     "field, missing: results/[*]/model.json",
     *("non-finite outputs: attack: masked", "non-finite outputs: probe"),
     *("errors without a message: segmenter", "errors without a message: saliency"),
-    *("names in every encoding: manifest, key: lone", "names in .*superclass: byte"),
+    *("names in every encoding: input table, key: lone", "names in .*superclass: byte"),
     *("foreign tables: index/[*].parquet with no metadata, in9 run", "mutated tables: recipe: 0$"),
 )
 """Regular expressions; the tests try the first fault that matches each of them."""
