@@ -78,18 +78,6 @@ def test_the_version_is_said_once(setup_arguments: dict[str, Any]) -> None:
     assert citation["version"] == pipeline.__version__
 
 
-def test_what_is_cited_is_this_software(setup_arguments: dict[str, Any]) -> None:
-    """Checks that tools cite it: they take `preferred-citation` instead, if there is one."""
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    assert "preferred-citation" not in citation
-    (script,) = setup_arguments["entry_points"]["console_scripts"]
-    assert citation["type"] == "software"
-    assert citation["title"] == script.partition("=")[0]
-    assert citation["license"] in setup_arguments["license_expression"]
-    (paper,) = citation["references"]
-    assert paper["identifiers"] == [{"type": "other", "value": "arXiv:2006.09994"}]
-
-
 def test_continuous_integration_runs_the_supported_pythons(setup_arguments: dict[str, Any]) -> None:
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
     pythons = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]

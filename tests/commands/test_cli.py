@@ -1,7 +1,6 @@
 """Tests the command line: wrong usage gets one helpful line and the right exit code."""
 
 import argparse
-import inspect
 import os
 import re
 import shutil
@@ -49,14 +48,6 @@ def test_flags_of_other_commands_are_refused(command: str) -> None:
         known = rf"did you mean ({'|'.join(own)})\b"
         assert re.search(known, message) or re.search("is a (flag|key) of in9", message)
         assert name in message
-
-
-@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"models", "show"}))
-def test_a_path_without_a_flag_is_given_an_example(command: str) -> None:
-    line = refusal(command, "some/path")
-    assert line.startswith(
-        f"in9 {command}: unexpected argument 'some/path'; example: in9 {command} "
-    )
 
 
 def test_what_links_and_tables_lead_to_may_not_be_replaced(tmp_path: Path, dataset: Path) -> None:
@@ -235,12 +226,6 @@ def test_a_command_works_whatever_its_streams_are(
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert help_of(capsys, "--version") == f"in9 {metadata.version('imagenet9-pipeline')}\n"
-
-
-def test_every_command_has_its_function() -> None:
-    for name, command in COMMANDS.items():
-        takes = inspect.signature(find_command(name)).parameters
-        assert list(takes) == ["arguments", "rest"][: 1 + command.has_graph]
 
 
 _LIGHT = """

@@ -84,11 +84,6 @@ def test_files_of_flags_on_pages_have_known_keys(tmp_path: Path) -> None:
             parse_command_line([command, "--config", str(tmp_path / "flags.toml")])
 
 
-def test_commands_are_found_in_the_pages() -> None:
-    commands = {words[0] for page in PAGES for words in commands_of(page.read_text())}
-    assert {"run", "evaluate", "attack", "saliency", "export", "import", "models"} <= commands
-
-
 def test_the_tutorials_sample_is_as_told(
     sample_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
