@@ -261,22 +261,6 @@ def test_the_main_job_refuses_them_where_models_run(copied: Path, small_sample: 
     assert "of the images to test on" in done.stderr
 
 
-def test_an_attack_on_held_out_images(copied: Path) -> None:
-    entry = checkpoint(copied, "original")
-    run_in9(
-        *("attack", "--dataset", copied, "--models", entry, "--holdout", 0.5),
-        *("--pictures", "none", *ONE),
-    )
-    dataset = dataset_in(copied)
-    tested = len(selected_rows(dataset, "val", 0.5))
-    (file,) = copied.glob("results/*/attack.json")
-    content = json.loads(file.read_text())
-    assert not file.with_name("model.json").exists()
-    assert (content["foregrounds"], content["backgrounds"]) == (tested, tested)
-    assert content["overlap"] == 0
-    assert content["trained"]["variant"] == "original"
-
-
 @pytest.fixture(scope="module")
 def of_networks(
     three_draws: Path, small_sample: Path, tmp_path_factory: pytest.TempPathFactory

@@ -151,13 +151,18 @@ def with_accuracy(label: str, accuracy: float) -> Summary:
 
 def test_bold_is_among_families_and_among_models_in_none() -> None:
     seeds = [with_accuracy(f"erm#{seed}", 0.9) for seed in range(3)]
-    pair = {"first": "a", "second": "b", "label_rule": "r", "variant": "original"}
-    compared = [made(ComparisonRow, **pair, p_adjusted=0.2)]
-    models = [with_accuracy("a", 0.5), with_accuracy("b", 0.4), with_accuracy("c", 0.4)]
+    place = {"first": "a", "label_rule": "r", "variant": "original"}
+    compared = [
+        made(ComparisonRow, **place, second=second, p_adjusted=p_adjusted)
+        for second, p_adjusted in (("b", 0.051), ("d", 0.049))
+    ]
+    # The third was never compared.
+    models = [with_accuracy("a", 0.5), *(with_accuracy(name, 0.4) for name in "bcd")]
     marked, _ = mark_best([*seeds, *models], compared)
     marks = {one.name: one.accuracy[0].among_best for one in marked}
     assert [marks[one.name] for one in seeds] == [None] * 3
-    assert [marks[name] for name in "abc"] == [True, True, False]
+    assert [marks[name] for name in "abcd"] == [True, True, False, False]
+    assert mark_best(models[:1], [])[0][0].accuracy[0].among_best is None
     common = {"label_rule": "r", "variant": "original", "n": 400, "split": "val"}
     rows = [
         made(FamilyRow, **common, family=name, mean=mean, ci_low=low)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file as torch_file
 from sklearn.neighbors import KNeighborsClassifier
 
 import in9
+from pipeline.dataset.folder import selected_rows
 from pipeline.errors import ModelError, UsageError
 from pipeline.evaluate.features import FeatureFiles, HeadPlan
 from pipeline.evaluate.planned import refuse_no_fit, split_to_fit
@@ -166,9 +167,14 @@ def test_an_attack_and_saliency_run_on_a_probe(copied: Path) -> None:
     for name in ("attack", "saliency"):
         (file,) = copied.glob(f"results/probe_*/{name}.json")
         result = json.loads(file.read_text())
-        assert result["trained"]["method"] == "probe"
+        trained = result["trained"]
+        assert (trained["method"], trained["variant"]) == ("probe", "original")
+        assert result["overlap"] == 0
         # By default, an attack takes all images that are tested.
         assert result.get("full_grid", True)
+    tested = len(selected_rows(dataset_in(copied), "val", 0.5))
+    (row,) = table_of(copied, "attack", label_rule="argmax_then_map")
+    assert (row["foregrounds"], row["backgrounds"]) == (str(tested), str(tested))
 
 
 def test_an_encoder_in_memory_gives_the_figures_of_the_command(evaluated: Path) -> None:

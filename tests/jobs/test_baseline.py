@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 import pyarrow.parquet as pq
 import pytest
-from made_results import made
 from runs import ONE, dataset_in, everything, refusal, run_here, table_of, write_all
 
 from pipeline.analyses.evaluation.baseline import (
@@ -23,7 +22,6 @@ from pipeline.analyses.evaluation.baseline import (
 from pipeline.commands.finished import with_results
 from pipeline.dataset.folder import Dataset
 from pipeline.errors import UsageError
-from pipeline.evaluate.comparisons import ComparisonRow
 from pipeline.evaluate.results import (
     FailedModel,
     RunSettings,
@@ -32,7 +30,6 @@ from pipeline.evaluate.results import (
     result_file,
     write_result,
 )
-from pipeline.evaluate.subjects import mark_best
 from pipeline.evaluate.summaries import read_summaries
 from pipeline.evaluate.summary import Summary
 from pipeline.jobs.conditions import Gate, judge
@@ -149,7 +146,7 @@ def test_the_baseline_may_lie_in_another_folder(
     assert line.startswith(f"not compared with the baseline: --baseline {published}/v-")
 
 
-@pytest.mark.usefixtures("empty_pdfs")
+@pytest.mark.usefixtures("no_figures")
 def test_what_is_no_baseline_is_refused(
     copied: Path, production: tuple[Path, Summary], tmp_path: Path
 ) -> None:
@@ -240,29 +237,6 @@ def test_the_best_models_are_marked(three_models: Path) -> None:
             assert row["among_best"] == ("" if hides_object else is_best)
 
 
-@pytest.mark.parametrize(
-    ("p_adjusted", "is_marked"), [(0.049, False), (0.051, True), (None, False)]
-)
-def test_a_model_that_differs_from_the_best_or_was_never_compared_is_not_marked(
-    p_adjusted: float | None, is_marked: bool
-) -> None:
-    place = {"label_rule": "r", "variant": "original"}
-    settings = {"split": "val", "eval_input": "stored", "precision": "fp32", "holdout": 0.0}
-    two = [
-        made(
-            Summary,
-            model=name,
-            evaluation=settings,
-            accuracy=({**place, "accuracy": accuracy, "n": 400},),
-        )
-        for name, accuracy in (("m0", 0.5), ("m1", 0.4))
-    ]
-    row = {"first": "m1", "second": "m0", "p_adjusted": p_adjusted, **place}
-    rows = [made(ComparisonRow, **row)] if p_adjusted else []
-    assert [one.accuracy[0].among_best for one in mark_best(two, rows)[0]] == [True, is_marked]
-    assert mark_best(two[:1], [])[0][0].accuracy[0].among_best is None
-
-
 def test_the_same_predictions_count_once_whatever_path_leads_to_them(
     three_models: Path, tmp_path: Path
 ) -> None:
@@ -342,6 +316,8 @@ def test_models_of_other_folders_are_shown(labs: Labs, tmp_path: Path) -> None:
     (first, second, _), results = labs.folders, lab / "results"
     link.symlink_to(own)
     report = ("report", "--dataset", own, "--pictures", "none", "--results")
+    watched = (lab, own / "results" / labs.folders[first])
+    before = [everything(path) for path in watched]
     assert f"--results: {tmp_path} holds no finished dataset" in refusal(*report, tmp_path)
     # One folder means all of its models, or the model whose folder it is.
     others = f"A lab={results / labs.folders[first]},A lab={lab},{link},{labs.other},{labs.changed}"
@@ -368,6 +344,12 @@ def test_models_of_other_folders_are_shown(labs: Labs, tmp_path: Path) -> None:
     assert all(name in page for name in shown)
     assert f'href="results/{labs.folders[first]}/predictions/"' in page
     assert f"results/{labs.folders[second]}" not in page
+    # Nothing was copied: later commands show the folder's own models, but keep the baseline.
+    write_tables(dataset_in(own))
+    assert {row["model"] for row in table_of(own, "summary")} == {first}
+    assert {row["baseline"] for row in table_of(own, "baseline")} == {f"{second} in {lab}"}
+    assert [everything(path) for path in watched] == before
+    assert len(list((own / "results").glob("*/model.json"))) == 1
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -385,19 +367,3 @@ def test_labs_are_named_by_their_cards_and_never_by_paths(labs: Labs) -> None:
         names = {row["model"] for row in table_of(labs.own, "summary")}
         assert names == {first, f"{first} in {name}", second}
         assert str(labs.lab) not in (labs.own / "report.html").read_text()
-
-
-@pytest.mark.usefixtures("empty_pdfs")
-def test_models_of_other_folders_are_not_copied(labs: Labs) -> None:
-    first, second, _ = labs.folders
-    watched = (labs.lab, labs.own / "results" / labs.folders[first])
-    before = [everything(path) for path in watched]
-    shown = ("--pictures", "none", "--results", f"lab={labs.lab}")
-    run_here("report", "--dataset", labs.own, *shown, "--baseline", second)
-    # Later commands show the folder's own models, but keep the baseline.
-    write_tables(dataset_in(labs.own))
-    assert {row["model"] for row in table_of(labs.own, "summary")} == {first}
-    baselines = {row["baseline"] for row in table_of(labs.own, "baseline")}
-    assert baselines == {f"{second} in {labs.lab}"}
-    assert [everything(path) for path in watched] == before
-    assert len(list((labs.own / "results").glob("*/model.json"))) == 1

@@ -191,15 +191,6 @@ def test_a_job_ends_by_the_verdicts_on_its_families(exported: Path, output: Path
     assert out.count("99.17 % interval") + err.count("99.17 % interval") == 6
 
 
-def test_an_open_condition_on_a_family_may_fail_the_job(exported: Path, output: Path) -> None:
-    mean = np.mean([figure(output, f"bad#{seed}") for seed in range(3)])
-    flags = ("--models", entries(exported.parent, STORED[3:6]), "--fail_if", f"original<{mean:.3f}")
-    for more, code in (((), 0), (("--if_open", "fail"), 4)):
-        printed = run_here("evaluate", "--dataset", output, *OFF, *flags, *more, *ONE, code=code)
-        assert f"--fail_if original<{mean:.3f} is open for bad: " in printed.out + printed.err
-        assert "more images or trainings may decide it" in printed.out + printed.err
-
-
 def figure(output: Path, model: str) -> float:
     """Returns a model's accuracy on `original`."""
     (row,) = (
@@ -299,17 +290,6 @@ def test_a_family_is_the_baseline_of_later_commands(exported: Path, output: Path
     assert choice(output) == {"baseline": "good"}
 
 
-def test_a_single_seed_is_the_baseline_of_single_models(output: Path) -> None:
-    flags = ("--dataset", output, *OFF, "--baseline", "good#1", "--fail_if")
-    printed = run_here("report", *flags, "original < baseline", code=3)
-    assert " holds for odd: " in printed.err
-    assert "for bad" not in printed.out + printed.err
-    for name in ("good", "bad", "pair"):
-        line = f"not compared with the baseline: {name}, as a single model is one training"
-        assert line in printed.out
-    assert {row["model"] for row in table_of(output, "baseline")} == {"odd"}
-
-
 @pytest.fixture
 def elsewhere(output: Path, tmp_path: Path) -> Path:
     """A folder that has `good` alone."""
@@ -362,17 +342,6 @@ def test_labels_alone_make_no_family(exported: Path, output: Path) -> None:
         assert f"--fail_if original>=0 holds for {name}: " in printed.err
     line = refusal("report", "--dataset", output, *OFF, "--baseline", "x")
     assert line.endswith("--baseline x: no family x: x#0 and x#1 differ in label rules")
-    # One seed of three was also tested on other images.
-    held = ("evaluate", "--dataset", output, *OFF, *ONE, "--holdout", 0.7)
-    run_here(*held, "--models", entries(exported.parent, ["good#0"]))
-    line = "not compared with the baseline: good#2, as a single model is one training"
-    assert line in run_here("report", "--dataset", output, *OFF, "--baseline", "bad").out
-    assert table_of(output, "baseline") == []
-    # Neither do other tables have this family: its seeds are compared like any models.
-    assert {row["family"] for row in table_of(output, "families")} == {"bad", "pair"}
-    pairs = {frozenset((row["first"], row["second"])) for row in table_of(output, "comparisons")}
-    assert frozenset(("good#1", "good#2")) in pairs
-    assert frozenset(("bad#1", "bad#2")) not in pairs
 
 
 def test_seeds_of_a_family_are_one_row_of_what_has_changed(
