@@ -211,9 +211,9 @@ def test_result_folders_are_safe_and_distinct() -> None:
     assert result_folder("resnet50.a1_in1k", default) == "resnet50.a1_in1k"
     other = RunSettings(split="train", eval_input="native", precision="bf16", holdout=0.0)
     assert result_folder("resnet50", other) == "resnet50+train+native+bf16"
-    names = ("a/b", "a_b", "../a", "a:b", "a+native", "")
+    names = ("a/b", "a_b", "../a", "a:b", "a+native", "", "call:a#1", "call:a#2")
     odd = [result_folder(name, default) for name in names] + [
         result_folder("a", msgspec.structs.replace(default, eval_input="native"))
     ]
     assert len(set(odd)) == len(odd)
-    assert not any("/" in name or name.startswith(".") for name in odd)
+    assert not any("/" in name or "#" in name or name.startswith(".") for name in odd)

@@ -338,30 +338,6 @@ def test_missing_answers_are_refused_until_the_file_is_corrected(
         assert corrected == measures(output, "summary", entries["scores"], rule) != []
 
 
-def test_a_label_names_the_model_and_computes_nothing(
-    output: Path, entries: dict[str, str], tmp_path: Path
-) -> None:
-    copied = Path(shutil.copytree(output, tmp_path / "out"))
-    before = {path: path.stat().st_mtime_ns for path in copied.glob("results/*/predictions/*")}
-    labelled = f"Best answers 1.5:={entries['scores']}"
-    printed = run_here("evaluate", "--dataset", copied, "--models", labelled, *ONE).out
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert "Best answers 1.5" in printed
-    for name in (*TABLES, "power"):
-        models = {row["model"] for row in table_of(copied, name)}
-        assert "Best answers 1.5" in models
-        assert entries["scores"] not in models
-    compared = {row["first"] for row in table_of(copied, "comparisons")}
-    assert compared & {"Best answers 1.5"}
-    # It stays until another takes its place, and stands for no other model.
-    run_here("evaluate", "--dataset", copied, "--models", entries["scores"], *ONE)
-    assert "Best answers 1.5" in {row["model"] for row in table_of(copied, "gaps")}
-    again = ("evaluate", "--dataset", copied, "--models", f"Best answers 1.5:={entries['output']}")
-    assert f"as Best answers 1.5, like {entries['scores']}; give" in refusal(*again)
-    assert "Best answers 1.5" in (copied / "results/latex/headline.tex").read_text()
-    assert "Best answers 1.5" in (copied / "report.html").read_text()
-
-
 def test_answers_are_classes_by_any_of_their_names(tmp_path: Path) -> None:
     classes = Taxonomy(("a", "b"), ("n1", "n2", "n3"), (1, 0, OUTSIDE), ("cat, puss", "Dog", "cat"))
     given = ["n1", "PUSS", "0", "", "dog", "2.0", "n3"]

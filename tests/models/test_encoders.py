@@ -275,7 +275,3 @@ def test_an_encoder_is_known_until_its_file_changes(tmp_path: Path) -> None:
     checkpoint(tmp_path / "a.pth", seed=1)
     assert list(map(known.load, entries)) == [None, None]
     assert load_model(entries[0]).weights_sha256 != model.weights_sha256
-
-
-def test_both_forms_are_listed() -> None:
-    assert "  probe:ENTRY or knn:ENTRY" in run_here("models", "list").out.splitlines()

@@ -12,7 +12,6 @@ from gcs import BUCKET
 from runs import ONE, QUICK, refusal, run_here, run_in9, table_of
 from small_models import checkpoint, export, network, vit
 
-import in9
 from pipeline.dataset.folder import sample_folder
 from pipeline.errors import UsageError
 from pipeline.models.expand import expand_models, split_labels
@@ -211,17 +210,6 @@ def test_all_commands_take_a_star(small_sample: Path, tmp_path: Path) -> None:
     assert figure.read_text().index("erm#3") < figure.read_text().index("erm#20")
 
 
-def test_models_called_from_python_are_a_family(output: Path) -> None:
-    for seed in (0, 1, 2):
-        in9.evaluate_model(
-            output, lambda p, s=seed: (p.sum((1, 2, 3)) + s) % 9, name=f"erm#{seed}", store=True
-        )
-        found = {(row["family"], row["members"]) for row in table_of(output, "families")}
-        seeds = "; ".join(f"call:erm#{one}" for one in range(seed + 1))
-        assert found == ({("call:erm", seeds)} if seed else set())
-    assert not [*output.rglob("*#*")]
-
-
 def test_a_family_and_a_model_never_have_one_name(output: Path) -> None:
     first, second, third = (f"python:tiny_models:{name}" for name in ("first", "second", "third"))
     evaluate = ("evaluate", "--dataset", output, *ONE, "--models")
@@ -230,6 +218,9 @@ def test_a_family_and_a_model_never_have_one_name(output: Path) -> None:
     run_here(*evaluate, f"erm:={first}")
     assert both in refusal(*evaluate, f"erm#1:={second}")
     run_here(*evaluate, f"net:={first},erm#1:={second}")
+    # A label stays until another takes its place.
+    run_here(*evaluate, first)
+    assert {row["model"] for row in table_of(output, "gaps")} == {"net", "erm#1"}
     taken = f"tables would show {third} as erm, like the family of erm#1; give one of them another"
     assert taken in refusal(*evaluate, f"erm:={third}")
     again = f"tables would show it as erm#1, like {second}; give it a label of its own"
