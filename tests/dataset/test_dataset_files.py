@@ -79,6 +79,9 @@ def test_a_shard_is_found_where_its_record_and_files_lie(store: Store) -> None:
     assert found() is None  # Files that a killed run staged without a record do not count.
     written = staging.write(record, pa.table({"key": ["a", "b"]}), "f", files)
     assert staging.find(record, "g") is None
+    store.write(staging.staged(tar), b"xyz")
+    assert found() is None
+    store.write(staging.staged(tar), b"abc")
     shard = staging.find(record, "f")
     assert shard is not None
     assert staging.with_record(shard, record, 2) == written

@@ -158,19 +158,6 @@ def test_a_background_that_moves_to_a_sibling_class_changes_the_samples_that_sho
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
 
 
-def test_another_implementation_of_the_segmenter_changes_nothing_but_its_name(
-    one_worker: Path, small_sample: Path, tmp_path: Path
-) -> None:
-    output = Path(shutil.copytree(one_worker, tmp_path / "out"))
-    flags = ("--segmenter", "cv2", *SHARDS, *ONE, "--output", output)
-    command = ("generate", "--input", small_sample, *flags)
-    assert "--segmenter=cv2" in refusal(*command)
-    assert "0 images segmented" in run_here(*command, "--overwrite=config").out
-    expected = manifest_of(one_worker)
-    expected["config"]["segmenter"] = "cv2"
-    assert manifest_of(output) == expected
-
-
 def test_without_a_compiler_opencv_segments_with_a_warning(
     one_worker: Path, small_sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -322,15 +309,3 @@ def test_a_dataset_that_grows_keeps_its_shards(tiny_input: Path, tmp_path: Path)
     run_here(*command, fresh)
     assert manifest_of(fresh)["shards"]["val"] != small
     assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
-
-
-def test_layers_are_made_again_when_their_flags_change(tiny_input: Path, tmp_path: Path) -> None:
-    output, fresh = tmp_path / "out", tmp_path / "fresh"
-    command = ("generate", "--input", tiny_input, *QUICK, *ONE)
-    run_here(*command, "--output", output)
-    command += (*keys(interpolation="bilinear"), "--per_class", 1, "--own_background")
-    run_here(*command, "--output", output, "--overwrite", "config")
-    run_here(*command, "--output", fresh)
-    assert (output / "manifest.json").read_bytes() == (fresh / "manifest.json").read_bytes()
-    assert manifest_of(output)["samples"]["val"]["original"]["bird"] == 1
-    assert manifest_of(output)["images"]["val"]["selected"] == 3

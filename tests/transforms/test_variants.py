@@ -244,12 +244,6 @@ def test_sizes_are_shares_of_the_side() -> None:
         assert mask_hole(layer).sum() == (2 * margin + 1) ** 2
 
 
-def test_a_hole_that_is_the_whole_picture_is_not_filled() -> None:
-    layer = layer_of(0, OutputBox(0, 0, 32, 32))
-    assert RENDERINGS["telea"].fill(layer) is None
-    assert RENDERINGS["hole_telea"].fill(layer) is not None
-
-
 @given(st.sampled_from(sorted(VARIANTS)), st.integers(1, 9))
 def test_a_name_is_a_base_a_rendering_and_a_draw(name: str, replicates: int) -> None:
     variant = VariantName.parse(name)
