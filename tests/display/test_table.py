@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
-import zlib
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.display.plot import Series, rows_figure
 from pipeline.display.table import aligned, names_of
 from pipeline.errors import LINE, wrapped
 from pipeline.evaluate.results import Named, RunSettings
@@ -39,15 +37,6 @@ def test_long_lines_are_wrapped_and_short_ones_kept(words: list[str]) -> None:
     assert len(text) > LINE or wrapped(text) == text
     assert wrapped(f"{text}\n") == f"{wrapped(text)}\n"
     assert wrapped(f"{text} {{}}") == f"{text} {{}}"
-
-
-def test_a_pdf_embeds_true_type_fonts_and_is_the_same_each_time() -> None:
-    drawn = rows_figure("by class", ["dog"], [Series("a model", ((0.5, 0.4, 0.6),))])
-    streams = re.findall(rb"stream\r?\n(.*?)\r?\nendstream", drawn.pdf(), re.DOTALL)
-    contents = [zlib.decompress(each) for each in streams if each.startswith(b"x")]
-    fonts = [each for each in contents if each.startswith(b"\x00\x01\x00\x00")]
-    assert len(fonts) == 2  # Regular and bold.
-    assert drawn.pdf() == drawn.pdf()
 
 
 def test_a_short_name_is_the_encoders_with_its_head() -> None:

@@ -16,18 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 from runs import (
-    ONE,
     ROOT,
     SHARED,
     csv_rows,
-    dataset_in,
     latex_lines,
     run_here,
     table_of,
 )
 from small_models import lite0
 
-from pipeline.report.write import write_tables
 from transforms.analysis import (
     bg_gap,
     class_p_values,
@@ -246,26 +243,6 @@ def test_further_tables_are_latex(
     first, second = ([cell for cell in line if cell] for line in lines[-6:-4])
     assert first[-1] == f"${100 * float(row[column]):.1f}$"
     assert f"{100 * float(row['ci_low']):.1f}, {100 * float(row['ci_high']):.1f}" in second[-1]
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_tables_are_made_of_predictions_alone(three_models: Path, tmp_path: Path) -> None:
-    output = Path(shutil.copytree(three_models, tmp_path / "out"))
-
-    def csvs() -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in output.glob("results/*.csv")}
-
-    before = csvs()
-    for name in before:
-        (output / "results" / name).unlink()
-    write_tables(dataset_in(output))
-    assert csvs() == before
-    (predictions,) = output.glob("results/*first*/predictions")
-    shutil.rmtree(predictions)
-    write_tables(dataset_in(output))
-    assert MODEL not in {row["model"] for row in table_of(output, "summary")}
-    run_here("evaluate", "--dataset", output, "--pictures", "none", "--models", MODEL, *ONE)
-    assert csvs() == before
 
 
 # The paper's protocol, implemented again without our code.

@@ -1,5 +1,6 @@
 """Tests that finished results are found without a model, before the step that runs models."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -109,6 +110,11 @@ def test_what_is_there_never_reaches_the_step_with_the_hint(
     assert (counters["models_on_device"], counters["saliency_pictures"]) == (1, 1)
     for name in MADE:
         (results / name).unlink()
+    for path in results.glob("*.json"):
+        content = json.loads(path.read_text())
+        # A file is refused, whichever of these it lacks.
+        del content["weights_sha256"]
+        path.write_text(json.dumps(content))
     counters = run_stages(looked, small_sample)
     assert counters["models_on_device"] == 4
     assert {counter: counters[counter] for counter in MADE.values()} == dict.fromkeys(

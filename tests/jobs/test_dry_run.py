@@ -301,17 +301,6 @@ def test_of_images_with_one_key_the_forecast_takes_that_of_the_job(
     assert all(path.endswith(accepted[key]) for key, path in taken.items())
 
 
-def test_a_damaged_record_leaves_its_images_to_segment(run_small: Run, tmp_path: Path) -> None:
-    run_small("generate")
-    record = max((tmp_path / "out" / "layers").glob("*.parquet"), key=lambda p: p.stat().st_size)
-    data = bytearray(record.read_bytes())
-    data[4:400] = bytes(396)  # The metadata at the end stays as it is.
-    record.write_bytes(data)
-    printed = run_small("generate", "--dry_run")
-    assert re.search("val: 1[0-7] segmented already, [1-8] to segment", printed)
-    assert "dataset: up to date" not in printed
-
-
 def test_what_is_held_out_of_the_evaluation_is_not_estimated(run_small: Run) -> None:
     flags = ("--dry_run", *TINY_MODEL)
     counts = [

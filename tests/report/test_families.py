@@ -13,7 +13,6 @@ import pytest
 from report_page import PHONE, TOO_WIDE, WIDE, open_all
 from runs import dataset_in, latex_lines, run_here, table_of, write_all
 
-from pipeline.analyses.evaluation.differences import Differences
 from pipeline.analyses.evaluation.figures import forest_figure, make_plots
 from pipeline.display.table import Cell
 from pipeline.report.write import gather
@@ -205,14 +204,6 @@ def test_a_forest_plot_has_trainings_on_the_lines_of_intervals() -> None:
         "20.0 [10.0, 30.0]",
     ]
     assert "single trainings" in axes.get_xlabel()
-
-
-def test_differences_count_families_and_models_in_none() -> None:
-    cells = {"BG-Gap": Cell(0.1, 0.05, 0.2, is_starred=True)}
-    rows = tuple((str(n), "base", cells) for n in range(4))
-    differences = Differences(("BG-Gap",), rows, left_out=False, of="families or models")
-    assert differences.summary.startswith("4 of 4 pairs of families or models differ")
-    assert differences.of_gaps.endswith("of 4 families or models")
 
 
 def test_latex_has_the_interval_of_a_family_or_its_range_and_the_standard_deviation(

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from fault_documents import fields, with_value
 from made_results import made, of_model
-from report_page import MODELS, WHOLE, column
+from report_page import MODELS, column
 from runs import dataset_in, keys, manifest_of, run_here, run_in9, run_python, write_all
 
 from pipeline.analyses import ANALYSES
@@ -148,8 +148,8 @@ def test_a_sentence_says_what_differs_between_models() -> None:
     pair = ("a", "b", {"BG-Gap": gap, "original": far, "no_fg": near})
     columns = ("BG-Gap", "original", "no_fg")
 
-    def said(*rows: Any) -> str:
-        return Differences(columns, rows, left_out=False).summary
+    def said(*rows: Any, **of: str) -> str:
+        return Differences(columns, rows, left_out=False, **of).summary
 
     scope = "Columns are not adjusted for each other: expect 1 in 20 by chance."
     assert said(pair) == (
@@ -161,6 +161,8 @@ def test_a_sentence_says_what_differs_between_models() -> None:
     assert said(*[pair] * 4, alike, alike) == (
         f"4 of 6 pairs of models differ significantly, on: BG-Gap (4), original (4). {scope}"
     )
+    both = said(*[pair] * 4, of="families or models")
+    assert both.startswith("4 of 4 pairs of families or models differ")
 
 
 def test_the_intervals_of_the_gap_are_read_out() -> None:
@@ -457,24 +459,3 @@ def test_tables_and_page_do_without_all_figures_that_a_result_need_not_have(
     assert all(model in page for model in MODELS)
     (section,) = re.findall(r'(?s)<section id="saliency".*?</section>', page)
     assert re.findall(r'data-label="[^"]*">(.*?)</td>', section)[:3] == ["-", "-", "-"]
-
-
-def test_a_job_makes_results_without_a_field_again(
-    whole_run: Path, small_sample: Path, tmp_path: Path
-) -> None:
-    output = Path(shutil.copytree(whole_run, tmp_path / "out"))
-    paths = [
-        path
-        for name in ("model", "attack", "saliency")
-        for path in output.glob(f"results/python*first*/{name}.json")
-    ]
-    assert len(paths) == 3
-    whole = [path.read_bytes() for path in paths]
-    for path, content in zip(paths, map(json.loads, whole), strict=True):
-        # A file is refused, whichever of these it lacks.
-        del content["weights_sha256"]
-        path.write_text(json.dumps(content))
-    done = run_in9("run", "--input", small_sample, "--output", output, *WHOLE)
-    assert "Traceback" not in done.stderr
-    assert f"figures for a paper: in9 report --dataset {output} makes" in done.stdout
-    assert [path.read_bytes() for path in paths] == whole

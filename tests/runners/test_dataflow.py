@@ -17,7 +17,6 @@ from apache_beam.portability.api import beam_runner_api_pb2
 from dataflow_stub import DataflowStub, run_staged, write_credentials
 from gcs import BUCKET, object_store
 from runs import keys, manifest_of, run_in9
-from small_models import checkpoint
 
 from pipeline.analyses.evaluation.parts import PlannedEvaluation
 from pipeline.dataset.folder import Dataset
@@ -174,19 +173,6 @@ def test_the_number_of_groups_is_that_of_the_flag_or_follows_from_the_work(
 ) -> None:
     for name, groups in (("gpu", 2), ("cpu", None)):
         assert evaluation_of(cloud, submitted[name][0]).blocks == groups
-
-
-def test_seeds_in_a_bucket_are_found_when_a_job_is_submitted(cloud: Cloud, tmp_path: Path) -> None:
-    for seed in (2, 10):
-        checkpoint(tmp_path / "net.pth", seed=seed)
-        cloud.bucket.write(f"runs/s{seed}/net.pth", (tmp_path / "net.pth").read_bytes())
-    entry = f"mobilenetv3_small_050={ROOT}/runs/s*/net.pth"
-    words = ("--input", f"{ROOT}/input", "--models", f"erm#*:={entry}", "--no_wait_until_finish")
-    image = f"--sdk_container_image={IMAGE}"
-    cloud.launch(cloud.flags("run", "--output", f"{ROOT}/seeds", *words, image))
-    evaluation = evaluation_of(cloud, cloud.dataflow.jobs[-1])
-    assert evaluation.labels == {entry.replace("*", seed): f"erm#{seed}" for seed in ("2", "10")}
-    assert evaluation.models == tuple(evaluation.labels)
 
 
 def run_as_worker(cloud: Cloud, job: dict[str, Any]) -> dict[str, Any]:

@@ -106,17 +106,6 @@ NO_LIMIT = "9223372036854771712"
             id="Slurm: a job, a step and a task",
         ),
         pytest.param(
-            f"0::/{SERVICE}\n",
-            SECOND,
-            {
-                f"{SERVICE}/memory.max": f"{2 * GB}",
-                "system.slice/memory.max": f"{GB}",
-                f"{SERVICE}/cpu.max": "20000 100000",
-            },
-            *(1, GB),
-            id="systemd: a slice below its service",
-        ),
-        pytest.param(
             "4:memory:/slurm/uid_5/job_7\n3:cpu,cpuacct:/slurm\n1:name=systemd:/a:b\n0::/\n",
             FIRST,
             {

@@ -5,7 +5,6 @@ Damaged ones count as missing, and no name in them leads out of the folder.
 
 import ast
 import csv
-import dataclasses
 import errno
 import io
 import json
@@ -28,7 +27,7 @@ from runs import ROOT, run_python
 
 from pipeline.commands.flags import flags_of
 from pipeline.dataset.manifest import LATEST, MANIFEST, read_latest, read_manifest
-from pipeline.dataset.records import Record, Staging, read_metadata, write_table
+from pipeline.dataset.records import Record, read_metadata, write_table
 from pipeline.errors import JobError, UsageError, escaped, escaped_texts, shown_bytes
 from pipeline.evaluate.results import RunSettings
 from pipeline.models.identity import PredictConfig
@@ -171,18 +170,6 @@ def test_a_record_is_whole_or_not_there(tmp_path: Path) -> None:
     with store.create(path) as file:
         pa.parquet.write_table(pa.table({"key": ["a"]}), file)
     assert read_metadata(store, path) is None
-
-
-def test_a_staged_file_counts_only_with_its_content(tmp_path: Path) -> None:
-    staging, path = Staging(Store(str(tmp_path)), ".in9/staging/f"), "layers/val-00000.parquet"
-    tar = staging.store.write(staging.staged("layers/val-00000.tar"), b"layers")
-    files = [dataclasses.replace(tar, path="layers/val-00000.tar")]
-    staging.write(path, pa.table({"key": ["a"]}), "f", files)
-    found = staging.find(path, "f")
-    assert found is not None
-    assert found.locations == {files[0].path: tar.path}
-    (tmp_path / tar.path).write_bytes(bytes(tar.bytes))
-    assert staging.find(path, "f") is None
 
 
 @given(st.lists(st.sampled_from(["..", ".", "", "a", "b.c", ".in9", "\\", "a\nb"]), min_size=1))
