@@ -90,14 +90,6 @@ def test_masks_are_lossless(mask: np.ndarray) -> None:
         assert decoded.tobytes() == mask.tobytes()
 
 
-def test_jpeg_keeps_colours_and_chroma_resolution() -> None:
-    data = encode_jpeg(ramp(), 95)
-    assert np.abs(decode_image(data).astype(int) - ramp()).mean() < 1.5
-    layers = Image.open(io.BytesIO(data)).layer  # type: ignore[attr-defined]
-    assert {(h, v) for _, h, v, _ in layers} == {(1, 1)}
-    assert encode_jpeg(ramp(), 95) == data
-
-
 @given(
     arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40), st.just(3))),
     st.integers(1, 100),

@@ -32,8 +32,8 @@ def planted(
 
 
 @pytest.mark.parametrize("heavy", [False, True], ids=["gaussian", "heavy tails"])
-@pytest.mark.parametrize("background", [0.05, 0.17, 0.5, 0.8])
-@pytest.mark.parametrize("of_class", [0, 0.3, 0.7])
+@pytest.mark.parametrize("background", [0.05, 0.5, 0.8])
+@pytest.mark.parametrize("of_class", [0, 0.7])
 def test_planted_shares_are_recovered(background: float, of_class: float, heavy: bool) -> None:
     truth, found = (0.6 * (1 - background), background, 0.4 * (1 - background), of_class), []
     for seed in range(100):

@@ -27,7 +27,6 @@ from transforms.variants import (
     FILLED,
     MIXED,
     PAPER,
-    PICTURES,
     SIGMA,
     VARIANTS,
     VariantName,
@@ -88,15 +87,6 @@ def test_composing_changes_no_layer(layer: Layer) -> None:
         variant.compose(layer, layer.only_bg_t, NOISE)
     for old, new in zip(before, [layer.image, layer.only_bg_t, layer.mask], strict=True):
         np.testing.assert_array_equal(old, new)
-
-
-def test_names_come_in_the_papers_order() -> None:
-    assert len(PICTURES) == 8
-    assert select_variants(["mixed_rand", "original"]) == ("original", "mixed_rand")
-    with pytest.raises(ValueError, match="mixed_best"):
-        select_variants(["mixed_best"])
-    with pytest.raises(ValueError, match="no variant"):
-        select_variants([])
 
 
 @given(layers())
