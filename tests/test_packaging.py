@@ -2,7 +2,6 @@
 
 import ast
 import importlib.metadata
-import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -76,11 +75,3 @@ def test_the_version_is_said_once(setup_arguments: dict[str, Any]) -> None:
     assert setup_arguments["version"] == pipeline.__version__
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == pipeline.__version__
-
-
-def test_continuous_integration_runs_the_supported_pythons(setup_arguments: dict[str, Any]) -> None:
-    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())
-    pythons = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
-    classifiers = "\n".join(setup_arguments["classifiers"])
-    assert re.findall(r"Python :: (3\.\d+)", classifiers) == pythons
-    assert setup_arguments["python_requires"] == f">={pythons[0]}"

@@ -18,7 +18,7 @@ from typing import Any
 import hcl2
 import promql_parser
 import pytest
-from terraform_provider import SCHEMAS, providers
+from terraform_provider import providers
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -84,16 +84,6 @@ def test_the_example_is_accepted(terraform: Any, copy: Path) -> None:
     example = hcl2.loads((copy / "terraform.tfvars").read_text())
     names = {name for name in example if not name.startswith("__")}
     assert names <= set(blocks("variable"))
-
-
-def test_the_schema_is_of_the_versions_that_are_asked_for() -> None:
-    asked = re.findall(r'source  = "(.*)"\s+version = "~> (.*)"', CODE["versions.tf"])
-    assert {name for name, _ in asked} == set(SCHEMAS["versions"])
-    for name, least in asked:
-        major, minor = least.split(".")
-        version = SCHEMAS["versions"][name].split(".")
-        assert version[0] == major
-        assert int(version[1]) >= int(minor)
 
 
 def test_the_page_names_the_version_that_is_needed() -> None:

@@ -27,11 +27,10 @@ from soundness import assert_sound
 
 from pipeline.generate.segmenters import index_masks
 from pipeline.inputs.layout import find_layout, list_images
-from transforms.annotations import Annotation, Box, parse_annotation, write_annotation
+from transforms.annotations import Annotation, Box, write_annotation
 from transforms.codec import encode_png
 from transforms.cutting import Cut, cut_objects
 from transforms.filters import Reason
-from transforms.geometry import ResizeCrop
 from transforms.hashing import keyed_hash
 from transforms.limits import MAX_ANNOTATION_BYTES
 from transforms.masks import MaskError, bounding_box, read_mask
@@ -155,19 +154,6 @@ def test_what_is_wrong_with_a_mask_is_the_reason(masked: tuple[Path, dict[str, s
         assert index[key]["status"] == REASONS[change], change
     assert {row["segmenter"] for row in index.values()} == {"masks 1"}
     assert manifest_of(output)["segmenter"] == {"method": "masks", "version": 1, "parameters": {}}
-
-
-def test_without_a_box_the_masks_bounding_box_serves(
-    masked: tuple[Path, dict[str, str]], sample: Path
-) -> None:
-    # The sample's boxes were made from its masks.
-    (key,) = (key for key, change in masked[1].items() if change == "no box")
-    annotated = parse_annotation((sample / "Annotations" / "val" / f"{key}.xml").read_bytes())
-    transform = ResizeCrop.for_size(
-        native_width=annotated.width, native_height=annotated.height, resize=256, crop=224
-    )
-    (row,) = (row for row in index_of(masked[0]) if row["key"] == key)
-    assert row["box"] == list(transform.box(annotated.boxes[0]))
 
 
 def test_further_variants_are_composed_evaluated_and_read_without_their_module(

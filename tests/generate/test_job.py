@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 from runs import (
     ONE,
@@ -85,26 +84,6 @@ def test_a_run_without_any_image_fails_and_says_why(small_sample: Path, tmp_path
     alone = run_here(*run, tmp_path / "b", "--per_class", 1, code=1).out
     assert "because --per_class 1 leaves no image a background" in alone
     assert "or raise --per_class" in alone
-
-
-def test_splits_keep_to_themselves(small_input: Path, tmp_path: Path) -> None:
-    moved = pictures_of(small_input)[::2]
-    for image in moved:
-        folder = small_input / "train" / image.parent.name
-        folder.mkdir(parents=True, exist_ok=True)
-        image.rename(folder / image.name)
-    shutil.copytree(small_input / "Annotations" / "val", small_input / "Annotations" / "train")
-    flags = ("--split", "val,train", *QUICK, "--variants", "original,mixed_rand", *ONE)
-    run_here("generate", "--input", small_input, "--output", tmp_path / "out", *flags)
-    keys = {}
-    for split in ("val", "train"):
-        files = (tmp_path / "out" / "parquet" / "mixed_rand").glob(f"{split}-*.parquet")
-        rows = [row for file in files for row in pq.read_table(file).to_pylist()]
-        keys[split] = {row["key"] for row in rows}
-        assert {row["bg_key"] for row in rows} <= keys[split]
-    assert not keys["val"] & keys["train"]
-    assert {path.stem for path in moved} >= keys["train"]
-    assert not (tmp_path / "out" / "webdataset").exists()
 
 
 def test_one_bad_image_never_stops_a_job(small_input: Path, tmp_path: Path) -> None:

@@ -297,15 +297,6 @@ def test_broken_boxes_are_left_to_the_image(tmp_path: Path) -> None:
         assert image.annotation is not None
         with pytest.raises(AnnotationError, match="line 2: no list of boxes"):
             parse_annotation(read_location(image.annotation))
-    coco: dict[str, Any] = {
-        "images": [{"id": 1, "file_name": "a.png"}],
-        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 2, "x", 4]}],
-        "categories": [{"id": 1, "name": "cup"}],
-    }
-    broken = listed(table(json.dumps(coco), "t.json"))["a"]
-    assert broken.wnid == "cup"
-    with pytest.raises(AnnotationError):
-        boxes_of(broken)
 
 
 def test_a_three_class_dataset_runs_to_a_report(toy: Path, toy_run: Path) -> None:
@@ -403,13 +394,10 @@ def test_columns_of_a_table_may_have_other_names(toy: Path, tmp_path: Path) -> N
     flags = (*SMALL, "--variants", "original", "--formats", "parquet", *ONE, "--output")
     command = ("generate", "--input", table, "--taxonomy", toy / "kinds.csv", *flags)
     command = (*command, tmp_path / "out", "--input_columns")
-    assert "lights 3" in run_here(*command, named.replace("class=", "label="), "--dry_run").out
-    assert not (tmp_path / "out").exists()
     run_here(*command, named)
     samples = manifest_of(tmp_path / "out")["samples"]["val"]["original"]
     assert samples == {"dishes": 6, "cutlery": 3, "lights": 3}
-    # Without the flag, or with another value, the same table would say something else.
-    assert "has no columns 'image', 'xmin'" in refusal(*command[:-1])
+    # With another value, the same table would say something else.
     line = refusal(*command, named.replace("class=species", "class=class"))
     assert f"was made from {table} --input_columns class=species,image=filename,xmin=x 0;" in line
 

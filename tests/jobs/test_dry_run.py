@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from hashlib import md5
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -13,8 +12,6 @@ from PIL import Image
 from runs import (
     TINY_MODEL,
     Run,
-    darken,
-    index_of,
     keys,
     manifest_of,
     pictures_of,
@@ -22,13 +19,7 @@ from runs import (
     run_in9,
     stamps,
     table_of,
-    words_of,
 )
-
-from pipeline.commands.command_line import parse_command_line
-from pipeline.commands.job_flags import job_from_flags
-from pipeline.jobs.dry_run import forecast_split
-from pipeline.storage.store import Store
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -267,38 +258,6 @@ def test_an_impossible_size_in_an_annotation_rejects_before_the_first_run(
     printed = run_small("generate", "--dry_run")
     assert "1 rejected for name or annotation alone (1 size_mismatch)" in printed
     assert "0 segmented already, 17 to segment" in printed
-
-
-def test_of_images_with_one_key_the_forecast_takes_that_of_the_job(
-    run_small: Run, small_input: Path, tmp_path: Path
-) -> None:
-    first, *_, last = pictures_of(small_input)
-    both = [first.stem, last.stem]
-    # The lower path has the lower MD5 for the first key, and the higher MD5 for the second.
-    for picture, is_reversed in ((first, False), (last, True)):
-        other = (last if picture is first else first).parent / picture.name
-        shutil.copy(picture, other)
-        darken(other)
-        contents = sorted(
-            (md5(path.read_bytes()).hexdigest(), path.read_bytes()) for path in (picture, other)
-        )
-        paths = sorted([picture, other], reverse=is_reversed)
-        for path, (_, content) in zip(paths, contents, strict=True):
-            path.write_bytes(content)
-    flags = keys(max_box=1)
-    run_small("generate", *flags)
-    index = index_of(tmp_path / "out")
-    accepted = {row["key"]: row["path"] for row in index if row["status"] == "accepted"}
-    words = ["generate", "--input", str(small_input), "--output", str(tmp_path / "out"), *flags]
-    words += [*keys(images_per_shard=2), "--formats", "parquet", "--segmenter", "box"]
-    words += ["--variants", "original,mixed_same,mixed_rand"]
-    arguments, _ = parse_command_line(words_of(words))
-    job = job_from_flags(arguments, Store(str(tmp_path / "out")))
-    split = forecast_split(job, *job.layouts)
-    images = [*split.accepted, *split.left]
-    taken = {image.key: image.location.path for image in images if image.key in both}
-    assert set(taken) == set(both)
-    assert all(path.endswith(accepted[key]) for key, path in taken.items())
 
 
 def test_what_is_held_out_of_the_evaluation_is_not_estimated(run_small: Run) -> None:

@@ -215,13 +215,6 @@ def test_functions_of_the_user_give_models(my_models: str) -> None:
 
 
 def test_wrong_functions_are_named(my_models: str) -> None:
-    for spec, message in (
-        ("python:none_models.nets:f", "python:none_models.nets:f: none_models is not found"),
-        ("python:broken_models:f", "cannot be imported .ZeroDivisionError"),
-        ("python:my_models:plane", "my_models has no function 'plane'"),
-    ):
-        with pytest.raises(UsageError, match=message):
-            check_model(spec)
     for name, message in (
         ("number", "must return a torch.nn.Module, .* not int"),
         ("failing", "raised FileNotFoundError: no weights there"),
