@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from gcs import BUCKET
-from runs import ONE, SHARDS, TINY_MODEL, Printed, dataset_in, keys, results_of, run_here, stamps
+from runs import ONE, SHARDS, TINY_MODEL, Printed, dataset_in, keys, results_of, run_here
 
 import in9
 from pipeline.dataset import folder
@@ -48,12 +47,10 @@ READERS: dict[str, Callable[[Path], tuple[object, ...]]] = {
 """Commands that read pictures, by name."""
 
 
-def make(
-    output: Path, pictures: Path, *flags: object, command: str = "generate", code: int = 0
-) -> Printed:
+def make(output: Path, pictures: Path, *flags: object, code: int = 0) -> Printed:
     """Makes a small dataset in several shards in this process, which must exit with `code`."""
     size = ("--segmenter", "box", "--image_size", 64, *keys(resize=64), *SHARDS, *ONE)
-    return run_here(command, "--input", pictures, "--output", output, *size, *flags, code=code)
+    return run_here("generate", "--input", pictures, "--output", output, *size, *flags, code=code)
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +60,8 @@ def nothing_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def as_before(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with predictions whose Parquet files have no page checksums, as older ones."""
+def unchecked(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset whose Parquet files have no page checksums, so that others must find damage."""
 
     class Writer(pq.ParquetWriter):  # type: ignore[misc]
         def __init__(self, *arguments: Any, write_page_checksum: bool, **options: Any) -> None:
@@ -73,8 +70,7 @@ def as_before(small_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     output = tmp_path_factory.mktemp("before") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pq, "ParquetWriter", Writer)
-        patch.setattr("pipeline.analyses.parts.Parts.plots", lambda *_: iter(()))
-        make(output, small_sample, *MODEL, command="run")
+        make(output, small_sample)
     return output
 
 
@@ -95,7 +91,7 @@ def flip(path: Path, at: float = 0.5) -> Path:
 @pytest.mark.parametrize(
     ("reader", "dataset", "layout"),
     [
-        *((reader, "as_before", "parquet") for reader in READERS),
+        *((reader, "unchecked", "parquet") for reader in READERS),
         *((reader, "in_tars", "webdataset") for reader in ("evaluate", "train", "export")),
     ],
 )
@@ -139,22 +135,6 @@ def test_what_was_damaged_and_mended_is_published_whole(
     assert "files agree with manifest.json" in printed
 
 
-def test_older_datasets_stay_as_they_are_and_keep_their_predictions(
-    as_before: Path, small_sample: Path, tmp_path: Path
-) -> None:
-    output = Path(shutil.copytree(as_before, tmp_path / "out"))
-    before = stamps(output)
-    assert "nothing to do" in make(output, small_sample, *MODEL, command="run").out
-    assert {name: stamps(output)[name] for name in before if name != "report.html"} == {
-        name: stamp for name, stamp in before.items() if name != "report.html"
-    }
-    # Pictures without page checksums are as good as those with them, and no prediction is lost.
-    make(output, small_sample, *MODEL, "--replicates", 2, "--overwrite", "config", command="run")
-    (predictions,) = output.glob("results/*/predictions")
-    rows = pa.concat_tables([pq.read_table(path) for path in sorted(predictions.iterdir())])
-    assert {"mixed_rand", "mixed_rand_r1"} <= set(rows["variant"].to_pylist())
-
-
 def test_every_parquet_file_has_page_checksums(small_run: Path, tmp_path: Path) -> None:
     of_run = ("export", "--dataset", small_run, "--layout")
     run_here(*of_run, "recipe", "--to", tmp_path / "recipe")
@@ -177,9 +157,9 @@ def test_every_parquet_file_has_page_checksums(small_run: Path, tmp_path: Path) 
 
 
 def test_access_by_position_and_key_and_of_labels_alone_is_verified(
-    as_before: Path, tmp_path: Path
+    unchecked: Path, tmp_path: Path
 ) -> None:
-    output = Path(shutil.copytree(as_before, tmp_path / "out"))
+    output = Path(shutil.copytree(unchecked, tmp_path / "out"))
     for path in (output / "parquet" / "original").iterdir():
         flip(path)
     reader = in9.open_dataset(output, "original")
@@ -191,10 +171,10 @@ def test_access_by_position_and_key_and_of_labels_alone_is_verified(
             read()
 
 
-def test_an_object_is_verified_while_it_is_downloaded(server: str, as_before: Path) -> None:
-    here, bucket = Store(str(as_before)), Store.at(f"gs://{BUCKET}/verified")
+def test_an_object_is_verified_while_it_is_downloaded(server: str, unchecked: Path) -> None:
+    here, bucket = Store(str(unchecked)), Store.at(f"gs://{BUCKET}/verified")
     here.copy_into(bucket, [(path, path) for path in here.walk("") if "results/" not in path])
-    dataset, local = Dataset.open(bucket), dataset_in(as_before)
+    dataset, local = Dataset.open(bucket), dataset_in(unchecked)
     for _ in range(2):
         assert list(dataset.samples("val", 0, VariantName("only_fg"))) == list(
             local.samples("val", 0, VariantName("only_fg"))

@@ -1,7 +1,6 @@
 """Tests reruns after changes, kills and damage: they repeat no work and lose nothing."""
 
 import itertools
-import re
 import shutil
 import sys
 from collections import Counter
@@ -92,21 +91,6 @@ def test_an_update_makes_what_has_changed_and_no_more(small_input: Path, tmp_pat
     run_here("generate", "--input", small_input, *flags, "--output", tmp_path / "fresh")
     fresh = (tmp_path / "fresh" / "manifest.json").read_bytes()
     assert fresh == (output / "manifest.json").read_bytes()
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_a_new_model_segments_and_composes_nothing(
-    small_run: Path, small_sample: Path, tmp_path: Path
-) -> None:
-    output = Path(shutil.copytree(small_run, tmp_path / "out", copy_function=shutil.copy2))
-    before = stamps(output)
-    models = ("--models", "efficientnet_lite0,python:tiny_models:second", *ONE)
-    printed = run_here("run", "--input", small_sample, "--output", output, *models).out
-    assert re.search(r"^done now: \d+ pictures predicted$", printed, re.MULTILINE)
-    assert "shards made: 0 of 1 source, 0 of 1 output, 1 of 2 of predictions" in printed
-    after = stamps(output)
-    written = {path.split("/")[0] for path in after if before.get(path) != after[path]}
-    assert written == {"results", "report.html"}
 
 
 def test_what_the_maker_states_stays_and_rewrites_the_card_alone(
