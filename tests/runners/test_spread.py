@@ -27,7 +27,7 @@ from runs import (
     wait_until,
     words_of,
 )
-from spread_steps import Die, Fail, Meet, Note, Shared, Sleep, outputs_of
+from spread_steps import Die, Fail, Meet, Note, Shared, outputs_of
 
 from pipeline.errors import JobError, UsageError
 from pipeline.runtime import spread
@@ -79,13 +79,6 @@ def engine(
         meet = Meet(tmp_path_factory.mktemp("meet"))
         outputs_of(shared, meet, [2, 2], tmp_path_factory.mktemp("job"))
         yield shared
-
-
-def test_all_workers_get_work_and_count(engine: Engine, tmp_path: Path) -> None:
-    processes, counters = outputs_of(engine, Sleep(), [0.01] * 60, tmp_path)
-    assert counters == {"naps": 60}
-    assert len(processes) == 60
-    assert len(set(processes)) == 2
 
 
 def test_a_step_is_set_up_once_for_each_thread_and_job(engine: Engine, tmp_path: Path) -> None:
