@@ -79,8 +79,8 @@ def measure_jobs(folder: Path, source: str, counts: list[int]) -> None:
         if next(Cutter(SegmentConfig()).cut(read_source(image.location, image.annotation))).layer
     ]
     (folder / "tiny_model.py").write_text(MODEL)
-    # By default, a thousand images make one shard, and one core that works alone is faster than each
-    # of two.
+    # By default, a thousand images make one shard, and one core that works alone is faster than
+    # each of two.
     (folder / "jobs.toml").write_text("images_per_shard = 500\n")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     seconds: dict[int, dict[str, float]] = {}
