@@ -32,16 +32,13 @@ from pipeline.errors import UsageError, counted, refuse_first, shown_bytes
 from pipeline.generate.commit import commit, keep_outside, read_prepared, restate
 from pipeline.jobs.messages import describe_images
 from pipeline.released.archive_listing import (
-    AUTHORS,
     IMPORT_FOLDER,
-    PAPER,
     ReleasedArchive,
-    find_archive,
-    is_archive,
     is_packed,
     list_files,
     read_listing,
 )
+from pipeline.released.paper_archive import AUTHORS, PAPER, find_archive, is_archive
 from pipeline.released.write_shards import (
     BackgroundPool,
     ImportPlan,
@@ -193,6 +190,7 @@ def _import_outside(arguments: argparse.Namespace) -> int:
                 *(
                     f"{name}: {counted(number, 'picture')} with a named background"
                     for name, (*_, number) in staged.items()
+                    if number
                 ),
                 f"time: {time.monotonic() - started:.1f} s"
                 if is_new

@@ -14,8 +14,8 @@ import pytest
 from runs import manifest_of, refusal, run_here
 
 from pipeline.errors import JobError, UsageError
-from pipeline.released import archive_listing
-from pipeline.released.archive_listing import AUTHORS, PAPER_NAME, find_archive, is_archive
+from pipeline.released import paper_archive
+from pipeline.released.paper_archive import AUTHORS, PAPER_NAME, find_archive, is_archive
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -77,9 +77,9 @@ def site(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     """A server of the archive, in place of the authors'. The cache is `tmp_path / "cache"`."""
     content = archive.read_bytes()
     site = Site(content)
-    monkeypatch.setattr(archive_listing, "PAPER_SITE", site.url)
-    monkeypatch.setattr(archive_listing, "PAPER_BYTES", len(content))
-    monkeypatch.setattr(archive_listing, "PAPER_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(paper_archive, "PAPER_SITE", site.url)
+    monkeypatch.setattr(paper_archive, "PAPER_BYTES", len(content))
+    monkeypatch.setattr(paper_archive, "PAPER_SHA256", hashlib.sha256(content).hexdigest())
     monkeypatch.setenv("IN9_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("IN9_RELEASED", raising=False)
     threading.Thread(target=site.server.serve_forever, args=(0.01,), daemon=True).start()
@@ -98,7 +98,7 @@ def test_what_is_cut_off_is_gone_on_with_and_imported(
     for words in (
         f"{site.url}/{PAPER_NAME}",
         f"{whole:,} bytes",
-        archive_listing.PAPER_SHA256,
+        paper_archive.PAPER_SHA256,
         "same command",
     ):
         assert words in line
@@ -134,8 +134,12 @@ def test_other_bytes_are_refused_before_they_are_read_and_fetched_again(
     content = site.content
     site.content = wrong or content[:-1] + bytes([content[-1] ^ 1])
     line = refusal("import", "--from", "paper:", "--output", tmp_path / "out")
-    told = f"({len(content):,} bytes, SHA-256 {archive_listing.PAPER_SHA256})"
-    assert line == f"in9 import: {site.url}/{PAPER_NAME} is not the authors' archive {told}"
+    wanted, found = (
+        f"{len(data):,} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}"
+        for data in (content, site.content)
+    )
+    told = f"is not the authors' archive of {wanted}, but has {found}; use --from FILE"
+    assert line == f"in9 import: {site.url}/{PAPER_NAME} {told}"
     site.content = content
     assert Path(find_archive()).read_bytes() == content
     assert site.requests == ["bytes=0-"] * 2
@@ -161,16 +165,17 @@ def test_without_a_network_one_line_says_what_to_fetch(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ("import", "--from", "paper:", "--output", tmp_path / "out")
-    for place, reason in (
-        (f"{site.url}/other", "HTTPError 404"),
-        ("http://127.0.0.1:9/data", "ConnectionError"),
+    again = "run the same command again to go on, or "
+    for place, reason, advice in (
+        (f"{site.url}/other", "HTTPError 404", ""),
+        ("http://127.0.0.1:9/data", "ConnectionError", again),
     ):
         monkeypatch.setenv("IN9_RELEASED", place)
         (line,) = run_here(*command, code=1).err.splitlines()
         assert line == (
             f"in9 import: the job failed: {place}/{PAPER_NAME} was not fetched whole ({reason}): "
-            "run the same command again to go on, or fetch the file elsewhere "
-            f"({len(site.content):,} bytes, SHA-256 {archive_listing.PAPER_SHA256}) and name it by "
+            f"{advice}fetch the file elsewhere "
+            f"({len(site.content):,} bytes, SHA-256 {paper_archive.PAPER_SHA256}) and name it by "
             "--from"
         )
         assert not (tmp_path / "out").exists()
@@ -183,9 +188,12 @@ def test_a_mirror_may_be_an_address_a_folder_or_a_file(
         monkeypatch.setenv("IN9_RELEASED", str(place))
         assert find_archive() == str(archive)
     (tmp_path / PAPER_NAME).write_bytes(b"other")
-    for place in (tmp_path, tmp_path / "missing"):
+    for place, said in (
+        (tmp_path, f"{tmp_path}/{PAPER_NAME} is not the authors' archive"),
+        (tmp_path / "missing", f"there is no {tmp_path}/missing/{PAPER_NAME}"),
+    ):
         monkeypatch.setenv("IN9_RELEASED", str(place))
-        with pytest.raises(UsageError, match=f"{place}/{PAPER_NAME} is not the authors' archive"):
+        with pytest.raises(UsageError, match=said):
             find_archive()
     assert not site.requests
     for place in (site.url, f"{site.url}/", f"{site.url}/{PAPER_NAME}"):
