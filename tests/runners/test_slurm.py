@@ -51,5 +51,6 @@ def test_a_job_of_slurm_that_is_cancelled_and_loses_a_node(
     run_in9(*flags, tmp_path / "here")
     assert (out / "manifest.json").exists(), log.read_text()
     assert manifest_of(out) == manifest_of(tmp_path / "here"), log.read_text()
-    # The job's certificates are gone.
+    # The job's certificates are gone, and so is its scheduler.
     assert not [*ROOT.glob(".in9-*")]
+    until(lambda: "dask scheduler" not in slurm.ask("n1", "ps", "-eo", "args"))
