@@ -320,13 +320,15 @@ def describe_power(summaries: Iterable[Summary], *, is_page: bool = False) -> It
 
 def _probes(models: Sequence[tuple[Summary, StoredPower]]) -> str:
     """Names models, and says how often the probes of their outputs are right."""
-    rows = sorted((row for _, row in models), key=lambda row: row.accuracy)
-    chances = sorted(row.chance for row in rows)
-    chance = " to ".join(dict.fromkeys(f"{100 * one:.1f}" for one in (chances[0], chances[-1])))
+    rows = [row for _, row in models]
+    right, chance = (
+        " to ".join(dict.fromkeys(f"{100 * of(one):.1f}" for of in (min, max)))
+        for one in ([row.accuracy for row in rows], [row.chance for row in rows])
+    )
     found = (
         f"probe {interval(rows[0].accuracy, rows[0].ci_low, rows[0].ci_high)} %"
         if len(rows) == 1
-        else f"probes {100 * rows[0].accuracy:.1f} to {100 * rows[-1].accuracy:.1f} %, in power.csv"
+        else f"probes {right} %, in power.csv"
     )
     return f"{listed([one.name for one, _ in models])} ({found}, chance {chance} %)"
 
