@@ -38,8 +38,7 @@ DEPLOYED = [
     DEPLOY / "certificates",
     DEPLOY / "entrypoint",
     DEPLOY / "lock",
-    DEPLOY / "cron" / "run",
-    DEPLOY / "cron" / "stale",
+    DEPLOY / "stale",
     DEPLOY / "systemd" / "alert",
 ]
 # The other scripts source `environment`, so it is checked with them.
@@ -371,11 +370,8 @@ def test_flags_that_services_pass_exist() -> None:
     arguments, rest = parse_command_line(words[words.index("run") :])
     assert (arguments.input, rest) == ("/data/imagenet", [])
     own_flags(compose_services()["in9"]["command"])
-    (line,) = [
-        line for line in (DEPLOY / "cron" / "in9").read_text().splitlines() if "cron/run" in line
-    ]
-    assert re.match(r"\d+ \d+ \d+ \* \*  \w+  /", line)
-    own_flags(line.replace('"$OUTPUT"', "--output=o").replace("cron/run", " run"))
+    (line,) = re.findall(r"^0 3 1 \* \*  in9 .*", (ROOT / "docs" / "deploy.md").read_text(), re.M)
+    own_flags(line.replace("/etc/in9.toml", str(DEPLOY / "systemd" / installed.name)))
 
 
 def test_systemd_takes_the_units(tmp_path: Path) -> None:
@@ -421,30 +417,9 @@ def test_what_systemd_publishes_is_linked() -> None:
     assert Path(folder).parent == Path("/var/lib") / state
 
 
-def test_cron_says_nothing_while_all_is_well(tmp_path: Path) -> None:
-    environment = {**os.environ, "IN9": str(BIN / "in9"), "PYTHONPATH": str(ROOT)}
-
-    def run(*flags: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [DEPLOY / "cron" / "run", tmp_path / "out", *flags],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-        )
-
-    well = run("--help")
-    assert (well.returncode, well.stdout, well.stderr) == (0, "", "")
-    wrong = run("--limt=3")
-    assert wrong.returncode == 2
-    assert "exit code 2" in wrong.stdout
-    assert "did you mean --limit?" in wrong.stdout
-    assert "Example: in9 run" in (tmp_path / "out.log.1").read_text()
-
-
-def test_cron_says_when_no_run_has_ended_well(tmp_path: Path) -> None:
+def test_a_line_says_when_no_run_has_ended_well(tmp_path: Path) -> None:
     def stale() -> int:
-        command = (DEPLOY / "cron" / "stale", tmp_path, "35")
+        command = (DEPLOY / "stale", tmp_path, "35")
         return subprocess.run(command, capture_output=True, check=False).returncode
 
     assert stale() == 1
