@@ -416,11 +416,10 @@ def draws_of(names: Iterable[VariantName]) -> dict[str, tuple[VariantName, ...]]
     >>> list(draws), list(map(str, draws["mixed_same"]))
     (['original', 'mixed_same'], ['mixed_same', 'mixed_same_r1'])
     """
-    names = list(names)
-    return {
-        str(variant): tuple(name for name in names if name.variant == variant)
-        for variant in dict.fromkeys(name.variant for name in names)
-    }
+    draws: dict[str, tuple[VariantName, ...]] = {}
+    for name in names:
+        draws[str(name.variant)] = (*draws.get(str(name.variant), ()), name)
+    return draws
 
 
 def select_variants(names: Iterable[str]) -> tuple[str, ...]:
