@@ -29,6 +29,8 @@ from pipeline.models.registry import load_model
 from pipeline.storage.store import Store
 from pipeline.training import probe_fit
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 NAME = "efficientnet_lite0"
 BOTH = ("--models", f"probe:{NAME},knn:{NAME}", "--holdout", 0.5, "--pictures", "none", *ONE)
 
