@@ -161,9 +161,7 @@ SECTIONS = (
         "input and output",
         _GENERATING,
         _OUTPUT,
-        Flag(
-            "--input", "DIR", "folder of images, or an input table (default: the embedded sample)"
-        ),
+        Flag("--input", "DIR", "folder of images, or an input table (default: embedded sample)"),
         Flag(
             "--input_columns",
             "NAME=COLUMN,...",
@@ -206,12 +204,7 @@ SECTIONS = (
     section(
         "sources",
         _GENERATING,
-        Flag(
-            "--masks",
-            "DIR",
-            "folder of PNG masks, or a COCO .json file, for --segmenter masks, unless an input "
-            "table has them",
-        ),
+        Flag("--masks", "DIR", "PNG folder or COCO .json for --segmenter masks, unless in --input"),
         Flag("--taxonomy", "FILE", "file that maps classes to superclasses (default: ImageNet-9)"),
         Flag("--exclude", "FILE", "file that lists images to leave out"),
         Flag("--include", "FILE", "file that lists the images to keep; all others are left out"),

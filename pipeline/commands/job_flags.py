@@ -26,12 +26,7 @@ from pipeline.generate.recipe import RECIPE, RECIPE_COPY, Recipe
 from pipeline.generate.scenes import list_scenes
 from pipeline.generate.segmenters import check_coco, check_masks, parameters_of
 from pipeline.inputs.input_format import SplitLayout
-from pipeline.inputs.input_table import (
-    InputTable,
-    content_of_coco,
-    named_columns,
-    tells_splits,
-)
+from pipeline.inputs.input_table import InputTable, content_of_coco, named_columns, tells_splits
 from pipeline.inputs.layout import InputFlags, find_layout
 from pipeline.inputs.lists import read_key_list, read_taxonomy
 from pipeline.jobs.publish import describe_list_change, shown

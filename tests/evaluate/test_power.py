@@ -251,3 +251,5 @@ def test_models_without_power_are_named_and_those_whose_gap_says_little() -> Non
     many = [model(number, -0.1, end=40 * "x") for number in range(1, 21)]
     (line,) = describe_power(many, is_page=True)
     assert "and 17 more (probes 1.0 to 20.0 %, in power.csv, chance 12.5 %)" in line
+    (line,) = describe_power([near, near])
+    assert "(probes 1.0 %, in power.csv, chance 12.5 %)" in line

@@ -1,6 +1,9 @@
 """Tests the images of the page in a real browser: choice, filters, links, and the first image."""
 
 import itertools
+import re
+import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_results import made, of_model
 from report_page import MODELS
-from runs import index_of
+from runs import ONE, index_of, pixels_of, run_here
 
 from pipeline.analyses.evaluation import images as chooser
 from pipeline.analyses.evaluation.images import (
@@ -366,6 +369,25 @@ def test_outdated_predictions_are_not_shown(tmp_path: Path) -> None:
         assert {row["variant"] for row in predictions} == shown
         wanted = _wanted(dataset, "val", model, ("original", *MIXED))
         assert _failures(store, "val", 0, [(model[0], wanted)]) == ({}, turned, turned)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_an_image_misleads_models_out_of_those_that_were_tested_on_it(
+    three_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = Path(shutil.copytree(three_models, tmp_path / "out"))
+    none, every = Counter[str](), Counter(pixels_of(output, "original").keys())
+    monkeypatch.setattr(chooser, "_failures", lambda *_: (none, every, none))
+    half = ("--models", "python:tiny_models:first", "--holdout", 0.5)
+    run_here("evaluate", "--dataset", output, *half, "--pictures", "sample", *ONE)
+    cards = (output / "report.html").read_text().split('<details class="card"')[1:]
+    found = set()
+    for card in cards:
+        same = card.partition(", variant mixed_same")[2].partition("</figure>")[0]
+        (seen,) = set(re.findall(r"misleads 1 of (\d+)", card))
+        assert f"</b> of {seen} right" in same
+        found.add(seen)
+    assert found == {"3", "4"}
 
 
 def test_pictures_that_have_no_room_are_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:

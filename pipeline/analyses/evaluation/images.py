@@ -213,6 +213,12 @@ class ImageCard:
     patterns: tuple[tuple[str, ...], ...]
 
     @property
+    def seen(self) -> int:
+        """Number of models that `turned` is out of: those whose answer on `mixed_same` counts."""
+        same = self.version("mixed_same")
+        return len(same.predictions) if same else 0
+
+    @property
     def anchor(self) -> str:
         """The card's address within the page, without the `#`."""
         return f"image={quote(self.key, safe='')}"
