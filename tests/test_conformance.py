@@ -1,11 +1,5 @@
-"""Tests conformance with the authors' procedure.
+"""Tests that real pictures have the pixels that the authors' own code computes."""
 
-The sample must have the golden digests. Where the shared reference data is present, real pictures
-must have the pixels that the authors' own code computes.
-"""
-
-import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,8 +22,6 @@ STATUSES = (
 )
 CODES = {status: code for code, status in enumerate(STATUSES)}
 
-GOLDEN = Path(__file__).parent / "golden" / "sample.json"
-
 
 def layers(output: Path) -> Iterator[tuple[str, Layer]]:
     """Yields the key and the layer of each accepted picture of a dataset."""
@@ -48,33 +40,11 @@ def index(output: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def lossless_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A lossless dataset of three sample pictures of each class, at the golden files' size."""
+    """A lossless dataset of three sample pictures of each class."""
     output = tmp_path_factory.mktemp("lossless") / "out"
-    how = ("--image_size", 256, *keys(encoding="png"), "--limit", 3, "--replicates", 2)
+    how = (*keys(encoding="png"), "--limit", 3, "--replicates", 2)
     run_in9("generate", "--output", output, "--formats", "parquet", *how)
     return output
-
-
-def test_sample_filter_codes_and_shares_are_golden(sample_run: Path) -> None:
-    golden = json.loads(GOLDEN.read_text())
-    rows = index(sample_run)
-    assert rows.keys() == golden.keys()
-    for key, expected in golden.items():
-        assert CODES[rows[key]["status"]] == expected["code"], key
-        if expected["code"] == 0:
-            assert rows[key]["mask_over_box"] == pytest.approx(expected["mask_over_box"], abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    "variant", ["original", "only_bg_b", "only_bg_t", "no_fg", "only_fg", "fg_mask"]
-)
-def test_sample_variants_equal_native_compositing(lossless_sample: Path, variant: str) -> None:
-    golden = json.loads(GOLDEN.read_text())
-    actual = pixels_of(lossless_sample, variant)
-    assert len(actual) >= 24
-    for key, picture in actual.items():
-        digest = hashlib.sha256(picture.tobytes()).hexdigest()[:16]
-        assert digest == golden[key]["pixels"][variant], key
 
 
 @pytest.mark.parametrize("draw", ["", "_r1"])

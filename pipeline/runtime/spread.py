@@ -27,6 +27,7 @@ import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, cast
@@ -43,8 +44,10 @@ from pipeline.runtime.progress import count, counted_here
 _LOG = logging.getLogger(__name__)
 _LOSSES = 3
 """How often a call is made again because its worker was lost."""
-# A fork would inherit locks that other threads hold, and could not use CUDA.
-_CONTEXT = multiprocessing.get_context("spawn")
+# A fork of the job would inherit locks that other threads hold, and could not use CUDA. A server of
+# forks has neither, and imports what workers need once for all of them.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_OF_GROUP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 ADVICE = "Run the same command again to go on"
 
@@ -244,13 +247,14 @@ def refusal(code: tuple[tuple[str, str], ...]) -> str:
 
 
 class LocalWorkers(Engine):
-    """An engine of worker processes, which start when calls come.
+    """An engine of worker processes, which start when calls come, with modules already `imported`.
 
     If it `has_cards`, each has one of its own, and runs the calls of its place.
     """
 
-    def __init__(self, number: int, has_cards: bool = False) -> None:
+    def __init__(self, number: int, has_cards: bool = False, imported: Sequence[str] = ()) -> None:
         self._number, self.has_cards = number, has_cards
+        _CONTEXT.set_forkserver_preload([*imported])
         self._processes: dict[int, tuple[BaseProcess, Connection]] = {}
         self._is_closed = False
 
@@ -300,10 +304,19 @@ class LocalWorkers(Engine):
     def _start(self, number: int) -> tuple[BaseProcess, Connection]:
         ours, theirs = _CONTEXT.Pipe()
         with theirs:
+            # The server has the environment in which an earlier job may have started it.
             process = _CONTEXT.Process(
-                target=_serve, args=(theirs, self._number, number if self.has_cards else None)
+                target=_serve,
+                args=(theirs, self._number, number if self.has_cards else None, {**os.environ}),
             )
-            process.start()
+            # From their first moment on, the server and its forks keep out signals that may reach
+            # all processes of a terminal or a batch job; the job's own process ends them.
+            resource_tracker.ensure_running()  # It lets signals in again.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_GROUP)
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self._processes[number] = process, ours
         return process, ours
 
@@ -316,11 +329,12 @@ class LocalWorkers(Engine):
             process.join()
 
 
-def _serve(connection: Connection, peers: int, card: int | None) -> None:
-    """Runs calls, and ends the steps of tokens, until the job ends."""
-    # They may reach all processes of a terminal or a batch job; the job's own ends this one.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+def _serve(
+    connection: Connection, peers: int, card: int | None, environment: Mapping[str, str]
+) -> None:
+    """Runs calls, and ends the steps of tokens, in an environment, until the job ends."""
+    os.environ.clear()
+    os.environ.update(environment)
     # As in the job's own process.
     logging.captureWarnings(True)
     warnings.simplefilter("default")

@@ -149,7 +149,7 @@ def test_ctrl_c_leaves_with_one_line_in_the_middle_of_work(
     *progress, last = error.splitlines()
     assert last == "in9 run: stopped; run the same command again to go on"
     # If starting takes long, lines of progress come first.
-    assert all(re.match(rf"{stage.split()[0]}: 0 of ", line) for line in progress)
+    assert all(re.match(rf"{stage.split()[0]}: 0 of ", line) for line in progress), error
     assert out == ""
     assert not list(output.glob(".in9/lock*"))
     # No worker stays behind.

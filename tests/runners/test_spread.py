@@ -27,7 +27,7 @@ from runs import (
     wait_until,
     words_of,
 )
-from spread_steps import Die, Fail, Meet, Note, Shared, outputs_of
+from spread_steps import Die, Fail, Meet, Note, Shared, Sleep, outputs_of
 
 from pipeline.errors import JobError, UsageError
 from pipeline.runtime import spread
@@ -150,6 +150,14 @@ def test_a_call_that_ends_each_worker_ends_the_job(
     monkeypatch.setattr(spread, "_LOSSES", 0)
     with pytest.raises(JobError, match=r"1 workers were lost at one part; .* exit code -9\. Run"):
         outputs_of(LocalWorkers(2), Die(), [0], tmp_path)
+
+
+def test_what_stops_all_processes_of_a_terminal_does_not_reach_workers(tmp_path: Path) -> None:
+    with LocalWorkers(1) as workers:
+        (worker,), _ = outputs_of(Shared(workers), Sleep(), [0.0], tmp_path)
+        (found,) = re.findall(r"SigBlk:\s*(\w+)", Path(f"/proc/{worker}/status").read_text())
+    kept_out = {number for number in range(1, 64) if int(found, 16) >> (number - 1) & 1}
+    assert {signal.SIGINT, signal.SIGTERM, signal.SIGHUP} <= kept_out
 
 
 # Jobs, in processes of their own.
