@@ -35,7 +35,8 @@ collect_ignore = ["mirrored"]
 """A part of a copied checkout, not of this one."""
 
 _LONGEST = (
-    *("spread", "snippets", "heads", "evaluate", "flink", "grabcut", "benchmarks", "page_images"),
+    *("spread", "snippets", "conformance", "heads", "evaluate", "flink", "grabcut", "benchmarks"),
+    *("page_images", "leftovers", "scenes"),
     *("predict", "rerun", "matrix_seeds", "slurm", "faults", "outside", "family_gates", "labels"),
     *("conditions", "recipe", "matrix", "feature_shares", "report", "baseline", "import"),
     *("held_out_backgrounds", "commit", "call", "method", "training", "variants_compared"),
