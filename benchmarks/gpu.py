@@ -152,10 +152,8 @@ class Rows:
         self._pool = self._started()
 
     def _started(self) -> ProcessPoolExecutor:
-        # Forks of this process could not use CUDA; those of a server can, and import nothing again.
-        server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(["bare_loops", "whole_stage"])
-        return ProcessPoolExecutor(1, server, max_tasks_per_child=self._tasks)
+        spawn = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(1, spawn, max_tasks_per_child=self._tasks)
 
     @contextlib.contextmanager
     def one(self, name: str) -> Iterator[Callable[..., Any]]:

@@ -118,12 +118,12 @@ def measure_ten_models(setting: Setting) -> None:
 
 def measure_two_processes(setting: Setting) -> None:
     """Measures two processes on one device beside one, each of which predicts all pictures."""
-    server = multiprocessing.get_context("forkserver")
+    spawn = multiprocessing.get_context("spawn")
     seconds = []
     for count in (1, 2):
-        barrier = server.Barrier(count + 1)
+        barrier = spawn.Barrier(count + 1)
         processes = [
-            server.Process(target=_predict_twice, args=(setting, barrier)) for _ in range(count)
+            spawn.Process(target=_predict_twice, args=(setting, barrier)) for _ in range(count)
         ]
         for process in processes:
             process.start()

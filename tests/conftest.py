@@ -23,9 +23,7 @@ from transforms.taxonomy import imagenet9
 settings.register_profile("in9", deadline=None)
 settings.load_profile("in9")
 
-# Test processes run side by side, so more threads in each would only wait for each other, and those
-# that a command starts nevertheless must sleep instead of spinning.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Test processes run side by side, so idle OpenMP threads must sleep instead of spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Help is as wide as the terminal.

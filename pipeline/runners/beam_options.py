@@ -30,8 +30,6 @@ from pipeline.runtime.spread import Engine, LocalWorkers
 logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").addFilter(
     lambda record: not record.getMessage().startswith("If direct_num_workers is not equal to 1")
 )
-_IMPORTED = ("pipeline.generate.graph", "pipeline.evaluate.resident")
-"""Modules that import all that workers of this machine need."""
 _LOCAL_RUNNERS = ("DirectRunner", "BundleBasedDirectRunner", "FnApiRunner", "SwitchingDirectRunner")
 
 
@@ -122,11 +120,9 @@ def engine_of(
         return DaskWorkers(dask)
     direct.direct_running_mode = "in_memory"
     if is_local and has_processes:
-        return LocalWorkers(direct.direct_num_workers, imported=_IMPORTED)
+        return LocalWorkers(direct.direct_num_workers)
     chosen = any(one.startswith(("--direct_running", "--direct_num")) for one in arguments)
-    if not is_local or gpus < 2 or chosen:
-        return None
-    return LocalWorkers(gpus, has_cards=True, imported=_IMPORTED)
+    return LocalWorkers(gpus, has_cards=True) if is_local and gpus > 1 and not chosen else None
 
 
 _RAISED = re.compile(r"^(?:Pipeline \S+ failed in state \w+: )?(?:[\w.$]+[.$])?(\w+): (.*)$")

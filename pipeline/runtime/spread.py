@@ -44,9 +44,8 @@ from pipeline.runtime.progress import count, counted_here
 _LOG = logging.getLogger(__name__)
 _LOSSES = 3
 """How often a call is made again because its worker was lost."""
-# A fork of the job would inherit locks that other threads hold, and could not use CUDA. A server of
-# forks has neither, and imports what workers need once for all of them.
-_CONTEXT = multiprocessing.get_context("forkserver")
+# A fork would inherit locks that other threads hold, and could not use CUDA.
+_CONTEXT = multiprocessing.get_context("spawn")
 _OF_GROUP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 ADVICE = "Run the same command again to go on"
@@ -247,14 +246,13 @@ def refusal(code: tuple[tuple[str, str], ...]) -> str:
 
 
 class LocalWorkers(Engine):
-    """An engine of worker processes, which start when calls come, with modules already `imported`.
+    """An engine of worker processes, which start when calls come.
 
     If it `has_cards`, each has one of its own, and runs the calls of its place.
     """
 
-    def __init__(self, number: int, has_cards: bool = False, imported: Sequence[str] = ()) -> None:
+    def __init__(self, number: int, has_cards: bool = False) -> None:
         self._number, self.has_cards = number, has_cards
-        _CONTEXT.set_forkserver_preload([*imported])
         self._processes: dict[int, tuple[BaseProcess, Connection]] = {}
         self._is_closed = False
 
@@ -304,14 +302,12 @@ class LocalWorkers(Engine):
     def _start(self, number: int) -> tuple[BaseProcess, Connection]:
         ours, theirs = _CONTEXT.Pipe()
         with theirs:
-            # The server has the environment in which an earlier job may have started it.
             process = _CONTEXT.Process(
-                target=_serve,
-                args=(theirs, self._number, number if self.has_cards else None, {**os.environ}),
+                target=_serve, args=(theirs, self._number, number if self.has_cards else None)
             )
-            # From their first moment on, the server and its forks keep out signals that may reach
-            # all processes of a terminal or a batch job; the job's own process ends them.
-            resource_tracker.ensure_running()  # It lets signals in again.
+            # From its first moment on, it keeps out signals that may reach all processes of a
+            # terminal or a batch job; the job's own process ends it.
+            resource_tracker.ensure_running()  # Its start would let them in again.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_GROUP)
             try:
                 process.start()
@@ -329,12 +325,8 @@ class LocalWorkers(Engine):
             process.join()
 
 
-def _serve(
-    connection: Connection, peers: int, card: int | None, environment: Mapping[str, str]
-) -> None:
-    """Runs calls, and ends the steps of tokens, in an environment, until the job ends."""
-    os.environ.clear()
-    os.environ.update(environment)
+def _serve(connection: Connection, peers: int, card: int | None) -> None:
+    """Runs calls, and ends the steps of tokens, until the job ends."""
     # As in the job's own process.
     logging.captureWarnings(True)
     warnings.simplefilter("default")

@@ -41,7 +41,7 @@ def twenty_run(whole_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         shutil.copytree(whole_run, output)
         for number in range(18):
             add_model(output, TINY[number % 2], f"vit_base_patch16_{number}.in21k_ft")
-        write_all(output, figures=True)
+        write_all(output)
 
     return made_once(tmp_path_factory, "twenty", make)
 

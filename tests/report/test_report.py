@@ -258,7 +258,7 @@ def test_label_rules_are_tabs(opened: Any) -> None:
 
 def test_a_page_without_pictures(open_page: Any, report_run: Path, tmp_path: Path) -> None:
     output = Path(shutil.copytree(report_run, tmp_path / "out"))
-    write_all(output, pictures="none", figures=True)
+    write_all(output, pictures="none")
     text = (output / "report.html").read_text()
     assert "data:image" not in text
     assert "<img" not in text
@@ -346,7 +346,7 @@ def test_a_model_is_removed_with_its_folder(report_run: Path, tmp_path: Path) ->
     for model in MODELS:
         assert {"summary.csv", "attack.csv", "saliency.csv", "report.html"} <= naming(model)
         shutil.rmtree(results / model)
-        write_all(output, figures=True)
+        write_all(output)
         assert not naming(model)
         assert not list(results.glob(f"figures/*{model}*"))
     assert (results / "summary.csv").read_text().count("\n") == 1
@@ -452,7 +452,7 @@ def test_tables_and_page_do_without_all_figures_that_a_result_need_not_have(
                 missing.add(field[-1])
         path.write_text(json.dumps(content))
     assert {"fooled", "ci_low", "mass_in_mask", "imagenet_top1"} <= missing
-    run_here("report", "--dataset", output, "--pictures", "none", figures=True)
+    run_here("report", "--dataset", output, "--pictures", "none")
     assert list(output.glob("results/figures/*.pdf"))
     assert "is damaged" not in caplog.text
     page = (output / "report.html").read_text()

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -101,8 +100,6 @@ def test_a_process_that_sees_several_gpus_runs_nothing(
     )
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    # Workers are forks of a server, which would be that of an earlier test.
-    forkserver._forkserver._stop()
     with (
         LocalWorkers(1, has_cards=True) as workers,
         pytest.raises(JobError, match="this one sees 2: name those to use in CUDA_VISIBLE_DEVICES"),

@@ -93,8 +93,7 @@ class DaskCluster:
         self._stack, self.folder = stack, folder
         # No test depends on modules that the workers find by themselves.
         alone = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
-        forks = {"DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD": "forkserver"}
-        self._environment = {**os.environ, **alone, **forks, **variables}
+        self._environment = {**os.environ, **alone, **variables}
         self.workers: list[subprocess.Popen[bytes]] = []
         port, file = free_port(), folder / "scheduler"
         self.address = f"{scheme}://127.0.0.1:{port}"
@@ -153,5 +152,5 @@ def dask_cluster(folder: Path, number: int, *flags: str, **variables: str) -> It
 
 
 def spawned_by(pid: int) -> list[int]:
-    """Returns the ids of the live forks of a process's server of forks."""
-    return [fork for server in children(pid, b"forkserver") for fork in children(server)]
+    """Returns the ids of a process's live children that `multiprocessing` has started to work."""
+    return children(pid, b"--multiprocessing-fork")

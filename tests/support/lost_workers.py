@@ -30,9 +30,7 @@ def lost_after_steps(folder: Path) -> dict[str, str]:
 
 def lose() -> None:
     """Lets this process kill itself after steps, if it is a worker."""
-    if any("forkserver" in word for word in sys.orig_argv):
-        import pipeline.evaluate.resident
-        import pipeline.generate.graph  # noqa: F401
+    if "--multiprocessing-fork" in sys.orig_argv:
         from pipeline.runtime import spread
 
         spread.run_call = functools.partial(_losing, spread.run_call)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -28,7 +28,6 @@ from forking import NO_FIGURES, Forks, Started
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.analyses.parts import Parts
 from pipeline.commands.cli import main
 from pipeline.dataset.folder import Dataset
 from pipeline.report.write import write_report, write_tables
@@ -120,22 +119,12 @@ class Printed(NamedTuple):
     err: str
 
 
-@contextlib.contextmanager
-def _figures(drawn: bool) -> Iterator[None]:
-    """Leaves figures out of pages that the block writes, unless they are to be `drawn`."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not drawn:
-            patch.setattr(Parts, "plots", lambda *_: iter(()))
-        yield
-
-
-def run_here(*arguments: object, code: int = 0, figures: bool = False) -> Printed:
+def run_here(*arguments: object, code: int = 0) -> Printed:
     """Runs a command in this process; asserts that it exits with `code`.
 
-    Most commands take longer to start than to run, and figures longer than most commands.
+    Most commands take longer to start than to run.
     """
     with (
-        _figures(figures),
         contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")) as out,
         contextlib.redirect_stderr(io.TextIOWrapper(io.BytesIO(), "utf-8")) as err,
     ):
@@ -278,15 +267,14 @@ def results_of(output: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in _files_of(output).items()}
 
 
-def write_all(output: Path, pictures: str = "sample", *, figures: bool = False) -> None:
-    """Writes tables and page, as `in9 report` does, but no PDF files, and no figures unless asked.
+def write_all(output: Path, pictures: str = "sample") -> None:
+    """Writes tables, page and figures, as `in9 report` does, but without PDF files.
 
     PDF files take several times as long as all else.
     """
     store = Store(str(output))
     write_tables(Dataset.open(store))
-    with _figures(figures):
-        write_report(store, imagenet9(), pictures)
+    write_report(store, imagenet9(), pictures)
 
 
 def finished_shards(output: Path) -> dict[str, int]:
