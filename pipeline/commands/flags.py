@@ -204,7 +204,7 @@ SECTIONS = (
     section(
         "sources",
         _GENERATING,
-        Flag("--masks", "DIR", "PNG folder or COCO .json for --segmenter masks, unless in --input"),
+        Flag("--masks", "DIR", "folder of PNG masks, or COCO .json file, for --segmenter masks"),
         Flag("--taxonomy", "FILE", "file that maps classes to superclasses (default: ImageNet-9)"),
         Flag("--exclude", "FILE", "file that lists images to leave out"),
         Flag("--include", "FILE", "file that lists the images to keep; all others are left out"),
