@@ -11,11 +11,8 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module, metadata
 from typing import Any
 
-import timm
 import torch
 from safetensors.torch import load
-from timm.models import clean_state_dict, get_pretrained_cfg, is_model_pretrained
-from torchvision import models
 
 from pipeline.errors import JobError, UsageError
 from pipeline.models.checkpoint import SUFFIX, metadata_of_entry, read_header, refuse_compressed
@@ -42,11 +39,25 @@ EFFICIENTNETS = {f"efficientnet_lite{size}": f"tf_efficientnet_lite{size}" for s
 """Maps each entry of `--models` to timm's name of its architecture."""
 
 
+def _timm() -> Any:
+    """Returns timm. Entries of other sources do not wait for its import, which takes 2 s."""
+    import timm
+
+    return timm
+
+
+def _torchvision() -> Any:
+    """Returns torchvision's models, which nobody else waits for either."""
+    from torchvision import models
+
+    return models
+
+
 class _OfTimm(Source):
     """Models whose modules timm makes."""
 
     def build(self, name: str, recipe: Recipe) -> torch.nn.Module:
-        module: torch.nn.Module = timm.create_model(
+        module: torch.nn.Module = _timm().create_model(
             recipe["architecture"], num_classes=recipe["num_classes"]
         )
         return module
@@ -76,7 +87,7 @@ class Packaged(_OfTimm):
         path = getattr(import_module(package.replace("-", "_")), locator).get_model_file_path()
         # The package has timm's tensors in timm's order, but under other names.
         values = list(read_state(path).values())
-        make = functools.partial(timm.create_model, EFFICIENTNETS[spec])
+        make = functools.partial(_timm().create_model, EFFICIENTNETS[spec])
         with torch.device("meta"):
             names = list(make().state_dict())
         if len(names) != len(values):
@@ -106,7 +117,7 @@ class TimmNames(_OfTimm):
     def check(self, spec: str) -> None:
         architecture, equals, path = spec.partition("=")
         name, _, tag = architecture.partition(".")
-        is_known = timm.is_model(name)
+        is_known = _timm().is_model(name)
         if equals and files_of(path).info(path) is None:
             label = "" if is_known else f"; for a label, write {architecture}:={path}"
             raise UsageError(f"--models {spec}: there is no file {path}{label}")
@@ -115,13 +126,13 @@ class TimmNames(_OfTimm):
         if not is_known:
             raise UsageError(
                 f"--models {spec}: timm has no model {name!r}"
-                f"{closest(name, [*EFFICIENTNETS, *timm.list_models()])}"
+                f"{closest(name, [*EFFICIENTNETS, *_timm().list_models()])}"
             )
         if equals:
             return
         tags = [
             full.partition(".")[2]
-            for full in timm.list_pretrained(f"{name}*")
+            for full in _timm().list_pretrained(f"{name}*")
             if full.partition(".")[0] == name
         ]
         if not tags:
@@ -134,7 +145,7 @@ class TimmNames(_OfTimm):
     def outputs(self, spec: str, taxonomy: Taxonomy) -> int | None:
         architecture, equals, path = spec.partition("=")
         if not equals:
-            config = get_pretrained_cfg(spec)
+            config = _timm().models.get_pretrained_cfg(spec)
             return config.num_classes if config else None
         try:
             return _head_size(architecture, _read_shapes(path), path)
@@ -149,7 +160,7 @@ class TimmNames(_OfTimm):
             state = read_state(path)
             shapes = {key: value.shape for key, value in state.items()}
             outputs = _head_size(architecture, shapes, path, needed=not encoder)
-            make = functools.partial(timm.create_model, architecture, num_classes=outputs)
+            make = functools.partial(_timm().create_model, architecture, num_classes=outputs)
             module = module_with(spec, make, state)
             trained = metadata_of_entry(spec)
             return timm_model(
@@ -160,11 +171,11 @@ class TimmNames(_OfTimm):
                 trained.preprocessing if trained else None,
                 encoder=encoder,
             )
-        config = get_pretrained_cfg(spec)
+        config = _timm().models.get_pretrained_cfg(spec)
         try:
             if config and config.url and not config.hf_hub_id:
                 refuse_without_answer(config.url)
-            module = timm.create_model(spec, pretrained=True)
+            module = _timm().create_model(spec, pretrained=True)
         except Exception as error:  # Network, a missing file, broken bytes.
             raise JobError(
                 f"the weights of {spec} could not be fetched ({type(error).__name__}). On a "
@@ -183,9 +194,9 @@ class TimmNames(_OfTimm):
         return Origin("hub", model.weights) if "/" in model.weights else None
 
     def full_name(self, spec: str) -> str:
-        if "=" in spec or "." in spec or not timm.is_model(spec):
+        if "=" in spec or "." in spec or not _timm().is_model(spec):
             return spec
-        config = get_pretrained_cfg(spec)
+        config = _timm().models.get_pretrained_cfg(spec)
         return f"{spec}.{config.tag}" if config and config.tag else spec
 
     def path(self, spec: str) -> str:
@@ -196,7 +207,7 @@ class TimmNames(_OfTimm):
 
     def catalogue(self) -> list[str]:
         """Lists the names, with tags, of all weights with ImageNet's outputs."""
-        return [name for name in timm.list_pretrained() if is_for_imagenet(name)]
+        return [name for name in _timm().list_pretrained() if is_for_imagenet(name)]
 
 
 def _refuse_file(spec: str, *, or_any: bool) -> None:
@@ -217,7 +228,11 @@ def _refuse_file(spec: str, *, or_any: bool) -> None:
 
 def is_for_imagenet(name: str) -> bool:
     """Returns whether a timm name, with or without a tag, has weights with ImageNet's outputs."""
-    config = get_pretrained_cfg(name) if is_model_pretrained(name) else None
+    config = (
+        _timm().models.get_pretrained_cfg(name)
+        if _timm().models.is_model_pretrained(name)
+        else None
+    )
     return config is not None and config.num_classes == len(imagenet9().wnids)
 
 
@@ -295,7 +310,7 @@ def read_state(path: str) -> dict[str, torch.Tensor]:
 def _read_shapes(path: str) -> dict[str, Sequence[int]]:
     """Reads the shapes of a checkpoint's tensors; a PyTorch file is memory-mapped, so local."""
     if path.endswith(SUFFIX):
-        shapes: dict[str, Sequence[int]] = clean_state_dict(
+        shapes: dict[str, Sequence[int]] = _timm().models.clean_state_dict(
             {name: entry.get("shape") for name, entry in read_header(path).items()}
         )
         return shapes
@@ -319,7 +334,7 @@ def _unwrapped(path: str, state: Any) -> dict[str, torch.Tensor]:
     for name, value in state.items():
         if value.layout is not torch.strided or value.nbytes > value.untyped_storage().nbytes():
             raise JobError(f"{path}: its tensor {name!r} does not hold all of its values")
-    cleaned: dict[str, torch.Tensor] = clean_state_dict(state)
+    cleaned: dict[str, torch.Tensor] = _timm().models.clean_state_dict(state)
     return cleaned
 
 
@@ -330,7 +345,7 @@ def _head_size(
 
     It is 0 without a classifier, which raises JobError if one is `needed`.
     """
-    config = get_pretrained_cfg(architecture)
+    config = _timm().models.get_pretrained_cfg(architecture)
     classifier = (config and config.classifier) or "fc"
     name = classifier if isinstance(classifier, str) else classifier[0]
     if f"{name}.weight" in shapes:
@@ -363,7 +378,7 @@ class TorchvisionNames(Source):
             refuse_without_answer(weights.url)
             # `get_model` alone would unpickle the file without `weights_only`.
             weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-            module = models.get_model(architecture, weights=weights, progress=False)
+            module = _torchvision().get_model(architecture, weights=weights, progress=False)
         except Exception as error:  # Network, a missing file, broken bytes.
             raise JobError(
                 f"the weights of {name} could not be fetched ({type(error).__name__}). On a "
@@ -404,7 +419,7 @@ class TorchvisionNames(Source):
             arguments = {"transform_input": True, "init_weights": False}
         elif architecture.startswith("vit_"):
             arguments = {"image_size": weights.meta["min_size"][0]}
-        module: torch.nn.Module = models.get_model(architecture, weights=None, **arguments)
+        module: torch.nn.Module = _torchvision().get_model(architecture, weights=None, **arguments)
         if "head" in recipe:
             module.set_submodule(recipe["head"], torch.nn.Identity())
         return module
@@ -418,8 +433,8 @@ class TorchvisionNames(Source):
     def catalogue(self) -> list[str]:
         return [
             f"{_PREFIX}{name}:{weights.name}"
-            for name in models.list_models(module=models)
-            for weights in models.get_model_weights(name)
+            for name in _torchvision().list_models(module=_torchvision())
+            for weights in _torchvision().get_model_weights(name)
         ]
 
 
@@ -444,12 +459,12 @@ def _remove_head(name: str, module: torch.nn.Module, side: int) -> str:
 def _weights(spec: str) -> Any:
     """Returns the member of torchvision's weights enum that an entry names."""
     name, colon, tag = spec.removeprefix(_PREFIX).partition(":")
-    known = models.list_models(module=models)
+    known = _torchvision().list_models(module=_torchvision())
     if name not in known:
         raise UsageError(
             f"--models {spec}: torchvision has no model {name!r}{closest(name, known)}"
         )
-    enum = models.get_model_weights(name)
+    enum = _torchvision().get_model_weights(name)
     if not colon:
         return enum.DEFAULT
     if tag not in enum.__members__:

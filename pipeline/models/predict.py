@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform
 from torch.nn import functional
 
 from pipeline.errors import JobError, ModelError, text_of
@@ -249,18 +248,19 @@ class Predictor:
         self._undo = contextlib.ExitStack()
         self._input = NetworkInput(model.preprocessing, self.device)
         self._fits = sys.maxsize
-        self._crop = (
-            create_transform(
-                input_size=(3, model.preprocessing.input_size, model.preprocessing.input_size),
+        self._crop: Callable[[Image.Image], Any] | None = None
+        if config.eval_input == "native":
+            from timm.data import create_transform
+
+            side = model.preprocessing.input_size
+            self._crop = create_transform(
+                input_size=(3, side, side),
                 interpolation=model.preprocessing.interpolation,
                 crop_pct=model.preprocessing.crop_pct,
                 crop_mode=model.preprocessing.crop_mode,
                 is_training=False,
                 use_prefetcher=True,
             )
-            if config.eval_input == "native"
-            else None
-        )
         allow_tf32 = config.precision == "tf32"
         if allow_tf32 and (
             self.device.type == "cpu" or torch.cuda.get_device_capability(self.device) < (8, 0)

@@ -116,7 +116,7 @@ def test_a_module_of_timm_is_fed_as_it_says_itself(
     assert in9.evaluate_model(three_draws, nine, name="nine").summary.preprocessing.mean == IN9_MEAN
 
 
-def test_neither_beam_nor_torch_is_loaded_for_arrays(three_draws: Path) -> None:
+def test_no_library_is_loaded_that_a_model_does_without(three_draws: Path) -> None:
     code = (
         "import sys, in9, numpy\n"
         "called = in9.evaluate_model(\n"
@@ -127,9 +127,13 @@ def test_neither_beam_nor_torch_is_loaded_for_arrays(three_draws: Path) -> None:
         "    called.to_pandas()\n"
         "except ImportError as error:\n"
         "    print('pandas' in str(error))\n"
+        "from torch import nn\n"
+        "module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 9))\n"
+        "in9.evaluate_model(sys.argv[1], module, name='own')\n"
+        "print({'timm', 'torchvision', 'apache_beam'} & {*sys.modules})\n"
     )
     done = run_python(code, str(three_draws))
-    assert (done.stdout, done.stderr) == ("False False\nTrue\n", "")
+    assert (done.stdout, done.stderr) == ("False False\nTrue\nset()\n", "")
 
 
 def test_wrong_answers_and_errors_reach_the_caller(three_draws: Path) -> None:
