@@ -177,6 +177,7 @@ def test_a_dial_beside_the_matrix_of_the_other_variants(small_sample: Path, tmp_
     lines, page = table_of(output, "dial"), (output / "report.html").read_text()
     assert [row["train_variant"] for row in lines] == ["mixed_p00", RAND.base, *DIAL_VARIANTS[1:]]
     words = f"BG-Gap above that of mixed_rand: shown at no strength (n = {lines[0]['n']}, inter"
+    assert "No model but those that in9 matrix has trained has been evaluated" in page
     for text in (printed, page):
         assert words in text
         assert "never" in text
