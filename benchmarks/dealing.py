@@ -22,12 +22,13 @@ from pathlib import Path
 import apache_beam as beam
 from measure import ROOT, machine, row
 
-from pipeline.runtime.spread import Engine, LocalWorkers, Spread, spread_over
+from pipeline.runtime.spread import Spread, spread_over
+from pipeline.runtime.workers import Engine, LocalWorkers, Step
 
 _CALLS = 600
 
 
-class Sleep(beam.DoFn):
+class Sleep(Step):
     """Seconds -> the same; sleeps for them."""
 
     def process(self, seconds: float) -> list[float]:

@@ -72,7 +72,8 @@ from pipeline.runtime.lock import (
     with_new_job,
 )
 from pipeline.runtime.progress import Progress
-from pipeline.runtime.spread import Engine, spread_over
+from pipeline.runtime.spread import spread_over
+from pipeline.runtime.workers import Engine
 from pipeline.storage.store import Store
 from transforms.variants import VariantName
 

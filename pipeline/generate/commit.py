@@ -17,8 +17,6 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-import apache_beam as beam
-
 from pipeline.dataset.card import card_files
 from pipeline.dataset.config import COMPOSE_VERSION, DatasetConfig
 from pipeline.dataset.manifest import (
@@ -41,6 +39,7 @@ from pipeline.generate.shard_elements import OutputShard, SourceShard, SplitTota
 from pipeline.inputs.source_images import Checksums
 from pipeline.runtime.lock import fenced_for_job, locked
 from pipeline.runtime.progress import count, timed
+from pipeline.runtime.workers import Step
 from pipeline.storage.state_files import read_intact
 from pipeline.storage.store import WORK_FOLDER, FileDigest, Store
 from transforms.hashing import fingerprint
@@ -80,7 +79,7 @@ def prepare_step(
 
 
 @dataclasses.dataclass(eq=False)
-class MoveFiles(beam.DoFn):
+class MoveFiles(Step):
     """(dataset's fingerprint, files to move) -> (the fingerprint, number of files)."""
 
     store: Store

@@ -144,7 +144,8 @@ class GenerateDataset(beam.PTransform):
 
     def expand(self, start: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
         job = self.job
-        listed = start | "List" >> beam.ParDo(ListSplits(job)).with_output_types(SourceShard)
+        list_all = beam.FlatMap(ListSplits(job).process)
+        listed = start | "List" >> list_all.with_output_types(SourceShard)
         if job.origin.recipe:
             identify, accept = IdentifySources(job), AcceptSources(job)
             listed = (
@@ -152,7 +153,7 @@ class GenerateDataset(beam.PTransform):
                 | "Identify" >> Spread(identify, SourceShard)
                 | "Together" >> beam.WithKeys(None)
                 | "AllIdentified" >> beam.GroupByKey()
-                | "Accept" >> beam.ParDo(accept).with_output_types(SourceShard)
+                | "Accept" >> beam.FlatMap(accept.process).with_output_types(SourceShard)
             )
         segmented = listed | "Segment" >> Spread(SegmentShard(job), SourceShard)
         composed = (
@@ -160,7 +161,7 @@ class GenerateDataset(beam.PTransform):
             | "ForPlan" >> beam.Map(SourceShard.for_plan).with_output_types(SourceShard)
             | "BySplit" >> beam.WithKeys(operator.attrgetter("totals.split"))
             | "GatherSplit" >> beam.GroupByKey()
-            | "Plan" >> beam.ParDo(PlanSplit(job)).with_output_types(OutputShard)
+            | "Plan" >> beam.FlatMap(PlanSplit(job).process).with_output_types(OutputShard)
             | "Compose" >> Spread(ComposeShard(job), OutputShard)
         )
         # Source shards go to Commit directly, so that output shards need not carry them. It needs

@@ -11,7 +11,6 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import apache_beam as beam
 import cv2
 from typing_extensions import override
 
@@ -30,6 +29,7 @@ from pipeline.inputs.location import read_location
 from pipeline.inputs.source_images import Checksums, Content, FileIndex, SourceImage
 from pipeline.runtime.lock import fenced_for_job
 from pipeline.runtime.progress import Progress, count
+from pipeline.runtime.workers import Step
 from pipeline.storage.store import Store
 from transforms.filters import Reason
 from transforms.segmentation import takes_masks
@@ -332,12 +332,13 @@ class GenerateJob:
         return Staging(fenced_for_job(self.store), f"{STAGING}/{name}")
 
 
-class JobStep(beam.DoFn):
+class JobStep(Step):
     """A step of the graph. OpenCV computes in one thread, as the runner's workers run at once."""
 
     def __init__(self, job: GenerateJob) -> None:
         self.job, self.config = job, job.config
         self.layers, self.outputs = job.layer_staging(), job.output_staging()
 
+    @override
     def setup(self) -> None:
         cv2.setNumThreads(1)

@@ -24,7 +24,7 @@ from pipeline.runners.portable import is_portable, prepare, run_to_end
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, counters_of, show_progress
-from pipeline.runtime.spread import Engine, LocalWorkers
+from pipeline.runtime.workers import Engine, LocalWorkers
 
 # Beam advises against threads, which do this work as well.
 logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").addFilter(

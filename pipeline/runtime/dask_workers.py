@@ -1,4 +1,4 @@
-"""A Dask cluster, whose workers run the calls of `pipeline.runtime.spread`.
+"""A Dask cluster, whose workers run the calls of `pipeline.runtime.workers`.
 
 Dask deals the call of a lost worker again. An error of our code is part of an answer, because Dask
 would cut a long one.
@@ -24,7 +24,7 @@ from typing_extensions import override
 from pipeline.errors import JobError, UsageError, one_line, refuse_first
 from pipeline.runtime.lock import release_all
 from pipeline.runtime.machine import usable_cores
-from pipeline.runtime.spread import ADVICE, Answer, Call, Engine, end_steps, is_stale, run_call
+from pipeline.runtime.workers import ADVICE, Answer, Call, Engine, end_steps, is_stale, run_call
 from transforms.limits import load_json
 
 _LOG = logging.getLogger(__name__)

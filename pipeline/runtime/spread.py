@@ -2,96 +2,25 @@
 
 On every runner it is Beam's `Reshuffle` and `ParDo`. With an engine, the graph keeps its shape, and
 Beam's local runner runs it in the process that started the job, but the calls of these steps go to
-the engine's workers: processes of this machine (`LocalWorkers`), or a Dask cluster
-(`pipeline.runtime.dask_workers`). Only keys, paths and records travel with a call.
+the engine's workers (`pipeline.runtime.workers`).
 """
 
 from __future__ import annotations
 
-import abc
-import collections
 import contextlib
 import dataclasses
-import functools
-import importlib.metadata
 import logging
-import multiprocessing
 import os
 import pickle
-import platform
-import queue
-import signal
-import socket
-import sys
-import threading
 import uuid
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import apache_beam as beam
-from typing_extensions import override
 
-from pipeline.errors import JobError, plain
-from pipeline.runtime import machine
-from pipeline.runtime.custom_functions import digest_of_module, imported_digests
-from pipeline.runtime.own_code import digest_of_code
-from pipeline.runtime.progress import count, counted_here
-
-_LOG = logging.getLogger(__name__)
-_LOSSES = 3
-"""How often a call is made again because its worker was lost."""
-# A fork would inherit locks that other threads hold, and could not use CUDA.
-_CONTEXT = multiprocessing.get_context("spawn")
-_OF_GROUP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-ADVICE = "Run the same command again to go on"
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """What a worker needs to run a step on one element.
-
-    Attributes:
-      token: names one Spread of one job, whose calls share a step in each thread of a worker.
-      step, element: the step, which is a DoFn, and the element; pickled.
-      path: the folders of the job's PYTHONPATH.
-      code: versions and digests of the code that the job has imported, by name.
-      place: number of the block, for workers that have a card each.
-    """
-
-    token: str
-    step: bytes
-    element: bytes
-    path: Sequence[str]
-    code: Mapping[str, str]
-    place: int = 0
-
-
-class Answer(NamedTuple):
-    """What came of a call; its error is of a class that can be unpickled."""
-
-    outputs: Sequence[object] = ()
-    counters: Mapping[str, int] = {}
-    records: Sequence[logging.LogRecord] = ()
-    error: Exception | None = None
-
-
-class Engine(contextlib.AbstractContextManager["Engine"]):
-    """Workers that run calls, from the beginning of a block to its end.
-
-    If it `has_cards`, workers have one each, and so run only steps with a `card`.
-    """
-
-    has_cards = False
-
-    @abc.abstractmethod
-    def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
-        """Runs calls, the first ones first; yields an answer for each, as they come."""
-
+from pipeline.runtime.custom_functions import imported_digests
+from pipeline.runtime.progress import count
+from pipeline.runtime.workers import CODE, Call, Engine, Step
 
 _engine: Engine | None = None
 
@@ -112,18 +41,18 @@ def spread_over(engine: Engine | None) -> Iterator[None]:
 class Spread(beam.PTransform):
     """Elements -> the step's outputs, of the type `output`.
 
-    The step is a DoFn without tagged outputs. `card` returns the number of an element's block, for
+    `card` returns the number of an element's block, for
     workers with a card each.
     """
 
-    step: beam.DoFn
+    step: Step
     output: object
     hints: Mapping[str, str] | None = None
     card: Callable[[Any], int] | None = None
 
     def expand(self, elements: beam.pvalue.PCollection) -> beam.pvalue.PCollection:
         if _engine is None or (_engine.has_cards and self.card is None):
-            run = beam.ParDo(self.step).with_output_types(self.output)
+            run = beam.ParDo(_Run(self.step)).with_output_types(self.output)
             hinted = run.with_resource_hints(**self.hints) if self.hints else run
             return elements | beam.Reshuffle() | hinted
         deal = beam.ParDo(_Deal(self.step, self.card)).with_output_types(self.output)
@@ -131,15 +60,34 @@ class Spread(beam.PTransform):
 
 
 @dataclasses.dataclass(eq=False)
+class _Run(beam.DoFn):
+    """Element -> the outputs of a step, which a worker of Beam runs."""
+
+    step: Step
+
+    def setup(self) -> None:
+        self.step.setup()
+
+    def start_bundle(self) -> None:
+        self.step.start_bundle()
+
+    def process(self, element: Any) -> Iterable[object]:
+        return self.step.process(element)
+
+    def teardown(self) -> None:
+        self.step.teardown()
+
+
+@dataclasses.dataclass(eq=False)
 class _Deal(beam.DoFn):
     """(None, all elements) -> the outputs of a step that the workers of the engine run."""
 
-    step: beam.DoFn
+    step: Step
     card: Callable[[Any], int] | None
 
     def process(self, group: tuple[None, Iterable[object]]) -> Iterator[object]:
         assert _engine is not None
-        token, step, code = uuid.uuid4().hex, pickle.dumps(self.step), _CODE | imported_digests
+        token, step, code = uuid.uuid4().hex, pickle.dumps(self.step), CODE | imported_digests
         path = [*map(os.path.abspath, filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep)))]
         calls = [
             Call(token, step, pickle.dumps(one), path, code, self.card(one) if self.card else 0)
@@ -154,206 +102,3 @@ class _Deal(beam.DoFn):
             if answer.error:
                 raise answer.error
             yield from answer.outputs
-
-
-class _Records(logging.Handler):
-    """Keeps what a worker logs for its next answer."""
-
-    kept: Sequence[logging.LogRecord] = ()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            self.format(record)  # Sets the text of the traceback, which can be pickled.
-            record.msg, record.args, record.exc_info = record.getMessage(), None, None
-            self.kept = (*self.kept, record)
-        except Exception:  # Its text may not go with its arguments.
-            self.handleError(record)
-
-
-_records = _Records(logging.WARNING)
-_steps: dict[int, tuple[str, beam.DoFn]] = {}
-"""The token and the step of each thread of this worker."""
-
-
-def run_call(call: Call, peers: int) -> Answer:
-    """Runs a call in one of `peers` workers of this machine, which share its memory."""
-    sys.path[:] = [*call.path, *(folder for folder in sys.path if folder not in call.path)]
-    if why := refusal(tuple(call.code.items())):
-        return Answer(error=JobError(f"the worker {socket.gethostname()} {why}"))
-    machine.share_with(peers)
-    logging.getLogger().addHandler(_records)
-    outputs, raised = [], None
-    with counted_here() as counters:
-        try:
-            outputs = [*_step_of(call).process(pickle.loads(call.element))]
-        except Exception as error:
-            logging.getLogger("apache_beam").exception("a call failed")
-            raised = plain(error)
-    records, _records.kept = _records.kept, ()
-    return Answer(outputs, counters, records, raised)
-
-
-def _step_of(call: Call) -> beam.DoFn:
-    """Returns the step of a call, which is set up once in each thread."""
-    thread = threading.get_ident()
-    token, step = _steps.get(thread, ("", None))
-    if token != call.token:
-        # Other threads may be in the middle of theirs.
-        if _steps.pop(thread, None):
-            step.teardown()
-        step = pickle.loads(call.step)
-        step.setup()
-        step.start_bundle()
-        _steps[thread] = call.token, step
-    return step
-
-
-def end_steps(token: str) -> None:
-    """Ends the steps of one Spread, in all threads of this worker."""
-    for thread, (other, step) in [*_steps.items()]:
-        if other == token:
-            del _steps[thread]
-            step.teardown()
-
-
-def _own_code() -> dict[str, str]:
-    """Returns what must be equal in a job and its workers: versions, and a digest of our code."""
-    return {
-        "Python": platform.python_version(),
-        "apache-beam": importlib.metadata.version("apache-beam"),
-        "in9": digest_of_code(".py"),
-    }
-
-
-_CODE = _own_code()
-"""The code that this process has imported."""
-
-
-def is_stale(code: Mapping[str, str]) -> bool:
-    """Returns whether this process has imported other code than a job's."""
-    imported = _CODE | imported_digests
-    return any(imported.get(name, wanted) != wanted for name, wanted in code.items())
-
-
-@functools.lru_cache(1)
-def refusal(code: tuple[tuple[str, str], ...]) -> str:
-    """Returns how this worker's code differs from a job's; "" if it does not."""
-    on_disk = _own_code()
-    for name, wanted in code:
-        if (found := on_disk.get(name) or digest_of_module(name)) != wanted:
-            return f"has {name} {found[:12]}, but the job has {wanted[:12]}"
-    return "has imported code that has changed since; restart it" if is_stale(dict(code)) else ""
-
-
-class LocalWorkers(Engine):
-    """An engine of worker processes, which start when calls come.
-
-    If it `has_cards`, each has one of its own, and runs the calls of its place.
-    """
-
-    def __init__(self, number: int, has_cards: bool = False) -> None:
-        self._number, self.has_cards = number, has_cards
-        self._processes: dict[int, tuple[BaseProcess, Connection]] = {}
-        self._is_closed = False
-
-    @override
-    def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
-        queues = [collections.deque[Call]() for _ in range(self._number if self.has_cards else 1)]
-        for call in calls:
-            queues[call.place % len(queues)].append(call)
-        answers = queue.SimpleQueue[Answer]()
-        for number in range(self._number):
-            threading.Thread(
-                target=self._work,
-                args=(number, queues[number % len(queues)], answers.put),
-                daemon=True,
-            ).start()
-        yield from (answers.get() for _ in calls)
-        for _, connection in self._processes.values():
-            with contextlib.suppress(OSError):  # It may have ended meanwhile.
-                connection.send(calls[0].token)
-
-    def _work(
-        self, number: int, calls: collections.deque[Call], put: Callable[[Answer], None]
-    ) -> None:
-        """Has a process run calls until none is left."""
-        while calls and not self._is_closed:
-            # Another thread may have taken the last one.
-            with contextlib.suppress(IndexError):
-                put(self._answer(number, calls.popleft()))
-
-    def _answer(self, number: int, call: Call) -> Answer:
-        for _ in range(_LOSSES + 1):
-            try:
-                process, connection = self._processes.get(number) or self._start(number)
-                connection.send(call)
-                return cast(Answer, connection.recv())
-            except (EOFError, OSError) as error:
-                if self._is_closed or number not in self._processes:  # It cannot be started.
-                    return Answer(error=plain(error))
-                process.join()
-                del self._processes[number]
-                _LOG.warning(
-                    "a worker ended with exit code %s; its part is done again", process.exitcode
-                )
-        why = f"{_LOSSES + 1} workers were lost at one part; the last ended with exit code"
-        return Answer(error=JobError(f"{why} {process.exitcode}. {ADVICE}"))
-
-    def _start(self, number: int) -> tuple[BaseProcess, Connection]:
-        ours, theirs = _CONTEXT.Pipe()
-        with theirs:
-            process = _CONTEXT.Process(
-                target=_serve, args=(theirs, self._number, number if self.has_cards else None)
-            )
-            # From its first moment on, it keeps out signals that may reach all processes of a
-            # terminal or a batch job; the job's own process ends it.
-            resource_tracker.ensure_running()  # Its start would let them in again.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_GROUP)
-            try:
-                process.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._processes[number] = process, ours
-        return process, ours
-
-    @override
-    def __exit__(self, *_: object) -> None:
-        # No call of a stopped job may go on.
-        self._is_closed = True
-        for process, _pipe in [*self._processes.values()]:
-            process.kill()
-            process.join()
-
-
-def _serve(connection: Connection, peers: int, card: int | None) -> None:
-    """Runs calls, and ends the steps of tokens, until the job ends."""
-    # As in the job's own process.
-    logging.captureWarnings(True)
-    warnings.simplefilter("default")
-    threading.Thread(target=_end_with_job, daemon=True).start()
-    cards = 0
-    if card is not None:
-        import torch
-
-        machine.see_one_gpu(card, torch.cuda.device_count)
-        cards = torch.cuda.device_count()
-    with contextlib.suppress(EOFError):
-        while call := connection.recv():
-            if isinstance(call, Call) and cards > 1:
-                why = (
-                    f"each process must see one GPU, and this one sees {cards}: name those to use "
-                    "in CUDA_VISIBLE_DEVICES"
-                )
-                connection.send(Answer(error=JobError(why)))
-            elif isinstance(call, Call):
-                connection.send(run_call(call, peers))
-            else:
-                end_steps(call)
-
-
-def _end_with_job() -> None:
-    """Ends this process when the job's process has ended, however that was."""
-    job = multiprocessing.parent_process()
-    assert job is not None
-    job.join()
-    os._exit(1)

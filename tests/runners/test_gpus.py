@@ -16,7 +16,7 @@ from pipeline.errors import JobError
 from pipeline.runners import beam_options
 from pipeline.runners.beam_options import engine_of, pipeline_options
 from pipeline.runtime.machine import see_one_gpu, usable_cores
-from pipeline.runtime.spread import LocalWorkers
+from pipeline.runtime.workers import LocalWorkers
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

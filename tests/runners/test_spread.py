@@ -27,13 +27,13 @@ from runs import (
     wait_until,
     words_of,
 )
-from spread_steps import Die, Fail, Meet, Note, Shared, Sleep, outputs_of
+from spread_steps import Die, Fail, Import, Meet, Note, Shared, Sleep, outputs_of
 
 from pipeline.errors import JobError, UsageError
-from pipeline.runtime import spread
+from pipeline.runtime import workers
 from pipeline.runtime.dask_workers import DaskWorkers
 from pipeline.runtime.lock import DATASET_LOCK
-from pipeline.runtime.spread import Engine, LocalWorkers
+from pipeline.runtime.workers import Engine, LocalWorkers
 from pipeline.storage.store import Store
 
 Words = tuple[object, ...]
@@ -102,6 +102,11 @@ def test_a_step_is_set_up_once_for_each_thread_and_job(engine: Engine, tmp_path:
         assert len({thread for what, thread in found if not what.endswith("teardown")}) == 1
 
 
+def test_workers_do_not_wait_for_beam(engine: Engine, tmp_path: Path) -> None:
+    modules = [f"pipeline.generate.{name}" for name in ("segment", "compose", "commit")]
+    assert outputs_of(engine, Import(), modules, tmp_path)[0] == [False] * 3
+
+
 @pytest.mark.parametrize(
     ("kind", "length"), [(JobError, 20_000), (UsageError, 10), (ValueError, 20_000)]
 )
@@ -147,7 +152,7 @@ def test_a_worker_that_joins_late_gets_work(cluster: DaskCluster, tmp_path: Path
 def test_a_call_that_ends_each_worker_ends_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spread, "_LOSSES", 0)
+    monkeypatch.setattr(workers, "_LOSSES", 0)
     with pytest.raises(JobError, match=r"1 workers were lost at one part; .* exit code -9\. Run"):
         outputs_of(LocalWorkers(2), Die(), [0], tmp_path)
 

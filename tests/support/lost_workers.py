@@ -31,9 +31,9 @@ def lost_after_steps(folder: Path) -> dict[str, str]:
 def lose() -> None:
     """Lets this process kill itself after steps, if it is a worker."""
     if "--multiprocessing-fork" in sys.orig_argv:
-        from pipeline.runtime import spread
+        from pipeline.runtime import workers
 
-        spread.run_call = functools.partial(_losing, spread.run_call)
+        workers.run_call = functools.partial(_losing, workers.run_call)
 
 
 def _losing(run_call: Callable[..., Any], call: Any, peers: int) -> Any:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
-
-from pipeline.runners.beam_options import pipeline_options, run_pipeline
 from pipeline.runtime.custom_functions import imported_digests
 from pipeline.runtime.progress import Progress, count
-from pipeline.runtime.spread import Answer, Call, Engine, Spread, spread_over
+from pipeline.runtime.workers import Answer, Call, Engine, Step
 from pipeline.storage.store import Store
 
 _outputs: list[Any] = []
@@ -27,12 +26,18 @@ def _keep(output: Any) -> None:
 
 def outputs_of(
     engine: Engine | None,
-    step: beam.DoFn,
+    step: Step,
     elements: Sequence[object],
     folder: Path,
     card: Callable[[Any], int] | None = None,
 ) -> tuple[list[Any], dict[str, int]]:
     """Runs a step on elements, as a job does; returns its outputs and the counters."""
+    # Workers import this module, and no Beam.
+    import apache_beam as beam
+
+    from pipeline.runners.beam_options import pipeline_options, run_pipeline
+    from pipeline.runtime.spread import Spread, spread_over
+
     _outputs.clear()
     # Other tests of this process have imported functions that these steps do not call.
     imported_digests.clear()
@@ -58,7 +63,7 @@ class Shared(Engine):
         """Does nothing, since other jobs follow."""
 
 
-class Sleep(beam.DoFn):
+class Sleep(Step):
     """Seconds -> the id of the process that has slept for them."""
 
     def process(self, seconds: float) -> list[int]:
@@ -67,7 +72,7 @@ class Sleep(beam.DoFn):
         return [os.getpid()]
 
 
-class Note(beam.DoFn):
+class Note(Step):
     """Anything -> the same; notes in a file what it is asked to do, by which process and thread."""
 
     def __init__(self, file: Path, name: str) -> None:
@@ -92,7 +97,7 @@ class Note(beam.DoFn):
         self._note("teardown")
 
 
-class Fail(beam.DoFn):
+class Fail(Step):
     """Raises an error, and leaves a file for each time."""
 
     def __init__(self, folder: Path, kind: type[Exception], message: str) -> None:
@@ -103,7 +108,15 @@ class Fail(beam.DoFn):
         raise self._kind(self._message)
 
 
-class Die(beam.DoFn):
+class Import(Step):
+    """A module -> whether its import has imported Beam."""
+
+    def process(self, module: str) -> list[bool]:
+        importlib.import_module(module)
+        return ["apache_beam" in sys.modules]
+
+
+class Die(Step):
     """Kills its process."""
 
     def process(self, _: object) -> list[object]:
@@ -111,7 +124,7 @@ class Die(beam.DoFn):
         return []
 
 
-class Meet(beam.DoFn):
+class Meet(Step):
     """A number of processes -> their ids; waits until so many are in a folder at once."""
 
     def __init__(self, folder: Path) -> None:
