@@ -41,16 +41,10 @@ def picture(width: int = 320, height: int = 240) -> bytes:
     return buffer.getvalue()
 
 
-def cut(image: bytes, xml: bytes | None, segmenter: object = None) -> Cut:
-    (result,) = cut_objects(
-        image,
-        xml,
-        segment=segmenter or SEGMENTERS["cv2"].segment,  # type: ignore[arg-type]
-        seed=0,
-        resize=256,
-        crop=224,
-        interpolation="nearest",
-    )
+def cut(image: bytes, xml: bytes | None, segmenter: object = None, **rules: object) -> Cut:
+    segment = segmenter or SEGMENTERS["cv2"].segment
+    how = {"seed": 0, "resize": 256, "crop": 224, "interpolation": "nearest", **rules}
+    (result,) = cut_objects(image, xml, segment=segment, **how)  # type: ignore[arg-type]
     return result
 
 
@@ -106,11 +100,7 @@ def test_a_box_of_just_the_largest_share_is_kept() -> None:
         (picture()[:4000], annotation((60, 60, 260, 180)), Reason.UNDECODABLE),
         (picture(), annotation((60, 60, 260, 180), size=(240, 320)), Reason.SIZE_MISMATCH),
         (picture(), annotation(), Reason.NOT_ONE_BOX),
-        (
-            picture(2, 20_000),
-            annotation((0, 9_000, 1, 11_000), size=(2, 20_000)),
-            Reason.TOO_MANY_PIXELS,
-        ),
+        (picture(2, 9_000), annotation((0, 1, 1, 9), size=(2, 9_000)), Reason.TOO_MANY_PIXELS),
     ],
 )
 def test_content_is_rejected_with_its_reason(
@@ -120,6 +110,12 @@ def test_content_is_rejected_with_its_reason(
     assert result.reason == reason
     assert result.layer is None
     assert result.detail
+
+
+def test_an_image_that_stays_whole_has_an_empty_mask() -> None:
+    layer = cut(picture(), None, needs_box=False).layer
+    assert layer is not None
+    np.testing.assert_array_equal(layer.mask, np.zeros(layer.image.shape[:2], np.bool_))
 
 
 @pytest.mark.parametrize("size", [(321, 240), (319, 240), (320, 241), (320, 239)])
