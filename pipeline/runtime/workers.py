@@ -150,9 +150,8 @@ def _step_of(call: Call) -> Step:
     token, step = _steps.get(thread, ("", None))
     if step is None or token != call.token:
         # Other threads may be in the middle of theirs.
-        if step is not None:
-            del _steps[thread]
-            step.teardown()
+        if ended := _steps.pop(thread, None):
+            ended[1].teardown()
         step = pickle.loads(call.step)
         step.setup()
         step.start_bundle()
