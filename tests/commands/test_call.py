@@ -130,6 +130,7 @@ def test_no_library_is_loaded_that_a_model_does_without(three_draws: Path) -> No
         "from torch import nn\n"
         "module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 9))\n"
         "in9.evaluate_model(sys.argv[1], module, name='own')\n"
+        "import pipeline.models.registry\n"  # Loads what `--models` names.
         "print({'timm', 'torchvision', 'apache_beam'} & {*sys.modules})\n"
     )
     done = run_python(code, str(three_draws))
