@@ -41,8 +41,7 @@ def spread_over(engine: Engine | None) -> Iterator[None]:
 class Spread(beam.PTransform):
     """Elements -> the step's outputs, of the type `output`.
 
-    `card` returns the number of an element's block, for
-    workers with a card each.
+    `card` returns the number of an element's block, for workers with a card each.
     """
 
     step: Step

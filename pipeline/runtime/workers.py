@@ -48,20 +48,23 @@ _OF_GROUP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ADVICE = "Run the same command again to go on"
 
 
-class Step:
-    """A step of the graph that `pipeline.runtime.spread` spreads; one object for each thread."""
+class Step(abc.ABC):
+    """A step of the graph that `pipeline.runtime.spread` spreads; one object for each thread.
 
-    def setup(self) -> None:
+    Only `process` must be written.
+    """
+
+    def setup(self) -> None:  # noqa: B027
         """Is called once, before the first element."""
 
-    def start_bundle(self) -> None:
+    def start_bundle(self) -> None:  # noqa: B027
         """Is called before a part of the elements; by an engine, before all of a job."""
 
+    @abc.abstractmethod
     def process(self, element: Any) -> Iterable[object]:
         """Returns the outputs of an element."""
-        raise NotImplementedError
 
-    def teardown(self) -> None:
+    def teardown(self) -> None:  # noqa: B027
         """Is called after the last element."""
 
 
