@@ -1,5 +1,6 @@
 """Inputs and finished datasets that several test modules share."""
 
+import atexit
 import gc
 import os
 import shutil
@@ -86,12 +87,17 @@ def pytest_collection() -> Iterator[None]:
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
     gc.enable()
+    # At the end, libraries report objects that are never freed.
+    atexit.register(gc.unfreeze)
     return result
 
 
-def pytest_unconfigure() -> None:
-    """Restores garbage collection, because some libraries report objects that are never freed."""
-    gc.unfreeze()
+@pytest.fixture(scope="module", autouse=True)
+def _rare_collection() -> Iterator[None]:
+    """Keeps what a module of tests has imported and leaves behind out of garbage collection."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

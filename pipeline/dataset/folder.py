@@ -293,7 +293,8 @@ def _no_dataset(store: Store) -> str:
 
 def read_parquet(store: Store, path: str) -> Iterator[Sample]:
     """Yields the samples of a Parquet shard, which is read a batch at a time."""
-    with parquet_reader(store.arrow_source(path)) as file:
+    # Otherwise, Arrow would read the whole shard into memory before the first batch.
+    with parquet_reader(store.arrow_source(path), pre_buffer=False) as file:
         for batch in file.iter_batches(batch_size=SAMPLES_AT_ONCE):
             yield from map(sample_of_row, batch.to_pylist())
 

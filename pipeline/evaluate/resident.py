@@ -88,10 +88,10 @@ def _drop(model: LoadedModel) -> None:
     if model.is_shared:
         model.module.to("cpu")
         _SHARED.set()
-        return
     # A network that was dropped before has nothing, not even its list of modules.
-    for module in [*model.module.modules()] if vars(model.module) else []:
-        vars(module).clear()
+    elif vars(model.module):
+        for module in [*model.module.modules()]:
+            vars(module).clear()
     give_back_freed_memory()
 
 
