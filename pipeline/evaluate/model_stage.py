@@ -39,7 +39,7 @@ from pipeline.evaluate.results import (
 )
 from pipeline.models.checkpoint import KnownModels, encoder_of
 from pipeline.runtime.lock import locked, model_lock
-from pipeline.runtime.machine import keep_freed_memory
+from pipeline.runtime.machine import give_back_freed_memory, keep_freed_memory
 from pipeline.runtime.progress import Tally, count, count_bytes, count_written, timed
 from pipeline.runtime.spread import Spread
 from pipeline.storage.interface import REQUESTS_IN_FLIGHT, read_ahead
@@ -366,6 +366,8 @@ class FinishModels(_Step):
         succeeded = [result for result in results if isinstance(result, str)]
         count(f"{work.stage}_failed", len(failed))
         note_failures(evaluation.store, dataset, work.stage, evaluation.settings, failed, succeeded)
+        # The page's figures and pictures would not fit the gaps that tables of predictions leave.
+        give_back_freed_memory()
         return [dataset]
 
 
