@@ -30,8 +30,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Help is as wide as the terminal.
 os.environ["COLUMNS"] = "102"
 
-collect_ignore = ["mirrored"]
-"""A part of a copied checkout, not of this one."""
+collect_ignore = ["mirrored"]  # A part of a copied checkout, not of this one.
 
 _LONGEST = (
     *("spread", "snippets", "conformance", "heads", "evaluate", "flink", "grabcut", "benchmarks"),
@@ -74,7 +73,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection() -> Iterator[None]:
     """Keeps imported modules and collected tests out of garbage collection, and makes it rarer.
 
-    It would search their millions of objects again and again, and while they are made, too.
     Modules that import Beam have done so by then, and Beam does less work from here on.
     """
     gc.disable()
@@ -87,8 +85,7 @@ def pytest_collection() -> Iterator[None]:
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
     gc.enable()
-    # At the end, libraries report objects that are never freed.
-    atexit.register(gc.unfreeze)
+    atexit.register(gc.unfreeze)  # At the end, libraries report objects that are never freed.
     return result
 
 
