@@ -1,6 +1,6 @@
 """Measures the work that a killed run and its continuation need more than an undisturbed run.
 
-    python benchmarks/after_kill.py [--input FOLDER] [--pairs 3]
+    python benchmarks/after_kill.py [--input FOLDER] [--pairs 5]
 
 Work is the CPU time of the process. A run is killed when it has spent half of the CPU time of the
 preceding undisturbed run. The start-up of each process is subtracted: that of a run that finds
@@ -74,7 +74,7 @@ def main() -> None:
         "--at", type=float, default=0.5, help="share of the work that is done at the kill (0.5)"
     )
     parser.add_argument(
-        "--pairs", type=int, default=3, help="pairs of an undisturbed and a killed run (3)"
+        "--pairs", type=int, default=5, help="pairs of an undisturbed and a killed run (5)"
     )
     arguments = parser.parse_args()
     print(machine())

@@ -13,15 +13,17 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import pickle
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,23 +84,25 @@ def measure_jobs(folder: Path, source: str, counts: list[int]) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     seconds: dict[int, dict[str, float]] = {}
     peaks: dict[int, float] = {}
+    # By default, a thousand images make one shard, and one core that works alone is faster than
+    # each of two.
+    shards = {"images_per_shard": 500}
+    outputs = {count: folder / f"job-{count}" / "out" for count in counts}
+    generate = {
+        count: ("generate", "--input", multiply(accepted, count, output.parent / "in"))
+        + ("--output", output)
+        for count, output in outputs.items()
+    }
     for count in counts:
-        root = folder / f"job-{count}"
-        inputs = multiply(accepted, count, root / "in")
-        output = root / "out"
-        generate = ("generate", "--input", inputs, "--output", output)
-        # By default, a thousand images make one shard, and one core that works alone is faster than
-        # each of two.
-        shards = {"images_per_shard": 500}
-        cost = run_in9(*generate, **shards)
+        cost = run_in9(*generate[count], **shards)
         peaks[count] = cost.peak
         seconds[count] = {**stages(cost), "generate, CPU": cost.cpu}
+    # Other pictures from the same layers. A host that gives a core to somebody else for a while
+    # adds to wall time, and more to that of a long job; so the jobs take turns.
+    composed = compose_in_turns(generate, shards)
+    for count, output in outputs.items():
+        seconds[count]["generate again"] = run_in9(*generate[count], **shards).wall
         dataset = ("--dataset", output)
-        again = run_in9(*generate, **shards)
-        # Other pictures from the same layers. A host that gives a core to somebody else for a while
-        # adds to wall time, and more to that of a long job.
-        composed = run_in9(*generate, "--overwrite", "config", jpeg_quality=94, **shards)
-        seconds[count] |= {"compose, CPU": composed.cpu - again.cpu, "generate again": again.wall}
         for name, arguments in {
             "verify": ("verify", *dataset),
             "evaluate": ("evaluate", *dataset, "--models", "python:tiny_model:model"),
@@ -115,9 +119,35 @@ def measure_jobs(folder: Path, source: str, counts: list[int]) -> None:
         each = ", ".join(f"{1e6 * seconds[n][name] / n:.0f}" for n in counts)
         row(f"scale: {name}, us an image at {sizes(counts)}", each)
     for count in counts[1:]:
+        growth = statistics.median(
+            (many / count) / (one / few)
+            for one, many in zip(composed[few], composed[count], strict=True)
+        )
+        against = f"{few:,} images, {1e3 * statistics.median(composed[few]) / few:.1f} ms"
+        row(
+            f"scale: compose, CPU of an image, {count:,} images",
+            f"{growth:.2f} x",
+            against,
+            "<= 1.1",
+        )
         ratio = f"{peaks[count] / peaks[few]:.2f} x"
         against = f"{few:,} images, {peaks[few]:.0f} MB"
         row(f"scale: peak memory, {count:,} images", ratio, against, "<= 1.05")
+
+
+def compose_in_turns(
+    generate: Mapping[int, Sequence[object]], shards: Mapping[str, int]
+) -> dict[int, list[float]]:
+    """Composes the pictures of each job three times; returns CPU seconds by number of images."""
+    seconds: dict[int, list[float]] = {count: [] for count in generate}
+    for before, quality in itertools.pairwise((95, 94, 93, 95)):
+        for count, words in generate.items():
+            again, composed = (
+                run_in9(*words, "--overwrite", "config", jpeg_quality=each, **shards)
+                for each in (before, quality)
+            )
+            seconds[count].append(composed.cpu - again.cpu)
+    return seconds
 
 
 def stages(cost: Cost) -> dict[str, float]:
