@@ -3,8 +3,8 @@
 The decorators compile without the GIL and without Python's division checks.
 
 exp and log have no calls, branches or tables, so that LLVM vectorises loops that use them. Both
-split off a power of two through the bits of a float64, and use a series for the remaining factor.
-`exp_below_zero` rounds to a whole number by adding 1.5 * 2^52, which leaves the whole number in the
+split off a power of two through the bits of a float32, and use a series for the remaining factor.
+`exp_below_zero` rounds to a whole number by adding 1.5 * 2^23, which leaves the whole number in the
 low bits. So no compiler flag may allow its sums to be reordered.
 """
 
@@ -40,53 +40,48 @@ def entry(signature: str) -> Callable[[_Function], _Function]:
     return cast(Callable[[_Function], _Function], numba.njit(signature, cache=True, **_OPTIONS))
 
 
-_LOG2_E = 1.4426950408889634
-# ln 2 as the sum of two numbers. The first has few bits, so that whole * _LN2_HIGH is exact; the
-# second is small.
-_LN2_HIGH = 6.93145751953125e-1
-_LN2_LOW = 1.42860682030941723212e-6
-_ROUNDER = 1.5 * 2.0**52
-_LOWEST = -700.0
+single = np.float32
+"""Makes a number of single precision, of which a vector holds twice as many."""
 
-_MANTISSA_BITS = np.int64(52)
-_BIAS = np.int64(1023)
-_TWO_TO_52 = np.int64(0x4330000000000000)
-_ONE_LESS_SQRT_HALF = np.int64(0x3FF0000000000000 - 0x3FE6A09E667F3BCD)
+_LOG2_E = single(1.4426950408889634)
+_LN2 = single(0.6931471805599453)
+_ROUNDER = single(1.5 * 2**23)
+_LOWEST = single(-87)
+
+_MANTISSA_BITS = np.int32(23)
+_BIAS = np.int32(127)
+_ONE_LESS_SQRT_HALF = np.int32(0x3F800000 - 0x3F3504F3)
 
 
 @contracting
-def exp_below_zero(x: float) -> float:
-    """Computes exp(x) for x <= 0, with a relative error below 1e-10; exp(-700) for x < -700."""
+def exp_below_zero(x: np.float32) -> np.float32:
+    """Computes exp(x) for x <= 0, with an absolute error below 2e-7."""
     x = x if x > _LOWEST else _LOWEST
     shifted = x * _LOG2_E + _ROUNDER
     whole = shifted - _ROUNDER
-    r = (x - whole * _LN2_HIGH) - whole * _LN2_LOW
-    # The polynomial of degree 7 through exp at the Chebyshev nodes of [-ln 2 / 2, ln 2 / 2].
-    series = 0.00019907569963481945 * r + 0.0013948578345966051
-    series = r * series + 0.00833328353718561
-    series = r * series + 0.04166621831906842
-    series = r * series + 0.16666666786318582
-    series = r * series + 0.500000010772924
-    series = r * series + 0.9999999999955074
-    series = r * series + 0.9999999999595617
-    bits = np.float64(shifted).view(np.int64)
-    return series * np.int64((bits + _BIAS) << _MANTISSA_BITS).view(np.float64)
+    r = x - whole * _LN2
+    # The polynomial of degree 6 through exp at the Chebyshev nodes of [-ln 2 / 2, ln 2 / 2].
+    series = r * single(0.00139411084) + single(0.0083751264)
+    series = r * series + single(0.0416663529)
+    series = r * series + single(0.166664155)
+    series = r * series + single(0.500000005)
+    series = r * series + single(1)
+    series = r * series + single(1)
+    bits = single(shifted).view(np.int32)
+    return series * np.int32((bits + _BIAS) << _MANTISSA_BITS).view(np.float32)
 
 
 @contracting
-def log(x: float) -> float:
-    """Computes the logarithm of a normal x > 0, with an error below 1e-10."""
+def log(x: np.float32) -> np.float32:
+    """Computes the logarithm of a normal x > 0, with an absolute or relative error below 2e-7."""
     # The mantissa is in [sqrt(1/2), sqrt(2)); log = 2 artanh((mantissa - 1) / (mantissa + 1)).
-    bits = np.float64(x).view(np.int64)
-    exponent = (bits + _ONE_LESS_SQRT_HALF) >> _MANTISSA_BITS
-    mantissa = np.int64(bits - ((exponent - _BIAS) << _MANTISSA_BITS)).view(np.float64)
-    whole = np.int64(exponent | _TWO_TO_52).view(np.float64) - (2.0**52 + 1023)
-    z = (mantissa - 1) / (mantissa + 1)
+    bits = single(x).view(np.int32)
+    whole = ((bits + _ONE_LESS_SQRT_HALF) >> _MANTISSA_BITS) - _BIAS
+    mantissa = np.int32(bits - (whole << _MANTISSA_BITS)).view(np.float32)
+    z = (mantissa - single(1)) / (mantissa + single(1))
     square = z * z
-    series = square * (1 / 13) + 1 / 11
-    series = square * series + 1 / 9
-    series = square * series + 1 / 7
-    series = square * series + 1 / 5
-    series = square * series + 1 / 3
-    series = square * series + 1
-    return whole * (_LN2_HIGH + _LN2_LOW) + 2 * z * series
+    series = square * single(1 / 9) + single(1 / 7)
+    series = square * series + single(1 / 5)
+    series = square * series + single(1 / 3)
+    series = square * series + single(1)
+    return single(whole) * _LN2 + single(2) * z * series

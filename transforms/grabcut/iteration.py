@@ -87,27 +87,27 @@ def _pull(
             old[x] = new[x]
 
 
-@entry("void(uint16[::1], uint8[::1], uint8[::1], uint8[::1], int64, uint8[::1])")
+@entry("void(uint16[::1], uint8[::1], uint8[::1], uint8[::1], int64)")
 def _read_cut(
     level: NDArray[np.uint16],
     background_components: _Bytes,
     foreground_components: _Bytes,
     groups: _Bytes,
     width: int,
-    is_foreground: _Bytes,
 ) -> None:
-    """Reads each sample's side of the cut, and derives its group.
+    """Reads each sample's side of the cut, and writes its group.
 
     Groups 0 to COMPONENTS - 1 are the components of the background's mixture; the components of the
     foreground's mixture follow.
     """
     for y in range(len(groups) // width):
-        row = slice(y * width, (y + 1) * width)
         node = (y + 1) * (width + 2) + 1
-        is_foreground[row] = level[node : node + width] == FREE
-    for i in range(len(groups)):
-        foreground = foreground_components[i] + np.uint8(COMPONENTS)
-        groups[i] = foreground if is_foreground[i] else background_components[i]
+        sides = level[node : node + width]
+        row = groups[y * width :]
+        backs, fronts = background_components[y * width :], foreground_components[y * width :]
+        for x in range(width):
+            front = np.uint8(fronts[x] + COMPONENTS)
+            row[x] = front if sides[x] == FREE else backs[x]
 
 
 def _learn(
@@ -153,7 +153,6 @@ def segment(image: _Bytes, rect: tuple[int, int, int, int], iterations: int, see
     beta = measure_contrast(planes)
     residual, is_open, excess = link_pixels(planes, left, top, width, height, beta, _SCALE)
 
-    is_foreground = np.ones(inside.shape[1], np.uint8)
     background_components = np.empty(inside.shape[1], np.uint8)
     foreground_components = np.empty(inside.shape[1], np.uint8)
     pulls = np.empty(inside.shape[1], np.int32)
@@ -179,11 +178,9 @@ def segment(image: _Bytes, rect: tuple[int, int, int, int], iterations: int, see
             raise Unsupported(f"a search more than {deepest} levels deep")
         # The components that the samples have in this iteration's mixtures become the groups from
         # which the next iteration learns its mixtures.
-        _read_cut(
-            level, background_components, foreground_components, inside_new, width, is_foreground
-        )
+        _read_cut(level, background_components, foreground_components, inside_new, width)
 
     mask = np.zeros(image.shape[:2], np.uint8)
-    values = is_foreground.reshape(height, width) + np.uint8(_PROBABLY_BACKGROUND)
+    values = (inside_new >= COMPONENTS).reshape(height, width) + np.uint8(_PROBABLY_BACKGROUND)
     mask[top : top + height, left : left + width] = values
     return mask

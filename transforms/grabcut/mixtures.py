@@ -31,11 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transforms.grabcut.clustering import COMPONENTS
-from transforms.grabcut.compilation import Integer, entry, exp_below_zero, helper, log
+from transforms.grabcut.compilation import Integer, entry, exp_below_zero, helper, log, single
 
-# Columns of a component, which is a row of float64: weight, mean (3 columns), inverse covariance (9
-# columns, row by row), scale = 1 / sqrt(determinant), log(scale) and log(weight). A component
-# without samples has weight 0, and minus infinity for both logarithms.
+# Columns of a component, which is a row of float64: weight, mean (3 columns), half the inverse
+# covariance (9 columns, row by row), scale = 1 / sqrt(determinant), log(scale) and log(weight). A
+# component without samples has weight 0, and minus infinity for both logarithms. A half costs an
+# exponent no product, and is exact.
 WEIGHT, MEAN, INVERSE, SCALE, LOG_SCALE, LOG_WEIGHT = 0, 1, 4, 13, 14, 15
 FIELDS = 16
 
@@ -97,7 +98,8 @@ def _determinant(c: NDArray[np.float64]) -> float:
 
 @helper
 def _invert(c: NDArray[np.float64], determinant: float, inverse: NDArray[np.float64]) -> None:
-    factor = 1.0 / determinant
+    """Writes half the inverse of a covariance."""
+    factor = 0.5 / determinant
     inverse[0] = (c[4] * c[8] - c[5] * c[7]) * factor
     inverse[1] = -(c[1] * c[8] - c[2] * c[7]) * factor
     inverse[2] = (c[1] * c[5] - c[2] * c[4]) * factor
@@ -160,6 +162,7 @@ _OFFSET = 1 << 29
 
 _Bytes = NDArray[np.uint8]
 _Floats = NDArray[np.float64]
+_Singles = NDArray[np.float32]
 
 
 @helper
@@ -186,7 +189,7 @@ def _quadratic(
     i7: float,
     i8: float,
 ) -> float:
-    """Computes the quadratic form of a difference from the mean and an inverse covariance."""
+    """Computes the quadratic form of a difference from the mean and half an inverse covariance."""
     return (
         r * (r * i0 + g * i3 + b * i6)
         + g * (r * i1 + g * i4 + b * i7)
@@ -210,7 +213,7 @@ def _exponents(colors: _Floats, count: int, mixture: _Floats, exponents: _Floats
         for i in range(count):
             r, g, b = reds[i] - m0, greens[i] - m1, blues[i] - m2
             quadratic = _quadratic(r, g, b, i0, i1, i2, i3, i4, i5, i6, i7, i8)
-            target[i] = log_scale - 0.5 * quadratic
+            target[i] = log_scale - quadratic
 
 
 @helper
@@ -262,7 +265,7 @@ def _as_opencv(mixture: _Floats, red: float, green: float, blue: float) -> tuple
                 inverse[7],
                 inverse[8],
             )
-            gaussian = component[SCALE] * math.exp(-0.5 * quadratic)
+            gaussian = component[SCALE] * math.exp(-quadratic)
             density += component[WEIGHT] * gaussian
             if gaussian > greatest:
                 chosen, greatest = np.uint8(k), gaussian
@@ -288,10 +291,20 @@ def assign_components(samples: _Bytes, mixture: _Floats, components: _Bytes) -> 
 
 @helper
 def _densities(
-    exponents: _Floats, count: int, mixture: _Floats, tops: _Floats, sums: _Floats
+    exponents: _Floats,
+    count: int,
+    mixture: _Floats,
+    others: _Singles,
+    tops: _Floats,
+    sums: _Singles,
 ) -> None:
-    """Computes each sample's density, exp(tops) * sums; one of its exponents must be finite."""
+    """Computes each sample's density, exp(tops) * sums; one of its exponents must be finite.
+
+    Numbers of single precision are enough for the sums, and AVX2 adds up eight of them at a time.
+    `others`, (COMPONENTS - 1, _BLOCK), holds the terms meanwhile.
+    """
     e0, e1, e2, e3, e4 = exponents[0], exponents[1], exponents[2], exponents[3], exponents[4]
+    o1, o2, o3, o4 = others[0], others[1], others[2], others[3]
     w0, w1, w2 = mixture[0, LOG_WEIGHT], mixture[1, LOG_WEIGHT], mixture[2, LOG_WEIGHT]
     w3, w4 = mixture[3, LOG_WEIGHT], mixture[4, LOG_WEIGHT]
     for i in range(count):
@@ -302,12 +315,14 @@ def _densities(
         top, other3 = (top, t3) if top > t3 else (t3, top)
         top, other4 = (top, t4) if top > t4 else (t4, top)
         tops[i] = top
+        o1[i], o2[i], o3[i], o4[i] = other1 - top, other2 - top, other3 - top, other4 - top
+    for i in range(count):
         sums[i] = (
-            1.0
-            + exp_below_zero(other1 - top)
-            + exp_below_zero(other2 - top)
-            + exp_below_zero(other3 - top)
-            + exp_below_zero(other4 - top)
+            single(1)
+            + exp_below_zero(o1[i])
+            + exp_below_zero(o2[i])
+            + exp_below_zero(o3[i])
+            + exp_below_zero(o4[i])
         )
 
 
@@ -344,8 +359,9 @@ def weigh(
     """
     colors = np.empty((3, _BLOCK))
     exponents = np.empty((COMPONENTS, _BLOCK))
-    greatest_b, tops_b, sums_b = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
-    greatest_f, tops_f, sums_f = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK)
+    greatest_b, tops_b, sums_b = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK, np.float32)
+    greatest_f, tops_f, sums_f = np.empty(_BLOCK), np.empty(_BLOCK), np.empty(_BLOCK, np.float32)
+    others = np.empty((COMPONENTS - 1, _BLOCK), np.float32)
     for start in range(0, samples.shape[1], _BLOCK):
         count = min(_BLOCK, samples.shape[1] - start)
         components_b = background_components[start : start + count]
@@ -354,12 +370,14 @@ def weigh(
         _load(samples, start, count, colors)
         _exponents(colors, count, background, exponents)
         uncertain_b = _greatest(exponents, count, components_b, greatest_b)
-        _densities(exponents, count, background, tops_b, sums_b)
+        _densities(exponents, count, background, others, tops_b, sums_b)
         _exponents(colors, count, foreground, exponents)
         uncertain_f = _greatest(exponents, count, components_f, greatest_f)
-        _densities(exponents, count, foreground, tops_f, sums_f)
+        _densities(exponents, count, foreground, others, tops_f, sums_f)
         for i in range(count):
-            pull = tops_f[i] - tops_b[i] + log(sums_f[i] / sums_b[i])
+            sums_f[i] = log(sums_f[i] / sums_b[i])
+        for i in range(count):
+            pull = tops_f[i] - tops_b[i] + sums_f[i]
             pull = -PULL_LIMIT if greatest_f[i] < _ZERO else pull
             pull = PULL_LIMIT if greatest_b[i] < _ZERO else pull
             block[i] = _whole(pull, scale)

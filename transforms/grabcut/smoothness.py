@@ -76,7 +76,7 @@ def _link_planes(
             row = links[k, start : start + count]
             for i in range(count):
                 squared = np.float64(_squared(planes, y, first, y + down, first + right, i))
-                row[i] = np.int32(weight * exp_below_zero(-beta * squared) + 0.5)
+                row[i] = np.int32(weight * exp_below_zero(np.float32(-beta * squared)) + 0.5)
     return links
 
 
