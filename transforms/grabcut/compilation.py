@@ -64,7 +64,7 @@ def exp_below_zero(x: np.float32) -> np.float32:
     series = r * single(0.00139411084) + single(0.0083751264)
     series = r * series + single(0.0416663529)
     series = r * series + single(0.166664155)
-    series = r * series + single(0.500000005)
+    series = r * series + single(0.5)
     series = r * series + single(1)
     series = r * series + single(1)
     bits = single(shifted).view(np.int32)
