@@ -1,5 +1,6 @@
 """The entry point of the command line, `in9` or `python -m pipeline`."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -101,7 +102,7 @@ def run_process() -> NoReturn:
     # Threads that are started earlier would get their own malloc arenas.
     _prepare()
     try:
-        waker = _start_waker()
+        _start_waker()
     except RuntimeError as error:
         sys.exit(_report_shortage("in9", error))
     # Warnings of libraries belong into the log of a job. As errors (`-W error`), they would fail
@@ -109,18 +110,18 @@ def run_process() -> NoReturn:
     logging.captureWarnings(True)
     warnings.simplefilter("default")
     code = main()
-    if code == 1 or any(t.daemon for t in threading.enumerate() if t is not waker):
-        # A failed job leaves worker threads and servers behind. If the interpreter ended them
-        # inside C++ code, the process would abort, or wait for ever.
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
-    sys.exit(code)
+    if code != 1:  # A failed job leaves servers and processes behind, which might not end.
+        atexit._run_exitfuncs()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    # Else the interpreter would free all objects one by one, which takes up to a second, and end
+    # threads inside C++ code, so that the process would abort, or wait for ever.
+    os._exit(code)
 
 
-def _start_waker() -> threading.Thread:
+def _start_waker() -> None:
     """Starts a thread that wakes this thread, the main one, whenever a handled signal arrives.
 
     Python runs handlers in the main thread only. If the system interrupts another thread, the main
@@ -145,9 +146,7 @@ def _start_waker() -> threading.Thread:
                 time.sleep(0.05 * 2**number)
                 signal.pthread_kill(main_thread, signal.SIGURG)
 
-    thread = threading.Thread(target=wake, name="in9 signals", daemon=True)
-    thread.start()
-    return thread
+    threading.Thread(target=wake, name="in9 signals", daemon=True).start()
 
 
 def _prepare() -> None:

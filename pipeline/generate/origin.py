@@ -28,6 +28,7 @@ from pipeline.inputs.lists import KeyList, read_key_list
 from pipeline.inputs.location import read_location
 from pipeline.inputs.source_images import Checksums, Content, FileIndex, SourceImage
 from pipeline.runtime.lock import fenced_for_job
+from pipeline.runtime.machine import keep_freed_memory
 from pipeline.runtime.progress import Progress, count
 from pipeline.runtime.workers import Step
 from pipeline.storage.store import Store
@@ -333,7 +334,10 @@ class GenerateJob:
 
 
 class JobStep(Step):
-    """A step of the graph. OpenCV computes in one thread, as the runner's workers run at once."""
+    """A step of the graph. OpenCV computes in one thread, as the runner's workers run at once.
+
+    Freed memory is kept, since the next image needs as much.
+    """
 
     def __init__(self, job: GenerateJob) -> None:
         self.job, self.config = job, job.config
@@ -342,3 +346,4 @@ class JobStep(Step):
     @override
     def setup(self) -> None:
         cv2.setNumThreads(1)
+        keep_freed_memory()
