@@ -12,7 +12,6 @@ def test_the_main_job_makes_a_dataset_evaluates_a_model_and_writes_a_report(
     flags = ("--direct_running_mode=multi_processing", "--direct_num_workers=2", *QUICK)
     flags += ("--variants", "original,mixed_same,mixed_rand")
     words = ("run", "--input", small_sample, "--output", tmp_path, *flags)
-    printed = run_program(sys.executable, "-m", "pipeline", *words).stdout
-    assert "18 images segmented" in printed
+    assert "18 images segmented" in run_program(sys.executable, "-m", "pipeline", *words).stdout
     assert "BG-Gap" in (tmp_path / "report.html").read_text()
     assert "files agree with manifest.json" in run_in9("verify", "--dataset", tmp_path).stdout

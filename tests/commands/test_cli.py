@@ -193,8 +193,7 @@ def test_the_exit_code_counts_even_if_nobody_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(*_: object) -> int:
-        for line in range(3):
-            print(line)
+        print("a line\n" * 3)
         return 3
 
     monkeypatch.setattr("pipeline.commands.cli.run_command", run)
@@ -302,8 +301,9 @@ def test_an_export_to_the_root_of_a_disk_is_refused_without_walking_it(
 
 
 LOUD = """
-import logging, warnings
+import atexit, logging, warnings
 import numpy as np
+atexit.register(print, "a library cleans up")
 
 def segment(image, box):
     warnings.warn("a library warns")
@@ -315,7 +315,7 @@ def segment(image, box):
 
 
 @pytest.mark.parametrize("action", ["default", "error"])
-def test_warnings_of_libraries_neither_reject_nor_reach_the_terminal(
+def test_libraries_clean_up_and_their_warnings_neither_reject_nor_reach_the_terminal(
     action: str, tiny_input: Path, tmp_path: Path
 ) -> None:
     pictures = pictures_of(tiny_input)
@@ -331,4 +331,5 @@ def test_warnings_of_libraries_neither_reject_nor_reach_the_terminal(
     command = (sys.executable, "-W", action, "-m", "pipeline", "generate", *folders, *flags)
     done = run_program(*command, PYTHONPATH=f"{ROOT}{os.pathsep}{tmp_path}")
     assert f"val: {len(pictures)} images, {len(pictures)} accepted, 0 rejected" in done.stdout
+    assert done.stdout.endswith("a library cleans up\n")
     assert "warn" not in done.stderr.lower()
