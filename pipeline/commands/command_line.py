@@ -162,8 +162,9 @@ def underscored(word: str) -> str:
 def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Builds the parser of the whole command line.
 
-    The help of a command with many flags has all of them only if the words have `all`, as in
-    `--help all`, and the version is looked up only if they ask for it.
+    If there are words, only the commands that they name get flags, which takes a while. The help of
+    a command with many flags has all of them only if the words have `all`, as in `--help all`, and
+    the version is looked up only if they ask for it.
     """
     parser = _Parser(
         prog="in9",
@@ -206,7 +207,7 @@ def build_parser(words: Sequence[str] = ()) -> argparse.ArgumentParser:
             help=argparse.SUPPRESS,
         )
         groups: dict[str, argparse._ActionsContainer] = {"": subparser}
-        for title, _, flags in sections_of(name):
+        for title, _, flags in sections_of(name) if name in words or not words else ():
             if title not in groups:
                 groups[title] = subparser.add_argument_group(title)
             for flag in flags:

@@ -339,7 +339,7 @@ def parse_flags(command: str, flags: Mapping[str, object]) -> argparse.Namespace
     Raises UsageError if a flag does not exist, is not for a stage, or has a wrong value.
     """
     words = [f"--{name}={text_of(value)}" for name, value in flags.items() if value is not None]
-    arguments, rest = build_parser().parse_known_args([command, *words])
+    arguments, rest = build_parser([command, *words]).parse_known_args([command, *words])
     for word in rest:
         refuse_near_misses(flag_of(word), flags_of(command))
     for word in (*rest, *(f"--{name}" for name in NOT_IN_TRANSFORMS if name in flags)):

@@ -200,7 +200,7 @@ class Sample(NamedTuple):
     @classmethod
     def of(cls, units: Sequence[str], images: float, share: float = 1.0) -> Self:
         """Expects so many of the images with these units, of which a share of units is tested."""
-        roles = Roles.from_units(np.asarray(units, object))
+        roles = Roles.from_units(np.unique(np.asarray(units, object), return_inverse=True)[1])
         groups = int(roles.foregrounds.max(initial=-1)) + 1
         return cls(
             share * images,

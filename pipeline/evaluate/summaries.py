@@ -10,7 +10,7 @@ Only the rows of `power` are stored, in model.json, because they take longer to 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -74,35 +74,48 @@ def summary_rows(
     out, except in two tables: `accuracy` has a row without an accuracy for each variant if there
     are no images, and `decomposition` has a row for each kind, even if no image is of this kind.
     """
+    variants = [
+        pooled
+        for rule, predictions in by_rule.items()
+        for pooled in _pool_draws(rule, predictions, images, taxonomy)
+    ]
     return {
+        table: tuple(row for pooled in variants for row in rows(pooled))
+        for table, rows in _OF_VARIANTS.items()
+    } | {
         table: tuple(
-            row
-            for rule, predictions in by_rule.items()
-            for row in rows(rule, predictions, images, taxonomy)
+            row for rule, predictions in by_rule.items() for row in rows(rule, predictions, images)
         )
-        for table, rows in _STATISTICS.items()
+        for table, rows in _ACROSS_VARIANTS.items()
     }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _PooledDraws:
-    """The predictions on all draws (replicates) of a variant, concatenated.
+    """The predictions on all draws (replicates) of a variant under one rule, concatenated.
 
     Attributes:
       draws: number of draws.
       pictures: the p pictures that count.
       labels, predicted: (p,) int16, true and predicted labels.
       confusion: their `confusion_matrix`.
+      bg_labels: (p,) int16, labels of the backgrounds of a mixed variant; None of others.
+      fg_fractions: (p,) float64, share of the picture that the foreground covers, or NaN.
+      names: names of the labels.
     """
 
+    rule: str
     variant: str
     draws: int
     pictures: Pictures
     labels: NDArray[np.int16]
     predicted: NDArray[np.int16]
     confusion: NDArray[np.int64]
+    bg_labels: NDArray[np.int16] | None
+    fg_fractions: NDArray[np.float64]
+    names: Sequence[str]
 
-    @property
+    @functools.cached_property
     def correct(self) -> NDArray[np.bool_]:
         """Whether each prediction is right, (p,) bool."""
         return np.asarray(self.predicted == self.labels)
@@ -128,43 +141,129 @@ class _PooledDraws:
 
 
 def _pool_draws(
-    predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
+    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
 ) -> Iterator[_PooledDraws]:
-    """Returns the pooled draws of each variant that has predictions."""
+    """Yields the pooled draws of each variant that has predictions."""
     for variant, draws in draws_of(predictions.predicted).items():
         pictures = Pictures.of(paired_draws(variant, draws), images, predictions.bg_units)
         labels = predictions.labels[pictures.images]
         predicted = pictures.of_variants(predictions.predicted)
-        confusion = confusion_matrix(labels, predicted, taxonomy.num_labels)
-        yield _PooledDraws(variant, len(draws), pictures, labels, predicted, confusion)
-
-
-def _accuracy(
-    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
-) -> Iterator[AccuracyRow]:
-    for pooled in _pool_draws(predictions, images, taxonomy):
-        by_draw = [
-            pooled.correct[pooled.pictures.draws == draw].mean()
-            for draw in np.unique(pooled.pictures.draws)
-        ]
-        yield pick(
-            AccuracyRow,
-            pooled.accuracy(np.arange(len(pooled.labels))),
-            label_rule=rule,
-            variant=pooled.variant,
-            chance=constant_accuracy(pooled.labels),
-            replicates=pooled.draws,
-            seed_sd=float(np.std(by_draw, ddof=1)) if len(by_draw) > 1 else None,
-            class_mean_accuracy=(
-                class_mean_accuracy(pooled.confusion) if pooled.pictures.n else None
-            ),
-            outside=int(pooled.confusion[:, -1].sum()),
+        is_mixed = VariantName(variant).is_mixed
+        yield _PooledDraws(
+            rule=rule,
+            variant=variant,
+            draws=len(draws),
+            pictures=pictures,
+            labels=labels,
+            predicted=predicted,
+            confusion=confusion_matrix(labels, predicted, taxonomy.num_labels),
+            bg_labels=pictures.of_variants(predictions.bg_labels) if is_mixed else None,
+            fg_fractions=images.fg_fraction[pictures.images],
+            names=taxonomy.names,
         )
 
 
-def _gaps(
-    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
-) -> Iterator[GapRow]:
+def _accuracy(pooled: _PooledDraws) -> Iterator[AccuracyRow]:
+    by_draw = [
+        pooled.correct[pooled.pictures.draws == draw].mean()
+        for draw in np.unique(pooled.pictures.draws)
+    ]
+    yield pick(
+        AccuracyRow,
+        pooled.accuracy(np.arange(len(pooled.labels))),
+        label_rule=pooled.rule,
+        variant=pooled.variant,
+        chance=constant_accuracy(pooled.labels),
+        replicates=pooled.draws,
+        seed_sd=float(np.std(by_draw, ddof=1)) if len(by_draw) > 1 else None,
+        class_mean_accuracy=class_mean_accuracy(pooled.confusion) if pooled.pictures.n else None,
+        outside=int(pooled.confusion[:, -1].sum()),
+    )
+
+
+def _per_class(pooled: _PooledDraws) -> Iterator[ClassRow]:
+    adjusted = class_p_values(pooled.labels, pooled.correct, pooled.pictures.roles)
+    for label, row in enumerate(pooled.confusion):
+        if row.any():
+            yield pick(
+                ClassRow,
+                pooled.accuracy(pooled.labels == label),
+                label_rule=pooled.rule,
+                variant=pooled.variant,
+                label=label,
+                class_name=pooled.names[label],
+                p_adjusted=adjusted.get(label),
+                outside=int(row[-1]),
+            )
+
+
+def _confusion(pooled: _PooledDraws) -> Iterator[ConfusionRow]:
+    for label, column in np.argwhere(pooled.confusion).tolist():
+        yield ConfusionRow(
+            label_rule=pooled.rule,
+            variant=pooled.variant,
+            label=label,
+            prediction=OUTSIDE if column == len(pooled.names) else column,
+            pictures=int(pooled.confusion[label, column]),
+        )
+
+
+def _groups(pooled: _PooledDraws) -> Iterator[GroupRow]:
+    if pooled.bg_labels is None:
+        return
+    all_groups = groups(pooled.labels, pooled.bg_labels, len(pooled.names))
+    accuracies = [pooled.accuracy(group.pictures) for group in all_groups]
+    # A group has pictures, so that it has an accuracy.
+    worst = worst_group(
+        [(one.ci_low, one.ci_high) for one in accuracies],
+        [one.accuracy or 0.0 for one in accuracies],
+    )
+    for position, (group, accuracy) in enumerate(zip(all_groups, accuracies, strict=True)):
+        # The worst group is chosen after looking at all groups, so its interval is widened to hold
+        # for all groups simultaneously.
+        level = level_of(len(all_groups))
+        widened = pooled.accuracy(group.pictures, level) if position == worst else None
+        yield pick(
+            GroupRow,
+            accuracy,
+            label_rule=pooled.rule,
+            variant=pooled.variant,
+            label=group.label,
+            bg_label=group.bg_label,
+            is_worst=widened is not None,
+            worst_ci_low=widened.ci_low if widened else None,
+            worst_ci_high=widened.ci_high if widened else None,
+        )
+
+
+def _sizes(pooled: _PooledDraws) -> Iterator[SizeRow]:
+    # The size of the foreground is unknown for images that are not cut apart.
+    is_unknown = np.isnan(pooled.fg_fractions)
+    buckets = np.where(is_unknown, -1, size_buckets(pooled.fg_fractions))
+    for bucket in np.unique(buckets[buckets >= 0]).tolist():
+        low, high = SIZE_EDGES[bucket], SIZE_EDGES[bucket + 1]
+        yield pick(
+            SizeRow,
+            pooled.accuracy(buckets == bucket),
+            label_rule=pooled.rule,
+            variant=pooled.variant,
+            bucket=f"{low:g}-{high:g}",
+            fg_low=low,
+            fg_high=high,
+        )
+
+
+_OF_VARIANTS: dict[str, Callable[[_PooledDraws], Iterator[RuleRow]]] = {
+    "accuracy": _accuracy,
+    "per_class": _per_class,
+    "confusion": _confusion,
+    "groups": _groups,
+    "sizes": _sizes,
+}
+"""Name of a table -> the function that yields its rows for one variant under one label rule."""
+
+
+def _gaps(rule: str, predictions: Predictions, images: EvalImages) -> Iterator[GapRow]:
     for variant in gaps_of(predictions.predicted):
         draws = paired_draws(variant, predictions.predicted)
         pictures = Pictures.of(draws, images, predictions.bg_units)
@@ -188,9 +287,7 @@ def _gaps(
         )
 
 
-def _flips(
-    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
-) -> Iterator[FlipRow]:
+def _flips(rule: str, predictions: Predictions, images: EvalImages) -> Iterator[FlipRow]:
     draws_by_variant = draws_of(predictions.predicted)
     drawn = [name for name in draws_by_variant if VariantName(name).has_draws]
     compared = [("mixed_same", "mixed_rand"), *((name, name) for name in drawn)]
@@ -224,9 +321,7 @@ def _flips(
             )
 
 
-def _rfs(
-    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
-) -> Iterator[SensitivityRow]:
+def _rfs(rule: str, predictions: Predictions, images: EvalImages) -> Iterator[SensitivityRow]:
     names = (VariantName("noise_fg"), VariantName("noise_bg"))
     if not len(images.keys) or not all(name in predictions.predicted for name in names):
         return
@@ -245,41 +340,8 @@ def _rfs(
     )
 
 
-def _per_class(
-    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
-) -> Iterator[ClassRow]:
-    for pooled in _pool_draws(predictions, images, taxonomy):
-        adjusted = class_p_values(pooled.labels, pooled.correct, pooled.pictures.roles)
-        for label, row in enumerate(pooled.confusion):
-            if row.any():
-                yield pick(
-                    ClassRow,
-                    pooled.accuracy(pooled.labels == label),
-                    label_rule=rule,
-                    variant=pooled.variant,
-                    label=label,
-                    class_name=taxonomy.names[label],
-                    p_adjusted=adjusted.get(label),
-                    outside=int(row[-1]),
-                )
-
-
-def _confusion(
-    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
-) -> Iterator[ConfusionRow]:
-    for pooled in _pool_draws(predictions, images, taxonomy):
-        for label, column in np.argwhere(pooled.confusion).tolist():
-            yield ConfusionRow(
-                label_rule=rule,
-                variant=pooled.variant,
-                label=label,
-                prediction=OUTSIDE if column == taxonomy.num_labels else column,
-                pictures=int(pooled.confusion[label, column]),
-            )
-
-
 def _decomposition(
-    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
+    rule: str, predictions: Predictions, images: EvalImages
 ) -> Iterator[DecompositionRow]:
     # As in the paper, each image belongs to exactly one kind, so only the first draw of mixed_rand
     # is used.
@@ -303,71 +365,13 @@ def _decomposition(
         )
 
 
-def _groups(
-    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
-) -> Iterator[GroupRow]:
-    for pooled in _pool_draws(predictions, images, taxonomy):
-        if not VariantName(pooled.variant).is_mixed:
-            continue
-        bg_labels = pooled.pictures.of_variants(predictions.bg_labels)
-        all_groups = groups(pooled.labels, bg_labels, taxonomy.num_labels)
-        accuracies = [pooled.accuracy(group.pictures) for group in all_groups]
-        # A group has pictures, so that it has an accuracy.
-        worst = worst_group(
-            [(one.ci_low, one.ci_high) for one in accuracies],
-            [one.accuracy or 0.0 for one in accuracies],
-        )
-        for position, (group, accuracy) in enumerate(zip(all_groups, accuracies, strict=True)):
-            # The worst group is chosen after looking at all groups, so its interval is widened
-            # to hold for all groups simultaneously.
-            level = level_of(len(all_groups))
-            widened = pooled.accuracy(group.pictures, level) if position == worst else None
-            yield pick(
-                GroupRow,
-                accuracy,
-                label_rule=rule,
-                variant=pooled.variant,
-                label=group.label,
-                bg_label=group.bg_label,
-                is_worst=widened is not None,
-                worst_ci_low=widened.ci_low if widened else None,
-                worst_ci_high=widened.ci_high if widened else None,
-            )
-
-
-def _sizes(
-    rule: str, predictions: Predictions, images: EvalImages, taxonomy: Taxonomy
-) -> Iterator[SizeRow]:
-    # The size of the foreground is unknown for images that are not cut apart.
-    is_unknown = np.isnan(images.fg_fraction)
-    buckets = np.where(is_unknown, -1, size_buckets(images.fg_fraction))
-    for pooled in _pool_draws(predictions, images, taxonomy):
-        of_pictures = buckets[pooled.pictures.images]
-        for bucket in np.unique(of_pictures[of_pictures >= 0]).tolist():
-            low, high = SIZE_EDGES[bucket], SIZE_EDGES[bucket + 1]
-            yield pick(
-                SizeRow,
-                pooled.accuracy(of_pictures == bucket),
-                label_rule=rule,
-                variant=pooled.variant,
-                bucket=f"{low:g}-{high:g}",
-                fg_low=low,
-                fg_high=high,
-            )
-
-
-_STATISTICS: dict[str, Callable[[str, Predictions, EvalImages, Taxonomy], Iterator[RuleRow]]] = {
-    "accuracy": _accuracy,
+_ACROSS_VARIANTS: dict[str, Callable[[str, Predictions, EvalImages], Iterator[RuleRow]]] = {
     "gaps": _gaps,
     "flips": _flips,
     "rfs": _rfs,
-    "per_class": _per_class,
-    "confusion": _confusion,
     "decomposition": _decomposition,
-    "groups": _groups,
-    "sizes": _sizes,
 }
-"""Name of a table -> the function that yields its rows for the predictions under one label rule."""
+"""Name of a table that compares variants -> the function that yields its rows under one rule."""
 
 
 def read_summaries(dataset: Dataset) -> tuple[list[Summary], list[str]]:

@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 from typing import IO, Any
 
@@ -171,11 +172,14 @@ def _prepare() -> None:
     # Commands import most of these modules only while they work.
     import PIL.Image
     import pyarrow.dataset  # noqa: F401
+    import rich.progress  # noqa: F401
     import scipy.ndimage  # noqa: F401
     from quick_beam import hasten_beam
 
     import pipeline.analyses.evaluation.parts
-    import pipeline.commands.cli  # noqa: F401
+    import pipeline.analyses.imagenet.figures
+    import pipeline.commands.cli
+    import pipeline.runtime.dask_workers  # noqa: F401
     from pipeline.commands.command_line import COMMANDS, find_command
     from pipeline.report.page import _environment
     from transforms.grabcut import prepare
@@ -186,6 +190,9 @@ def _prepare() -> None:
     # Compiled code is loaded once, and templates are compiled once, too.
     prepare()
     hasten_beam()
+    # At the end of each fork, torch would take back what it has registered.
+    for finalizer in weakref.finalize._registry:
+        finalizer.atexit = False
     templates = _environment()
     for name in templates.list_templates(["html", "js", "css"]):
         templates.get_template(name)

@@ -4,12 +4,14 @@ import argparse
 import copy
 import copyreg
 import functools
+import gettext
 from collections.abc import Sequence
 from typing import Any
 
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.stager import Stager
 from apache_beam.transforms import core, userstate
+from apache_beam.typehints.decorators import IOTypeHints
 from msgspec import UnsetType
 
 from transforms.taxonomy import Taxonomy, imagenet9
@@ -27,6 +29,8 @@ def hasten_beam() -> None:
     * For each view of its options, of which a job has 200, Beam makes a parser and parses flags.
     * Beam looks for state and timers of each step a dozen times. Steps of one class have the same.
     * Pickle looks through all modules for the one of UNSET, which does not name it, in 5 ms.
+    * Beam reads its own source to say where a type was given, and where a function yields; argparse
+      looks for the file of translations for each message.
     """
     make, inspect = PipelineOptions.__init__, core.get_function_args_defaults
     look, specs = userstate.get_dofn_specs, dict[type, Any]()
@@ -64,9 +68,12 @@ def hasten_beam() -> None:
             specs[type(step)] = look(step)
         return specs[type(step)]
 
+    IOTypeHints._make_origin = classmethod(lambda *_, **__: [])
     PipelineOptions.__init__ = view
+    core._check_fn_use_yield_and_return = lambda _: False
     userstate.get_dofn_specs = specs_of
     core.get_function_args_defaults = of_any
     copyreg.pickle(Taxonomy, reduced)
     copyreg.pickle(UnsetType, lambda _: (UnsetType, ()))
+    gettext.find = functools.cache(gettext.find)
     Stager._create_stage_submission_env_dependencies = staticmethod(lambda _: [])
