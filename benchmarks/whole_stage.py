@@ -119,32 +119,34 @@ def measure_ten_models(setting: Setting) -> None:
 def measure_two_processes(setting: Setting) -> None:
     """Measures two processes on one device beside one, each of which predicts all pictures."""
     spawn = multiprocessing.get_context("spawn")
-    seconds = []
-    for count in (1, 2):
-        barrier = spawn.Barrier(count + 1)
-        processes = [
-            spawn.Process(target=_predict_twice, args=(setting, barrier)) for _ in range(count)
-        ]
-        for process in processes:
-            process.start()
+    barrier, seconds = spawn.Barrier(3), []
+    processes = [
+        spawn.Process(target=_predict_twice, args=(setting, barrier, waits))
+        for waits in (False, True)
+    ]
+    for process in processes:
+        process.start()
+    for _ in ("one", "both"):
         barrier.wait(_STARTED)
         started = time.perf_counter()
         barrier.wait(_STARTED)
         seconds.append(time.perf_counter() - started)
-        for process in processes:
-            process.join()
+    for process in processes:
+        process.join()
     value = f"{2 * seconds[0] / seconds[1]:.2f} x" if setting.turn_seconds else "too few to tell"
     row(f"two processes on one device, {setting.name}", value, "pictures per second of one")
 
 
-def _predict_twice(setting: Setting, barrier: threading.Barrier) -> None:
-    """Predicts all pictures twice: in the first passes of a process, libraries initialise."""
+def _predict_twice(setting: Setting, barrier: threading.Barrier, waits: bool) -> None:
+    """Predicts all pictures, or `waits`, and predicts all again beside another process."""
     with Loaded(setting) as loaded:
-        loaded.evaluate()
-        resident.forget_pictures()
-        barrier.wait(_STARTED)
-        loaded.evaluate()
-        barrier.wait(_STARTED)
+        loaded.evaluate()  # In the first passes of a process, libraries initialise.
+        for is_idle in (waits, False):
+            resident.forget_pictures()
+            barrier.wait(_STARTED)
+            if not is_idle:
+                loaded.evaluate()
+            barrier.wait(_STARTED)
 
 
 def measure_busy(setting: Setting) -> None:

@@ -73,7 +73,7 @@ def listened_at(running: Started) -> set[tuple[str, int]]:
         for process in _with_descendants(running.pid):
             with contextlib.suppress(OSError):  # It may end, or close a file, at any moment.
                 places |= listens_at(process)
-        time.sleep(0.1)
+        time.sleep(0.3)
     return places
 
 

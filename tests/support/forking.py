@@ -178,8 +178,7 @@ def _prepare() -> None:
 
     import pipeline.analyses.evaluation.parts
     import pipeline.analyses.imagenet.figures
-    import pipeline.commands.cli
-    import pipeline.runtime.dask_workers  # noqa: F401
+    import pipeline.commands.cli  # noqa: F401
     from pipeline.commands.command_line import COMMANDS, find_command
     from pipeline.report.page import _environment
     from transforms.grabcut import prepare

@@ -1,6 +1,7 @@
 """Work of Beam that is the same for each graph, and that tests do once."""
 
 import argparse
+import bz2
 import copy
 import copyreg
 import functools
@@ -31,6 +32,7 @@ def hasten_beam() -> None:
     * Pickle looks through all modules for the one of UNSET, which does not name it, in 5 ms.
     * Beam reads its own source to say where a type was given, and where a function yields; argparse
       looks for the file of translations for each message.
+    * Beam compresses a step for its graph, and decompresses it for each worker and stage.
     """
     make, inspect = PipelineOptions.__init__, core.get_function_args_defaults
     look, specs = userstate.get_dofn_specs, dict[type, Any]()
@@ -75,5 +77,7 @@ def hasten_beam() -> None:
     core.get_function_args_defaults = of_any
     copyreg.pickle(Taxonomy, reduced)
     copyreg.pickle(UnsetType, lambda _: (UnsetType, ()))
+    for name in ("compress", "decompress"):
+        setattr(bz2, name, functools.lru_cache(99)(getattr(bz2, name)))
     gettext.find = functools.cache(gettext.find)
     Stager._create_stage_submission_env_dependencies = staticmethod(lambda _: [])

@@ -5,9 +5,9 @@ import pytest
 from numpy.typing import NDArray
 
 from transforms.grabcut import prepare
-from transforms.grabcut.clustering import COMPONENTS
 
 UNITS = 2.0**20
+COMPONENTS = 5
 
 
 def log_density(colors: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.float64]:
