@@ -118,6 +118,7 @@ setup(
             "markdown-it-py>=3.0",
             "mypy>=1.15",
             "playwright>=1.50",
+            "psutil>=6.1",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.11",

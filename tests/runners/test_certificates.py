@@ -8,10 +8,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
-from engine_jobs import DaskCluster, dask_cluster
-from machines import listens_at
+from engine_jobs import DaskCluster, dask_cluster, listens_at
 from runs import ROOT, SHARDS, results_of, run_in9
 
 PAGES = ("health", "info/main/workers.html", "json/counts.json", "metrics", "sitemap.json")
@@ -67,7 +67,7 @@ def test_strangers_get_nothing(dask: DaskCluster, tmp_path: Path) -> None:
     own = _context(own_tls["client"], tmp_path / "own.pem")
     nobody, somebody = _context(None, other), _context(other_tls["client"], tmp_path / "other.pem")
     processes = [dask.scheduler.pid, *(worker.pid for worker in dask.workers), *dask.at_work()]
-    ports = {port for process in processes for _, port in listens_at(process)}
+    ports = {port for process in processes for _, port in listens_at(psutil.Process(process))}
     pages = {port for port in ports if _asked(port, PAGES[0]).startswith(b"HTTP")}
     # The scheduler, the worker and its nanny; beside the first two, what would serve pages.
     assert (len(ports - pages), len(pages)) == (3, 2)

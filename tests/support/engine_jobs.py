@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from forking import Started
 from gcs import free_port, wait_for
-from machines import children, is_running, kill, listens_at, until
+from machines import children, is_running, kill, until
 from runs import ROOT
 
 _SEGMENTER = """
@@ -70,15 +71,16 @@ def listened_at(running: Started) -> set[tuple[str, int]]:
     """Waits for the end of a command; returns where it or its children listened."""
     places: set[tuple[str, int]] = set()
     while running.poll() is None:
-        for process in _with_descendants(running.pid):
-            with contextlib.suppress(OSError):  # It may end, or close a file, at any moment.
-                places |= listens_at(process)
+        with contextlib.suppress(psutil.NoSuchProcess):  # It may end at any moment.
+            command = psutil.Process(running.pid)
+            places.update(*map(listens_at, (command, *command.children(recursive=True))))
         time.sleep(0.3)
     return places
 
 
-def _with_descendants(pid: int) -> set[int]:
-    return {pid}.union(*(_with_descendants(child) for child in children(pid)))
+def listens_at(process: psutil.Process) -> set[tuple[str, int]]:
+    """Returns the address and port of each socket at which a process accepts connections."""
+    return {one.laddr for one in process.net_connections("tcp") if one.status == "LISTEN"}
 
 
 class DaskCluster:

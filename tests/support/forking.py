@@ -177,7 +177,6 @@ def _prepare() -> None:
     from quick_beam import hasten_beam
 
     import pipeline.analyses.evaluation.parts
-    import pipeline.analyses.imagenet.figures
     import pipeline.commands.cli  # noqa: F401
     from pipeline.commands.command_line import COMMANDS, find_command
     from pipeline.report.page import _environment

@@ -299,22 +299,6 @@ def is_running(pid: int, running: bytes = b"") -> bool:
     return False
 
 
-def listens_at(pid: int) -> set[tuple[str, int]]:
-    """Returns the (address, port) at which a process accepts connections, as the system writes it.
-
-    Raises OSError if it ends, or closes a file, meanwhile.
-    """
-    descriptors = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
-    places = set()
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
-            _, place, _, state, *_, inode = line.split()[:10]
-            if state == "0A" and f"socket:[{inode}]" in descriptors:
-                address, _, port = place.partition(":")
-                places.add((address, int(port, 16)))
-    return places
-
-
 def kill(process: subprocess.Popen[bytes] | Started) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

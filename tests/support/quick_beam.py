@@ -30,9 +30,8 @@ def hasten_beam() -> None:
     * For each view of its options, of which a job has 200, Beam makes a parser and parses flags.
     * Beam looks for state and timers of each step a dozen times. Steps of one class have the same.
     * Pickle looks through all modules for the one of UNSET, which does not name it, in 5 ms.
-    * Beam reads its own source to say where a type was given, and where a function yields; argparse
-      looks for the file of translations for each message.
-    * Beam compresses a step for its graph, and decompresses it for each worker and stage.
+    * Beam reads sources to say where a type was given or a function yields, and compresses the same
+      steps again and again. Argparse looks for a file of translations for each message.
     """
     make, inspect = PipelineOptions.__init__, core.get_function_args_defaults
     look, specs = userstate.get_dofn_specs, dict[type, Any]()
@@ -44,8 +43,7 @@ def hasten_beam() -> None:
     def of_any(function: Any) -> tuple[list[str], list[Any]]:
         if not hasattr(function, "__func__"):
             return inspect(function)
-        names, defaults = of_method(function.__func__)
-        return [*names], [*defaults]
+        return tuple(map(list, of_method(function.__func__)))
 
     def reduced(taxonomy: Taxonomy) -> tuple[Any, ...]:
         if taxonomy == imagenet9():
