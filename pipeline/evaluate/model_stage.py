@@ -82,16 +82,13 @@ _Result = BlockDone | FailedModel
 
 @dataclasses.dataclass(eq=False)
 class _Step(beam.DoFn):
-    """A step, which opens the dataset in every bundle, because it may have changed since."""
+    """A step of an analysis."""
 
     work: PlannedAnalysis
     _dataset: Dataset | None = None
 
-    def start_bundle(self) -> None:
-        self._dataset = None
-
     def dataset(self) -> Dataset:
-        """Returns the finished dataset, which is opened once in each bundle."""
+        """Returns the dataset, which is opened at its first use, because the job may make it."""
         if self._dataset is None:
             self._dataset = Dataset.open(self.work.evaluation.store)
         return self._dataset

@@ -24,7 +24,7 @@ from pipeline.runners.portable import is_portable, prepare, run_to_end
 from pipeline.runtime.job_log import in_one_line, job_log
 from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, counters_of, show_progress
-from pipeline.runtime.workers import Engine, LocalWorkers
+from pipeline.runtime.workers import Engine, LocalThreads, LocalWorkers
 
 # Beam advises against threads, which do this work as well.
 logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").addFilter(
@@ -72,11 +72,6 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
             f"--direct_num_workers must be at least 0, which means one for each core: got "
             f"{direct.direct_num_workers}"
         )
-    if direct.direct_running_mode == "multi_threading":
-        raise UsageError(
-            "--direct_running_mode=multi_threading silently loses elements in Beam; "
-            "use in_memory (the default, with threads) or multi_processing"
-        )
     if runner.rpartition(".")[2] in _LOCAL_RUNNERS:
         options.view_as(StandardOptions).runner = "FnApiRunner"
         chosen = any(argument.startswith("--direct_num_workers") for argument in arguments)
@@ -98,9 +93,10 @@ def engine_of(
     """Chooses the workers of the steps that work on pixels, if they are not Beam's own.
 
     The options' running mode becomes `in_memory`, since Beam's own processes would be called by
-    servers at ports of this machine. Several GPUs of this machine have a process each, because one
-    would launch the work of all from one interpreter, which keeps them waiting. Raises UsageError
-    if flags exclude each other, or no scheduler answers.
+    servers at ports of this machine, and its `multi_threading` silently loses elements. Several
+    GPUs of this machine have a process each, because one would launch the work of all from one
+    interpreter, which keeps them waiting. Raises UsageError if flags exclude each other, or no
+    scheduler answers.
     """
     direct = options.view_as(DirectOptions)
     is_local = options.view_as(StandardOptions).runner == "FnApiRunner"
@@ -122,7 +118,9 @@ def engine_of(
     if is_local and has_processes:
         return LocalWorkers(direct.direct_num_workers)
     chosen = any(one.startswith(("--direct_running", "--direct_num")) for one in arguments)
-    return LocalWorkers(gpus, has_cards=True) if is_local and gpus > 1 and not chosen else None
+    if is_local and gpus > 1 and not chosen:
+        return LocalWorkers(gpus, has_cards=True)
+    return LocalThreads(direct.direct_num_workers) if is_local else None
 
 
 _RAISED = re.compile(r"^(?:Pipeline \S+ failed in state \w+: )?(?:[\w.$]+[.$])?(\w+): (.*)$")

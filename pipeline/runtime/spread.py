@@ -1,8 +1,8 @@
 """`Spread`: a step of the graph that works on pixels, on Beam's workers or on an engine's.
 
-On every runner it is Beam's `Reshuffle` and `ParDo`. With an engine, the graph keeps its shape, and
-Beam's local runner runs it in the process that started the job, but the calls of these steps go to
-the engine's workers (`pipeline.runtime.workers`).
+On Dataflow and job servers it is Beam's `Reshuffle` and `ParDo`. Else there is an engine: the graph
+keeps its shape, and Beam's local runner runs it in the process that started the job, but the calls
+of these steps go to the engine's workers (`pipeline.runtime.workers`).
 """
 
 from __future__ import annotations
@@ -66,9 +66,6 @@ class _Run(beam.DoFn):
 
     def setup(self) -> None:
         self.step.setup()
-
-    def start_bundle(self) -> None:
-        self.step.start_bundle()
 
     def process(self, element: Any) -> Iterable[object]:
         return self.step.process(element)

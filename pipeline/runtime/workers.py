@@ -1,14 +1,14 @@
-"""Engines and their workers: processes that run calls, each a step on one element.
+"""Engines and their workers: threads or processes that run calls, each a step on one element.
 
-`LocalWorkers` are processes of this machine; `pipeline.runtime.dask_workers` are those of a Dask
-cluster. A worker imports no Beam, which takes a second and 100 MB. Only keys, paths and records
-travel with a call.
+`LocalThreads` are of the job's own process, `LocalWorkers` are processes of this machine, and
+`pipeline.runtime.dask_workers` are those of a Dask cluster. A worker process imports no Beam, which
+takes a second and 100 MB. Only keys, paths and records travel with a call.
 """
 
 from __future__ import annotations
 
 import abc
-import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -18,13 +18,12 @@ import multiprocessing
 import os
 import pickle
 import platform
-import queue
 import signal
 import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -56,9 +55,6 @@ class Step(abc.ABC):
 
     def setup(self) -> None:  # noqa: B027
         """Is called once, before the first element."""
-
-    def start_bundle(self) -> None:  # noqa: B027
-        """Is called before a part of the elements; by an engine, before all of a job."""
 
     @abc.abstractmethod
     def process(self, element: Any) -> Iterable[object]:
@@ -157,7 +153,6 @@ def _step_of(call: Call) -> Step:
             ended[1].teardown()
         step = pickle.loads(call.step)
         step.setup()
-        step.start_bundle()
         _steps[thread] = call.token, step
     return step
 
@@ -199,66 +194,78 @@ def refusal(code: tuple[tuple[str, str], ...]) -> str:
     return "has imported code that has changed since; restart it" if is_stale(dict(code)) else ""
 
 
-class LocalWorkers(Engine):
-    """An engine of worker processes, which start when calls come.
+class LocalThreads(Engine):
+    """An engine of threads of this process, each of which takes the next call after its last one.
 
-    If it `has_cards`, each has one of its own, and runs the calls of its place.
+    Beam's own threads get equal numbers of elements, so that all wait for the slowest. If it
+    `has_cards`, each thread has one of its own, and runs the calls of its place.
     """
 
     def __init__(self, number: int, has_cards: bool = False) -> None:
         self._number, self.has_cards = number, has_cards
+        groups = [1] * number if has_cards else [number]
+        self._pools = [*map(concurrent.futures.ThreadPoolExecutor, groups)]
+
+    @override
+    def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
+        futures = [
+            self._pools[call.place % len(self._pools)].submit(self._answer, call) for call in calls
+        ]
+        yield from (one.result() for one in concurrent.futures.as_completed(futures))
+
+    def _answer(self, call: Call) -> Answer:
+        """Runs a call in this thread; raises what its step raises."""
+        with counted_here() as counters:
+            return Answer([*_step_of(call).process(pickle.loads(call.element))], counters)
+
+    @override
+    def __exit__(self, *_: object) -> None:
+        # A stopped job does not wait for threads that are in the middle of a call.
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        for token, _step in [*_steps.values()]:
+            end_steps(token)
+
+
+class LocalWorkers(LocalThreads):
+    """An engine of worker processes, one for each thread, which start when calls come."""
+
+    def __init__(self, number: int, has_cards: bool = False) -> None:
+        super().__init__(number, has_cards)
         self._processes: dict[int, tuple[BaseProcess, Connection]] = {}
         self._is_closed = False
 
     @override
     def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
-        queues = [collections.deque[Call]() for _ in range(self._number if self.has_cards else 1)]
-        for call in calls:
-            queues[call.place % len(queues)].append(call)
-        answers = queue.SimpleQueue[Answer]()
-        for number in range(self._number):
-            threading.Thread(
-                target=self._work,
-                args=(number, queues[number % len(queues)], answers.put),
-                daemon=True,
-            ).start()
-        yield from (answers.get() for _ in calls)
+        yield from super().answers(calls)
         for _, connection in self._processes.values():
             with contextlib.suppress(OSError):  # It may have ended meanwhile.
                 connection.send(calls[0].token)
 
-    def _work(
-        self, number: int, calls: collections.deque[Call], put: Callable[[Answer], None]
-    ) -> None:
-        """Has a process run calls until none is left."""
-        while calls and not self._is_closed:
-            # Another thread may have taken the last one.
-            with contextlib.suppress(IndexError):
-                put(self._answer(number, calls.popleft()))
-
-    def _answer(self, number: int, call: Call) -> Answer:
+    @override
+    def _answer(self, call: Call) -> Answer:
+        thread = threading.get_ident()
         for _ in range(_LOSSES + 1):
             try:
-                process, connection = self._processes.get(number) or self._start(number)
+                process, connection = self._processes.get(thread) or self._start(thread, call)
                 connection.send(call)
                 return cast(Answer, connection.recv())
             except (EOFError, OSError) as error:
-                if self._is_closed or number not in self._processes:  # It cannot be started.
+                if self._is_closed or thread not in self._processes:  # It cannot be started.
                     return Answer(error=plain(error))
                 process.join()
-                del self._processes[number]
+                del self._processes[thread]
                 _LOG.warning(
                     "a worker ended with exit code %s; its part is done again", process.exitcode
                 )
         why = f"{_LOSSES + 1} workers were lost at one part; the last ended with exit code"
         return Answer(error=JobError(f"{why} {process.exitcode}. {ADVICE}"))
 
-    def _start(self, number: int) -> tuple[BaseProcess, Connection]:
+    def _start(self, thread: int, call: Call) -> tuple[BaseProcess, Connection]:
+        card = call.place % self._number if self.has_cards else None
         ours, theirs = _CONTEXT.Pipe()
         with theirs:
-            process = _CONTEXT.Process(
-                target=_serve, args=(theirs, self._number, number if self.has_cards else None)
-            )
+            process = _CONTEXT.Process(target=_serve, args=(theirs, self._number, card))
             # From its first moment on, it keeps out signals that may reach all processes of a
             # terminal or a batch job; the job's own process ends it.
             resource_tracker.ensure_running()  # Its start would let them in again.
@@ -267,13 +274,14 @@ class LocalWorkers(Engine):
                 process.start()
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._processes[number] = process, ours
+        self._processes[thread] = process, ours
         return process, ours
 
     @override
     def __exit__(self, *_: object) -> None:
         # No call of a stopped job may go on.
         self._is_closed = True
+        super().__exit__()
         for process, _pipe in [*self._processes.values()]:
             process.kill()
             process.join()

@@ -16,7 +16,7 @@ from pipeline.errors import JobError
 from pipeline.runners import beam_options
 from pipeline.runners.beam_options import engine_of, pipeline_options
 from pipeline.runtime.machine import see_one_gpu, usable_cores
-from pipeline.runtime.workers import LocalWorkers
+from pipeline.runtime.workers import LocalThreads, LocalWorkers
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -112,23 +112,23 @@ def test_processes_are_started_unless_flags_say_how_workers_run(
 ) -> None:
     monkeypatch.setattr(beam_options, "usable_cores", lambda: 5)
 
-    def started(*flags: str, gpus: int = 3) -> tuple[int, bool] | None:
+    def started(*flags: str, gpus: int = 3) -> tuple[type, int, bool]:
         options = pipeline_options([*flags])
         engine = engine_of(options, flags, None, gpus)
         # Beam itself starts none, since its processes are called at ports.
         assert options.view_as(DirectOptions).direct_running_mode == "in_memory"
-        if engine is None:
-            return None
-        assert isinstance(engine, LocalWorkers)
-        return engine._number, engine.has_cards
+        assert isinstance(engine, LocalThreads)
+        return type(engine), engine._number, engine.has_cards
 
-    assert started() == (3, True)
-    assert started(gpus=8) == (8, True)
-    assert started(gpus=1) is None
-    assert started("--direct_running_mode=in_memory") is None
-    assert started("--direct_running_mode", "multi_processing") == (5, False)
-    assert started("--direct_running_mode=multi_processing", "--direct_num_workers=2") == (2, False)
-    assert started("--direct_num_workers=2") is None
+    assert started() == (LocalWorkers, 3, True)
+    assert started(gpus=8) == (LocalWorkers, 8, True)
+    assert started(gpus=1) == (LocalThreads, 5, False)
+    for threads in ("in_memory", "multi_threading"):
+        assert started(f"--direct_running_mode={threads}") == (LocalThreads, 5, False)
+    processes = ("--direct_running_mode", "multi_processing")
+    assert started(*processes) == (LocalWorkers, 5, False)
+    assert started(*processes, "--direct_num_workers=2") == (LocalWorkers, 2, False)
+    assert started("--direct_num_workers=2") == (LocalThreads, 2, False)
 
 
 def test_a_worker_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

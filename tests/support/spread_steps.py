@@ -85,9 +85,6 @@ class Note(Step):
     def setup(self) -> None:
         self._note("setup")
 
-    def start_bundle(self) -> None:
-        self._note("start")
-
     def process(self, element: object) -> list[object]:
         self._note("process")
         time.sleep(0.02)  # So each worker gets some.
@@ -125,13 +122,13 @@ class Die(Step):
 
 
 class Meet(Step):
-    """A number of processes -> their ids; waits until so many are in a folder at once."""
+    """A number of names, such as ids of processes -> them; waits until so many have been said."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, name: Callable[[], int] = os.getpid) -> None:
+        self._folder, self._name = folder, name
 
     def process(self, number: int) -> list[list[str]]:
-        (self._folder / str(os.getpid())).touch()
+        (self._folder / str(self._name())).touch()
         until = time.monotonic() + 60
         while len(found := os.listdir(self._folder)) < number:
             assert time.monotonic() < until, "nobody else has come"

@@ -12,7 +12,6 @@ DATAFLOW = (
 )
 ROWS: Rows = {
     "run --output {new}": [
-        ("--direct_running_mode=multi_threading", "silently loses elements"),
         ("--direct_num_workers -1", "--direct_num_workers must be at least 0"),
         ("--direct_num_workers two", "--direct_num_workers: invalid int value: 'two'"),
         ("--runner NoSuchRunner", "--runner=NoSuchRunner cannot be used"),
