@@ -208,10 +208,12 @@ class LocalThreads(Engine):
 
     @override
     def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
-        futures = [
-            self._pools[call.place % len(self._pools)].submit(self._answer, call) for call in calls
-        ]
-        yield from (one.result() for one in concurrent.futures.as_completed(futures))
+        pools = len(self._pools)
+        # Nothing else holds the list, so that answers do not stay in memory.
+        for done in concurrent.futures.as_completed(
+            [self._pools[call.place % pools].submit(self._answer, call) for call in calls]
+        ):
+            yield done.result()
 
     def _answer(self, call: Call) -> Answer:
         """Runs a call in this thread; raises what its step raises."""
