@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Sequence
 from enum import StrEnum
 
+import numpy as np
+
 from transforms.annotations import Box
 from transforms.geometry import Mask, ResizeCrop
 from transforms.hashing import text_bytes
@@ -156,4 +158,4 @@ def mask_over_box(mask: Mask, box: Box) -> float:
     The ratio can exceed 1, because a mask that came with the image may be larger than the box.
     Raises ZeroDivisionError for an empty box.
     """
-    return float(mask.sum()) / box.area
+    return np.count_nonzero(mask) / box.area

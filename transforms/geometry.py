@@ -111,15 +111,18 @@ class ResizeCrop:
 
         Raises KeyError unless the interpolation is one of `INTERPOLATIONS`.
         """
-        size = self.width, self.height
-        resized = Image.fromarray(image).resize(size, INTERPOLATIONS[interpolation])
-        box = (self.left, self.top, self.left + self.crop, self.top + self.crop)
+        x0, y0, x1, y1 = self.left, self.top, self.left + self.crop, self.top + self.crop
+        if interpolation == "nearest" and min(x0, y0) >= 0:
+            return image.take(self.rows[y0:y1], axis=0).take(self.columns[x0:x1], axis=1)
+        resized = Image.fromarray(image).resize(
+            (self.width, self.height), INTERPOLATIONS[interpolation]
+        )
         # PIL fills the part outside of the image with black.
-        return np.asarray(resized.crop(box))
+        return np.asarray(resized.crop((x0, y0, x1, y1)))
 
     def mask(self, mask: Mask) -> Mask:
         """Transforms a (H, W) bool mask to (crop, crop) bool by nearest; padding is False."""
-        return self.image(mask.astype(np.uint8)).astype(np.bool_)
+        return self.image(mask.view(np.uint8)).view(np.bool_)
 
     def box(self, box: Box) -> OutputBox:
         """Converts a box to output pixels.
@@ -151,5 +154,4 @@ class ResizeCrop:
 def _span(sources: Indices, low: int, high: int) -> tuple[int, int]:
     """Returns the half-open range of the positions whose source lies in [low, high]."""
     start = int(np.searchsorted(sources, low, side="left"))
-    stop = int(np.searchsorted(sources, high, side="right"))
-    return start, max(start, stop)
+    return start, max(start, int(np.searchsorted(sources, high, side="right")))

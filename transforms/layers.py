@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 
 import cv2
+import numpy as np
 
 from transforms.annotations import Box
 from transforms.geometry import Mask, OutputBox, Pixels, ResizeCrop
@@ -99,7 +100,7 @@ class Layer:
     @property
     def fg_fraction(self) -> float:
         """Share of the output pixels that are foreground, in [0, 1]."""
-        return float(self.mask.mean())
+        return float(np.count_nonzero(self.mask) / self.mask.size)
 
 
 def make_layer(

@@ -80,7 +80,7 @@ class Taxonomy:
     def num_labels(self) -> int:
         return len(self.names)
 
-    @property
+    @functools.cached_property
     def description(self) -> str:
         """Text by which a dataset's configuration identifies the taxonomy: counts and a digest."""
         digest = text_digest(json.dumps(self.to_json(), sort_keys=True))
