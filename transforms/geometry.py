@@ -112,7 +112,7 @@ class ResizeCrop:
         Raises KeyError unless the interpolation is one of `INTERPOLATIONS`.
         """
         x0, y0, x1, y1 = self.left, self.top, self.left + self.crop, self.top + self.crop
-        if interpolation == "nearest" and min(x0, y0) >= 0:
+        if interpolation == "nearest" and min(x0, y0, self.width - x1, self.height - y1) >= 0:
             return image.take(self.rows[y0:y1], axis=0).take(self.columns[x0:x1], axis=1)
         resized = Image.fromarray(image).resize(
             (self.width, self.height), INTERPOLATIONS[interpolation]
