@@ -61,7 +61,7 @@ def open_dataset(
 
 
 def generate_dataset(output: str | os.PathLike[str], **flags: object) -> DatasetReader:
-    """Makes a dataset, or the missing part of it, like `in9 generate`; returns it.
+    """Makes a dataset, or the missing part of it, like `in9 generate` with threads; returns it.
 
     Args:
       output: the dataset's folder, local or `gs://`.
@@ -74,7 +74,11 @@ def generate_dataset(output: str | os.PathLike[str], **flags: object) -> Dataset
     _check_packages()
     from pipeline.commands import run
 
-    run.run_main(run.parse_flags("generate", {**flags, "output": os.fspath(output)}), [])
+    run.run_main(
+        run.parse_flags("generate", {**flags, "output": os.fspath(output)}),
+        # A process would run the caller's script again, unless that has a guard.
+        ["--direct_running_mode=multi_threading"],
+    )
     return open_dataset(output)
 
 

@@ -9,8 +9,7 @@ from runs import QUICK, run_in9, run_program
 def test_the_main_job_makes_a_dataset_evaluates_a_model_and_writes_a_report(
     small_sample: Path, tmp_path: Path
 ) -> None:
-    flags = ("--direct_running_mode=multi_processing", "--direct_num_workers=2", *QUICK)
-    flags += ("--variants", "original,mixed_same,mixed_rand")
+    flags = ("--direct_num_workers=2", *QUICK, "--variants", "original,mixed_same,mixed_rand")
     words = ("run", "--input", small_sample, "--output", tmp_path, *flags)
     assert "18 images segmented" in run_program(sys.executable, "-m", "pipeline", *words).stdout
     assert "BG-Gap" in (tmp_path / "report.html").read_text()

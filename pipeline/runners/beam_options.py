@@ -74,8 +74,9 @@ def pipeline_options(arguments: list[str]) -> PipelineOptions:
         )
     if runner.rpartition(".")[2] in _LOCAL_RUNNERS:
         options.view_as(StandardOptions).runner = "FnApiRunner"
-        chosen = any(argument.startswith("--direct_num_workers") for argument in arguments)
-        if not chosen or direct.direct_num_workers == 0:
+        if direct.direct_num_workers == 0 or not any(
+            argument.startswith("--direct_num_workers") for argument in arguments
+        ):
             direct.direct_num_workers = usable_cores()
         return options
     # `prepare` is first, because it refuses runners with wrong results, creatable or not.
@@ -94,15 +95,19 @@ def engine_of(
 
     The options' running mode becomes `in_memory`, since Beam's own processes would be called by
     servers at ports of this machine, and its `multi_threading` silently loses elements. Several
-    GPUs of this machine have a process each, because one would launch the work of all from one
-    interpreter, which keeps them waiting. Raises UsageError if flags exclude each other, or no
-    scheduler answers.
+    workers of this machine are processes, because threads would wait for each other's turn with the
+    interpreter. So are those of several GPUs, which one interpreter would keep waiting. Raises
+    UsageError if flags exclude each other, or no scheduler answers.
     """
     direct = options.view_as(DirectOptions)
     is_local = options.view_as(StandardOptions).runner == "FnApiRunner"
-    has_processes = direct.direct_running_mode == "multi_processing"
+    number, mode = direct.direct_num_workers, direct.direct_running_mode
     if dask:
-        if not is_local or has_processes or any(word.startswith("--runner") for word in arguments):
+        if (
+            not is_local
+            or mode == "multi_processing"
+            or any(word.startswith("--runner") for word in arguments)
+        ):
             raise UsageError(
                 "--dask chooses the workers; leave out --runner and --direct_running_mode"
             )
@@ -115,12 +120,16 @@ def engine_of(
             ) from error
         return DaskWorkers(dask)
     direct.direct_running_mode = "in_memory"
-    if is_local and has_processes:
-        return LocalWorkers(direct.direct_num_workers)
-    chosen = any(one.startswith(("--direct_running", "--direct_num")) for one in arguments)
-    if is_local and gpus > 1 and not chosen:
+    says_mode = any(word.startswith("--direct_running") for word in arguments)
+    if (
+        is_local
+        and gpus > 1
+        and not (says_mode or any(word.startswith("--direct_num") for word in arguments))
+    ):
         return LocalWorkers(gpus, has_cards=True)
-    return LocalThreads(direct.direct_num_workers) if is_local else None
+    has_processes = mode == "multi_processing" if says_mode else number > 1
+    workers = LocalWorkers if has_processes else LocalThreads
+    return workers(number) if is_local else None
 
 
 _RAISED = re.compile(r"^(?:Pipeline \S+ failed in state \w+: )?(?:[\w.$]+[.$])?(\w+): (.*)$")

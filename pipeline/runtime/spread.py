@@ -86,13 +86,16 @@ class _Deal(beam.DoFn):
         token, step, code = uuid.uuid4().hex, pickle.dumps(self.step), CODE | imported_digests
         path = [*map(os.path.abspath, filter(None, os.getenv("PYTHONPATH", "").split(os.pathsep)))]
         calls = [
-            Call(token, step, pickle.dumps(one), path, code, self.card(one) if self.card else 0)
+            Call(token, step, pickle.dumps(one), path, code, self.card(one) if self.card else None)
             for one in group[1]
         ]
+        said = dict[str, logging.LogRecord]()
         # The largest come first, because the elements with the longest records take the most work.
         for answer in _engine.answers(sorted(calls, key=lambda call: -len(call.element))):
             for record in answer.records:
-                logging.getLogger(record.name).handle(record)
+                # Each worker may say the same.
+                if said.setdefault(record.getMessage(), record) is record:
+                    logging.getLogger(record.name).handle(record)
             for name, by in answer.counters.items():
                 count(name, by)
             if answer.error:

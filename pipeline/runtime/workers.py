@@ -73,7 +73,7 @@ class Call:
       step, element: the step and the element; pickled.
       path: the folders of the job's PYTHONPATH.
       code: versions and digests of the code that the job has imported, by name.
-      place: number of the block, for workers that have a card each.
+      place: number of the block, if the step runs a model.
     """
 
     token: str
@@ -81,7 +81,7 @@ class Call:
     element: bytes
     path: Sequence[str]
     code: Mapping[str, str]
-    place: int = 0
+    place: int | None = None
 
 
 class Answer(NamedTuple):
@@ -203,15 +203,17 @@ class LocalThreads(Engine):
 
     def __init__(self, number: int, has_cards: bool = False) -> None:
         self._number, self.has_cards = number, has_cards
-        groups = [1] * number if has_cards else [number]
-        self._pools = [*map(concurrent.futures.ThreadPoolExecutor, groups)]
+        self._pools = [
+            concurrent.futures.ThreadPoolExecutor(threads)
+            for threads in ([1] * number if has_cards else [number])
+        ]
 
     @override
     def answers(self, calls: Sequence[Call]) -> Iterator[Answer]:
         pools = len(self._pools)
         # Nothing else holds the list, so that answers do not stay in memory.
         for done in concurrent.futures.as_completed(
-            [self._pools[call.place % pools].submit(self._answer, call) for call in calls]
+            [self._pools[(call.place or 0) % pools].submit(self._answer, call) for call in calls]
         ):
             yield done.result()
 
@@ -230,7 +232,10 @@ class LocalThreads(Engine):
 
 
 class LocalWorkers(LocalThreads):
-    """An engine of worker processes, one for each thread, which start when calls come."""
+    """An engine of worker processes, one for each thread, which start when calls come.
+
+    Unless it `has_cards`, models run in the threads, which share the device and decoded pictures.
+    """
 
     def __init__(self, number: int, has_cards: bool = False) -> None:
         super().__init__(number, has_cards)
@@ -246,6 +251,8 @@ class LocalWorkers(LocalThreads):
 
     @override
     def _answer(self, call: Call) -> Answer:
+        if (call.place is None) == self.has_cards:
+            return super()._answer(call)
         thread = threading.get_ident()
         for _ in range(_LOSSES + 1):
             try:
@@ -260,14 +267,13 @@ class LocalWorkers(LocalThreads):
                 _LOG.warning(
                     "a worker ended with exit code %s; its part is done again", process.exitcode
                 )
-        why = f"{_LOSSES + 1} workers were lost at one part; the last ended with exit code"
-        return Answer(error=JobError(f"{why} {process.exitcode}. {ADVICE}"))
+        why = f"the last ended with exit code {process.exitcode}. {ADVICE}"
+        return Answer(error=JobError(f"{_LOSSES + 1} workers were lost at one part; {why}"))
 
     def _start(self, thread: int, call: Call) -> tuple[BaseProcess, Connection]:
-        card = call.place % self._number if self.has_cards else None
         ours, theirs = _CONTEXT.Pipe()
         with theirs:
-            process = _CONTEXT.Process(target=_serve, args=(theirs, self._number, card))
+            process = _CONTEXT.Process(target=_serve, args=(theirs, self._number, call.place))
             # From its first moment on, it keeps out signals that may reach all processes of a
             # terminal or a batch job; the job's own process ends it.
             resource_tracker.ensure_running()  # Its start would let them in again.
@@ -276,8 +282,7 @@ class LocalWorkers(LocalThreads):
                 process.start()
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._processes[thread] = process, ours
-        return process, ours
+        return self._processes.setdefault(thread, (process, ours))
 
     @override
     def __exit__(self, *_: object) -> None:
@@ -289,17 +294,17 @@ class LocalWorkers(LocalThreads):
             process.join()
 
 
-def _serve(connection: Connection, peers: int, card: int | None) -> None:
-    """Runs calls, and ends the steps of tokens, until the job ends."""
+def _serve(connection: Connection, peers: int, place: int | None) -> None:
+    """Runs calls, and ends the steps of tokens, until the job ends; with a place, on its card."""
     # As in the job's own process.
     logging.captureWarnings(True)
     warnings.simplefilter("default")
     threading.Thread(target=_end_with_job, daemon=True).start()
     cards = 0
-    if card is not None:
+    if place is not None:
         import torch
 
-        machine.see_one_gpu(card, torch.cuda.device_count)
+        machine.see_one_gpu(place % peers, torch.cuda.device_count)
         cards = torch.cuda.device_count()
     with contextlib.suppress(EOFError):
         while call := connection.recv():

@@ -11,7 +11,7 @@ import pytest
 from fault_lab import Lab, describe
 from fault_matrix import sample
 from forking import NO_FIGURES
-from runs import forks, keys, manifest_of, pictures_of, run_in9
+from runs import THREADS, forks, keys, manifest_of, pictures_of, run_in9
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_what_cannot_be_read_or_written_is_named(
     path.chmod(mode)
     try:
         environment = {**os.environ, "PYTHONPATH": str(modules)}
-        done = forks().run(words, environment, modules=("unprivileged",))
+        done = forks().run([*words, *THREADS], environment, modules=("unprivileged",))
     finally:
         path.chmod(0o755)
     assert done.returncode == code, done.stderr
@@ -146,15 +146,12 @@ threading._start_new_thread = start_new_thread
 """
 
 
-@pytest.mark.parametrize(
-    ("threads", "flags"),
-    [(0, ()), (1, ()), (2, ()), (7, ()), (3, ("--direct_running_mode=multi_processing",))],
-)
+@pytest.mark.parametrize("threads", [0, 1, 2, 3, 7])
 def test_a_machine_without_threads_is_one_line(
-    tiny_input: Path, tmp_path: Path, threads: int, flags: tuple[str, ...]
+    tiny_input: Path, tmp_path: Path, threads: int
 ) -> None:
     (tmp_path / "few_threads.py").write_text(FEW_THREADS)
-    words = ["generate", "--input", str(tiny_input), "--output", str(tmp_path / "out"), *flags]
+    words = ["generate", "--input", str(tiny_input), "--output", str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "FEW_THREADS": str(threads)}
     done = forks().run([*words, *VARIANTS], environment, modules=("few_threads",))
     assert done.returncode == 1

@@ -10,6 +10,7 @@ from runs import (
     ONE,
     QUICK,
     SHARDS,
+    THREADS,
     TINY_MODEL,
     index_of,
     keys,
@@ -29,8 +30,8 @@ def test_the_manifest_does_not_depend_on_the_number_of_threads(
     one_worker: Path, small_sample: Path, tmp_path: Path
 ) -> None:
     """Checks it in one process; `test_spread` compares several with threads."""
-    output, two = tmp_path / "out", "--direct_num_workers=2"
-    run_here("generate", "--output", output, "--input", small_sample, *SHARDS, two)
+    output, two = tmp_path / "out", (*THREADS, "--direct_num_workers=2")
+    run_here("generate", "--output", output, "--input", small_sample, *SHARDS, *two)
     assert (output / "manifest.json").read_bytes() == (one_worker / "manifest.json").read_bytes()
     assert_sound(output)
 

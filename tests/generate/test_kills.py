@@ -12,6 +12,7 @@ import pytest
 from runs import (
     ONE,
     QUICK,
+    THREADS,
     TINY_MODEL,
     finished_shards,
     keys,
@@ -126,7 +127,7 @@ STAGES = {
     ("stage", "how", "flags"),
     [
         ("start", signal.SIGINT, ()),
-        ("segment", signal.SIGINT, ("--direct_num_workers=2",)),
+        ("segment", signal.SIGINT, THREADS),
         ("segment", signal.SIGINT, ("--direct_running_mode=multi_processing",)),
         # With one worker, the main thread does the work.
         ("segment hides it", signal.SIGTERM, ONE),
@@ -165,7 +166,7 @@ def test_a_signal_that_a_worker_thread_gets_stops_the_run(
     """Tests a signal that does not interrupt the main thread, which waits for the job."""
     segmenter = ("--segmenter", "python:slow_work:interrupted_segmenter", *FLAGS)
     folders = ("--input", tiny_input, "--output", slow_work / "out")
-    running = start_in9("run", *folders, *segmenter)
+    running = start_in9("run", *folders, *segmenter, *THREADS)
     # A run that was not stopped would need 120 seconds.
     _, error = running.communicate(timeout=100)
     assert running.returncode == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from engine_jobs import Signs, listened_at, printed
-from runs import QUICK, ROOT, TINY_MODEL, keys, made_once, run_in9, start_in9
+from runs import QUICK, ROOT, THREADS, TINY_MODEL, keys, made_once, run_in9, start_in9
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +55,7 @@ def by_threads(whole_job: tuple[object, ...], tmp_path_factory: pytest.TempPathF
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        running = start_in9(*whole_job, folder / "out")
+        running = start_in9(*whole_job, folder / "out", *THREADS)
         (folder / "listened").write_text("\n".join(map(str, listened_at(running))))
         out, error = running.communicate()
         assert running.returncode == 0, error

@@ -122,13 +122,13 @@ def test_processes_are_started_unless_flags_say_how_workers_run(
 
     assert started() == (LocalWorkers, 3, True)
     assert started(gpus=8) == (LocalWorkers, 8, True)
-    assert started(gpus=1) == (LocalThreads, 5, False)
+    assert started(gpus=1) == (LocalWorkers, 5, False)
     for threads in ("in_memory", "multi_threading"):
         assert started(f"--direct_running_mode={threads}") == (LocalThreads, 5, False)
     processes = ("--direct_running_mode", "multi_processing")
     assert started(*processes) == (LocalWorkers, 5, False)
-    assert started(*processes, "--direct_num_workers=2") == (LocalWorkers, 2, False)
-    assert started("--direct_num_workers=2") == (LocalThreads, 2, False)
+    assert started("--direct_num_workers=2") == (LocalWorkers, 2, False)
+    assert started("--direct_num_workers=1") == (LocalThreads, 1, False)
 
 
 def test_a_worker_sees_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

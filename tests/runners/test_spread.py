@@ -196,21 +196,22 @@ def without_progress(error: str) -> str:
 def test_a_job_that_loses_workers_says_and_makes_what_one_in_threads_does(
     address: str, losses: Path, whole_job: Words, by_threads: Path, tmp_path: Path
 ) -> None:
-    for step in STEPS:
+    steps = {*STEPS} if address else {"Move"}  # Models run in the job's own process.
+    for step in steps:
         (losses / step).touch()
     output = tmp_path / "out"
     running = start_in9(*whole_job, output, *workers_at(address))
     listened = listened_at(running)
     out, error = running.communicate()
     assert running.returncode == 0, error
-    assert {path.name for path in losses.iterdir()}.isdisjoint(STEPS)
+    assert {path.name for path in losses.iterdir()}.isdisjoint(steps)
     assert printed(out, output) == (by_threads / "stdout").read_text().splitlines()
     assert results_of(output) == results_of(by_threads / "out")
     if address:
         assert without_progress(error) == ""
     else:
         lost = "a worker ended with exit code -9; its part is done again"
-        assert error.count(lost) == len(STEPS)
+        assert error.count(lost) == len(steps)
         assert listened == set()
         assert (by_threads / "listened").read_text() == ""
 

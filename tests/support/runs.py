@@ -74,6 +74,7 @@ def words_of(arguments: Iterable[object]) -> list[str]:
 
 
 ONE = ("--direct_num_workers=1",)
+THREADS = ("--direct_running_mode=multi_threading",)
 SHARDS = keys(images_per_shard=6)
 TINY_MODEL = ("--models", "python:tiny_models:first")
 QUICK = ("--segmenter", "box", "--formats", "parquet", "--image_size", 64, *keys(resize=64))
@@ -120,15 +121,15 @@ class Printed(NamedTuple):
 
 
 def run_here(*arguments: object, code: int = 0) -> Printed:
-    """Runs a command in this process; asserts that it exits with `code`.
-
-    Most commands take longer to start than to run.
-    """
+    """Runs a command in this process, steps in threads; asserts that it exits with `code`."""
+    words = words_of(arguments)
+    if words[:1] in (["run"], ["generate"]) and "--direct" not in "".join(words):
+        words.extend(THREADS)
     with (
         contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO(), "utf-8")) as out,
         contextlib.redirect_stderr(io.TextIOWrapper(io.BytesIO(), "utf-8")) as err,
     ):
-        returned = main(words_of(arguments))
+        returned = main(words)
     printed = Printed(*map(_text_of, (out, err)))
     assert returned == code, printed
     return printed
