@@ -121,8 +121,11 @@ class ResizeCrop:
         return np.asarray(resized.crop((x0, y0, x1, y1)))
 
     def mask(self, mask: Mask) -> Mask:
-        """Transforms a (H, W) bool mask to (crop, crop) bool by nearest; padding is False."""
-        return self.image(mask.view(np.uint8)).view(np.bool_)
+        """Transforms a (H, W) bool mask to (crop, crop) bool by nearest; padding is False.
+
+        Each True is the byte 1 in memory, also where the mask has Pillow's 255.
+        """
+        return np.asarray(self.image(mask.view(np.uint8)) != 0)
 
     def box(self, box: Box) -> OutputBox:
         """Converts a box to output pixels.

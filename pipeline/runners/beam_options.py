@@ -26,7 +26,7 @@ from pipeline.runtime.machine import usable_cores
 from pipeline.runtime.progress import Progress, counters_of, show_progress
 from pipeline.runtime.workers import Engine, LocalThreads, LocalWorkers
 
-# Beam advises against threads, which do this work as well.
+# Beam advises a running mode, which `engine_of` chooses instead.
 logging.getLogger("apache_beam.runners.portability.fn_api_runner.fn_runner").addFilter(
     lambda record: not record.getMessage().startswith("If direct_num_workers is not equal to 1")
 )

@@ -302,9 +302,11 @@ def test_datasets_are_made_and_imported_by_the_words_of_the_command_line(
     small_sample: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     how = {"segmenter": "box", "image_size": 32, "resize": 32, "variants": ["original", "fg_mask"]}
-    made = in9.generate_dataset(tmp_path / "made", input=small_sample, formats="parquet", **how)
+    output, words = tmp_path / "made", {"input": small_sample, "formats": "parquet"}
+    with pytest.MonkeyPatch.context() as patch:  # A process would run the caller's script again.
+        patch.setattr("pipeline.runtime.workers.LocalWorkers._start", None)
+        made = in9.generate_dataset(output, **words, **how)
     assert (len(made), made.variants) == (18, ("original", "fg_mask"))
-    # Beam would advise other workers than threads.
     assert "direct_num_workers" not in caplog.text
     run_here("export", "--dataset", tmp_path / "made", "--to", tmp_path / "released")
     read = in9.import_released(tmp_path / "read", source=tmp_path / "released", formats=["parquet"])

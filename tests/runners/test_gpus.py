@@ -85,10 +85,11 @@ def test_a_process_runs_all_models_and_stages_of_its_gpu(
         assert (several / file.relative_to(one)).read_bytes() == file.read_bytes(), file
 
 
-def test_steps_without_a_block_run_in_the_process_of_the_job(tmp_path: Path) -> None:
-    with LocalWorkers(2, has_cards=True) as workers:
-        found, _ = outputs_of(workers, Sleep(), [0.0] * 6, tmp_path)
-    assert found == [os.getpid()] * 6
+def test_models_run_in_the_process_of_the_job_or_else_all_other_steps(tmp_path: Path) -> None:
+    for has_cards, card in ((True, None), (False, int)):
+        with LocalWorkers(2, has_cards=has_cards) as workers:
+            found, _ = outputs_of(workers, Sleep(), [0.0] * 6, tmp_path, card)
+        assert found == [os.getpid()] * 6
 
 
 def test_a_process_that_sees_several_gpus_runs_nothing(
@@ -125,8 +126,7 @@ def test_processes_are_started_unless_flags_say_how_workers_run(
     assert started(gpus=1) == (LocalWorkers, 5, False)
     for threads in ("in_memory", "multi_threading"):
         assert started(f"--direct_running_mode={threads}") == (LocalThreads, 5, False)
-    processes = ("--direct_running_mode", "multi_processing")
-    assert started(*processes) == (LocalWorkers, 5, False)
+    assert started("--direct_running_mode", "multi_processing") == (LocalWorkers, 5, False)
     assert started("--direct_num_workers=2") == (LocalWorkers, 2, False)
     assert started("--direct_num_workers=1") == (LocalThreads, 1, False)
 

@@ -225,11 +225,8 @@ def torchvision_size(width: int, height: int, resize: int) -> tuple[int, int]:
 
 @given(boxed_sizes(8, 900), st.sampled_from([(256, 224), (256, 256), (64, 33)]))
 @settings(max_examples=60)
-def test_boxes_land_where_a_painted_rectangle_does(
-    sized: tuple[int, int, Box], sizes: tuple[int, int]
-) -> None:
-    width, height, box = sized
-    resize, crop = sizes
+def test_boxes_land_as_painted(sized: tuple[int, int, Box], sizes: tuple[int, int]) -> None:
+    (width, height, box), (resize, crop) = sized, sizes
     transform = ResizeCrop.for_size(
         native_width=width, native_height=height, resize=resize, crop=crop
     )
@@ -238,7 +235,8 @@ def test_boxes_land_where_a_painted_rectangle_does(
     resized = painted.resize(torchvision_size(width, height, resize), Image.Resampling.NEAREST)
     left, top = round((resized.width - crop) / 2), round((resized.height - crop) / 2)
     expected = np.asarray(resized.crop((left, top, left + crop, top + crop)))
-
+    mask = transform.mask((np.asarray(painted) * 255).view(np.bool_))
+    assert mask.tobytes() == expected.tobytes()  # Digests of layers cover bytes.
     x0, y0, x1, y1 = transform.box(box)
     assert 0 <= x0 <= x1 <= crop
     assert 0 <= y0 <= y1 <= crop
