@@ -174,8 +174,7 @@ def bootstrap_interval(
         )
         for each in (np.where(known, values, 0.0), known[:, :1] if known.all() else known)
     )
-    hashes = keyed_hashes(0, "bootstrap", names)
-    means = bootstrap_means(sums, sizes, hashes, resamples=resamples)
+    means = bootstrap_means(sums, sizes, keyed_hashes(0, "bootstrap", names), resamples=resamples)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     return low, high
 

@@ -47,8 +47,7 @@ class KeyList:
     @property
     def summary(self) -> str:
         """Number and digest of the names, as recorded in a dataset's configuration."""
-        digest = text_digest("\n".join(self.names))
-        return f"{len(self.names)} names, sha256 {digest[:16]}"
+        return f"{len(self.names)} names, sha256 " + text_digest("\n".join(self.names))[:16]
 
     @functools.cached_property
     def _keys(self) -> frozenset[str]:

@@ -196,8 +196,7 @@ def _reject_early(
     if takes_masks(config.segmenter) and (image.mask is None or image.annotation is None):
         # A mask is enough; boxes are optional.
         return Reason.MISSING_ANNOTATION if image.mask is None else None
-    annotation = None if image.annotation is None else read_location(image.annotation)
-    return check_annotation(annotation, config.rules)
+    return check_annotation(image.annotation and read_location(image.annotation), config.rules)
 
 
 def _select(split: SplitForecast, config: DatasetConfig) -> None:
@@ -355,8 +354,7 @@ def _free(store: Store) -> float:
     """Returns the free space of the disk in bytes; infinity for object storage."""
     if store.is_remote:
         return np.inf
-    folders = Path(store.root, "file").parents
-    return shutil.disk_usage(next(filter(Path.exists, folders))).free
+    return shutil.disk_usage(next(filter(Path.exists, Path(store.root, "file").parents))).free
 
 
 def _print_analyses(

@@ -44,8 +44,7 @@ class Neighbours(torch.nn.Module):
         cosines = functional.normalize(features, dim=1) @ bank.T
         nearest = cosines.topk(min(NEIGHBOURS, len(bank)), dim=1)
         weights = (nearest.values / TEMPERATURE).softmax(dim=1)
-        shares = (weights[..., None] * votes[nearest.indices]).sum(dim=1)
-        return shares.clamp_min(1e-12).log()
+        return (weights[..., None] * votes[nearest.indices]).sum(dim=1).clamp_min(1e-12).log()
 
 
 class Linear(torch.nn.Module):

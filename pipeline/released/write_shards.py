@@ -94,8 +94,7 @@ def examine_shard(job: ImportPlan, shard: ReleasedShard) -> ExaminedShard:
     read = functools.partial(read_image, variants=job.config.compose.composed)
     ahead = job.staging.store.files.requests_at_once
     rows = [_examine_image(job.config, *pair) for pair in read_ahead(read, shard.images, ahead)]
-    name = f"{shard.totals.split}-{shard.shard:05d}"
-    job.progress.note_done("examine", name, len(shard.images))
+    job.progress.note_done("examine", f"{shard.totals.split}-{shard.shard:05d}", len(shard.images))
     return ExaminedShard(shard, rows)
 
 

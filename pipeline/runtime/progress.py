@@ -243,8 +243,7 @@ class Progress:
 
     def count(self) -> dict[str, tuple[int, int]]:
         """Returns (done, total) of each stage, according to the notes so far."""
-        paths = self.store.below(self.folder).walk("")
-        notes = filter(None, map(_NOTE.fullmatch, paths))
+        notes = filter(None, map(_NOTE.fullmatch, self.store.below(self.folder).walk("")))
         counts: dict[str, list[int]] = {}
         # Older notes of a task may still exist; its largest one comes last.
         rising = sorted(notes, key=lambda note: int(note["count"]))

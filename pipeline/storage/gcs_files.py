@@ -59,8 +59,7 @@ def client() -> storage.Client:
         if os.getpid() not in _clients:
             try:
                 # Objects belong to no project, but without a name the library looks for one.
-                project = os.environ.get("GOOGLE_CLOUD_PROJECT", "none")
-                new_client = storage.Client(project=project)
+                new_client = storage.Client(project=os.environ.get("GOOGLE_CLOUD_PROJECT", "none"))
             except google.auth.exceptions.DefaultCredentialsError as error:
                 raise UsageError(
                     "gs:// needs credentials: gcloud auth application-default login, or "

@@ -114,8 +114,7 @@ def test_predictions_of_the_evaluation_are_taken_over(stored: Path, tmp_path: Pa
         for name, units in of_rule.bg_units.items():
             np.testing.assert_array_equal(units, of_rule.bg_units[name.pairs])
     write_all(output, "none")
-    page = (output / "report.html").read_text()
-    assert 'id="method-title"' in page
+    assert 'id="method-title"' in (output / "report.html").read_text()
     assert "feather" in (output / "results/latex/method.tex").read_text()
     # The table of accuracies has no column for a rendering, but summary.csv has its rows.
     assert "mixed_same_telea" in {row["variant"] for row in table_of(output, "summary")}

@@ -74,8 +74,7 @@ def test_an_overlay_shows_map_picture_and_outline() -> None:
     assert shown[2, 2].tolist() == [80, 80, 80]
     assert shown[20, 20, 0] > 240 > 180 > shown[20, 20, 2]
     np.testing.assert_array_equal(overlay(picture, 100 * saliency, mask), shown)
-    blank = overlay(picture, 0 * saliency, mask)
-    assert blank[20, 20].tolist() == [80, 80, 80]
+    assert overlay(picture, 0 * saliency, mask)[20, 20].tolist() == [80, 80, 80]
 
 
 class Smooth(torch.nn.Module):

@@ -59,8 +59,7 @@ def test_intervals_of_slopes_depend_on_models_not_on_their_order() -> None:
     # A band begins and ends at a model, encloses the line, and is narrowest in the middle.
     at, low, high = np.transpose(line.band)
     assert (at[0], at[-1]) == pytest.approx((x.min(), x.max()))
-    heights = line.intercept + line.slope * at
-    np.testing.assert_allclose((low + high) / 2, heights)
+    np.testing.assert_allclose((low + high) / 2, line.intercept + line.slope * at)
     assert 0 < np.argmin(high - low) < len(at) - 1
     # For points exactly on a line only the images contribute to the slope's error; without their
     # errors, no interval is known.

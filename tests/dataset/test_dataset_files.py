@@ -16,7 +16,7 @@ from pipeline.dataset import manifest as latest
 from pipeline.dataset import records
 from pipeline.dataset import sinks as files
 from pipeline.dataset.config import ComposeConfig, DatasetConfig
-from pipeline.dataset.folder import Dataset, selected_rows
+from pipeline.dataset.folder import Dataset, read_parquet, selected_rows
 from pipeline.dataset.manifest import MANIFEST, Manifest
 from pipeline.dataset.records import ShardCounts, layer_record, layer_tar
 from pipeline.dataset.sinks import TarWriter
@@ -149,6 +149,21 @@ def test_samples_of_another_form_are_a_broken_table(store: Store, image: object)
     ):
         with pytest.raises(JobError, match=rf"{path} cannot be read \((?!it holds)"):
             list(read())
+
+
+def test_samples_come_back_whole_from_several_row_groups(store: Store) -> None:
+    (path,) = files.sample_files([ORIGINAL], ["parquet"], "val", 0, 1)
+    fields = dict.fromkeys(field.name for field in files.SAMPLE_FIELDS)
+    sizes = (1, files.ROW_GROUP_BYTES, 5, files.ROW_GROUP_BYTES - 6, 1, 7)
+    samples = [
+        files.Sample(f"k{n}", bytes([n]) * size, "jpg", fields) for n, size in enumerate(sizes)
+    ]
+    with files.ParquetSink.open(store, path, path, files.sample_schema(["a"])) as sink:
+        for sample in samples:
+            sink.add(sample)
+    assert list(read_parquet(store, path)) == samples
+    metadata = pq.read_metadata(store.path(path))
+    assert [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)] == [2, 3, 1]
 
 
 def test_a_tar_of_an_empty_shard_has_no_file(store: Store) -> None:

@@ -91,11 +91,9 @@ def test_p_values_of_equal_classes_are_seldom_small() -> None:
 def test_the_worst_group_is_not_the_smallest_with_no_luck() -> None:
     counts = [(0, 2), (30, 90), (88, 90)]
     bounds = [wilson(*count) for count in counts]
-    shares = [correct / n for correct, n in counts]
-    assert worst_group(bounds, shares) == 1
+    assert worst_group(bounds, [correct / n for correct, n in counts]) == 1
     # Among groups of equal size, the lowest accuracy decides, then the order.
-    equal = [wilson(correct, 10) for correct in (4, 2, 2)]
-    assert worst_group(equal, [0.4, 0.2, 0.2]) == 1
+    assert worst_group([wilson(correct, 10) for correct in (4, 2, 2)], [0.4, 0.2, 0.2]) == 1
     assert worst_group([], []) is None
 
 

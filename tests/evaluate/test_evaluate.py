@@ -57,8 +57,7 @@ def test_accuracies_on_real_pictures_agree_with_the_study(mini_run: Path) -> Non
     for variant, (low, high) in STUDY.items():
         assert int(rows[variant]["n"]) == 151
         assert low <= 100 * float(rows[variant]["accuracy"]) <= high, variant
-    gaps = table_of(mini_run, "gaps")
-    assert all(float(row["ci_low"]) > 0 for row in gaps)
+    assert all(float(row["ci_low"]) > 0 for row in table_of(mini_run, "gaps"))
 
 
 def test_results_say_what_was_run(small_run: Path) -> None:

@@ -295,7 +295,6 @@ def test_another_fit_is_no_other_weights_but_other_predictions(
         save_checkpoint(Store(str(tmp_path)), "head.safetensors", state, of)
         run_here(*command, "--models", f"probe:{tmp_path / 'head.safetensors'}")
         (folder,) = copied.glob("results/probe_*head.safetensors*/predictions")
-        rows = pq.read_table(folder, partitioning=None)
-        answers.append(set(rows["output"].to_pylist()))
+        answers.append(set(pq.read_table(folder, partitioning=None)["output"].to_pylist()))
     assert len(answers[0]) > 1
     assert answers[1] == {1}

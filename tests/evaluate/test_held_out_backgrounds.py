@@ -132,8 +132,7 @@ def test_changes_are_of_the_draws_that_count(tested: Path, tmp_path: Path) -> No
     assert [row.variant for row in change.rows] == [*NAMES, "bg_gap"]
     for row in change.rows:
         old, new = (by_image(folder, row.variant) for folder in (before, after))
-        differences = [new[fg] - old[fg] for fg in new]
-        assert row.difference == pytest.approx(np.mean(differences))
+        assert row.difference == pytest.approx(np.mean([new[fg] - old[fg] for fg in new]))
         assert row.ci_low < row.difference < row.ci_high
 
 

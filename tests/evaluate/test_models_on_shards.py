@@ -383,8 +383,7 @@ def test_a_job_on_this_machine_has_one_group(
     seen = []
 
     def note(*arguments: Any) -> dict[str, PlannedAnalysis]:
-        works = analyses_from_flags(*arguments)
-        seen.append(works["evaluate"].evaluation.blocks)
+        seen.append(analyses_from_flags(*arguments)["evaluate"].evaluation.blocks)
         raise UsageError("seen")
 
     monkeypatch.setattr("pipeline.commands.run.analyses_from_flags", note)

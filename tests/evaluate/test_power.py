@@ -125,8 +125,7 @@ def test_the_interval_is_honest_without_signal_and_sees_one() -> None:
 
 def test_without_signal_a_probe_guesses_the_largest_class() -> None:
     labels = (np.arange(100) % 10 == 0).astype(int)
-    constant = np.zeros((100, 3))
-    assert (cross_validated(constant, labels, folds_of(names(100))) == 0).all()
+    assert (cross_validated(np.zeros((100, 3)), labels, folds_of(names(100))) == 0).all()
 
 
 @settings(max_examples=25)

@@ -121,8 +121,7 @@ def test_a_full_disk_fails_the_job_and_harms_nothing(
     assert failed.stderr.count("\n") == 1
     assert not (output / "manifest.json").exists()
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
-    done = run_in9(*flags)
-    assert "18 images segmented" not in done.stdout
+    assert "18 images segmented" not in run_in9(*flags).stdout
     assert not list(output.glob(".in9/tmp/*"))
     fresh = tmp_path / "fresh"
     run_in9("generate", "--input", small_sample, "--output", fresh, *keys(images_per_shard=3))

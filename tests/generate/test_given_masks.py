@@ -302,8 +302,7 @@ def test_numbers_in_run_lengths_have_few_digits() -> None:
 
 
 def test_masks_in_json_are_as_large_as_annotations_at_most() -> None:
-    text = coco_text([[1, 1, 4, 1, 4, 4]])
-    largest = text.ljust(MAX_ANNOTATION_BYTES)
+    largest = coco_text([[1, 1, 4, 1, 4, 4]]).ljust(MAX_ANNOTATION_BYTES)
     assert read_mask(largest).mask.any()
     with pytest.raises(MaskError, match="10000001 bytes"):
         read_mask(largest + b" ")

@@ -38,8 +38,7 @@ def test_the_manifest_does_not_depend_on_the_number_of_threads(
 
 def test_the_output_tree_is_as_documented(one_worker: Path) -> None:
     manifest = manifest_of(one_worker)
-    shards = manifest["shards"]["val"]
-    assert shards == {"source": 3, "output": 3}
+    assert manifest["shards"]["val"] == {"source": 3, "output": 3}
     files = {file["path"] for file in manifest["files"]}
     assert {"README.md", "classes.txt", "croissant.json"} <= files
     assert "layers/val-00002.parquet" in files
@@ -48,8 +47,7 @@ def test_the_output_tree_is_as_documented(one_worker: Path) -> None:
     for shard in range(3):
         rows = samples[f"parquet/mixed_rand/val-{shard:05d}-of-00003.parquet"]
         assert (f"webdataset/fg_mask/val-{shard:06d}.tar" in files) == (rows > 0)
-    paths = set(stamps(one_worker))
-    assert paths == files | {"manifest.json"}
+    assert set(stamps(one_worker)) == files | {"manifest.json"}
     images = manifest["images"]["val"]
     assert images["listed"] == images["accepted"] + images["rejected"] == 18
     assert "time" not in (one_worker / "manifest.json").read_text()

@@ -343,8 +343,7 @@ def _in9l_table(store: Store, run: Evaluated) -> pa.Table:
     if of != run.predictions or len(tables) < len(paths):
         return PREDICTION_SCHEMA.empty_table()
     table = pa.concat_tables(tables).unify_dictionaries()
-    is_of_rule = pc.equal(table["label_rule"].cast(pa.string()), PAPER_RULE)
-    return table.filter(is_of_rule).sort_by("key")
+    return table.filter(pc.equal(table["label_rule"].cast(pa.string()), PAPER_RULE)).sort_by("key")
 
 
 def _having(models: ModelsOnSameImages, rows: Iterable[Row], row: str, quantity: str) -> list[Row]:
